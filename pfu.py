@@ -1,0 +1,3427 @@
+#!/usr/bin/env python3
+# /// script
+# requires-python = ">=3.9"
+# dependencies = ["boto3>=1.36"]
+# ///
+"""pfu (parallel file upload): a directory tree goes to a private S3 bucket, a ledger is kept.
+
+    python pfu.py ROOT [s3://BUCKET[/PREFIX]] [--mode {parallel,concurrent}]
+
+How it works. ROOT is scanned into a SQLite ledger, where every file has one row. The rows that
+are not yet in the store are read in pages, smallest file first, and handed to an engine, which
+uploads them side by side: on one event loop (concurrent) or on one in each of several processes
+(parallel). What the store has acknowledged is written back to the ledger, one transaction for
+each report of results. Only the parent process touches the ledger.
+
+    directory --scan--> ledger --pages--> engine --Uploader--> object storage
+                          ^------------- outcomes -----------'
+
+What is promised. A row becomes success only after the store has acknowledged the bytes that the
+row describes. A run that is killed at any moment is completed by the next one. A second run
+uploads what is new, changed (size, modification time in ns, permissions) or failed, and asks the
+store nothing about the rest. Memory is bounded by pages, never by the size of the tree.
+
+As a library:
+
+    from pfu import BatchJobModel, S3Uploader
+    summary = BatchJobModel.create("samples", S3Uploader("s3://bucket/prefix")).run()
+
+Another provider is a subclass of Uploader with one method, put().
+
+Exit codes: 0 all is in the store; 1 some files are not; 2 could not start; 3 another run holds
+the ledger; 4 stopped early, the next run goes on.
+
+Stable: the names in __all__, the option names, the keys of --json, the columns of the tables
+FileStat and BatchJob, the exit codes and the metadata of the objects.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import dataclasses
+import errno
+import functools
+import hashlib
+import itertools
+import json
+import mimetypes
+import multiprocessing
+import multiprocessing.connection
+import os
+import random
+import re
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from abc import ABC, abstractmethod
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for_futures
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from enum import IntEnum
+from pathlib import Path
+from typing import IO, Any, Callable, ClassVar, NamedTuple, TypeVar
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BaseModel",
+    "BatchJobModel",
+    "ExitCode",
+    "FatalError",
+    "FileModel",
+    "FileStatus",
+    "JobStatus",
+    "PfuError",
+    "Receipt",
+    "RunOptions",
+    "S3Options",
+    "S3Uploader",
+    "SlowDownError",
+    "Summary",
+    "TransferError",
+    "Upload",
+    "Uploader",
+    "UsageError",
+]
+
+T = TypeVar("T")
+
+# ======================================================================================
+# Constants: limits of S3, sizes and times
+# ======================================================================================
+
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+
+MAX_KEY_BYTES = 1024  # S3 user guide, "Naming objects": a key is at most 1,024 bytes of UTF-8
+MAX_PARTS = 10_000  # S3 user guide, "Multipart upload limits"
+MIN_PART_SIZE = 5 * MIB  # the same page; the last part may be smaller
+MAX_PART_SIZE = 5 * GIB  # the same page; also the largest single PUT
+MAX_OBJECT_SIZE = MAX_PARTS * MAX_PART_SIZE
+
+DEFAULT_PART_SIZE = 16 * MIB  # files above it go up in parts of this size, or larger
+RACY_NS = 2_000_000_000  # a change within 2 s of the read may leave the mtime as it was (FAT: 2 s)
+READ_ATTEMPTS = 3  # readings of a file that changes meanwhile
+SEND_ATTEMPTS = 4  # sendings of a file whose failure may pass
+MAX_DENIED = 20  # refusals of permission, with nothing accepted before, that stop a run
+MAX_UNSENT = 100  # files in a row that could not be sent, repetitions included, that stop a run
+
+SCAN_BATCH = 500  # files compared with the ledger at once; SQLite before 3.32 takes 999 variables
+SCAN_COMMIT = 20_000  # changed rows in one transaction of the scan
+PAGE_ROWS = 500  # rows in one page
+PAGE_BYTES = 64 * MIB  # bytes of files in one page (a page holds one row at least)
+REPORTED_FAILURES = 100  # failures listed one by one; the ledger has them all
+
+DEFAULT_CONCURRENCY = 32  # requests in flight in one process
+MAX_WORKERS = 8  # processes, unless --workers says more
+DEFAULT_MEMORY = 128 * MIB  # for the bodies of files in flight, all processes together
+REPORT_SECONDS = 1.0  # an engine reports at least this often
+TICK_SECONDS = 0.2  # the parent looks at signals and redraws the live line this often
+STOP_SECONDS = 8.0  # what is in flight may take this long to finish after a stop
+WORKER_DEATHS = 3  # times that a page is tried whose worker dies
+
+CONNECT_SECONDS, READ_SECONDS = 10, 60  # time limits of one botocore request
+APPLICATION_ID = 0x70667531  # "pfu1", written into the header of the ledger file
+SCHEMA_VERSION = 1
+LOCK_SUFFIX = ".lock"
+LEDGER_SUFFIXES = ("", "-wal", "-shm", "-journal", LOCK_SUFFIX)
+SANDBOX_ENDPOINT = "sandbox"  # what the ledger calls the endpoint of every sandbox
+
+
+class ExitCode(IntEnum):
+    """What the program tells its caller."""
+
+    OK = 0  # all is in the store
+    INCOMPLETE = 1  # some files are not
+    CANNOT_START = 2  # usage, credentials, bucket, root
+    LOCKED = 3  # another run holds the ledger
+    STOPPED = 4  # signal, time or a lost ledger; the next run goes on
+
+
+# ======================================================================================
+# Errors: each names the operation, what it was done to, the cause and what to do
+# ======================================================================================
+
+
+class PfuError(Exception):
+    """A failure that a user can read: ``operation subject: cause (hint)``.
+
+    ``exit_code`` is what the program ends with if nothing else can be done about it.
+    """
+
+    exit_code: ClassVar[ExitCode] = ExitCode.CANNOT_START
+
+    def __init__(self, operation: str, subject: str = "", cause: str = "", hint: str = "") -> None:
+        super().__init__(operation, subject, cause, hint)
+        self.operation, self.subject, self.cause, self.hint = operation, subject, cause, hint
+
+    def __str__(self) -> str:
+        head = f"{self.operation} {printable(self.subject)}".strip()
+        text = f"{head}: {printable(self.cause)}" if self.cause else head
+        return f"{text} ({self.hint})" if self.hint else text
+
+
+class UsageError(PfuError):
+    """What was asked for cannot be done: options, root, destination, credentials."""
+
+
+class LockedError(PfuError):
+    """Another run holds the ledger."""
+
+    exit_code = ExitCode.LOCKED
+
+
+class LedgerError(PfuError):
+    """The ledger cannot be read or written."""
+
+
+class SourceError(PfuError):
+    """A file cannot be read, or does not hold still."""
+
+
+class VanishedError(SourceError):
+    """A file that the scan saw is not there any more."""
+
+
+class ChangedError(SourceError):
+    """A file changes while it is read."""
+
+
+class NotRegularError(SourceError):
+    """A path that held a regular file when it was scanned holds something else now."""
+
+
+class TransferError(PfuError):
+    """The store did not take a file. ``retryable``: the same request may succeed later."""
+
+    retryable: ClassVar[bool] = False
+
+
+class RetryableError(TransferError):
+    """A failure that may pass: a broken connection, an error inside the store."""
+
+    retryable = True
+
+
+class SlowDownError(RetryableError):
+    """The store asks for fewer requests."""
+
+
+class DeniedError(TransferError):
+    """The store knows the caller and refuses this request."""
+
+
+class FatalError(TransferError):
+    """No file can be uploaded any more: the run stops, and the next one goes on."""
+
+
+def os_cause(error: OSError) -> str:
+    """The system's words for an OSError, without the path, which the message has already."""
+    return error.strerror or str(error) or type(error).__name__
+
+
+def printable(text: str) -> str:
+    """``text`` on one line, with no character in it that a terminal would obey."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:
+        return f"\\x{code - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode("ascii")
+
+
+# ======================================================================================
+# Models: the rows of the ledger, and the states that a file goes through
+# ======================================================================================
+
+
+class FileStatus(IntEnum):
+    """FileStat.status."""
+
+    PENDING = 0  # to be uploaded, or to be hashed again before it is believed
+    IN_PROGRESS = 1  # handed to an engine; after a crash it counts as pending
+    SUCCESS = 2  # the store has acknowledged what the row describes
+    FAILED = 3  # not in the store, or not as it is now; `error` says why
+
+
+FILE_TRANSITIONS: Mapping[FileStatus, frozenset[FileStatus]] = {
+    FileStatus.PENDING: frozenset({FileStatus.IN_PROGRESS}),
+    FileStatus.IN_PROGRESS: frozenset({FileStatus.SUCCESS, FileStatus.FAILED, FileStatus.PENDING}),
+    FileStatus.SUCCESS: frozenset({FileStatus.PENDING}),
+    FileStatus.FAILED: frozenset({FileStatus.PENDING}),
+}
+
+
+class JobStatus(IntEnum):
+    """BatchJob.status."""
+
+    CREATED = 0
+    SCANNING = 1
+    UPLOADING = 2
+    COMPLETE = 3
+    COMPLETE_WITH_FAILURES = 4
+    INTERRUPTED = 5  # stopped, killed or broken off; the next run goes on
+
+
+JOB_TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = {
+    JobStatus.CREATED: frozenset({JobStatus.SCANNING, JobStatus.INTERRUPTED}),
+    JobStatus.SCANNING: frozenset({JobStatus.UPLOADING, JobStatus.INTERRUPTED}),
+    JobStatus.UPLOADING: frozenset(
+        {JobStatus.COMPLETE, JobStatus.COMPLETE_WITH_FAILURES, JobStatus.INTERRUPTED}
+    ),
+    JobStatus.COMPLETE: frozenset(),
+    JobStatus.COMPLETE_WITH_FAILURES: frozenset(),
+    JobStatus.INTERRUPTED: frozenset(),
+}
+
+
+class BaseModel(ABC):
+    """A row of a table. A subclass is a dataclass; its fields, in order, are the columns.
+
+    The annotation decides the type of a column: ``int`` is INTEGER, all else is TEXT; the field
+    ``id`` is the primary key. SQL comes from the fields, values always go as parameters.
+    """
+
+    table: ClassVar[str]
+    indexes: ClassVar[Mapping[str, Sequence[str]]] = {}
+
+    @classmethod
+    def columns(cls) -> tuple[str, ...]:
+        """The names of the columns, in the order of the fields."""
+        return tuple(f.name for f in dataclasses.fields(cls))  # type: ignore[arg-type]
+
+    @classmethod
+    def create_sql(cls) -> list[str]:
+        """The statements that make the table and its indexes."""
+        body = ", ".join(
+            f"{f.name} {_sql_type(str(f.type))}{' PRIMARY KEY' * (f.name == 'id')}"
+            for f in dataclasses.fields(cls)  # type: ignore[arg-type]
+        )
+        indexes = [
+            f"CREATE INDEX {name} ON {cls.table}({', '.join(columns)})"
+            for name, columns in cls.indexes.items()
+        ]
+        return [f"CREATE TABLE {cls.table}({body})", *indexes]
+
+    @classmethod
+    def insert_sql(cls, *, updating: Sequence[str] = ()) -> str:
+        """INSERT of all columns; with ``updating`` a row of that id gets those columns instead."""
+        names = ", ".join(cls.columns())
+        marks = ", ".join("?" * len(cls.columns()))
+        sql = f"INSERT INTO {cls.table}({names}) VALUES({marks})"
+        if not updating:
+            return sql
+        assignments = ", ".join(f"{name}=excluded.{name}" for name in updating)
+        return f"{sql} ON CONFLICT(id) DO UPDATE SET {assignments}"
+
+    @classmethod
+    def update_sql(cls, columns: Sequence[str]) -> str:
+        """UPDATE of ``columns`` by id; the id is the last parameter."""
+        return f"UPDATE {cls.table} SET {', '.join(f'{c}=?' for c in columns)} WHERE id=?"
+
+    @classmethod
+    def select_sql(cls, where: str = "", columns: Sequence[str] = ()) -> str:
+        """SELECT of ``columns`` (all if none is named), ``where`` being all that follows."""
+        return f"SELECT {', '.join(columns or cls.columns())} FROM {cls.table} {where}".rstrip()
+
+    def values(self, columns: Sequence[str] = ()) -> tuple[Any, ...]:
+        """The values of ``columns`` (all of them if none is named)."""
+        return tuple(getattr(self, name) for name in columns or self.columns())
+
+
+def _sql_type(annotation: str) -> str:
+    return "INTEGER" if re.match(r"int\b|FileStatus|JobStatus", annotation) else "TEXT"
+
+
+@dataclass
+class FileModel(BaseModel):
+    """One file on its way to one destination.
+
+    ``etag`` and ``sha256`` belong to what the store acknowledged for exactly this size, time and
+    permissions; they are NULL as soon as the file is known to differ. A pending row that still
+    has them is read and hashed first, and goes up only if its bytes are others.
+    """
+
+    table: ClassVar[str] = "FileStat"
+    indexes: ClassVar[Mapping[str, Sequence[str]]] = {
+        "FileStat_pages": ("status", "file_size", "id")
+    }
+
+    id: str  # hash of endpoint, destination and path below the root
+    created_at: int  # seconds since the epoch
+    file_size: int  # bytes
+    last_modified: int  # nanoseconds since the epoch
+    permissions: str  # octal text of the whole mode, as 0100644
+    file_path: str  # absolute; a name that is not UTF-8 is stored as a BLOB of its bytes
+    status: FileStatus
+    batch_id: str  # the run that last had to do something about the file
+    object_key: str
+    etag: str | None = None
+    sha256: str | None = None  # hex; of an object in N parts: hash of the parts' hashes, then -N
+    attempts: int = 0  # tries within batch_id
+    error: str | None = None
+    uploaded_at: int | None = None  # seconds since the epoch
+    inode: int = 0
+    racy: int = 0  # 1: last modified within two seconds of being read
+
+    def move_to(self, status: FileStatus) -> None:
+        """Go to ``status``. Raises ValueError where no such step exists."""
+        _check_transition(FILE_TRANSITIONS, self.status, status)
+        self.status = status
+
+    def begin(self) -> None:
+        """An engine takes the file."""
+        self.move_to(FileStatus.IN_PROGRESS)
+
+    def release(self) -> None:
+        """The engine gives the file back as it was."""
+        self.move_to(FileStatus.PENDING)
+
+    def fail(self, error: str, attempts: int) -> None:
+        """The file is not in the store; ``error`` says why."""
+        self.move_to(FileStatus.FAILED)
+        self.error, self.attempts = error, self.attempts + attempts
+        self.etag = self.sha256 = None
+
+    def succeed(self, outcome: Outcome) -> None:
+        """The store has the file as ``outcome`` read it."""
+        self.move_to(FileStatus.SUCCESS)
+        self.file_size, self.last_modified = outcome.file_size, outcome.last_modified
+        self.permissions, self.inode, self.racy = outcome.permissions, outcome.inode, outcome.racy
+        self.error, self.attempts = None, self.attempts + outcome.attempts
+        self.sha256 = outcome.sha256
+        if outcome.kind is OutcomeKind.UPLOADED:
+            self.etag, self.uploaded_at = outcome.etag, outcome.uploaded_at
+
+
+class OutcomeKind(IntEnum):
+    """What became of a file that was handed to an engine."""
+
+    UPLOADED = 0  # acknowledged by the store
+    UNCHANGED = 1  # read and hashed: the store has these bytes already
+    FAILED = 2
+    DENIED = 3  # failed, because the store refused permission
+    VANISHED = 4  # not there any more, or not a regular file any more
+    RELEASED = 5  # not begun, or broken off: the run is stopping
+    UNSENT = 6  # failed after all repetitions: the store could not be reached, or was too busy
+    FATAL = 7  # failed, and so will every other file
+
+
+class Outcome(NamedTuple):
+    """An engine's word on one file. All but id, kind and error say what was read, not scanned."""
+
+    id: str
+    kind: OutcomeKind
+    error: str = ""
+    attempts: int = 0  # tries
+    file_size: int = 0
+    last_modified: int = 0  # nanoseconds since the epoch
+    permissions: str = ""
+    inode: int = 0
+    racy: int = 0
+    etag: str = ""
+    sha256: str = ""
+    uploaded_at: int = 0  # seconds since the epoch
+
+
+@dataclass
+class BatchJobRow(BaseModel):
+    """One run, as the ledger keeps it. The counts are written when the run ends."""
+
+    table: ClassVar[str] = "BatchJob"
+    indexes: ClassVar[Mapping[str, Sequence[str]]] = {"BatchJob_created": ("created_at",)}
+
+    id: str
+    status: JobStatus
+    created_at: int  # seconds since the epoch
+    root_dir: str
+    destination: str
+    mode: str
+    finished_at: int | None = None  # seconds since the epoch
+    endpoint: str = ""  # of a store that is not AWS
+    seen: int = 0
+    uploaded: int = 0
+    unchanged: int = 0
+    skipped: int = 0
+    failed: int = 0
+    pending: int = 0
+    bytes_uploaded: int = 0
+    error: str | None = None  # why the run stopped early
+
+    def move_to(self, status: JobStatus) -> None:
+        """Go to ``status``. Raises ValueError where no such step exists."""
+        _check_transition(JOB_TRANSITIONS, self.status, status)
+        self.status = status
+
+
+Status = TypeVar("Status", bound=IntEnum)
+
+
+def _check_transition(
+    allowed: Mapping[Status, frozenset[Status]], before: Status, after: Status
+) -> None:
+    if after not in allowed[before]:
+        raise ValueError(f"no step from {before.name} to {after.name}")
+
+
+# ======================================================================================
+# Ledger: the only place where SQL is executed
+# ======================================================================================
+#
+# One SQLite file in WAL mode, written by one process, guarded by a lock file beside it. A commit
+# is one fsync (synchronous=FULL): a result that was reported is there after a power cut.
+#
+# The scan looks rows up by id in batches and writes only those that differ, so a tree that has
+# not changed costs reads alone. An id begins with the hash of the file's directory: the files of
+# one directory are neighbours in the index, and a batch touches few of its pages.
+
+
+class Known(NamedTuple):
+    """What the ledger remembers of a file, as far as the scan has to know it."""
+
+    file_size: int
+    last_modified: int
+    permissions: str
+    status: int
+    racy: int
+    hashed: int  # 1: sha256 is known, and holds for these three
+
+
+class Found(NamedTuple):
+    """One file that the scan saw. With a ``problem`` it fails without being read."""
+
+    id: str
+    path: str
+    key: str
+    file_size: int = 0
+    last_modified: int = 0
+    permissions: str = ""
+    inode: int = 0
+    problem: str = ""
+
+
+class Change(NamedTuple):
+    """Why a file that was found has to be looked at."""
+
+    found: Found
+    reason: str
+    keeps_hash: bool = False  # the hash in the ledger still stands: read first, then decide
+
+
+PENDING_COLUMNS = [
+    "file_size",
+    "last_modified",
+    "permissions",
+    "file_path",
+    "status",
+    "batch_id",
+    "object_key",
+    "etag",
+    "sha256",
+    "attempts",
+    "error",
+    "inode",
+    "racy",
+]
+OUTCOME_COLUMNS = [
+    "file_size",
+    "last_modified",
+    "permissions",
+    "status",
+    "etag",
+    "sha256",
+    "attempts",
+    "error",
+    "uploaded_at",
+    "inode",
+    "racy",
+]
+KNOWN_SQL = FileModel.select_sql(
+    "WHERE id IN ({})",
+    ("id", *Known._fields[:-1], "sha256 IS NOT NULL"),
+)
+PAGE_SQL = FileModel.select_sql(
+    "WHERE status=? AND (file_size, id) > (?, ?) AND batch_id=? ORDER BY file_size, id LIMIT ?"
+)
+
+
+class Ledger:
+    """The SQLite file. Raises LedgerError, with what to do, for all that can go wrong with it."""
+
+    def __init__(self, path: str | os.PathLike[str], *, read_only: bool = False) -> None:
+        """Open the ledger at ``path``; make it if it is not there.
+
+        ``read_only``: nothing is written, not even a file; a ledger that is not there is empty.
+        """
+        self.path = os.fspath(path)
+        self.read_only = read_only
+        try:
+            self._db = self._connect()
+            self._check()
+        except sqlite3.Error as error:
+            raise self._error("open", error) from error
+
+    def _connect(self) -> sqlite3.Connection:
+        if self.read_only:
+            if not os.path.exists(self.path):
+                return sqlite3.connect(":memory:", isolation_level=None)
+            uri = Path(self.path).absolute().as_uri() + "?mode=ro"
+            return sqlite3.connect(uri, uri=True, isolation_level=None)
+        create_private(self.path)
+        db = sqlite3.connect(self.path, isolation_level=None, timeout=10)
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA synchronous=FULL")
+        db.execute(f"PRAGMA cache_size=-{8 * KIB}")
+        return db
+
+    def _check(self) -> None:
+        version = self._pragma("user_version")
+        owner = self._pragma("application_id")
+        if version > SCHEMA_VERSION and owner == APPLICATION_ID:
+            raise LedgerError(
+                "open ledger", self.path, f"made by a newer pfu (schema {version})", "update pfu.py"
+            )
+        if owner == APPLICATION_ID:
+            return
+        if self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            raise LedgerError(
+                "open ledger", self.path, "a database of another program", "name another --db"
+            )
+        self._create()
+
+    def _pragma(self, name: str) -> int:
+        return int(self._db.execute(f"PRAGMA {name}").fetchone()[0])
+
+    def _create(self) -> None:
+        with self._transaction() as db:
+            for sql in (*FileModel.create_sql(), *BatchJobRow.create_sql()):
+                db.execute(sql)
+            db.execute(f"PRAGMA application_id={APPLICATION_ID}")
+            db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """All or nothing; nested uses join the outermost."""
+        if self._db.in_transaction:
+            yield self._db
+            return
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            yield self._db
+            self._db.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._roll_back()
+            raise self._error("write", error) from error
+        except BaseException:
+            self._roll_back()
+            raise
+
+    def _roll_back(self) -> None:
+        with contextlib.suppress(sqlite3.Error):
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+
+    def _error(self, operation: str, error: sqlite3.Error) -> LedgerError:
+        text = str(error)
+        hints = {
+            "full": "free some space and run again: nothing that the store has is lost",
+            "not a database": "name another --db, or move this file away",
+            "malformed": "move this file away: the next run begins a new ledger",
+            "readonly": "the folder and the file must be writable",
+            "unable to open": "the folder must exist and be writable",
+            "locked": "another program has it open",
+        }
+        hint = next((hint for part, hint in hints.items() if part in text), "")
+        return LedgerError(f"{operation} ledger", self.path, text, hint)
+
+    def _rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        try:
+            return self._db.execute(sql, parameters).fetchall()
+        except sqlite3.Error as error:
+            raise self._error("read", error) from error
+
+    def close(self) -> None:
+        """Close the file. Nothing that was recorded depends on it."""
+        with contextlib.suppress(sqlite3.Error):
+            self._db.close()
+
+    # -- runs
+
+    def save_job(self, job: BatchJobRow) -> None:
+        """Insert the run, or write all its columns again."""
+        with self._transaction() as db:
+            db.execute(BatchJobRow.insert_sql(updating=BatchJobRow.columns()), _row(job))
+
+    def interrupt_unfinished_jobs(self) -> None:
+        """Say of runs that were killed that they were: the caller holds the lock, none is alive."""
+        with self._transaction() as db:
+            db.execute(
+                "UPDATE BatchJob SET status=?, error='killed' WHERE status < ?",
+                (JobStatus.INTERRUPTED, JobStatus.COMPLETE),
+            )
+
+    def last_jobs(self, count: int) -> list[BatchJobRow]:
+        """The newest runs, newest first."""
+        rows = self._rows(
+            BatchJobRow.select_sql("ORDER BY created_at DESC, rowid DESC LIMIT ?"), (count,)
+        )
+        return [BatchJobRow(*row) for row in rows]
+
+    def forget_endpoint(self, endpoint: str) -> None:
+        """Drop all files that were uploaded to ``endpoint``: that store is no more."""
+        with self._transaction() as db:
+            db.execute(
+                "DELETE FROM FileStat WHERE batch_id IN (SELECT id FROM BatchJob WHERE endpoint=?)",
+                (endpoint,),
+            )
+
+    def has_uploads(self, job: BatchJobRow) -> bool:
+        """Whether an earlier run from this root to this destination has put files there."""
+        sql = (
+            "SELECT 1 FROM FileStat JOIN BatchJob ON batch_id=BatchJob.id "
+            "WHERE FileStat.status=? AND root_dir=? AND destination=? AND endpoint=? LIMIT 1"
+        )
+        where = (FileStatus.SUCCESS, sql_path(job.root_dir), job.destination, job.endpoint)
+        return bool(self._rows(sql, where))
+
+    # -- scan
+
+    def known(self, ids: Sequence[str]) -> dict[str, Known]:
+        """What is remembered of ``ids``, at most SCAN_BATCH of them."""
+        if self.read_only and not self._rows("SELECT 1 FROM sqlite_master LIMIT 1"):
+            return {}
+        rows = self._rows(KNOWN_SQL.format(",".join("?" * len(ids))), ids)
+        return {row[0]: Known(*row[1:]) for row in rows}
+
+    @contextlib.contextmanager
+    def scanning(self) -> Iterator[None]:
+        """One transaction around many calls of take_in()."""
+        with self._transaction():
+            yield
+
+    def take_in(self, changes: Iterable[Change], batch_id: str, now: int) -> None:
+        """Write files that have to be looked at: pending, or failed where the scan says so."""
+        rehash, anew = [], []
+        for change in changes:
+            if change.keeps_hash:
+                rehash.append((FileStatus.PENDING, batch_id, 0, None, change.found.id))
+            else:
+                anew.append(_row(_pending_file(change.found, batch_id, now)))
+        columns = ("status", "batch_id", "attempts", "error")
+        with self._transaction() as db:
+            db.executemany(FileModel.update_sql(columns), rehash)
+            db.executemany(FileModel.insert_sql(updating=PENDING_COLUMNS), sorted(anew))
+
+    def forget_vanished(self, job: BatchJobRow) -> int:
+        """Drop files of this root that earlier runs left unfinished and this scan did not see.
+
+        Returns how many they were.
+        """
+        sql = (
+            "DELETE FROM FileStat WHERE status != ? AND batch_id != ? AND batch_id IN "
+            "(SELECT id FROM BatchJob WHERE root_dir=? AND destination=? AND endpoint=?)"
+        )
+        where = (FileStatus.SUCCESS, job.id, sql_path(job.root_dir), job.destination, job.endpoint)
+        with self._transaction() as db:
+            return int(db.execute(sql, where).rowcount)
+
+    # -- pages
+
+    def pending(self, batch_id: str) -> tuple[int, int]:
+        """Files and bytes that wait in this run."""
+        sql = (
+            "SELECT count(*), coalesce(sum(file_size), 0) FROM FileStat "
+            "WHERE status IN (?, ?) AND batch_id=?"
+        )
+        where = (FileStatus.PENDING, FileStatus.IN_PROGRESS, batch_id)
+        files, size = self._rows(sql, where)[0]
+        return int(files), int(size)
+
+    def begin_page(
+        self, batch_id: str, after: tuple[int, str], rows: int, size: int
+    ) -> list[FileModel]:
+        """The next pending files behind ``after`` = (file_size, id), now in progress.
+
+        At most ``rows`` of them and ``size`` bytes together, but one at least if there is one.
+        """
+        found = self._rows(PAGE_SQL, (FileStatus.PENDING, *after, batch_id, rows))
+        page = [_file(row) for row in found]
+        sizes = itertools.accumulate(file.file_size for file in page)
+        fitting = sum(1 for total in sizes if total <= size)
+        page = page[: max(1, fitting)]
+        for file in page:
+            file.begin()
+        self._write(page, ("status",))
+        return page
+
+    def record(self, files: Iterable[FileModel], gone: Iterable[FileModel] = ()) -> None:
+        """Write what became of files, and drop those that are gone, in one transaction."""
+        with self._transaction() as db:
+            self._write(files, OUTCOME_COLUMNS)
+            db.executemany("DELETE FROM FileStat WHERE id=?", [(file.id,) for file in gone])
+
+    def _write(self, files: Iterable[FileModel], columns: Sequence[str]) -> None:
+        rows = [(*file.values(columns), file.id) for file in files]
+        with self._transaction() as db:
+            db.executemany(FileModel.update_sql(columns), rows)
+
+    def retry_failed(self, batch_id: str) -> int:
+        """Make pending again what an engine tried once and failed. Returns how many they are."""
+        sql = "UPDATE FileStat SET status=? WHERE status=? AND batch_id=? AND attempts > 0"
+        with self._transaction() as db:
+            where = (FileStatus.PENDING, FileStatus.FAILED, batch_id)
+            return int(db.execute(sql, where).rowcount)
+
+    def release_in_progress(self, batch_id: str) -> None:
+        """Give back what no engine has any more."""
+        with self._transaction() as db:
+            db.execute(
+                "UPDATE FileStat SET status=? WHERE status=? AND batch_id=?",
+                (FileStatus.PENDING, FileStatus.IN_PROGRESS, batch_id),
+            )
+
+    def failures(self, batch_id: str, count: int) -> list[tuple[str, str]]:
+        """Paths and reasons of the first ``count`` failed files of a run."""
+        rows = self._rows(
+            FileModel.select_sql(
+                "WHERE status=? AND batch_id=? ORDER BY file_size, id LIMIT ?",
+                ("file_path", "error"),
+            ),
+            (FileStatus.FAILED, batch_id, count),
+        )
+        return [(python_path(path), error or "") for path, error in rows]
+
+    def count(self, batch_id: str, status: FileStatus) -> int:
+        """How many files of a run have ``status``."""
+        sql = "SELECT count(*) FROM FileStat WHERE status=? AND batch_id=?"
+        return int(self._rows(sql, (status, batch_id))[0][0])
+
+
+def _row(model: BaseModel) -> tuple[Any, ...]:
+    return tuple(
+        sql_path(value) if type(value) is str and not value.isascii() else value
+        for value in model.values()
+    )
+
+
+def _file(row: Sequence[Any]) -> FileModel:
+    file = FileModel(*row)
+    file.file_path, file.status = python_path(file.file_path), FileStatus(file.status)
+    return file
+
+
+def _pending_file(found: Found, batch_id: str, now: int) -> FileModel:
+    return FileModel(
+        id=found.id,
+        created_at=now,
+        file_size=found.file_size,
+        last_modified=found.last_modified,
+        permissions=found.permissions,
+        file_path=found.path,
+        status=FileStatus.FAILED if found.problem else FileStatus.PENDING,
+        batch_id=batch_id,
+        object_key=found.key,
+        error=found.problem or None,
+        inode=found.inode,
+    )
+
+
+def sql_path(path: str) -> str | bytes:
+    """A path as SQLite keeps it: text, or the bytes of a name that is not UTF-8."""
+    try:
+        path.encode("utf-8")
+    except UnicodeEncodeError:
+        return os.fsencode(path)
+    return path
+
+
+def python_path(value: str | bytes) -> str:
+    """The inverse of sql_path()."""
+    return os.fsdecode(value) if isinstance(value, bytes) else value
+
+
+def create_private(path: str) -> None:
+    """Make an empty file that only its owner may read, if there is none. No link is followed.
+
+    Raises LedgerError.
+    """
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+    try:
+        os.close(os.open(path, flags, 0o600))
+    except OSError as error:
+        hint = "name a file in a folder that is there and writable with --db"
+        cause = "is a symbolic link" if error.errno == errno.ELOOP else os_cause(error)
+        raise LedgerError("open", path, cause, hint) from error
+
+
+class LedgerLock:
+    """The right to write one ledger, held until close() or the end of the process.
+
+    A POSIX record lock on the file beside the ledger: it dies with its process, however that
+    dies, and worker processes do not inherit it. The file names the holder and stays.
+    """
+
+    def __init__(self, ledger_path: str) -> None:
+        """Take the lock. Raises LockedError, naming the holder, if another process has it."""
+        self.path = ledger_path + LOCK_SUFFIX
+        create_private(self.path)
+        self._file: IO[str] = open(self.path, "r+", encoding="utf-8")  # noqa: SIM115
+        try:
+            _lock_file(self._file)
+        except OSError as error:
+            holder = self._file.read().strip() or "another process"
+            self._file.close()
+            raise LockedError(
+                "lock ledger", ledger_path, f"in use by {holder}", "one run a ledger at a time"
+            ) from error
+        self._write_holder()
+
+    def _write_holder(self) -> None:
+        started = time.strftime("%Y-%m-%d %H:%M:%S")
+        self._file.truncate(0)
+        self._file.write(f"process {os.getpid()}, started {started}\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Give the lock back."""
+        self._file.close()
+
+
+def _lock_file(file: IO[str]) -> None:
+    if os.name == "nt":
+        import msvcrt
+
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+    else:
+        import fcntl
+
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+# ======================================================================================
+# Files: the walk, object keys, content types, POSIX metadata, reading
+# ======================================================================================
+#
+# The walk keeps one open directory for each level it is in and reads names as they come, so its
+# memory grows with the depth of the tree alone. Directories are opened relative to their parent
+# and without following links: a directory that is swapped for a link while the walk goes on is
+# not followed out of ROOT.
+
+HAS_DIR_FD = os.open in os.supports_dir_fd and os.scandir in os.supports_fd
+NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
+DIRECTORY_FLAGS = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0)
+FILE_FLAGS = (
+    os.O_RDONLY
+    | getattr(os, "O_NONBLOCK", 0)  # a FIFO in the file's place must not hang the run
+    | getattr(os, "O_CLOEXEC", 0)
+    | getattr(os, "O_BINARY", 0)
+)
+
+# What rclone would decode in a name is quoted as rclone quotes it (lib/encoder, S3 backend).
+QUOTE = "\u201b"  # SINGLE HIGH-REVERSED-9 QUOTATION MARK
+QUOTED_CHARACTERS = str.maketrans({c: QUOTE + c for c in (QUOTE, "\u2400", "\uff0f")})
+QUOTED_NAMES = {"\uff0e": QUOTE + "\uff0e", "\uff0e\uff0e": (QUOTE + "\uff0e") * 2}
+COMPRESSED_TYPES = {
+    "gzip": "application/gzip",
+    "bzip2": "application/x-bzip2",
+    "xz": "application/x-xz",
+    "compress": "application/x-compress",
+    "br": "application/x-brotli",
+}
+DEFAULT_CONTENT_TYPE = "application/octet-stream"
+
+
+@dataclass(frozen=True)
+class ScanOptions:
+    """What of a tree is taken."""
+
+    follow_symlinks: bool = False
+    one_file_system: bool = False
+
+
+@dataclass
+class OpenDirectory:
+    """A directory that the walk is in. ``fd`` is None where the system has no dir_fd."""
+
+    path: str  # with a slash at its end
+    key: str  # begins the keys of what is in it
+    below_root: bytes  # path below the root, for ids
+    device: int
+    inode: int
+    fd: int | None
+    entries: Iterator[os.DirEntry[str]]
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """What tells it from every other directory, whatever its path."""
+        return self.device, self.inode
+
+    def close(self) -> None:
+        """Give back what the directory holds open."""
+        self.entries.close()  # type: ignore[attr-defined]
+        if self.fd is not None:
+            os.close(self.fd)
+
+
+class Scan:
+    """One walk over a tree: iterate for what it finds, then read the counts.
+
+    Yields a Found for every regular file, and for every directory or name that cannot be taken
+    one with a ``problem``. All else is counted in ``skipped``, by reason.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        identity: str,
+        prefix: str,
+        options: ScanOptions | None = None,
+        ledger_path: str = "",
+    ) -> None:
+        """``identity`` names the destination, ``prefix`` begins every key.
+
+        The ledger and the files that belong to it are left out, wherever they are.
+        """
+        self.root = root
+        self.prefix = prefix
+        self.options = options or ScanOptions()
+        self.skipped: Counter[str] = Counter()
+        self._hash = hashlib.blake2b(os.fsencode(identity) + b"\0", digest_size=16)
+        self._ledger_place = _place(os.path.dirname(os.path.abspath(ledger_path)))
+        self._ledger_names = {os.path.basename(ledger_path) + end for end in LEDGER_SUFFIXES}
+        self._permissions: dict[int, str] = {}
+        self._root_device = 0
+        self._stack: list[OpenDirectory] = []
+
+    def __iter__(self) -> Iterator[Found]:
+        status = os.stat(self.root)
+        self._root_device = status.st_dev
+        if not stat.S_ISDIR(status.st_mode):
+            name = os.path.basename(self.root)
+            yield self._found(self.root, self.prefix + encode_name(name), b"", name, status)
+            return
+        self._stack.append(self._open(os.path.join(self.root, ""), self.prefix, b"", None, None))
+        try:
+            yield from self._walk()
+        finally:
+            while self._stack:
+                self._stack.pop().close()
+
+    def _walk(self) -> Iterator[Found]:
+        while self._stack:
+            directory = self._stack[-1]
+            try:
+                entry = next(directory.entries, None)
+            except OSError as error:
+                yield self._problem(directory, "", f"cannot read on: {os_cause(error)}")
+                entry = None
+            if entry is None:
+                self._stack.pop().close()
+                continue
+            found = self._visit(entry, directory)
+            if found:
+                yield found
+
+    def _visit(self, entry: os.DirEntry[str], directory: OpenDirectory) -> Found | None:
+        try:
+            if entry.is_file(follow_symlinks=False):
+                return self._file(entry, directory)
+            if entry.is_dir(follow_symlinks=False):
+                return self._descend(entry, directory)
+            if entry.is_symlink():
+                return self._link(entry, directory)
+            return self._skipping(kind_of(entry.stat(follow_symlinks=False).st_mode))
+        except FileNotFoundError:
+            return self._skipping("vanished")
+        except OSError as error:
+            return self._problem(directory, entry.name, os_cause(error))
+
+    def _skipping(self, reason: str) -> Found | None:
+        self.skipped[reason] += 1
+        return None
+
+    def _file(self, entry: os.DirEntry[str], directory: OpenDirectory) -> Found | None:
+        name = entry.name
+        if name in self._ledger_names and directory.place == self._ledger_place:
+            return self._skipping("pfu's own ledger")
+        status = entry.stat(follow_symlinks=self.options.follow_symlinks)
+        key = directory.key + encode_name(name)
+        return self._found(directory.path + name, key, directory.below_root, name, status)
+
+    def _link(self, entry: os.DirEntry[str], directory: OpenDirectory) -> Found | None:
+        if not self.options.follow_symlinks:
+            return self._skipping("symbolic link")
+        try:
+            mode = entry.stat().st_mode
+        except OSError:
+            return self._skipping("broken symbolic link")
+        if stat.S_ISREG(mode):
+            return self._file(entry, directory)
+        if stat.S_ISDIR(mode):
+            return self._descend(entry, directory)
+        return self._skipping(kind_of(mode))
+
+    def _descend(self, entry: os.DirEntry[str], directory: OpenDirectory) -> Found | None:
+        name = entry.name
+        try:
+            below = self._open(
+                f"{directory.path}{name}/",
+                f"{directory.key}{encode_name(name)}/",
+                directory.below_root + os.fsencode(name) + b"/",
+                name,
+                directory.fd,
+            )
+        except FileNotFoundError:
+            return self._skipping("vanished")
+        except OSError as error:
+            return self._problem(directory, name, f"cannot read directory: {os_cause(error)}")
+        reason = self._reason_to_skip(below)
+        if reason:
+            below.close()
+            return self._skipping(reason)
+        self._stack.append(below)
+        return None
+
+    def _reason_to_skip(self, below: OpenDirectory) -> str:
+        if self.options.one_file_system and below.device != self._root_device:
+            return "other file system"
+        if self.options.follow_symlinks and any(
+            above.place == below.place for above in self._stack
+        ):
+            return "symbolic link into its own parents"
+        return ""
+
+    def _open(
+        self, path: str, key: str, below_root: bytes, name: str | None, parent: int | None
+    ) -> OpenDirectory:
+        if not HAS_DIR_FD:
+            return OpenDirectory(path, key, below_root, *_place(path), None, os.scandir(path))
+        flags = DIRECTORY_FLAGS
+        if name is not None and not self.options.follow_symlinks:
+            flags |= NO_FOLLOW
+        fd = os.open(path if parent is None else name or path, flags, dir_fd=parent)
+        try:
+            status = os.fstat(fd)
+            entries = os.scandir(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        return OpenDirectory(path, key, below_root, status.st_dev, status.st_ino, fd, entries)
+
+    def _found(
+        self, path: str, key: str, below_root: bytes, name: str, status: os.stat_result
+    ) -> Found:
+        mode = status.st_mode
+        return Found(
+            self._id(below_root, name),
+            path,
+            key,
+            status.st_size,
+            status.st_mtime_ns,
+            self._permissions.get(mode) or self._permissions.setdefault(mode, f"0{mode:o}"),
+            status.st_ino,
+            too_large(key, status.st_size),
+        )
+
+    def _problem(self, directory: OpenDirectory, name: str, cause: str) -> Found:
+        return Found(
+            self._id(directory.below_root, name),
+            directory.path + name,
+            directory.key + encode_name(name),
+            problem=cause,
+        )
+
+    def _id(self, below_root: bytes, name: str) -> str:
+        folder = self._hash.copy()
+        folder.update(below_root)
+        prefix = folder.hexdigest()[:12]
+        folder.update(b"\0" + os.fsencode(name))
+        return prefix + folder.hexdigest()[:20]
+
+
+def _place(path: str) -> tuple[int, int]:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return -1, -1
+    return status.st_dev, status.st_ino
+
+
+def too_large(key: str, size: int) -> str:
+    """Why S3 cannot hold such an object, or nothing."""
+    if len(key) * 4 > MAX_KEY_BYTES and len(key.encode()) > MAX_KEY_BYTES:
+        return f"its key has {len(key.encode())} bytes, S3 takes {MAX_KEY_BYTES}"
+    if size > MAX_OBJECT_SIZE:
+        return f"it has {size} bytes, S3 takes {MAX_OBJECT_SIZE}"
+    return ""
+
+
+def kind_of(mode: int) -> str:
+    """What a path holds that is neither a file nor a directory, in a word."""
+    kinds = {
+        stat.S_IFLNK: "symbolic link",
+        stat.S_IFIFO: "FIFO",
+        stat.S_IFSOCK: "socket",
+        stat.S_IFCHR: "device",
+        stat.S_IFBLK: "device",
+        stat.S_IFDIR: "directory",
+    }
+    return kinds.get(stat.S_IFMT(mode), "special file")
+
+
+def encode_name(name: str) -> str:
+    """A file's name as a part of an object key: valid UTF-8, and reversible.
+
+    Bytes that are not UTF-8 are written as rclone writes them, ``\u201bFF``; what rclone would
+    take for its own quoting is quoted. Nothing is normalised.
+    """
+    if name.isascii():
+        return name
+    if name in QUOTED_NAMES:
+        return QUOTED_NAMES[name]
+    quoted = name.translate(QUOTED_CHARACTERS)
+    return re.sub("[\udc80-\udcff]", lambda m: f"{QUOTE}{ord(m[0]) - 0xDC00:02X}", quoted)
+
+
+def content_type(name: str) -> str:
+    """The media type that the end of a file's name stands for."""
+    return _content_type("x" + "".join(Path(name).suffixes[-2:]).lower())
+
+
+@functools.lru_cache(maxsize=1024)
+def _content_type(name: str) -> str:
+    kind, encoding = _media_types().guess_type(name)
+    if encoding:
+        return COMPRESSED_TYPES.get(encoding, DEFAULT_CONTENT_TYPE)
+    return kind or DEFAULT_CONTENT_TYPE
+
+
+@functools.lru_cache(maxsize=1)
+def _media_types() -> mimetypes.MimeTypes:
+    return mimetypes.MimeTypes()
+
+
+def object_metadata(status: os.stat_result) -> dict[str, str]:
+    """User metadata of an object, from what fstat said of its file.
+
+    The ``file-`` names are read by FSx for Lustre, DataSync and S3 Files, the others by rclone
+    (with --metadata) and s3fs. All values are printable ASCII.
+    """
+    mode = f"0{status.st_mode:o}"
+    seconds, fraction = divmod(status.st_mtime_ns, 1_000_000_000)
+    return {
+        "file-size": str(status.st_size),
+        "file-mtime": f"{status.st_mtime_ns}ns",
+        "file-permissions": mode,
+        "file-owner": str(status.st_uid),
+        "file-group": str(status.st_gid),
+        "mtime": f"{seconds}.{fraction:09d}",
+        "mode": mode,
+        "uid": str(status.st_uid),
+        "gid": str(status.st_gid),
+    }
+
+
+class SourceFile:
+    """A regular file that is open for reading, and what fstat said of it when it was opened."""
+
+    def __init__(self, path: str, *, follow_symlinks: bool = False) -> None:
+        """Raises VanishedError, NotRegularError or SourceError."""
+        self.path = path
+        try:
+            self.fd = os.open(path, FILE_FLAGS if follow_symlinks else FILE_FLAGS | NO_FOLLOW)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise VanishedError("read", path, "it vanished") from error
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENXIO):
+                raise NotRegularError("read", path, "it is not a regular file any more") from error
+            raise SourceError("read", path, os_cause(error)) from error
+        self.read_at = time.time_ns()
+        self.status = os.fstat(self.fd)
+        if not stat.S_ISREG(self.status.st_mode):
+            self.close()
+            raise NotRegularError("read", path, "it is not a regular file any more")
+
+    def __enter__(self) -> SourceFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self.fd)
+
+    @property
+    def size(self) -> int:
+        """Bytes, as fstat said."""
+        return self.status.st_size
+
+    @property
+    def racy(self) -> bool:
+        """Whether a change after the read could leave the modification time as it is."""
+        return abs(self.read_at - self.status.st_mtime_ns) < RACY_NS
+
+    def read(self, offset: int, size: int) -> bytes:
+        """``size`` bytes from ``offset``. Raises SourceError if there are fewer."""
+        chunks = []
+        while size:
+            try:
+                chunk = os.pread(self.fd, size, offset)
+            except OSError as error:
+                raise SourceError("read", self.path, os_cause(error)) from error
+            if not chunk:
+                raise ChangedError("read", self.path, "it shrank while it was read")
+            chunks.append(chunk)
+            offset, size = offset + len(chunk), size - len(chunk)
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    def check_unchanged(self) -> None:
+        """Raises ChangedError if the file is not what it was when it was opened."""
+        now, then = os.fstat(self.fd), self.status
+        if (now.st_size, now.st_mtime_ns, now.st_ctime_ns) != (
+            then.st_size,
+            then.st_mtime_ns,
+            then.st_ctime_ns,
+        ):
+            raise ChangedError("read", self.path, "it changed while it was read")
+
+
+# ======================================================================================
+# Retry policy: what an answer of the store means, in one table
+# ======================================================================================
+#
+# botocore's standard mode repeats what its own table names before an error comes here. What
+# still comes is sorted by the error's code, then by the HTTP status; what neither table knows
+# is a failure of that one file.
+
+ERROR_CODES: Mapping[str, type[TransferError]] = {
+    # the store is busy
+    "SlowDown": SlowDownError,
+    "ServiceUnavailable": SlowDownError,
+    "Throttling": SlowDownError,
+    "ThrottlingException": SlowDownError,
+    "TooManyRequests": SlowDownError,
+    "RequestLimitExceeded": SlowDownError,
+    "BandwidthLimitExceeded": SlowDownError,
+    # may pass: damage on the way, or a fault inside the store
+    "InternalError": RetryableError,
+    "RequestTimeout": RetryableError,
+    "IncompleteBody": RetryableError,
+    "BadDigest": RetryableError,
+    "XAmzContentSHA256Mismatch": RetryableError,
+    "OperationAborted": RetryableError,
+    "ConditionalRequestConflict": RetryableError,
+    # this request is not allowed
+    "AccessDenied": DeniedError,
+    "403": DeniedError,
+    # no request can succeed
+    "ExpiredToken": FatalError,
+    "ExpiredTokenException": FatalError,
+    "TokenRefreshRequired": FatalError,
+    "InvalidToken": FatalError,
+    "InvalidAccessKeyId": FatalError,
+    "InvalidClientTokenId": FatalError,
+    "UnrecognizedClientException": FatalError,
+    "SignatureDoesNotMatch": FatalError,
+    "AuthorizationHeaderMalformed": FatalError,
+    "RequestTimeTooSkewed": FatalError,
+    "RequestExpired": FatalError,
+    "NoSuchBucket": FatalError,
+    "AllAccessDisabled": FatalError,
+    "AccountProblem": FatalError,
+    "NotSignedUp": FatalError,
+    "PermanentRedirect": FatalError,
+}
+ERROR_STATUSES: Mapping[int, type[TransferError]] = {
+    403: DeniedError,
+    429: SlowDownError,
+    500: RetryableError,
+    502: RetryableError,
+    503: SlowDownError,
+    504: RetryableError,
+    509: SlowDownError,
+}
+ERROR_HINTS: Mapping[str, str] = {
+    "ExpiredToken": "renew the credentials and run again",
+    "InvalidAccessKeyId": "check AWS_ACCESS_KEY_ID or AWS_PROFILE",
+    "InvalidClientTokenId": "check AWS_ACCESS_KEY_ID or AWS_PROFILE",
+    "SignatureDoesNotMatch": "check AWS_SECRET_ACCESS_KEY",
+    "AuthorizationHeaderMalformed": "check --region",
+    "PermanentRedirect": "check --region and --endpoint-url",
+    "RequestTimeTooSkewed": "set this machine's clock",
+    "NoSuchBucket": "check the name, or pass --create-bucket",
+    "AccessDenied": "the credentials lack the permission, see README: Permissions",
+    "403": "the credentials lack the permission, see README: Permissions",
+}
+
+
+def classify(code: str, status: int) -> type[TransferError]:
+    """The kind of error that a code and HTTP status of the store stand for."""
+    return ERROR_CODES.get(code) or ERROR_STATUSES.get(status) or TransferError
+
+
+def full_jitter(attempt: int, base: float = 0.2, cap: float = 20.0) -> float:
+    """Seconds to wait before try ``attempt`` + 1: anything up to base x 2^attempt.
+
+    AWS Architecture Blog, "Exponential Backoff And Jitter".
+    """
+    return random.uniform(0, min(cap, base * 2**attempt))
+
+
+# ======================================================================================
+# Uploaders: one file and its metadata to one provider
+# ======================================================================================
+
+
+class Receipt(NamedTuple):
+    """What a store has acknowledged."""
+
+    etag: str
+    sha256: str = ""  # only where the uploader hashed what it sent; else the engine has done so
+
+
+@dataclass(frozen=True)
+class Upload:
+    """One object to be stored. ``body`` is None where the file is too large to hold in memory."""
+
+    key: str
+    source: SourceFile
+    body: bytes | None
+    sha256: str  # hex, of the body
+    metadata: Mapping[str, str]
+    content_type: str
+    part_size: int  # bytes; what a large file is cut into
+
+    @property
+    def size(self) -> int:
+        """Bytes of the object."""
+        return self.source.size
+
+    def parts(self) -> Iterator[tuple[int, bytes]]:
+        """The file in parts of equal size: (number from 1, bytes). Raises SourceError."""
+        size = part_size_for(self.size, self.part_size)
+        for number, offset in enumerate(range(0, self.size, size), start=1):
+            yield number, self.source.read(offset, min(size, self.size - offset))
+
+
+def part_size_for(size: int, wanted: int) -> int:
+    """Bytes of a part such that MAX_PARTS parts suffice, ``wanted`` if that is enough."""
+    return max(wanted, MIN_PART_SIZE, -(-size // MAX_PARTS))
+
+
+def combined_digest(digests: Sequence[bytes]) -> str:
+    """The digest of an object in parts, as S3 composes it: hash of the parts' hashes, then -N."""
+    return f"{hashlib.sha256(b''.join(digests)).hexdigest()}-{len(digests)}"
+
+
+class Traffic:
+    """Counts of what an uploader sent. Safe to use from threads."""
+
+    def __init__(self) -> None:
+        self.requests = self.retries = self.throttled = 0
+        self._lock = threading.Lock()
+
+    def add(self, *, requests: int = 0, retries: int = 0, throttled: int = 0) -> None:
+        """Count."""
+        with self._lock:
+            self.requests += requests
+            self.retries += retries
+            self.throttled += throttled
+
+
+class Uploader(ABC):
+    """A provider: stores one file at a time. Subclasses need put(); all else has a default.
+
+    The parent process calls resolve() and prepare(), once. Every process that uploads calls
+    open(), then put() from many threads, then close(). Between the two the object may be pickled:
+    clients, sockets and locks belong into open().
+
+    After an exception the store may or may not have the object; it is asked to store it again.
+    Storing twice must be harmless: the last one stored wins.
+    """
+
+    destination: str = ""  # where to, as a user reads it: scheme://container/prefix
+    endpoint: str = ""  # of a store that is not the provider's own
+    prefix: str = ""  # begins every key; empty, or with a slash at its end
+
+    def __init__(self) -> None:
+        self.traffic = Traffic()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k not in ("traffic", "_client")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.traffic = Traffic()
+
+    def resolve(self) -> None:  # noqa: B027
+        """Find out the destination where it was not named. Raises UsageError."""
+
+    def prepare(self) -> list[str]:
+        """Before the first byte: is the store there, and private? Raises PfuError if not.
+
+        Returns notes for the user: what could not be found out.
+        """
+        return []
+
+    def open(self, connections: int) -> None:  # noqa: B027
+        """Make clients for so many requests at a time, in the process that will use them."""
+
+    def close(self) -> None:  # noqa: B027
+        """Give up what open() made."""
+
+    @abstractmethod
+    def put(self, upload: Upload) -> Receipt:
+        """Store one object; return once the store has acknowledged all its bytes.
+
+        Called from many threads at once. Raises TransferError, as its kind says: RetryableError
+        and SlowDownError are tried again, FatalError stops the run, others fail this one file.
+        """
+
+    async def send(self, upload: Upload, threads: ThreadPoolExecutor) -> Receipt:
+        """put() for an event loop. A provider that needs no thread for it overrides this."""
+        return await asyncio.get_running_loop().run_in_executor(threads, self.put, upload)
+
+
+# -- S3
+
+
+@dataclass(frozen=True)
+class S3Options:
+    """How to reach a bucket and what to ask of it. None: as boto3 finds it."""
+
+    endpoint_url: str | None = None
+    region: str | None = None
+    profile: str | None = None
+    create_bucket: bool = False
+    allow_public: bool = False
+    expected_bucket_owner: str | None = None
+    storage_class: str | None = None
+    sse: str | None = None
+    sse_kms_key_id: str | None = None
+
+    def put_arguments(self) -> dict[str, str]:
+        """What goes with every object, as boto3 names it."""
+        arguments = {
+            "StorageClass": self.storage_class,
+            "ServerSideEncryption": self.sse,
+            "SSEKMSKeyId": self.sse_kms_key_id,
+            "ExpectedBucketOwner": self.expected_bucket_owner,
+        }
+        return {name: value for name, value in arguments.items() if value}
+
+
+PUBLIC_GRANTEES = frozenset(
+    f"http://acs.amazonaws.com/groups/global/{group}"
+    for group in ("AllUsers", "AuthenticatedUsers")
+)
+ALL_BLOCKS = {
+    "BlockPublicAcls": True,
+    "IgnorePublicAcls": True,
+    "BlockPublicPolicy": True,
+    "RestrictPublicBuckets": True,
+}
+BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]|arn:[\w:/.-]+", re.IGNORECASE)
+NO_CREDENTIALS_HINT = (
+    "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; --sandbox needs neither"
+)
+
+
+class S3Uploader(Uploader):
+    """A bucket of S3, or of a store that speaks S3, through boto3's own calls."""
+
+    def __init__(self, destination: str | None = None, options: S3Options | None = None) -> None:
+        """``destination``: s3://bucket[/prefix]; None: the default bucket of the caller's account.
+
+        Raises UsageError.
+        """
+        super().__init__()
+        self.options = options or S3Options()
+        self.endpoint = self.options.endpoint_url or ""
+        self._is_default = destination is None
+        self.bucket = ""
+        if destination is not None:
+            self.bucket, self.prefix = parse_destination(destination)
+            self._name_destination()
+
+    def _name_destination(self) -> None:
+        self.destination = f"s3://{self.bucket}/{self.prefix}".rstrip("/")
+
+    # -- in the parent, once
+
+    def resolve(self) -> None:
+        """The default bucket's name, from the caller's account and region. Raises UsageError."""
+        if not self._is_default or self.bucket:
+            return
+        with translated("find the account for the default bucket", ""):
+            sts = self._client_of("sts")
+            account = sts.get_caller_identity()["Account"]
+        self.options = dataclasses.replace(self.options, expected_bucket_owner=account)
+        self.bucket = f"pfu-{account}-{sts.meta.region_name}"
+        self._name_destination()
+
+    def prepare(self) -> list[str]:
+        """Find the bucket, or make it, and see that it is private."""
+        client = self._client_of("s3")
+        notes = []
+        if self._find_bucket(client):
+            notes += self._check_private(client)
+        else:
+            notes += self._create_bucket(client)
+        return notes
+
+    def _find_bucket(self, client: Any) -> bool:
+        """Whether the bucket is there. A refusal counts as yes: PutObject may still be allowed."""
+        with translated("find bucket", self.bucket):
+            try:
+                client.head_bucket(Bucket=self.bucket, **self._owner())
+                return True
+            except client.exceptions.ClientError as error:
+                status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+                if status == 403:
+                    self._check_credentials(client)
+                    return True
+                if status == 404 and (self._is_default or self.options.create_bucket):
+                    return False
+                if status == 404:
+                    hint = "check the name, or pass --create-bucket"
+                    raise UsageError("find bucket", self.bucket, "it is not there", hint) from error
+                raise
+
+    def _check_credentials(self, client: Any) -> None:
+        """HeadBucket's 403 has no body: tell wrong credentials from a mere lack of permission."""
+        try:
+            client.list_objects_v2(Bucket=self.bucket, MaxKeys=0, **self._owner())
+        except client.exceptions.ClientError as error:
+            if classify(error.response["Error"]["Code"], 0) is FatalError:
+                raise
+            if self._is_default:
+                cause = "it exists, and belongs to another account or may not be used"
+                raise UsageError("use bucket", self.bucket, cause, "name a bucket") from error
+
+    def _create_bucket(self, client: Any) -> list[str]:
+        arguments: dict[str, Any] = {"ObjectOwnership": "BucketOwnerEnforced"}
+        region = client.meta.region_name
+        if region not in ("us-east-1", "aws-global"):
+            arguments["CreateBucketConfiguration"] = {"LocationConstraint": region}
+        with translated("create bucket", self.bucket):
+            client.create_bucket(Bucket=self.bucket, **arguments)
+        with translated("block public access to bucket", self.bucket):
+            try:
+                client.put_public_access_block(
+                    Bucket=self.bucket, PublicAccessBlockConfiguration=ALL_BLOCKS, **self._owner()
+                )
+            except client.exceptions.ClientError as error:
+                if error.response["ResponseMetadata"]["HTTPStatusCode"] not in (400, 404, 405, 501):
+                    raise
+                return [f"bucket {self.bucket}: this store has no public access blocks"]
+        return []
+
+    def _check_private(self, client: Any) -> list[str]:
+        verdict = privacy(client, self.bucket, self._owner())
+        if verdict.public and not self.options.allow_public:
+            hint = "make it private, or pass --allow-public if the files may be public"
+            raise UsageError("use bucket", self.bucket, f"it is public: {verdict.public}", hint)
+        if verdict.public:
+            return [f"bucket {self.bucket} is public: {verdict.public}"]
+        if verdict.unknown:
+            return [f"bucket {self.bucket}: cannot tell whether it is private: {verdict.unknown}"]
+        return []
+
+    def _owner(self) -> dict[str, str]:
+        owner = self.options.expected_bucket_owner
+        return {"ExpectedBucketOwner": owner} if owner else {}
+
+    def _client_of(self, service: str, connections: int = 10) -> Any:
+        import boto3  # 0.1 s and 20 MB, which a run that has nothing to upload need not pay
+        from botocore.config import Config
+        from botocore.exceptions import BotoCoreError
+
+        config = Config(
+            connect_timeout=CONNECT_SECONDS,
+            read_timeout=READ_SECONDS,
+            max_pool_connections=connections,
+            retries={"mode": "standard", "max_attempts": SEND_ATTEMPTS},
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            s3={"payload_signing_enabled": True},
+            user_agent_extra=f"pfu/{__version__}",
+        )
+        try:
+            session = boto3.Session(
+                profile_name=self.options.profile, region_name=self.options.region
+            )
+            return session.client(
+                service,
+                region_name=session.region_name or "us-east-1",
+                endpoint_url=self.options.endpoint_url,
+                config=config,
+            )
+        except (BotoCoreError, ValueError) as error:
+            raise UsageError("set up", service, str(error), "check the options") from error
+
+    # -- in every process that uploads
+
+    def open(self, connections: int) -> None:
+        """One client, which all threads of the process share."""
+        self._client = self._client_of("s3", connections)
+        events = self._client.meta.events
+        events.register("request-created.s3", self._count_request)
+        events.register("response-received.s3", self._count_throttling)
+        events.register("before-sign.s3", drop_expect_header)
+
+    def close(self) -> None:
+        """Close the client's connections."""
+        client = self.__dict__.pop("_client", None)
+        if client is not None:
+            client.close()
+
+    def _count_request(self, request: Any, **_: Any) -> None:
+        attempts = request.context.get("retries", {}).get("attempt", 1)
+        self.traffic.add(requests=1, retries=int(attempts > 1))
+
+    def _count_throttling(self, response_dict: Any, **_: Any) -> None:
+        if response_dict and response_dict.get("status_code") in (429, 503, 509):
+            self.traffic.add(throttled=1)
+
+    def put(self, upload: Upload) -> Receipt:
+        """One PutObject, or a multipart upload where the body is not in memory."""
+        with translated("upload", f"{upload.source.path} to s3://{self.bucket}/{upload.key}"):
+            if upload.body is None:
+                return self._put_parts(upload)
+            answer = self._client.put_object(
+                Bucket=self.bucket,
+                Key=upload.key,
+                Body=upload.body,
+                ContentType=upload.content_type,
+                Metadata=upload.metadata,
+                **self.options.put_arguments(),
+            )
+            return Receipt(answer["ETag"])
+
+    def _put_parts(self, upload: Upload) -> Receipt:
+        target = {"Bucket": self.bucket, "Key": upload.key}
+        upload_id = self._client.create_multipart_upload(
+            **target,
+            ContentType=upload.content_type,
+            Metadata=upload.metadata,
+            **self.options.put_arguments(),
+        )["UploadId"]
+        target["UploadId"] = upload_id
+        try:
+            return self._send_parts(upload, target)
+        except BaseException:
+            self._abort(target)
+            raise
+
+    def _send_parts(self, upload: Upload, target: dict[str, str]) -> Receipt:
+        parts, digests = [], []
+        for number, body in upload.parts():
+            answer = self._client.upload_part(
+                **target, PartNumber=number, Body=body, **self._owner()
+            )
+            parts.append({"PartNumber": number, "ETag": answer["ETag"]})
+            digests.append(hashlib.sha256(body).digest())
+        upload.source.check_unchanged()
+        answer = self._client.complete_multipart_upload(
+            **target, MultipartUpload={"Parts": parts}, **self._owner()
+        )
+        return Receipt(answer["ETag"], combined_digest(digests))
+
+    def _abort(self, target: dict[str, str]) -> None:
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        with contextlib.suppress(BotoCoreError, ClientError):
+            self._client.abort_multipart_upload(**target, **self._owner())
+
+
+def parse_destination(text: str) -> tuple[str, str]:
+    """Bucket and prefix of ``s3://bucket[/prefix]``. Raises UsageError."""
+    bucket, _, prefix = text[len("s3://") :].partition("/")
+    if not text.startswith("s3://") or not BUCKET_NAME.fullmatch(bucket):
+        hint = "write s3://BUCKET or s3://BUCKET/PREFIX"
+        raise UsageError("read destination", text, "it names no bucket", hint)
+    prefix = prefix.rstrip("/")
+    return bucket, f"{prefix}/" if prefix else ""
+
+
+def drop_expect_header(request: Any, **_: Any) -> None:
+    """Send the body at once: a server that ignores ``Expect`` would cost a second a file."""
+    del request.headers["Expect"]
+
+
+@contextlib.contextmanager
+def translated(operation: str, subject: str) -> Iterator[None]:
+    """Errors of boto3 come out as TransferError, or UsageError for lack of credentials."""
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.parsers import ResponseParserError
+
+    try:
+        yield
+    except ClientError as error:
+        details = error.response.get("Error", {})
+        code = str(details.get("Code", ""))
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        cause = f"{code}: {details.get('Message', '')}" if code else str(error)
+        kind = classify(code, status)
+        raise kind(operation, subject, cause, ERROR_HINTS.get(code, "")) from error
+    except ResponseParserError as error:
+        hint = "does --endpoint-url name an S3 server?"
+        raise RetryableError(operation, subject, "the answer is not S3's", hint) from error
+    except (BotoCoreError, Boto3Error) as error:
+        kind, hint = classify_client_error(error)
+        raise kind(operation, subject, str(error), hint) from error
+
+
+def classify_client_error(error: Exception) -> tuple[type[TransferError], str]:
+    """The kind of error and the hint for what botocore raises before or without an answer."""
+    from botocore import exceptions
+
+    credentials = (
+        exceptions.NoCredentialsError,
+        exceptions.PartialCredentialsError,
+        exceptions.CredentialRetrievalError,
+        exceptions.TokenRetrievalError,
+    )
+    if isinstance(error, credentials):
+        return FatalError, NO_CREDENTIALS_HINT
+    if isinstance(error, exceptions.SSLError):
+        return FatalError, "the certificate is not trusted; AWS_CA_BUNDLE names further ones"
+    if isinstance(error, exceptions.HTTPClientError):
+        return RetryableError, "check the network and --endpoint-url"
+    return TransferError, ""
+
+
+class Privacy(NamedTuple):
+    """Whether strangers can read a bucket: why they can, and what could not be found out."""
+
+    public: str = ""
+    unknown: str = ""
+
+
+def privacy(client: Any, bucket: str, owner: Mapping[str, str]) -> Privacy:
+    """Ask for public access blocks, policy status, ownership and ACL, until the answer is clear."""
+    target = {"Bucket": bucket, **owner}
+    blocks, unknown = _ask(
+        lambda: client.get_public_access_block(**target)["PublicAccessBlockConfiguration"], {}
+    )
+    if all(blocks.get(name) for name in ALL_BLOCKS):
+        return Privacy()
+    unknowns = [unknown]
+    if not blocks.get("RestrictPublicBuckets"):
+        is_public, unknown = _ask(
+            lambda: client.get_bucket_policy_status(**target)["PolicyStatus"]["IsPublic"], False
+        )
+        if is_public:
+            return Privacy("its policy is public")
+        unknowns.append(unknown)
+    if not blocks.get("IgnorePublicAcls"):
+        is_public, unknown = _acl_is_public(client, target)
+        if is_public:
+            return Privacy("its ACL is public")
+        unknowns.append(unknown)
+    return Privacy(unknown=", ".join(filter(None, dict.fromkeys(unknowns))))
+
+
+def _acl_is_public(client: Any, target: Mapping[str, str]) -> tuple[bool, str]:
+    rules, _ = _ask(
+        lambda: client.get_bucket_ownership_controls(**target)["OwnershipControls"]["Rules"], []
+    )
+    if any(rule.get("ObjectOwnership") == "BucketOwnerEnforced" for rule in rules):
+        return False, ""
+    grants, acl_unknown = _ask(lambda: client.get_bucket_acl(**target)["Grants"], [])
+    if any(grant.get("Grantee", {}).get("URI") in PUBLIC_GRANTEES for grant in grants):
+        return True, ""
+    return False, acl_unknown
+
+
+def _ask(question: Callable[[], Any], absent: Any) -> tuple[Any, str]:
+    """The answer, or ``absent`` where there is no such setting, and why there is no answer."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        return question(), ""
+    except ClientError as error:
+        code = error.response.get("Error", {}).get("Code", "")
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        if code.startswith("NoSuch") or code == "OwnershipControlsNotFoundError":
+            return absent, ""
+        return absent, f"{error.operation_name} says {code or status}"
+    except KeyError as error:
+        return absent, f"the answer lacks {error}"
+    except BotoCoreError as error:
+        return absent, str(error)
+
+
+# ======================================================================================
+# Engines: pages in, outcomes out
+# ======================================================================================
+#
+# A PageRunner is an event loop in a thread of its own, with a fixed number of slots that each
+# take one file after the other. Pages are exchanged for outcomes: exchange() hands in a page and
+# returns, as soon as there is room for the next one, all outcomes that have come since. The slots
+# never stop between two pages, so there is no barrier; a runner holds two pages at the most.
+#
+# An Engine keeps its runners fed. Mode concurrent is one runner in this process; mode parallel is
+# one in each of several processes, each of them a ProcessPoolExecutor of one: a worker that dies
+# breaks its own pool alone, the engine knows which files it had, and they are done again.
+
+
+class Task(NamedTuple):
+    """One file to upload, as the parent sends it to a runner."""
+
+    id: str
+    path: str
+    key: str
+    size: int  # bytes, as scanned
+    known_sha256: str  # hash of what the store has, if its size, time and permissions still hold
+
+
+class Report(NamedTuple):
+    """A runner's answer to a page: what became of files of this page and earlier ones."""
+
+    outcomes: list[Outcome]
+    waiting: int  # files that no slot has taken yet
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How an engine works; the same in every process."""
+
+    concurrency: int = DEFAULT_CONCURRENCY  # requests in flight in one process
+    part_size: int = DEFAULT_PART_SIZE  # bytes; files above it go up in parts
+    memory: int = DEFAULT_MEMORY  # bytes of bodies in flight in one process
+    follow_symlinks: bool = False
+    nice: int = 19
+
+
+class Gauges:
+    """Figures that one runner and the parent share, without locks: each has one writer."""
+
+    NAMES = ("stopping", "files", "bytes", "requests", "retries", "throttled")
+
+    def __init__(self) -> None:
+        self._values = multiprocessing.RawArray("d", len(self.NAMES))
+
+    def __getitem__(self, name: str) -> float:
+        return float(self._values[self.NAMES.index(name)])
+
+    def __setitem__(self, name: str, value: float) -> None:
+        self._values[self.NAMES.index(name)] = value
+
+
+class ByteBudget:
+    """Bytes that may be in memory at once. First come, first served; one body always passes."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._used = 0
+        self._queue: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    async def acquire(self, size: int) -> None:
+        """Wait until ``size`` bytes fit."""
+        if not self._queue and self._fits(size):
+            self._used += size
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.append((size, turn))
+        await turn
+
+    def release(self, size: int) -> None:
+        """Give ``size`` bytes back."""
+        self._used -= size
+        while self._queue and self._fits(self._queue[0][0]):
+            waiting, turn = self._queue.popleft()
+            self._used += waiting
+            turn.set_result(None)
+
+    def _fits(self, size: int) -> bool:
+        return self._used == 0 or self._used + size <= self._limit
+
+
+class PageRunner:
+    """Uploads pages on an event loop of its own."""
+
+    def __init__(self, uploader: Uploader, options: EngineOptions, gauges: Gauges) -> None:
+        self.uploader = uploader
+        self.options = options
+        self.gauges = gauges
+        self._parent = os.getppid()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="pfu-loop", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_until_complete(self._set_up())
+        self._loop.run_forever()
+
+    async def _set_up(self) -> None:
+        concurrency = self.options.concurrency
+        self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="pfu-put")
+        self._budget = ByteBudget(self.options.memory)
+        self._tasks: asyncio.Queue[Task] = asyncio.Queue()
+        self._outcomes: list[Outcome] = []
+        self._busy = 0
+        self._reporting: asyncio.Future[None] | None = None
+        self._more = True
+        self._opened = False
+        self._slots: list[asyncio.Task[None]] = []
+        self._watching = asyncio.ensure_future(self._watch())
+
+    # -- called from the engine's thread
+
+    def exchange(self, page: Sequence[Task], more: bool) -> Future[Report]:
+        """Take in a page; report when there is room for another one, or after REPORT_SECONDS.
+
+        ``more``: further pages will come. If not, report when all is done.
+        """
+        return asyncio.run_coroutine_threadsafe(self._exchange(page, more), self._loop)
+
+    def close(self) -> None:
+        """Give up connections and threads; what is in flight is abandoned."""
+        asyncio.run_coroutine_threadsafe(self._shut_down(), self._loop)
+        self._thread.join(STOP_SECONDS)
+        self.uploader.close()
+
+    # -- on the loop
+
+    async def _shut_down(self) -> None:
+        tasks = [*self._slots, self._watching]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._threads.shutdown(wait=False)
+        self._loop.stop()
+
+    async def _exchange(self, page: Sequence[Task], more: bool) -> Report:
+        if not self._opened:
+            self._open()
+        for task in page:
+            self._tasks.put_nowait(task)
+        self._more = more
+        if not self._reportable():
+            self._reporting = self._loop.create_future()
+            timer = self._loop.call_later(REPORT_SECONDS, self._report)
+            await self._reporting
+            timer.cancel()
+        outcomes, self._outcomes = self._outcomes, []
+        return Report(outcomes, self._tasks.qsize())
+
+    def _open(self) -> None:
+        self.uploader.open(self.options.concurrency)
+        self._slots = [asyncio.ensure_future(self._slot()) for _ in range(self.options.concurrency)]
+        self._opened = True
+
+    def _reportable(self) -> bool:
+        waiting = self._tasks.qsize()
+        return waiting < PAGE_ROWS if self._more else waiting + self._busy == 0
+
+    def _report(self) -> None:
+        if self._reporting is not None and not self._reporting.done():
+            self._reporting.set_result(None)
+
+    async def _watch(self) -> None:
+        """Notice a stop, and the end of the parent."""
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            if os.getppid() != self._parent:
+                os._exit(ExitCode.STOPPED)
+            if self.gauges["stopping"]:
+                self._release_waiting()
+            self._show_traffic()
+
+    def _release_waiting(self) -> None:
+        while not self._tasks.empty():
+            self._outcomes.append(Outcome(self._tasks.get_nowait().id, OutcomeKind.RELEASED))
+        self._report()
+
+    def _show_traffic(self) -> None:
+        traffic = self.uploader.traffic
+        self.gauges["requests"] = traffic.requests
+        self.gauges["retries"] = traffic.retries
+        self.gauges["throttled"] = traffic.throttled
+
+    async def _slot(self) -> None:
+        while True:
+            task = await self._tasks.get()
+            self._busy += 1
+            try:
+                outcome = await self._upload(task)
+            except Exception as error:  # noqa: BLE001  a slot outlives whatever a file does to it
+                cause = f"internal error: {type(error).__name__}: {error}"
+                outcome = Outcome(task.id, OutcomeKind.FAILED, cause, 1)
+            self._busy -= 1
+            self._outcomes.append(outcome)
+            if outcome.kind is OutcomeKind.UPLOADED:
+                self.gauges["files"] += 1
+                self.gauges["bytes"] += outcome.file_size
+            if self._reporting is not None and self._reportable():
+                self._show_traffic()
+                self._report()
+
+    async def _upload(self, task: Task) -> Outcome:
+        size = min(task.size, self.options.part_size)
+        await self._budget.acquire(size)
+        try:
+            return await Transfer(task, self).run()
+        finally:
+            self._budget.release(size)
+
+    async def in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Run what blocks."""
+        return await self._loop.run_in_executor(self._threads, function, *arguments)
+
+    async def send(self, upload: Upload) -> Receipt:
+        """Have the uploader store an object."""
+        return await self.uploader.send(upload, self._threads)
+
+
+class Transfer:
+    """One file's way into the store: read, hash, send; again where that may help."""
+
+    def __init__(self, task: Task, runner: PageRunner) -> None:
+        self.task = task
+        self.runner = runner
+        self.options = runner.options
+        self.attempts = 0
+        self.readings = 0
+
+    async def run(self) -> Outcome:
+        """Never raises for what concerns this file alone."""
+        while True:
+            self.attempts += 1
+            try:
+                return await self._try()
+            except (VanishedError, NotRegularError) as error:
+                return self._failed(OutcomeKind.VANISHED, error)
+            except ChangedError as error:
+                self.readings += 1
+                if self.readings >= READ_ATTEMPTS:
+                    return self._failed(OutcomeKind.FAILED, error)
+            except TransferError as error:
+                if not error.retryable or self.attempts >= SEND_ATTEMPTS:
+                    return self._failed(_kind_of_failure(error), error)
+                if self.runner.gauges["stopping"]:
+                    return Outcome(self.task.id, OutcomeKind.RELEASED)
+                await asyncio.sleep(full_jitter(self.attempts))
+            except PfuError as error:
+                return self._failed(OutcomeKind.FAILED, error)
+
+    async def _try(self) -> Outcome:
+        upload = await self.runner.in_thread(self._read)
+        with upload.source as source:
+            if upload.sha256 and upload.sha256 == self.task.known_sha256:
+                return self._outcome(upload, OutcomeKind.UNCHANGED, Receipt(""))
+            receipt = await self.runner.send(upload)
+            source.check_unchanged()
+            sha256 = receipt.sha256 or upload.sha256
+            if not sha256:
+                sha256 = await self.runner.in_thread(self._hash_parts, upload)
+            return self._outcome(upload, OutcomeKind.UPLOADED, Receipt(receipt.etag, sha256))
+
+    def _read(self) -> Upload:
+        """Open, read and hash. A large file is only opened, and hashed where that may spare it."""
+        source = SourceFile(self.task.path, follow_symlinks=self.options.follow_symlinks)
+        try:
+            return self._upload_of(source)
+        except BaseException:
+            source.close()
+            raise
+
+    def _upload_of(self, source: SourceFile) -> Upload:
+        too_big = too_large(self.task.key, source.size)
+        if too_big:
+            raise SourceError("upload", source.path, too_big)
+        is_small = source.size <= self.options.part_size
+        body = source.read(0, source.size) if is_small else None
+        upload = Upload(
+            key=self.task.key,
+            source=source,
+            body=body,
+            sha256="" if body is None else hashlib.sha256(body).hexdigest(),
+            metadata=object_metadata(source.status),
+            content_type=content_type(source.path),
+            part_size=self.options.part_size,
+        )
+        if body is None and self.task.known_sha256:
+            upload = dataclasses.replace(upload, sha256=self._hash_parts(upload))
+        source.check_unchanged()
+        return upload
+
+    @staticmethod
+    def _hash_parts(upload: Upload) -> str:
+        return combined_digest([hashlib.sha256(body).digest() for _, body in upload.parts()])
+
+    def _outcome(self, upload: Upload, kind: OutcomeKind, receipt: Receipt) -> Outcome:
+        status = upload.source.status
+        return Outcome(
+            id=self.task.id,
+            kind=kind,
+            attempts=self.attempts,
+            file_size=status.st_size,
+            last_modified=status.st_mtime_ns,
+            permissions=f"0{status.st_mode:o}",
+            inode=status.st_ino,
+            racy=int(upload.source.racy),
+            etag=receipt.etag.strip('"'),
+            sha256=receipt.sha256 or upload.sha256,
+            uploaded_at=int(time.time()),
+        )
+
+    def _failed(self, kind: OutcomeKind, error: PfuError) -> Outcome:
+        return Outcome(self.task.id, kind, error=str(error), attempts=self.attempts)
+
+
+def _kind_of_failure(error: TransferError) -> OutcomeKind:
+    if isinstance(error, FatalError):
+        return OutcomeKind.FATAL
+    if isinstance(error, DeniedError):
+        return OutcomeKind.DENIED
+    return OutcomeKind.UNSENT if error.retryable else OutcomeKind.FAILED
+
+
+class WorkerDiedError(PfuError):
+    """A worker process ended before it was told to."""
+
+
+class Runner(ABC):
+    """A PageRunner as the engine sees it, in this process or another one."""
+
+    def __init__(self) -> None:
+        self.gauges = Gauges()
+        self.in_flight: dict[str, Task] = {}
+
+    def submit(self, page: Sequence[Task], more: bool) -> Future[Report]:
+        """Hand in a page; the result is the report."""
+        self.in_flight.update((task.id, task) for task in page)
+        return self._exchange(page, more)
+
+    def collect(self, future: Future[Report]) -> Report:
+        """The report. Raises WorkerDiedError; in_flight then has what the worker had."""
+        report = future.result()
+        for outcome in report.outcomes:
+            del self.in_flight[outcome.id]
+        return report
+
+    @abstractmethod
+    def _exchange(self, page: Sequence[Task], more: bool) -> Future[Report]: ...
+
+    @abstractmethod
+    def restart(self) -> None:
+        """Begin anew after a death."""
+
+    @abstractmethod
+    def close(self, *, kill: bool) -> None:
+        """End; with ``kill`` at once, whatever it does."""
+
+
+class LocalRunner(Runner):
+    """A PageRunner in a thread of this process."""
+
+    def __init__(self, uploader: Uploader, options: EngineOptions) -> None:
+        super().__init__()
+        self._runner = PageRunner(uploader, options, self.gauges)
+
+    def _exchange(self, page: Sequence[Task], more: bool) -> Future[Report]:
+        return self._runner.exchange(page, more)
+
+    def restart(self) -> None:
+        raise AssertionError("a thread does not die")
+
+    def close(self, *, kill: bool) -> None:
+        self._runner.close()
+
+
+class WorkerRunner(Runner):
+    """A PageRunner in a process of its own."""
+
+    def __init__(self, uploader: Uploader, options: EngineOptions) -> None:
+        super().__init__()
+        self._uploader = uploader
+        self._options = options
+        self._pid = 0
+        self._start()
+
+    def _start(self) -> None:
+        self._pool = ProcessPoolExecutor(
+            1,
+            mp_context=multiprocessing.get_context(start_method()),
+            initializer=_start_worker,
+            initargs=(self._uploader, self._options, self.gauges),
+        )
+        self._hello = self._pool.submit(os.getpid)
+
+    def _exchange(self, page: Sequence[Task], more: bool) -> Future[Report]:
+        try:
+            return self._pool.submit(_exchange_in_worker, page, more)
+        except BrokenProcessPool as error:
+            died: Future[Report] = Future()
+            died.set_exception(error)
+            return died
+
+    def collect(self, future: Future[Report]) -> Report:
+        try:
+            return super().collect(future)
+        except BrokenProcessPool as error:
+            raise WorkerDiedError("run worker", "", "it died") from error
+
+    def restart(self) -> None:
+        self._pool.shutdown(wait=False)
+        self._start()
+
+    def close(self, *, kill: bool) -> None:
+        if kill:
+            with contextlib.suppress(BrokenProcessPool, ProcessLookupError, TimeoutError):
+                os.kill(self._hello.result(timeout=1), signal.SIGKILL)
+        self._pool.shutdown(wait=True)
+
+
+_worker: PageRunner | None = None  # the one of a worker process; its pool has no other place for it
+
+
+def _start_worker(uploader: Uploader, options: EngineOptions, gauges: Gauges) -> None:
+    """In the child: Ctrl-C and SIGTERM are the parent's to decide."""
+    global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    lower_priority(options.nice)
+    _worker = PageRunner(uploader, options, gauges)
+
+
+def _exchange_in_worker(page: Sequence[Task], more: bool) -> Report:
+    assert _worker is not None
+    return _worker.exchange(page, more).result()
+
+
+def start_method() -> str:
+    """How workers start: fork where it is safe (they share the parent's memory), else spawn."""
+    return os.environ.get("PFU_START_METHOD") or ("fork" if sys.platform == "linux" else "spawn")
+
+
+def lower_priority(nice: int) -> None:
+    """Go to priority ``nice``, 0 to 19, unless the process is there or below already."""
+    if hasattr(os, "nice") and nice > os.nice(0):
+        os.nice(nice - os.nice(0))
+
+
+class Engine:
+    """Feeds runners with pages and yields what they report."""
+
+    def __init__(self, runners: Sequence[Runner]) -> None:
+        self.runners = runners
+        self.deaths = 0
+        self._deaths_of: Counter[str] = Counter()
+        self._redo: list[Task] = []
+
+    def upload(
+        self, pages: Iterator[list[Task]], tick: Callable[[], bool]
+    ) -> Iterator[list[Outcome]]:
+        """Yield outcomes, report by report, until all pages are done.
+
+        ``tick`` is called several times a second; once it returns True no further page is taken,
+        and what is in flight has STOP_SECONDS to finish.
+        """
+        waiting = {runner.submit(next(pages, []), True): runner for runner in self.runners}
+        deadline = float("inf")
+        while waiting and time.monotonic() < deadline:
+            done, _ = wait_for_futures(waiting, TICK_SECONDS, FIRST_COMPLETED)
+            if tick() and deadline == float("inf"):
+                deadline = time.monotonic() + STOP_SECONDS
+                pages = self._stop()
+            for future in done:
+                runner = waiting.pop(future)
+                outcomes, has_room = self._collect(runner, future)
+                page = self._next_page(pages) if has_room else []
+                if page or runner.in_flight:
+                    waiting[runner.submit(page, bool(page) or not has_room)] = runner
+                yield outcomes
+
+    def _stop(self) -> Iterator[list[Task]]:
+        for runner in self.runners:
+            runner.gauges["stopping"] = 1
+        return iter(())
+
+    def _next_page(self, pages: Iterator[list[Task]]) -> list[Task]:
+        if self._redo:
+            page, self._redo = self._redo, []
+            return page
+        return next(pages, [])
+
+    def _collect(self, runner: Runner, future: Future[Report]) -> tuple[list[Outcome], bool]:
+        try:
+            report = runner.collect(future)
+        except WorkerDiedError:
+            return self._bury(runner), True
+        return report.outcomes, report.waiting < PAGE_ROWS
+
+    def _bury(self, runner: Runner) -> list[Outcome]:
+        """After a death: begin the worker anew, and its files, but not for ever."""
+        self.deaths += 1
+        lost, runner.in_flight = list(runner.in_flight.values()), {}
+        self._deaths_of.update(task.id for task in lost)
+        hopeless = [task for task in lost if self._deaths_of[task.id] >= WORKER_DEATHS]
+        self._redo += [task for task in lost if self._deaths_of[task.id] < WORKER_DEATHS]
+        runner.restart()
+        cause = f"the worker process died {WORKER_DEATHS} times with this file in flight"
+        return [Outcome(task.id, OutcomeKind.FAILED, cause, 1) for task in hopeless]
+
+    def total(self, name: str) -> float:
+        """The sum of one gauge over all runners."""
+        return sum(runner.gauges[name] for runner in self.runners)
+
+    def close(self) -> None:
+        """End all runners; those that have files in flight are killed."""
+        for runner in self.runners:
+            runner.close(kill=bool(runner.in_flight))
+
+
+# ======================================================================================
+# Batch run: one upload session from the scan to the summary
+# ======================================================================================
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a run works. All defaults are those of the command line."""
+
+    mode: str = "parallel"
+    workers: int = 0  # processes in mode parallel; 0: one for each usable processor
+    concurrency: int = 0  # requests in flight, all processes together; 0: pfu decides
+    part_size: int = DEFAULT_PART_SIZE  # bytes
+    max_memory: int = DEFAULT_MEMORY  # bytes, all processes together
+    max_duration: float = 0.0  # seconds; 0: no limit
+    nice: int = 19
+    force: bool = False  # upload what is in the store already, too
+    checksum: bool = False  # hash what looks unchanged before it is believed
+    scan: ScanOptions = field(default_factory=ScanOptions)
+
+    def processes(self) -> int:
+        """How many processes upload."""
+        if self.mode == "concurrent":
+            return 1
+        return self.workers or min(usable_processors(), MAX_WORKERS)
+
+    def engine(self) -> EngineOptions:
+        """The share of one process."""
+        processes = self.processes()
+        concurrency = self.concurrency or DEFAULT_CONCURRENCY * processes
+        return EngineOptions(
+            concurrency=max(1, concurrency // processes),
+            part_size=self.part_size,
+            memory=self.max_memory // processes,
+            follow_symlinks=self.scan.follow_symlinks,
+            nice=self.nice,
+        )
+
+
+def usable_processors() -> int:
+    """Processors that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@dataclass
+class Summary:
+    """What a run did; the fields are the keys of --json.
+
+    Always: seen = uploaded + unchanged + skipped + failed + pending.
+    """
+
+    version: str = __version__
+    batch_id: str = ""
+    mode: str = ""
+    root: str = ""
+    destination: str = ""
+    status: str = "could not start"
+    seen: int = 0
+    uploaded: int = 0
+    unchanged: int = 0
+    skipped: int = 0
+    failed: int = 0
+    pending: int = 0
+    bytes_uploaded: int = 0
+    elapsed_seconds: float = 0.0
+    cpu_seconds: float = 0.0  # of all processes
+    peak_memory_bytes: int = 0  # of all processes together, at the worst moment that was looked at
+    requests: int = 0
+    retries: int = 0
+    throttled: int = 0
+    fast_lane: int = 0  # files that went by it
+    fast_lane_off: str | None = "not built yet"
+    skipped_by_reason: dict[str, int] = field(default_factory=dict)
+    failures: list[dict[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    error: str | None = None  # why the run stopped early
+    exit_code: int = ExitCode.CANNOT_START
+
+
+class Observer:
+    """Is told what happens in a run. All methods may be overridden; none has to be."""
+
+    def note(self, text: str) -> None:
+        """Something a user may want to know."""
+
+    def problem(self, text: str) -> None:
+        """Something that went wrong."""
+
+    def scanned(self, files: int) -> None:
+        """So many files have been seen; called a few times a second."""
+
+    def uploading(self, files: int, size: int) -> None:
+        """The scan is over; so many files and bytes wait."""
+
+    def progress(self, files: int, size: int) -> None:
+        """So many files and bytes are in the store; called several times a second."""
+
+    def planned(self, change: Change) -> None:
+        """In a dry run: this would be looked at."""
+
+
+class Stop(NamedTuple):
+    """Why a run ends before all is done."""
+
+    exit_code: ExitCode
+    reason: str
+
+
+class BatchJobModel(BatchJobRow):
+    """One upload session: takes a directory into the ledger and uploads it, page by page."""
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        uploader: Uploader,
+        db: str | os.PathLike[str] = "pfu.db",
+        options: RunOptions | None = None,
+        observer: Observer | None = None,
+    ) -> None:
+        """A session that uploads ``root`` with ``uploader`` and keeps its ledger in ``db``.
+
+        Nothing is touched before run() or dry_run().
+        """
+        self.uploader = uploader
+        self.options = options or RunOptions()
+        self.observer = observer or Observer()
+        self.db = os.path.abspath(os.fspath(db))
+        self._began = time.monotonic()
+        self._stop: Stop | None = None
+        self._accepted = 0  # files that the store has taken, in this run
+        self._refused_in_a_row = 0
+        self._taken: dict[str, FileModel] = {}
+        self._memory = MemoryGauge()
+        self.summary = Summary(mode=self.options.mode)
+        super().__init__(
+            id=uuid.uuid4().hex,
+            status=JobStatus.CREATED,
+            created_at=int(time.time()),
+            root_dir=os.path.abspath(os.fspath(root)),
+            destination="",
+            mode=self.options.mode,
+        )
+
+    # -- what callers use
+
+    def run(self) -> Summary:
+        """Scan, upload, and say what became of it.
+
+        Raises PfuError where the run cannot start; a run that began always returns a summary,
+        with ``exit_code`` and, where it stopped early, ``error``.
+        """
+        self._find_ends()
+        lower_priority(self.options.nice)
+        lock = LedgerLock(self.db)
+        try:
+            self._ledger = Ledger(self.db)
+            try:
+                self._run()
+            finally:
+                self._ledger.close()
+        finally:
+            lock.close()
+        return self.summary
+
+    def dry_run(self) -> Summary:
+        """Scan, compare and tell the observer what would be done; write nothing anywhere."""
+        self._find_ends()
+        self._ledger = Ledger(self.db, read_only=True)
+        scan = self._scan()
+        for batch in batches(scan, SCAN_BATCH):
+            for change in self._compare(batch):
+                failed = bool(change.found.problem)
+                self.summary.failed += failed
+                self.summary.pending += not failed
+                self.summary.bytes_uploaded += change.found.file_size
+                self.observer.planned(change)
+        self._count_skipped(scan)
+        self._ledger.close()
+        self.summary.status = "dry run"
+        self.summary.exit_code = ExitCode.INCOMPLETE if self.summary.failed else ExitCode.OK
+        self._measure()
+        return self.summary
+
+    def stop(self, reason: str, exit_code: ExitCode = ExitCode.STOPPED) -> None:
+        """Take no further work; finish or drop what is in flight. Safe in a signal handler."""
+        if self._stop is None:
+            self._stop = Stop(exit_code, reason)
+
+    # -- the session, step by step
+
+    def _find_ends(self) -> None:
+        """Both ends of the way: ROOT can be read, the destination is known."""
+        try:
+            mode = os.stat(self.root_dir).st_mode
+        except OSError as error:
+            raise UsageError("read root", self.root_dir, os_cause(error)) from error
+        if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
+            cause = f"it is a {kind_of(mode)}"
+            raise UsageError("read root", self.root_dir, cause, "name a directory or a file")
+        self.uploader.resolve()
+        self.destination, self.endpoint = self.uploader.destination, self.uploader.endpoint
+        self.summary.batch_id, self.summary.root = self.id, self.root_dir
+        self.summary.destination = self.destination
+
+    def _run(self) -> None:
+        ledger = self._ledger
+        ledger.interrupt_unfinished_jobs()
+        if self.endpoint == SANDBOX_ENDPOINT:
+            ledger.forget_endpoint(SANDBOX_ENDPOINT)
+        try:
+            self._save(JobStatus.SCANNING)
+            self._take_in_tree()
+            self._save(JobStatus.UPLOADING)
+            self._upload_all()
+            ledger.release_in_progress(self.id)
+        except PfuError as error:
+            self._stop = Stop(error.exit_code, str(error))
+        try:
+            self._finish()
+        except LedgerError as error:
+            self._stop = Stop(ExitCode.STOPPED, str(error))
+            self._conclude()
+
+    def _save(self, status: JobStatus) -> None:
+        self.move_to(status)
+        self._ledger.save_job(self)
+
+    def _take_in_tree(self) -> None:
+        """Scan ROOT into the ledger."""
+        scan = self._scan()
+        changes = itertools.chain.from_iterable(map(self._compare, batches(scan, SCAN_BATCH)))
+        for many in batches(changes, SCAN_COMMIT):
+            with self._ledger.scanning():
+                for few in batches(many, SCAN_BATCH):
+                    self._ledger.take_in(few, self.id, self.created_at)
+        self._count_skipped(scan)
+        if not self.summary.seen and self._ledger.has_uploads(self):
+            cause = "it is empty, but earlier runs have uploaded files from it"
+            raise UsageError("read root", self.root_dir, cause, "is it mounted?")
+        if not self._stop:
+            self._ledger.forget_vanished(self)
+
+    def _scan(self) -> Scan:
+        identity = f"{self.endpoint} {self.destination}"
+        return Scan(self.root_dir, identity, self.uploader.prefix, self.options.scan, self.db)
+
+    def _compare(self, batch: Sequence[Found]) -> list[Change]:
+        """Those of a batch that have to be looked at; the others are counted as unchanged."""
+        if self._stopping():
+            return []
+        known = self._ledger.known([found.id for found in batch])
+        changes = []
+        for found in batch:
+            change = compare(found, known.get(found.id), self.options)
+            if change is None:
+                self.summary.unchanged += 1
+            else:
+                changes.append(change)
+        self.summary.seen += len(batch)
+        self.observer.scanned(self.summary.seen)
+        return changes
+
+    def _count_skipped(self, scan: Scan) -> None:
+        self.summary.skipped_by_reason.update(scan.skipped)
+        skipped = sum(scan.skipped.values())
+        self.summary.skipped += skipped
+        self.summary.seen += skipped
+
+    def _upload_all(self) -> None:
+        files, size = self._ledger.pending(self.id)
+        if not files or self._stopping():
+            return
+        self.observer.uploading(files, size)
+        for note in self.uploader.prepare():
+            self.summary.notes.append(note)
+            self.observer.note(note)
+        engine = self._make_engine()
+        try:
+            self._upload_pending(engine, files)
+            if not self._stopping():
+                self._upload_pending(engine, self._ledger.retry_failed(self.id))
+        finally:
+            self._tick(engine)
+            engine.close()
+            self._count_traffic(engine)
+
+    def _make_engine(self) -> Engine:
+        options = self.options.engine()
+        kind = LocalRunner if self.options.mode == "concurrent" else WorkerRunner
+        return Engine([kind(self.uploader, options) for _ in range(self.options.processes())])
+
+    def _upload_pending(self, engine: Engine, files: int) -> None:
+        if not files:
+            return
+        pages = self.pages(files)
+        for outcomes in engine.upload(pages, lambda: self._tick(engine)):
+            self._take_back(outcomes)
+
+    def pages(self, files: int) -> Iterator[list[Task]]:
+        """The pending files, smallest first, a page at a time; ``files`` is how many they are.
+
+        Pages get smaller towards the end, so that all processes end together.
+        """
+        position = (-1, "")
+        while True:
+            rows = max(20, min(PAGE_ROWS, files // (2 * self.options.processes())))
+            page = self._ledger.begin_page(self.id, position, rows, PAGE_BYTES)
+            if not page:
+                return
+            files -= len(page)
+            position = (page[-1].file_size, page[-1].id)
+            self._taken.update((file.id, file) for file in page)
+            yield [
+                Task(file.id, file.file_path, file.object_key, file.file_size, file.sha256 or "")
+                for file in page
+            ]
+
+    def _take_back(self, outcomes: Sequence[Outcome]) -> None:
+        """Write a report of results into the ledger."""
+        files: list[FileModel] = []
+        gone: list[FileModel] = []
+        for outcome in outcomes:
+            file = self._taken.pop(outcome.id)
+            (gone if outcome.kind is OutcomeKind.VANISHED else files).append(file)
+            self._apply(file, outcome)
+        if outcomes:
+            self._ledger.record(files, gone)
+
+    def _apply(self, file: FileModel, outcome: Outcome) -> None:
+        kind, summary = outcome.kind, self.summary
+        if kind is OutcomeKind.RELEASED:
+            file.release()
+        elif kind is OutcomeKind.VANISHED:
+            summary.skipped += 1
+            reasons = summary.skipped_by_reason
+            reasons["vanished"] = reasons.get("vanished", 0) + 1
+        elif kind is OutcomeKind.UNCHANGED:
+            file.succeed(outcome)
+            summary.unchanged += 1
+        elif kind is OutcomeKind.UPLOADED:
+            file.succeed(outcome)
+            summary.uploaded += 1
+            summary.bytes_uploaded += outcome.file_size
+            self._refused_in_a_row = 0
+        else:
+            file.fail(outcome.error, outcome.attempts)
+            self._weigh_failure(outcome)
+
+    def _weigh_failure(self, outcome: Outcome) -> None:
+        """Stop where all further tries would be in vain."""
+        if outcome.kind is OutcomeKind.FATAL:
+            self.stop(outcome.error, ExitCode.CANNOT_START)
+        if outcome.kind not in (OutcomeKind.DENIED, OutcomeKind.UNSENT):
+            return
+        self._refused_in_a_row += 1
+        if outcome.kind is OutcomeKind.DENIED and self.summary.uploaded == 0:
+            if self._refused_in_a_row >= MAX_DENIED:
+                self.stop(outcome.error, ExitCode.CANNOT_START)
+        elif self._refused_in_a_row >= MAX_UNSENT:
+            self.stop(f"{MAX_UNSENT} files in a row failed, the last: {outcome.error}")
+
+    def _stopping(self) -> bool:
+        limit = self.options.max_duration
+        if limit and time.monotonic() - self._began > limit:
+            self.stop(f"the time limit of {limit:g} s is over")
+        return self._stop is not None
+
+    def _tick(self, engine: Engine) -> bool:
+        self._memory.look()
+        self.observer.progress(int(engine.total("files")), int(engine.total("bytes")))
+        return self._stopping()
+
+    def _count_traffic(self, engine: Engine) -> None:
+        self.summary.requests = int(engine.total("requests"))
+        self.summary.retries = int(engine.total("retries"))
+        self.summary.throttled = int(engine.total("throttled"))
+        if engine.deaths:
+            note = f"{engine.deaths} worker process(es) died and were replaced"
+            self.summary.notes.append(note)
+            self.observer.problem(note)
+
+    # -- the end
+
+    def _finish(self) -> None:
+        """Count, check the counts, and close the run in the ledger."""
+        ledger, summary = self._ledger, self.summary
+        summary.failed = ledger.count(self.id, FileStatus.FAILED)
+        summary.pending = ledger.pending(self.id)[0]
+        summary.failures = [
+            {"path": path, "reason": reason}
+            for path, reason in ledger.failures(self.id, REPORTED_FAILURES)
+        ]
+        if self._all_denied():
+            self._stop = Stop(ExitCode.CANNOT_START, summary.failures[0]["reason"])
+        self._conclude()
+        self.finished_at = int(time.time())
+        for name in ("seen", "uploaded", "unchanged", "skipped", "failed", "pending"):
+            setattr(self, name, getattr(summary, name))
+        self.bytes_uploaded, self.error = summary.bytes_uploaded, summary.error
+        ledger.save_job(self)
+
+    def _all_denied(self) -> bool:
+        """Whether the store refused every file of the run: then it is the run that was refused."""
+        refused = self._refused_in_a_row and not self.summary.uploaded and not self._stop
+        return bool(refused) and all(
+            "AccessDenied" in failure["reason"] or "403" in failure["reason"]
+            for failure in self.summary.failures
+        )
+
+    def _conclude(self) -> None:
+        summary = self.summary
+        if self._stop:
+            self.move_to(JobStatus.INTERRUPTED)
+            summary.exit_code, summary.error = self._stop.exit_code, self._stop.reason
+        elif summary.failed or summary.pending:
+            self.move_to(JobStatus.COMPLETE_WITH_FAILURES)
+            summary.exit_code = ExitCode.INCOMPLETE
+        else:
+            self.move_to(JobStatus.COMPLETE)
+            summary.exit_code = ExitCode.OK
+        summary.status = self.status.name.lower().replace("_", " ")
+        self._check_accounts()
+        self._measure()
+
+    def _check_accounts(self) -> None:
+        summary = self.summary
+        parts = summary.uploaded + summary.unchanged + summary.skipped + summary.failed
+        if summary.seen != parts + summary.pending and not self._stop:
+            self.observer.problem(
+                f"internal error: {summary.seen} files were seen, "
+                f"{parts + summary.pending} are accounted for"
+            )
+
+    def _measure(self) -> None:
+        self.summary.elapsed_seconds = round(time.monotonic() - self._began, 3)
+        self.summary.cpu_seconds = round(cpu_seconds(), 3)
+        self._memory.look(force=True)
+        self.summary.peak_memory_bytes = self._memory.peak
+
+
+def compare(found: Found, known: Known | None, options: RunOptions) -> Change | None:
+    """Why a file has to be looked at, or None where the store has it as it is."""
+    if found.problem:
+        return Change(found, "cannot be taken")
+    if known is None:
+        return Change(found, "new")
+    if found.file_size != known.file_size:
+        return Change(found, "size changed")
+    if found.last_modified != known.last_modified:
+        return Change(found, "modification time changed")
+    if found.permissions != known.permissions:
+        return Change(found, "permissions changed")
+    if options.force:
+        return Change(found, "forced")
+    if known.status == FileStatus.FAILED:
+        return Change(found, "failed before")
+    if known.status != FileStatus.SUCCESS:
+        return Change(found, "not finished before", bool(known.hashed))
+    if known.racy:
+        return Change(found, "modified while or just before it was read", bool(known.hashed))
+    if options.checksum:
+        return Change(found, "to be hashed", bool(known.hashed))
+    return None
+
+
+def batches(things: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of ``size`` things; the last may be shorter."""
+    iterator = iter(things)
+    while True:
+        batch = list(itertools.islice(iterator, size))
+        if not batch:
+            return
+        yield batch
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process and of all its children that have ended."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+class MemoryGauge:
+    """The peak of the memory of this process and its children: PSS where the system tells it."""
+
+    SECONDS = 1.0  # between two looks: each costs about a millisecond a process
+
+    def __init__(self) -> None:
+        self.peak = 0
+        self._next = 0.0
+
+    def look(self, *, force: bool = False) -> None:
+        """Measure, unless that was done a moment ago."""
+        now = time.monotonic()
+        if now < self._next and not force:
+            return
+        self._next = now + self.SECONDS
+        self.peak = max(self.peak, self._now())
+
+    @staticmethod
+    def _now() -> int:
+        pids = [os.getpid(), *(p.pid for p in multiprocessing.active_children() if p.pid)]
+        try:
+            return sum(map(proportional_set_size, pids))
+        except OSError:
+            return _peak_resident_set()
+
+
+def proportional_set_size(pid: int) -> int:
+    """Bytes of a process, shared pages divided among those that share them (Linux)."""
+    with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
+        return sum(int(line.split()[1]) * KIB for line in file if line.startswith(b"Pss:"))
+
+
+def _peak_resident_set() -> int:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    unit = 1 if sys.platform == "darwin" else KIB
+    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return sum(resource.getrusage(kind).ru_maxrss for kind in kinds) * unit
+
+
+# ======================================================================================
+# Sandbox: an S3 server of moto's in a process of its own
+# ======================================================================================
+
+SANDBOX_SERVER = """
+import sys, threading
+from moto.server import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import WSGIRequestHandler, make_server
+
+class Handler(WSGIRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def log_request(self, *args): pass
+
+app = DomainDispatcherApplication(create_backend_app)
+server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=Handler)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+print(server.port, flush=True)
+sys.stdin.read()  # ends when the program that started this one ends, however it ends
+"""
+SANDBOX_ENVIRONMENT = {
+    "AWS_ACCESS_KEY_ID": "sandbox",
+    "AWS_SECRET_ACCESS_KEY": "sandbox",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "AWS_CONFIG_FILE": os.devnull,
+    "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+    "NO_PROXY": "127.0.0.1",
+}
+SANDBOX_SECONDS = 60  # for the server to start
+SANDBOX_SHOWN = 5  # objects that are shown one by one
+
+
+class Sandbox:
+    """An S3 server on a free loopback port, for as long as the context lasts.
+
+    It needs no account and keeps its objects in memory. It ends with this process in any case.
+    """
+
+    def __init__(self) -> None:
+        """Raises UsageError where moto is not installed."""
+        command = [sys.executable, "-c", SANDBOX_SERVER]
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        assert self._process.stdout is not None
+        port = self._process.stdout.readline().strip()
+        if not port:
+            raise UsageError("start sandbox", "", self._reason(), "pip install -r requirements.txt")
+        self.endpoint_url = f"http://127.0.0.1:{port}"
+
+    def _reason(self) -> str:
+        _, errors = self._process.communicate(timeout=SANDBOX_SECONDS)
+        lines = errors.strip().splitlines() or ["the server ended at once"]
+        return "moto is not installed" if "ModuleNotFoundError" in lines[-1] else lines[-1]
+
+    def __enter__(self) -> Sandbox:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            del os.environ[name]
+        os.environ.update(SANDBOX_ENVIRONMENT)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        self._process.communicate(timeout=SANDBOX_SECONDS)
+
+    def contents(self, uploader: S3Uploader) -> Iterator[str]:
+        """Lines that show what the server holds: totals, and a few keys with their metadata."""
+        client = uploader._client_of("s3")
+        files = size = 0
+        shown: list[str] = []
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=uploader.bucket)
+        for stored in itertools.chain.from_iterable(page.get("Contents", []) for page in pages):
+            files, size = files + 1, size + stored["Size"]
+            if len(shown) < SANDBOX_SHOWN:
+                shown.append(stored["Key"])
+        yield f"The sandbox holds {count_of(files, 'object')}, {bytes_text(size)}, for example:"
+        for key in shown:
+            head = client.head_object(Bucket=uploader.bucket, Key=key)
+            metadata = " ".join(f"{k}={v}" for k, v in sorted(head["Metadata"].items()))
+            yield f"  {printable(key)}  {head['ContentLength']} bytes  {head['ContentType']}"
+            yield f"    {metadata}"
+
+
+# ======================================================================================
+# Progress: the live line, the summary, the JSON
+# ======================================================================================
+
+
+def bytes_text(size: float) -> str:
+    """``size`` bytes, as a person reads them."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+def duration_text(seconds: float) -> str:
+    """``seconds``, as a person reads them."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+
+
+def count_of(number: int, noun: str) -> str:
+    """``1 file``, ``1,234 files``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+class Console(Observer):
+    """Tells a person on standard error: a live line on a terminal, problems everywhere."""
+
+    def __init__(self, *, quiet: bool = False, verbose: bool = False, live: bool = False) -> None:
+        self.quiet = quiet
+        self.verbose = verbose
+        self.live = live and not quiet
+        self._files = self._size = 0
+        self._began = time.monotonic()
+        self._shown = ""
+
+    def note(self, text: str) -> None:
+        if not self.quiet:
+            self._print(f"pfu: note: {text}")
+
+    def problem(self, text: str) -> None:
+        self._print(f"pfu: {text}")
+
+    def detail(self, text: str) -> None:
+        """Something that only --verbose shows."""
+        if self.verbose:
+            self._print(f"pfu: {text}")
+
+    def scanned(self, files: int) -> None:
+        self._show(f"scanning: {count_of(files, 'file')}")
+
+    def uploading(self, files: int, size: int) -> None:
+        self._files, self._size, self._began = files, size, time.monotonic()
+        self.detail(f"{count_of(files, 'file')} to upload, {bytes_text(size)}")
+
+    def progress(self, files: int, size: int) -> None:
+        seconds = max(time.monotonic() - self._began, 0.001)
+        percent = 100 * size / self._size if self._size else 100 * files / max(self._files, 1)
+        left = (self._size - size) * seconds / size if size else 0
+        self._show(
+            f"{files:,}/{count_of(self._files, 'file')}  {bytes_text(size)}  "
+            f"{bytes_text(size / seconds)}/s  {files / seconds:,.0f} files/s  "
+            f"{min(percent, 100):.0f} %  {duration_text(max(left, 0))} left"
+        )
+
+    def planned(self, change: Change) -> None:
+        if self.quiet:
+            return
+        found = change.found
+        reason = found.problem or change.reason
+        print(f"{printable(found.path)}  {bytes_text(found.file_size)}  {printable(reason)}")
+
+    def finish(self) -> None:
+        """Take the live line away."""
+        self._show("")
+
+    def _show(self, line: str) -> None:
+        if self.live and line != self._shown:
+            width = os.get_terminal_size(sys.stderr.fileno()).columns or 80
+            sys.stderr.write("\r\x1b[K" + line[: width - 1])
+            sys.stderr.flush()
+            self._shown = line
+
+    def _print(self, text: str) -> None:
+        shown = self._shown
+        self._show("")
+        print(text, file=sys.stderr, flush=True)
+        self._show(shown)
+
+
+def report_failures(summary: Summary, console: Console) -> None:
+    """One line for each file that is not in the store, the first REPORTED_FAILURES of them."""
+    for failure in summary.failures:
+        console.problem(f"failed: {printable(failure['path'])}: {printable(failure['reason'])}")
+    more = summary.failed - len(summary.failures)
+    if more > 0:
+        console.problem(f"and {count_of(more, 'more failure')}; the ledger has them all")
+
+
+def summary_text(summary: Summary) -> str:
+    """The end of a run, as a person reads it."""
+    skipped = "".join(f", {n:,} {reason}" for reason, n in summary.skipped_by_reason.items())
+    rate = summary.uploaded / max(summary.elapsed_seconds, 0.001)
+    lines = [
+        f"{summary.status}: {printable(summary.root)} to {printable(summary.destination)}",
+        f"  {count_of(summary.seen, 'file')} seen: {summary.uploaded:,} uploaded, "
+        f"{summary.unchanged:,} unchanged, {summary.skipped:,} skipped, {summary.failed:,} failed, "
+        f"{summary.pending:,} pending",
+        f"  {bytes_text(summary.bytes_uploaded)} in {duration_text(summary.elapsed_seconds)}, "
+        f"{rate:,.0f} files/s, {summary.cpu_seconds:.1f} s of CPU, "
+        f"{bytes_text(summary.peak_memory_bytes)} of memory",
+    ]
+    if skipped:
+        lines.append(f"  skipped: {skipped[2:]}")
+    return "\n".join(lines)
+
+
+def plan_text(summary: Summary) -> str:
+    """The end of a dry run."""
+    return (
+        f"dry run: {count_of(summary.pending, 'file')} of {summary.seen:,}, "
+        f"{bytes_text(summary.bytes_uploaded)}, would go to {printable(summary.destination)}; "
+        f"{summary.unchanged:,} unchanged, {summary.skipped:,} skipped, "
+        f"{summary.failed:,} cannot go"
+    )
+
+
+def jobs_text(jobs: Sequence[BatchJobRow]) -> Iterator[str]:
+    """The last runs, a line each, and why a run stopped early below it."""
+    for job in jobs:
+        began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(job.created_at))
+        status = JobStatus(job.status).name.lower().replace("_", " ")
+        yield (
+            f"{began}  {status}: {printable(job.root_dir)} to {printable(job.destination)}: "
+            f"{job.uploaded:,} uploaded ({bytes_text(job.bytes_uploaded)}), "
+            f"{job.unchanged:,} unchanged, {job.skipped:,} skipped, {job.failed:,} failed, "
+            f"{job.pending:,} pending"
+        )
+        if job.error:
+            yield f"    {printable(job.error)}"
+
+
+# ======================================================================================
+# Command line
+# ======================================================================================
+
+SIZE_UNITS = {"": 1, "K": KIB, "M": MIB, "G": GIB, "T": KIB * GIB}
+TIME_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
+SHOWN_JOBS = 10
+
+EPILOG = """\
+examples:
+  python pfu.py samples --sandbox                    try it, without an account
+  python pfu.py /srv/data s3://bucket/backup         upload what is new or changed
+  python pfu.py /srv/data s3://bucket --dry-run      say what would go, and why
+
+exit codes: 0 all is in the store, 1 some files are not, 2 could not start,
+3 another run holds the ledger, 4 stopped early (the next run goes on)
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """Its errors are one line, and exit 2 as argparse's are."""
+
+    def error(self, message: str) -> Any:
+        print(f"pfu: {printable(message)} (see --help)", file=sys.stderr)
+        sys.exit(ExitCode.CANNOT_START)
+
+
+def parse_size(text: str) -> int:
+    """Bytes of ``512``, ``20M``, ``1.5GiB``: units of 1,024. Raises ArgumentTypeError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: write 16M or 1.5GiB")
+    return int(float(match[1]) * SIZE_UNITS[match[2].upper()])
+
+
+def parse_time(text: str) -> float:
+    """Seconds of ``90``, ``90s``, ``15m``, ``2h``, ``1d``. Raises ArgumentTypeError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd]?)", text.strip())
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time: write 90s, 15m or 2h")
+    return float(match[1]) * TIME_UNITS[match[2]]
+
+
+def in_range(low: int, high: int) -> Callable[[str], int]:
+    """A parser of whole numbers from ``low`` to ``high``."""
+
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"\d{1,9}", text) or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is not from {low} to {high}")
+        return int(text)
+
+    return parse
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The options, by group."""
+    parser = Parser(
+        prog="pfu.py",
+        description="Upload a directory tree to a private S3 bucket, in parallel.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("root", metavar="ROOT", nargs="?", help="directory (or file) to upload")
+    parser.add_argument(
+        "destination",
+        metavar="s3://BUCKET[/PREFIX]",
+        nargs="?",
+        help="default: PFU_DESTINATION, else a private bucket of your own account",
+    )
+    _add_destination_options(parser.add_argument_group("destination"))
+    _add_choice_options(parser.add_argument_group("what"))
+    _add_engine_options(parser.add_argument_group("how"))
+    _add_other_actions(parser.add_argument_group("instead of uploading"))
+    _add_output_options(parser.add_argument_group("output"))
+    return parser
+
+
+def _add_destination_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--endpoint-url", metavar="URL", help="of a store that is not AWS")
+    add("--region", metavar="R", help="default: as boto3 finds it, else us-east-1")
+    add("--profile", metavar="P", help="of the AWS configuration files")
+    add(
+        "--sandbox",
+        action="store_true",
+        help="upload to an S3 server that lasts as long as the run",
+    )
+    add("--create-bucket", action="store_true", help="make the bucket, private, if it is not there")
+    add("--allow-public", action="store_true", help="upload even if the bucket is public")
+    add("--expected-bucket-owner", metavar="ID", help="account that must own the bucket")
+    add("--storage-class", metavar="C", help="such as STANDARD_IA or DEEP_ARCHIVE")
+    add("--sse", choices=("AES256", "aws:kms"), help="server-side encryption")
+    add("--sse-kms-key-id", metavar="K", help="key for --sse aws:kms")
+
+
+def _add_choice_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--follow-symlinks", action="store_true", help="take what links point to, not skip them")
+    add("--one-file-system", action="store_true", help="stay on ROOT's file system")
+    add("--force", action="store_true", help="upload what is in the store already, too")
+    add("--checksum", action="store_true", help="hash what looks unchanged before it is believed")
+
+
+def _add_engine_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add(
+        "--mode",
+        choices=("parallel", "concurrent"),
+        default="parallel",
+        help="in several processes (default), or on one event loop",
+    )
+    add("--db", metavar="FILE", default="pfu.db", help="the ledger (default: pfu.db)")
+    add("--workers", metavar="N", type=in_range(1, 256), default=0, help="processes")
+    add("--concurrency", metavar="N", type=in_range(1, 4096), default=0, help="requests in flight")
+    add(
+        "--part-size",
+        metavar="SIZE",
+        type=parse_size,
+        default=DEFAULT_PART_SIZE,
+        help="files above it go up in parts (default: 16M)",
+    )
+    add(
+        "--max-memory",
+        metavar="SIZE",
+        type=parse_size,
+        default=DEFAULT_MEMORY,
+        help="for file contents in flight (default: 128M)",
+    )
+    add("--max-duration", metavar="TIME", type=parse_time, default=0.0, help="stop after, as 2h")
+    add("--nice", metavar="N", type=in_range(0, 19), default=19, help="priority (default: 19)")
+
+
+def _add_other_actions(group: argparse._ArgumentGroup) -> None:
+    only_one = group.add_mutually_exclusive_group()
+    only_one.add_argument("--dry-run", action="store_true", help="say what would go, and why")
+    only_one.add_argument("--status", action="store_true", help="show the last runs of the ledger")
+
+
+def _add_output_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--json", action="store_true", help="one object on standard output")
+    add("--quiet", action="store_true", help="nothing but problems")
+    add("--verbose", action="store_true", help="say more")
+    add("--version", action="version", version=f"pfu {__version__}")
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """What the parser cannot check. Raises UsageError."""
+
+    def refuse(option: str, cause: str, hint: str = "see --help") -> None:
+        raise UsageError("read options", option, cause, hint)
+
+    if not options.root and not options.status:
+        refuse("ROOT", "is missing", "python pfu.py DIRECTORY, or --help")
+    if options.sandbox and (options.endpoint_url or options.profile):
+        refuse("--sandbox", "has an endpoint and credentials of its own")
+    if options.quiet and options.verbose:
+        refuse("--quiet", "contradicts --verbose")
+    if options.sse_kms_key_id and options.sse != "aws:kms":
+        refuse("--sse-kms-key-id", "needs --sse aws:kms")
+    if not MIN_PART_SIZE <= options.part_size <= MAX_PART_SIZE:
+        refuse("--part-size", "S3 takes parts from 5 MiB to 5 GiB")
+    if options.mode == "concurrent" and options.workers > 1:
+        refuse("--workers", "--mode concurrent has one process")
+    if options.endpoint_url and not re.fullmatch(r"https?://[^/\s]+(/\S*)?", options.endpoint_url):
+        refuse("--endpoint-url", "is no http:// or https:// URL")
+    if options.expected_bucket_owner and not options.expected_bucket_owner.isalnum():
+        refuse("--expected-bucket-owner", "is no account id")
+
+
+def s3_options(options: argparse.Namespace) -> S3Options:
+    """The part of the command line that concerns the bucket."""
+    names = [f.name for f in dataclasses.fields(S3Options)]
+    return S3Options(**{name: getattr(options, name) for name in names})
+
+
+def run_options(options: argparse.Namespace) -> RunOptions:
+    """The part of the command line that concerns the run."""
+    names = {f.name for f in dataclasses.fields(RunOptions)} & set(vars(options))
+    return RunOptions(
+        scan=ScanOptions(options.follow_symlinks, options.one_file_system),
+        **{name: getattr(options, name) for name in names},
+    )
+
+
+def show_status(options: argparse.Namespace) -> ExitCode:
+    """--status: the last runs."""
+    if not os.path.exists(options.db):
+        raise UsageError("read ledger", options.db, "there is none", "name one with --db")
+    ledger = Ledger(options.db, read_only=True)
+    jobs = ledger.last_jobs(SHOWN_JOBS)
+    if options.json:
+        print(json.dumps([dataclasses.asdict(job) for job in jobs]))
+    else:
+        print("\n".join(jobs_text(jobs)) or "the ledger has no runs")
+    return ExitCode.OK
+
+
+def upload(options: argparse.Namespace, console: Console, sandbox: Sandbox | None) -> ExitCode:
+    """The main job, or its dry run; prints the summary."""
+    destination = options.destination or os.environ.get("PFU_DESTINATION") or None
+    uploader = S3Uploader(destination, s3_options(options))
+    if sandbox:
+        uploader.endpoint = SANDBOX_ENDPOINT
+    job = BatchJobModel(options.root, uploader, options.db, run_options(options), console)
+    with stopping_on_signals(job):
+        summary = job.dry_run() if options.dry_run else job.run()
+    console.finish()
+    report_failures(summary, console)
+    if summary.error:
+        console.problem(f"stopped: {printable(summary.error)}")
+    if options.json:
+        print(json.dumps(dataclasses.asdict(summary)))
+    elif not options.quiet:
+        print(plan_text(summary) if options.dry_run else summary_text(summary))
+    if sandbox and not options.dry_run and not options.quiet:
+        print(
+            "\n".join(sandbox.contents(uploader)), file=sys.stderr if options.json else sys.stdout
+        )
+    return ExitCode(summary.exit_code)
+
+
+@contextlib.contextmanager
+def stopping_on_signals(job: BatchJobModel) -> Iterator[None]:
+    """The first SIGINT or SIGTERM stops the run cleanly, a second SIGINT at once."""
+    interrupts = 0
+
+    def handle(number: int, frame: Any) -> None:
+        nonlocal interrupts
+        interrupts += number == signal.SIGINT
+        if interrupts > 1:
+            os._exit(ExitCode.STOPPED)
+        job.stop(f"{signal.Signals(number).name} received")
+
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    before = {number: signal.signal(number, handle) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run_command(options: argparse.Namespace, console: Console) -> ExitCode:
+    """Do what the command line says. Raises PfuError."""
+    check_options(options)
+    if options.status:
+        return show_status(options)
+    if options.sandbox:
+        with Sandbox() as sandbox:
+            options.endpoint_url = sandbox.endpoint_url
+            options.create_bucket = True
+            return upload(options, console, sandbox)
+    return upload(options, console, None)
+
+
+def main(arguments: Sequence[str] | None = None) -> ExitCode:
+    """The program. Returns the exit code; prints one line for what it cannot do."""
+    options = make_parser().parse_args(arguments)
+    live = sys.stderr.isatty() and not options.json
+    console = Console(quiet=options.quiet, verbose=options.verbose, live=live)
+    try:
+        return run_command(options, console)
+    except PfuError as error:
+        console.finish()
+        console.problem(str(error))
+        if options.json and not options.status:
+            print(json.dumps(dataclasses.asdict(Summary(mode=options.mode, error=str(error)))))
+        return error.exit_code
+    except BrokenPipeError:
+        return ExitCode.STOPPED
+
+
+if __name__ == "__main__":
+    sys.exit(main())
