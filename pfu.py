@@ -492,6 +492,7 @@ def _check_transition(
 class Known(NamedTuple):
     """What the ledger remembers of a file, as far as the scan has to know it."""
 
+    id: str
     file_size: int
     last_modified: int
     permissions: str
@@ -551,7 +552,7 @@ OUTCOME_COLUMNS = [
 ]
 KNOWN_SQL = FileModel.select_sql(
     "WHERE id IN ({})",
-    ("id", *Known._fields[:-1], "sha256 IS NOT NULL"),
+    (*Known._fields[:-1], "sha256 IS NOT NULL"),
 )
 PAGE_SQL = FileModel.select_sql(
     "WHERE status=? AND (file_size, id) > (?, ?) AND batch_id=? ORDER BY file_size, id LIMIT ?"
@@ -704,7 +705,7 @@ class Ledger:
         if self.read_only and not self._rows("SELECT 1 FROM sqlite_master LIMIT 1"):
             return {}
         rows = self._rows(KNOWN_SQL.format(",".join("?" * len(ids))), ids)
-        return {row[0]: Known(*row[1:]) for row in rows}
+        return {row[0]: Known._make(row) for row in rows}
 
     @contextlib.contextmanager
     def scanning(self) -> Iterator[None]:
@@ -952,17 +953,32 @@ class ScanOptions:
     one_file_system: bool = False
 
 
+class Ids:
+    """Names the files of one directory: half a hash of the directory, then one of the file."""
+
+    def __init__(self, identity: bytes, below_root: bytes) -> None:
+        self._folder = hashlib.blake2b(below_root, digest_size=6, key=identity).hexdigest()
+        self._hash = hashlib.blake2b(below_root + b"\0", digest_size=10, key=identity)
+
+    def of(self, name: str) -> str:
+        """128 bits in hex; they differ wherever destination, path or name differ."""
+        name_hash = self._hash.copy()
+        name_hash.update(os.fsencode(name))
+        return self._folder + name_hash.hexdigest()
+
+
 @dataclass
 class OpenDirectory:
     """A directory that the walk is in. ``fd`` is None where the system has no dir_fd."""
 
     path: str  # with a slash at its end
     key: str  # begins the keys of what is in it
-    below_root: bytes  # path below the root, for ids
+    below_root: bytes  # path below the root, with a slash at its end
     device: int
     inode: int
     fd: int | None
     entries: Iterator[os.DirEntry[str]]
+    ids: Ids
 
     @property
     def place(self) -> tuple[int, int]:
@@ -999,7 +1015,7 @@ class Scan:
         self.prefix = prefix
         self.options = options or ScanOptions()
         self.skipped: Counter[str] = Counter()
-        self._hash = hashlib.blake2b(os.fsencode(identity) + b"\0", digest_size=16)
+        self._identity = hashlib.sha256(os.fsencode(identity)).digest()
         self._ledger_place = _place(os.path.dirname(os.path.abspath(ledger_path)))
         self._ledger_names = {os.path.basename(ledger_path) + end for end in LEDGER_SUFFIXES}
         self._permissions: dict[int, str] = {}
@@ -1011,7 +1027,8 @@ class Scan:
         self._root_device = status.st_dev
         if not stat.S_ISDIR(status.st_mode):
             name = os.path.basename(self.root)
-            yield self._found(self.root, self.prefix + encode_name(name), b"", name, status)
+            file_id = Ids(self._identity, b"").of(name)
+            yield self._found(file_id, self.root, self.prefix + encode_name(name), status)
             return
         self._stack.append(self._open(os.path.join(self.root, ""), self.prefix, b"", None, None))
         try:
@@ -1058,8 +1075,8 @@ class Scan:
         if name in self._ledger_names and directory.place == self._ledger_place:
             return self._skipping("pfu's own ledger")
         status = entry.stat(follow_symlinks=self.options.follow_symlinks)
-        key = directory.key + encode_name(name)
-        return self._found(directory.path + name, key, directory.below_root, name, status)
+        key = directory.key + (name if name.isascii() else encode_name(name))
+        return self._found(directory.ids.of(name), directory.path + name, key, status)
 
     def _link(self, entry: os.DirEntry[str], directory: OpenDirectory) -> Found | None:
         if not self.options.follow_symlinks:
@@ -1107,8 +1124,10 @@ class Scan:
     def _open(
         self, path: str, key: str, below_root: bytes, name: str | None, parent: int | None
     ) -> OpenDirectory:
+        ids = Ids(self._identity, below_root)
         if not HAS_DIR_FD:
-            return OpenDirectory(path, key, below_root, *_place(path), None, os.scandir(path))
+            entries = os.scandir(path)
+            return OpenDirectory(path, key, below_root, *_place(path), None, entries, ids)
         flags = DIRECTORY_FLAGS
         if name is not None and not self.options.follow_symlinks:
             flags |= NO_FOLLOW
@@ -1119,37 +1138,23 @@ class Scan:
         except BaseException:
             os.close(fd)
             raise
-        return OpenDirectory(path, key, below_root, status.st_dev, status.st_ino, fd, entries)
+        place = status.st_dev, status.st_ino
+        return OpenDirectory(path, key, below_root, *place, fd, entries, ids)
 
-    def _found(
-        self, path: str, key: str, below_root: bytes, name: str, status: os.stat_result
-    ) -> Found:
-        mode = status.st_mode
+    def _found(self, file_id: str, path: str, key: str, status: os.stat_result) -> Found:
+        mode, size = status.st_mode, status.st_size
+        permissions = self._permissions.get(mode) or self._permissions.setdefault(
+            mode, f"0{mode:o}"
+        )
+        is_odd = len(key) > MAX_KEY_BYTES // 4 or size > MAX_PART_SIZE
+        problem = too_large(key, size) if is_odd else ""
         return Found(
-            self._id(below_root, name),
-            path,
-            key,
-            status.st_size,
-            status.st_mtime_ns,
-            self._permissions.get(mode) or self._permissions.setdefault(mode, f"0{mode:o}"),
-            status.st_ino,
-            too_large(key, status.st_size),
+            file_id, path, key, size, status.st_mtime_ns, permissions, status.st_ino, problem
         )
 
     def _problem(self, directory: OpenDirectory, name: str, cause: str) -> Found:
-        return Found(
-            self._id(directory.below_root, name),
-            directory.path + name,
-            directory.key + encode_name(name),
-            problem=cause,
-        )
-
-    def _id(self, below_root: bytes, name: str) -> str:
-        folder = self._hash.copy()
-        folder.update(below_root)
-        prefix = folder.hexdigest()[:12]
-        folder.update(b"\0" + os.fsencode(name))
-        return prefix + folder.hexdigest()[:20]
+        path, key = directory.path + name, directory.key + encode_name(name)
+        return Found(directory.ids.of(name), path, key, problem=cause)
 
 
 def _place(path: str) -> tuple[int, int]:
@@ -1162,7 +1167,7 @@ def _place(path: str) -> tuple[int, int]:
 
 def too_large(key: str, size: int) -> str:
     """Why S3 cannot hold such an object, or nothing."""
-    if len(key) * 4 > MAX_KEY_BYTES and len(key.encode()) > MAX_KEY_BYTES:
+    if len(key.encode()) > MAX_KEY_BYTES:
         return f"its key has {len(key.encode())} bytes, S3 takes {MAX_KEY_BYTES}"
     if size > MAX_OBJECT_SIZE:
         return f"it has {size} bytes, S3 takes {MAX_OBJECT_SIZE}"
@@ -1564,7 +1569,13 @@ class S3Uploader(Uploader):
     # -- in the parent, once
 
     def resolve(self) -> None:
-        """The default bucket's name, from the caller's account and region. Raises UsageError."""
+        """The endpoint, and the default bucket's name from the caller's account and region.
+
+        Raises PfuError.
+        """
+        if not self.endpoint and endpoint_is_configured():
+            host = self._client_of("s3").meta.endpoint_url
+            self.endpoint = "" if ".amazonaws.com" in host else host
         if not self._is_default or self.bucket:
             return
         with translated("find the account for the default bucket", ""):
@@ -1592,7 +1603,7 @@ class S3Uploader(Uploader):
                 return True
             except client.exceptions.ClientError as error:
                 status = error.response["ResponseMetadata"]["HTTPStatusCode"]
-                if status == 403:
+                if status in (400, 403):
                     self._check_credentials(client)
                     return True
                 if status == 404 and (self._is_default or self.options.create_bucket):
@@ -1603,11 +1614,11 @@ class S3Uploader(Uploader):
                 raise
 
     def _check_credentials(self, client: Any) -> None:
-        """HeadBucket's 403 has no body: tell wrong credentials from a mere lack of permission."""
+        """HeadBucket's answer has no body: ask what tells wrong credentials from a refusal."""
         try:
             client.list_objects_v2(Bucket=self.bucket, MaxKeys=0, **self._owner())
         except client.exceptions.ClientError as error:
-            if classify(error.response["Error"]["Code"], 0) is FatalError:
+            if classify(error.response["Error"]["Code"], 0) is not DeniedError:
                 raise
             if self._is_default:
                 cause = "it exists, and belongs to another account or may not be used"
@@ -1711,7 +1722,7 @@ class S3Uploader(Uploader):
                 Metadata=upload.metadata,
                 **self.options.put_arguments(),
             )
-            return Receipt(answer["ETag"])
+            return Receipt(etag_of(answer))
 
     def _put_parts(self, upload: Upload) -> Receipt:
         target = {"Bucket": self.bucket, "Key": upload.key}
@@ -1734,19 +1745,30 @@ class S3Uploader(Uploader):
             answer = self._client.upload_part(
                 **target, PartNumber=number, Body=body, **self._owner()
             )
-            parts.append({"PartNumber": number, "ETag": answer["ETag"]})
+            parts.append({"PartNumber": number, "ETag": etag_of(answer)})
             digests.append(hashlib.sha256(body).digest())
         upload.source.check_unchanged()
         answer = self._client.complete_multipart_upload(
             **target, MultipartUpload={"Parts": parts}, **self._owner()
         )
-        return Receipt(answer["ETag"], combined_digest(digests))
+        return Receipt(etag_of(answer), combined_digest(digests))
 
     def _abort(self, target: dict[str, str]) -> None:
         from botocore.exceptions import BotoCoreError, ClientError
 
         with contextlib.suppress(BotoCoreError, ClientError):
             self._client.abort_multipart_upload(**target, **self._owner())
+
+
+def etag_of(answer: Mapping[str, Any]) -> str:
+    """The ETag of an acknowledgement. Raises RetryableError where there is none.
+
+    botocore takes an answer that breaks off within its headers for a success.
+    """
+    etag = answer.get("ETag")
+    if not etag:
+        raise RetryableError("read answer", "", "it broke off: there is no ETag")
+    return str(etag)
 
 
 def parse_destination(text: str) -> tuple[str, str]:
@@ -1757,6 +1779,17 @@ def parse_destination(text: str) -> tuple[str, str]:
         raise UsageError("read destination", text, "it names no bucket", hint)
     prefix = prefix.rstrip("/")
     return bucket, f"{prefix}/" if prefix else ""
+
+
+def endpoint_is_configured() -> bool:
+    """Whether boto3 may find an endpoint in the environment or in its configuration file."""
+    if os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
+        return True
+    path = os.path.expanduser(os.environ.get("AWS_CONFIG_FILE") or "~/.aws/config")
+    try:
+        return b"endpoint_url" in Path(path).read_bytes()
+    except OSError:
+        return False
 
 
 def drop_expect_header(request: Any, **_: Any) -> None:
@@ -2847,15 +2880,19 @@ def compare(found: Found, known: Known | None, options: RunOptions) -> Change | 
         return Change(found, "permissions changed")
     if options.force:
         return Change(found, "forced")
-    if known.status == FileStatus.FAILED:
-        return Change(found, "failed before")
-    if known.status != FileStatus.SUCCESS:
-        return Change(found, "not finished before", bool(known.hashed))
-    if known.racy:
-        return Change(found, "modified while or just before it was read", bool(known.hashed))
-    if options.checksum:
-        return Change(found, "to be hashed", bool(known.hashed))
-    return None
+    reason = REASONS_TO_LOOK.get((known.status, known.racy))
+    if reason is None and not options.checksum:
+        return None
+    return Change(found, reason or "to be hashed", keeps_hash=bool(known.hashed))
+
+
+REASONS_TO_LOOK: Mapping[tuple[int, int], str | None] = {
+    (FileStatus.SUCCESS, 0): None,
+    (FileStatus.SUCCESS, 1): "modified while or just before it was read",
+    **{(FileStatus.FAILED, racy): "failed before" for racy in (0, 1)},
+    **{(FileStatus.PENDING, racy): "not finished before" for racy in (0, 1)},
+    **{(FileStatus.IN_PROGRESS, racy): "not finished before" for racy in (0, 1)},
+}
 
 
 def batches(things: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -3035,8 +3072,17 @@ def count_of(number: int, noun: str) -> str:
 class Console(Observer):
     """Tells a person on standard error: a live line on a terminal, problems everywhere."""
 
-    def __init__(self, *, quiet: bool = False, verbose: bool = False, live: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        quiet: bool = False,
+        verbose: bool = False,
+        live: bool = False,
+        plans: bool = True,
+    ) -> None:
+        """``plans``: list the files of a dry run on standard output."""
         self.quiet = quiet
+        self.plans = plans
         self.verbose = verbose
         self.live = live and not quiet
         self._files = self._size = 0
@@ -3073,7 +3119,7 @@ class Console(Observer):
         )
 
     def planned(self, change: Change) -> None:
-        if self.quiet:
+        if not self.plans:
             return
         found = change.found
         reason = found.problem or change.reason
@@ -3100,6 +3146,8 @@ class Console(Observer):
 def report_failures(summary: Summary, console: Console) -> None:
     """One line for each file that is not in the store, the first REPORTED_FAILURES of them."""
     for failure in summary.failures:
+        if failure["reason"] == summary.error:
+            continue  # it stopped the run, and is told as that
         console.problem(f"failed: {printable(failure['path'])}: {printable(failure['reason'])}")
     more = summary.failed - len(summary.failures)
     if more > 0:
@@ -3178,7 +3226,7 @@ class Parser(argparse.ArgumentParser):
 
 def parse_size(text: str) -> int:
     """Bytes of ``512``, ``20M``, ``1.5GiB``: units of 1,024. Raises ArgumentTypeError."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
     if not match:
         raise argparse.ArgumentTypeError(f"{text!r} is no size: write 16M or 1.5GiB")
     return int(float(match[1]) * SIZE_UNITS[match[2].upper()])
@@ -3186,7 +3234,7 @@ def parse_size(text: str) -> int:
 
 def parse_time(text: str) -> float:
     """Seconds of ``90``, ``90s``, ``15m``, ``2h``, ``1d``. Raises ArgumentTypeError."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd]?)", text.strip())
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([smhd]?)", text.strip())
     if not match:
         raise argparse.ArgumentTypeError(f"{text!r} is no time: write 90s, 15m or 2h")
     return float(match[1]) * TIME_UNITS[match[2]]
@@ -3196,7 +3244,7 @@ def in_range(low: int, high: int) -> Callable[[str], int]:
     """A parser of whole numbers from ``low`` to ``high``."""
 
     def parse(text: str) -> int:
-        if not re.fullmatch(r"\d{1,9}", text) or not low <= int(text) <= high:
+        if not re.fullmatch(r"[0-9]{1,9}", text) or not low <= int(text) <= high:
             raise argparse.ArgumentTypeError(f"{text!r} is not from {low} to {high}")
         return int(text)
 
@@ -3300,7 +3348,7 @@ def check_options(options: argparse.Namespace) -> None:
     """What the parser cannot check. Raises UsageError."""
 
     def refuse(option: str, cause: str, hint: str = "see --help") -> None:
-        raise UsageError("read options", option, cause, hint)
+        raise UsageError(f"{option} {cause}", hint=hint)
 
     if not options.root and not options.status:
         refuse("ROOT", "is missing", "python pfu.py DIRECTORY, or --help")
@@ -3410,7 +3458,8 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
     """The program. Returns the exit code; prints one line for what it cannot do."""
     options = make_parser().parse_args(arguments)
     live = sys.stderr.isatty() and not options.json
-    console = Console(quiet=options.quiet, verbose=options.verbose, live=live)
+    plans = not options.quiet and not options.json
+    console = Console(quiet=options.quiet, verbose=options.verbose, live=live, plans=plans)
     try:
         return run_command(options, console)
     except PfuError as error:
@@ -3423,5 +3472,13 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
         return ExitCode.STOPPED
 
 
+def leave(code: int) -> None:
+    """End the process at once: a thread that waits for a store must not hold it up."""
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -5,8 +5,8 @@ DEPTH counts levels: 1 is ROOT and its files, 2 adds ROOT's subdirectories and t
 so on.  The seed and a file's path decide its size and bytes, so the same options make the same
 tree on every machine and every Python, and a deeper tree holds the shallower one.  Sizes are
 log-uniform: as many files lie between 1 and 2 KiB as between 512 KiB and 1 MiB.  No two files are
-alike and none compresses well, yet a MiB costs one hash: it is a pseudo-random block, the same
-each time, behind a header that hashes seed, path and position.
+alike and none compresses well, yet a MiB costs one hash: it is a header that hashes seed, path
+and position, then a stretch of one pseudo-random block, cut where the header says.
 
 From Python: `generate(SampleTree(root=path, depth=2))` makes a tree, `planned_files` says what is
 in one without making it, and `content` gives the bytes of a file.
@@ -27,6 +27,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 __all__ = ["Made", "SampleTree", "content", "generate", "planned_files"]
@@ -40,7 +41,7 @@ SIZE_LIMIT = 1 * GIB
 DEPTH_LIMIT = 100  # keeps the longest path well under PATH_MAX, 4,096 bytes
 FLAT_LIMIT = 1_000_000
 TREE_LIMIT = 10_000_000  # files and directories together
-BLOCK_BYTES = 1 * MIB
+PIECE_BYTES = 1 * MIB
 HEADER_BYTES = 32
 SUFFIXES = ("bin", "jpg", "txt")  # three, so that content types differ within a directory of three
 
@@ -147,9 +148,9 @@ def _names(count: int) -> Iterator[str]:
 
 
 def _size(seed: int, path: str, smallest: int, largest: int) -> int:
-    low, high = _position(smallest + 1), _position(largest + 1)
+    low, end = _position(smallest + 1), _position(largest + 2)
     draw = int.from_bytes(_digest(seed, path, -1)[:8], "big")
-    return _at(low + (draw * (high - low + 1) >> 64)) - 1
+    return _at(low + (draw * (end - low) >> 64)) - 1
 
 
 def _position(number: int) -> int:
@@ -170,11 +171,13 @@ def _at(position: int) -> int:
 def content(seed: int, path: str, size: int) -> Iterator[memoryview]:
     """The bytes of a file in pieces of at most 1 MiB; `path` is relative to ROOT."""
     block = _block(seed)
-    for position in range(0, size, BLOCK_BYTES):
-        left = min(size - position, BLOCK_BYTES)
-        yield memoryview(_digest(seed, path, position))[:left]
+    for position in range(0, size, PIECE_BYTES):
+        left = min(size - position, PIECE_BYTES)
+        header = _digest(seed, path, position)
+        yield memoryview(header)[:left]
         if left > HEADER_BYTES:
-            yield block[HEADER_BYTES:left]
+            start = int.from_bytes(header[:8], "big") % PIECE_BYTES
+            yield block[start : start + left - HEADER_BYTES]
 
 
 def _digest(seed: int, path: str, position: int) -> bytes:
@@ -184,7 +187,7 @@ def _digest(seed: int, path: str, position: int) -> bytes:
 
 @functools.lru_cache(maxsize=1)
 def _block(seed: int) -> memoryview:
-    return memoryview(hashlib.shake_128(str(seed).encode()).digest(BLOCK_BYTES))
+    return memoryview(hashlib.shake_128(str(seed).encode()).digest(2 * PIECE_BYTES))
 
 
 # ==================================================================================================
@@ -207,17 +210,22 @@ def generate(tree: SampleTree) -> Made:
     is too small.
     """
     root = os.path.abspath(tree.root)
-    os.makedirs(root, exist_ok=True)
     _check_space(tree, root)
     directories = _make_directories(tree, root)
     files = total = 0
     for path, size in planned_files(tree):
-        with open(f"{root}/{path}", "wb") as stream:
-            for piece in content(tree.seed, path, size):
-                stream.write(piece)
+        _write(f"{root}/{path}", content(tree.seed, path, size))
         files += 1
         total += size
     return Made(files, directories, total)
+
+
+def _write(path: str, pieces: Iterator[memoryview]) -> None:
+    try:
+        with open(path, "wb") as stream:
+            stream.writelines(pieces)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from error
 
 
 def _make_directories(tree: SampleTree, root: str) -> int:
@@ -232,7 +240,10 @@ def _make_directories(tree: SampleTree, root: str) -> int:
 
 
 def _check_space(tree: SampleTree, root: str) -> None:
-    free = shutil.disk_usage(root).free
+    above = Path(root)
+    while not above.exists():
+        above = above.parent
+    free = shutil.disk_usage(above).free
     most = tree.directories() * tree.files * tree.largest + tree.flat * tree.flat_largest
     if most <= free:
         return
@@ -313,8 +324,8 @@ def command_line() -> OneLineParser:
 
 def requested_tree(options: argparse.Namespace) -> SampleTree:
     """The tree that the options ask for; raises TreeError."""
-    if options.depth is not None and options.depth < 1:
-        raise TreeError(f"DEPTH must be 1 or more, not {options.depth}")
+    if options.depth is not None and not 1 <= options.depth <= DEPTH_LIMIT:
+        raise TreeError(f"DEPTH must be 1 to {DEPTH_LIMIT}, not {options.depth}")
     if not options.root:
         raise TreeError("--root is empty")
     if os.path.lexists(options.root) and not os.path.isdir(options.root):
@@ -342,23 +353,25 @@ def main(arguments: list[str] | None = None) -> int:
     started = time.monotonic()
     try:
         made = generate(requested_tree(options))
+        print(_report(made, options.root, time.monotonic() - started), flush=True)
     except TreeError as error:
         parser.error(str(error))
     except OSError as error:
-        path = _printable(error.filename or options.root)
+        path = _printable(error.filename or "to standard output")
         print(f"{parser.prog}: cannot write {path}: {error.strerror}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted, the tree is not complete", file=sys.stderr)
         return 130
-    _report(made, options.root, time.monotonic() - started)
     return 0
 
 
-def _report(made: Made, root: str, seconds: float) -> None:
-    print(
-        f"{made.files:,} files in {made.directories:,} directories, {human(made.size)} "
-        f"({made.size:,} bytes), made in {seconds:.1f} s: {_printable(os.path.abspath(root))}"
+def _report(made: Made, root: str, seconds: float) -> str:
+    files = "1 file" if made.files == 1 else f"{made.files:,} files"
+    directories = "1 directory" if made.directories == 1 else f"{made.directories:,} directories"
+    return (
+        f"{files} in {directories}, {human(made.size)} ({made.size:,} bytes), "
+        f"made in {seconds:.1f} s: {_printable(os.path.abspath(root))}"
     )
 
 

@@ -1,0 +1,3104 @@
+"""Tests of pfu, through the command line where a user would, against a distrustful server.
+
+Sections: the S3 server; what the tests share; the main job; rerun, resume, incremental; crashes,
+signals, dying workers; what a tree may hold; trouble; privacy; output; pure parts; uploaders;
+other servers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import bisect
+import calendar
+import contextlib
+import ctypes
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import pickle
+import pty
+import random
+import re
+import resource
+import shutil
+import signal
+import socket
+import sqlite3
+import ssl
+import struct
+import subprocess
+import sys
+import threading
+import time
+import traceback
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from email.utils import formatdate
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, Callable, NamedTuple
+from urllib.parse import parse_qsl, quote, quote_plus, unquote_to_bytes
+from xml.etree import ElementTree
+from xml.sax.saxutils import escape
+
+import boto3
+import pytest
+from botocore import xform_name
+from botocore.auth import S3SigV4Auth, SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
+
+import pfu
+
+KIB, MIB = 1 << 10, 1 << 20
+
+# ======================================================================================
+# The S3 server
+# ======================================================================================
+#
+# It believes nothing and misbehaves on demand. It runs asyncio in a thread of its own, speaks
+# path-style S3 over HTTP/1.1 (TLS if given a context) on 127.0.0.1, and answers STS
+# GetCallerIdentity on the same endpoint. Every signature is computed again by botocore's own
+# signer from what arrived, and every payload digest is checked, so an object that is in this
+# store was signed and delivered correctly. What it stored, what it acknowledged and every request
+# it saw can be read from any thread.
+#
+#     with S3Server(buckets=["b"]) as server:
+#         server.faults.append(Fault(Action("error", 503), operation="PutObject", times=3))
+#         subprocess.run([...], env={**os.environ, **server.environment()})
+#         assert server.objects("b")["a/b"].body == b"..."
+#
+# A request passes: head, signature, permission, bucket | fault | body, digests | operation |
+# answer. What fails in the first group is refused before the body is asked for; faults see only
+# genuine requests.
+
+ACCESS_KEY = "AKIDPFUTEST"
+SECRET_KEY = "pfu-test-secret"
+ACCOUNT = "123456789012"
+MAX_SKEW = 15 * 60
+MAX_HEAD = 1 << 18
+MAX_KEY_BYTES = 1024
+MAX_METADATA_BYTES = 2048
+MAX_PARTS = 10_000
+MIN_PART_SIZE = 5 << 20
+READ_SIZE = 1 << 18
+NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+UPLOADING = {"PutObject", "UploadPart"}
+
+KEPT_HEADERS = re.compile(
+    r"x-amz-meta-.*|x-amz-storage-class|x-amz-server-side-encryption.*|x-amz-tagging|x-amz-acl"
+    r"|x-amz-checksum-.*|content-(type|encoding|disposition|language)|cache-control|expires"
+)
+NOT_RETURNED = {"x-amz-tagging", "x-amz-acl", "x-amz-checksum-algorithm", "x-amz-checksum-type"}
+
+ERRORS = {
+    400: "AccessControlListNotSupported AuthorizationHeaderMalformed BadDigest EntityTooSmall "
+    "ExpiredToken InvalidArgument InvalidPart InvalidPartOrder InvalidRequest InvalidToken "
+    "InvalidURI KeyTooLongError MalformedXML MetadataTooLarge XAmzContentSHA256Mismatch",
+    403: "AccessDenied InvalidAccessKeyId RequestTimeTooSkewed SignatureDoesNotMatch",
+    404: "NoSuchBucket NoSuchBucketPolicy NoSuchKey NoSuchPublicAccessBlockConfiguration "
+    "NoSuchUpload OwnershipControlsNotFoundError",
+    409: "BucketAlreadyExists BucketAlreadyOwnedByYou",
+    411: "MissingContentLength",
+    412: "PreconditionFailed",
+    416: "InvalidRange",
+    500: "InternalError",
+    501: "NotImplemented",
+}
+STATUS = {code: status for status, codes in ERRORS.items() for code in codes.split()}
+
+
+class S3Error(Exception):
+    """A refusal: one of ERRORS by its code; `extra` goes into the XML."""
+
+    def __init__(self, code: str, message: str = "refused", **extra: str) -> None:
+        super().__init__(code)
+        self.status, self.code, self.message, self.extra = STATUS[code], code, message, extra
+
+
+@dataclass
+class Answer:
+    """What goes back: `headers` without Content-Length and Date, which encode() adds."""
+
+    status: int = 200
+    body: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict)
+
+    def encode(self, now: float, head_only: bool = False) -> bytes:
+        lines = [f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}"]
+        fields = {"date": formatdate(now, usegmt=True), "server": "pfu-test", **self.headers}
+        if self.status != 204:
+            fields.setdefault("content-length", str(len(self.body)))
+        lines += [f"{name}: {value}" for name, value in fields.items()]
+        head = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+        return head if head_only else head + self.body
+
+
+# ---------------------------------------------------------------------------
+# What tests read
+# ---------------------------------------------------------------------------
+
+
+class LoggedRequest(NamedTuple):
+    """One request, in the order in which answers ended.
+
+    operation: as botocore names it, '' if unknown. status: 0 if no status line was sent.
+    headers: lower-case names. acknowledged: the operation was done, and an answer that says so was
+    written completely to the socket of a client that had not gone.
+    """
+
+    operation: str
+    bucket: str
+    key: str
+    query: dict[str, str]
+    status: int
+    headers: dict[str, str]
+    acknowledged: bool
+
+
+@dataclass
+class StoredPart:
+    """One part; body is None without keep_bodies, checksum is x-amz-checksum-sha256 as sent."""
+
+    number: int
+    size: int
+    sha256: str
+    etag: str
+    checksum: str
+    body: bytes | None
+    modified: float
+
+
+@dataclass
+class StoredObject:
+    """One object. headers: lower-case, with content-type, x-amz-meta-*, storage class and so on.
+
+    puts: how often PutObject or CompleteMultipartUpload of this key was acknowledged.
+    sha256: hex; of a multipart object without keep_bodies it is that of the parts' digests, `-` and
+    their number, as its parts then hold all that is known.
+    """
+
+    body: bytes | None
+    size: int
+    sha256: str
+    etag: str
+    headers: dict[str, str]
+    modified: float
+    puts: int = 0
+    parts: tuple[StoredPart, ...] = ()
+
+
+@dataclass
+class StoredUpload:
+    """One unfinished multipart upload."""
+
+    upload_id: str
+    key: str
+    headers: dict[str, str]
+    initiated: float
+    parts: dict[int, StoredPart] = field(default_factory=dict)
+
+
+ALL_BLOCKED = dict.fromkeys(
+    ("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets"), True
+)
+
+
+@dataclass
+class StoredBucket:
+    """One bucket, private as S3 makes them; tests may change any field.
+
+    policy_public: None means no policy. acl_groups: URIs of groups that the ACL lets READ.
+    headers: those of the CreateBucket request. part_acknowledgements: (key, upload id, number).
+    """
+
+    name: str
+    owner: str = ACCOUNT
+    location: str = ""
+    headers: dict[str, str] = field(default_factory=dict)
+    ownership: str | None = "BucketOwnerEnforced"
+    public_access_block: dict[str, bool] | None = field(default_factory=ALL_BLOCKED.copy)
+    policy_public: bool | None = None
+    acl_groups: list[str] = field(default_factory=list)
+    objects: dict[str, StoredObject] = field(default_factory=dict)
+    uploads: dict[str, StoredUpload] = field(default_factory=dict)
+    part_acknowledgements: Counter[tuple[str, str, int]] = field(default_factory=Counter)
+    sorted_keys: list[str] | None = None
+
+    def put(self, key: str, stored: StoredObject) -> None:
+        previous = self.objects.get(key)
+        if previous is None:
+            self.sorted_keys = None
+        else:
+            stored.puts = previous.puts
+        self.objects[key] = stored
+
+    def delete(self, key: str) -> None:
+        if self.objects.pop(key, None) is not None:
+            self.sorted_keys = None
+
+    def keys(self) -> list[str]:
+        """In the order of their UTF-8 bytes, which is that of their code points."""
+        if self.sorted_keys is None:
+            self.sorted_keys = sorted(self.objects)
+        return self.sorted_keys
+
+
+# ---------------------------------------------------------------------------
+# Faults
+# ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Action:
+    """One way to misbehave; `kind` is one of
+
+    error                answers `status`, `code`, `message` with `headers` (error200: with 200)
+    early_error          the same before the body is read, and closes
+    redirect             answers 301 or 307 (`status`) with `region` and `endpoint` (a URL) to
+                         what is not signed for `region`
+    reset_before_body    RST; also reset_within_body (half of it was read), reset_after_body
+    garbage              bytes that are not HTTP, and closes
+    endless              headers that promise 1 MiB, then a byte each `seconds`
+    and, after the operation was done,
+    slow                 the answer comes `seconds` later
+    call                 calls `function` in the server's thread, then answers
+    half_headers         the answer ends within its headers; half_body: before its Content-Length
+    close_after          the answer, then closes though it had not said so
+    lost_ack             RST instead of the answer
+    """
+
+    kind: str
+    status: int = 500
+    code: str = "InternalError"
+    message: str = "injected"
+    headers: Mapping[str, str] = field(default_factory=dict)
+    seconds: float = 0
+    region: str = ""
+    endpoint: str = ""
+    function: Callable[[], None] | None = None
+
+    def __post_init__(self) -> None:
+        if not KINDS.fullmatch(self.kind):
+            raise ValueError(self.kind)
+
+
+KINDS = re.compile(
+    "error|error200|early_error|redirect|reset_(before|within|after)_body|garbage|endless"
+    "|slow|call|half_(headers|body)|close_after|lost_ack|honest"
+)
+
+
+@dataclass
+class Fault:
+    """When to misbehave: the first fault in server.faults that matches a request is applied.
+
+    key: a regular expression that is searched for. times: None is for ever. after: matching
+    requests to let pass first. probability: by the server's seeded generator. applied: how often
+    it was.
+    """
+
+    action: Action
+    operation: str | None = None
+    key: str | None = None
+    times: int | None = None
+    after: int = 0
+    probability: float = 1.0
+    seen: int = 0
+    applied: int = 0
+
+    def matches(self, request: Request, generator: random.Random) -> bool:
+        if not self._concerns(request) or self.applied == self.times:
+            return False
+        self.seen += 1
+        if self.seen <= self.after or generator.random() >= self.probability:
+            return False
+        self.applied += 1
+        return True
+
+    def _concerns(self, request: Request) -> bool:
+        if self.operation not in (None, request.operation):
+            return False
+        if self.action.kind == "redirect" and request.scope.region == self.action.region:
+            return False
+        return self.key is None or re.search(self.key, request.key) is not None
+
+
+# ---------------------------------------------------------------------------
+# Requests
+# ---------------------------------------------------------------------------
+
+
+class Operation(NamedTuple):
+    """level: how deep the path goes. A query must have all of required, and none but optional."""
+
+    name: str
+    method: str
+    level: str
+    required: frozenset[str]
+    optional: frozenset[str]
+
+
+def operation_table(*rows: str) -> list[Operation]:
+    """Rows are `name method level required,names optional,names`, `-` for none."""
+    table = []
+    for row in rows:
+        name, method, level, required, optional = row.split()
+        needed = frozenset(required.split(",")) - {"-"}
+        table.append(
+            Operation(name, method, level, needed, needed | {*optional.split(","), "x-id"})
+        )
+    return table
+
+
+OPERATIONS = operation_table(
+    "PutObject PUT key - -",
+    "UploadPart PUT key partNumber,uploadId -",
+    "GetObject GET key - -",
+    "HeadObject HEAD key - -",
+    "DeleteObject DELETE key - -",
+    "CreateMultipartUpload POST key uploads -",
+    "CompleteMultipartUpload POST key uploadId -",
+    "AbortMultipartUpload DELETE key uploadId -",
+    "ListParts GET key uploadId max-parts,part-number-marker,encoding-type",
+    "ListObjectsV2 GET bucket list-type"
+    " prefix,continuation-token,start-after,max-keys,encoding-type,fetch-owner",
+    "ListMultipartUploads GET bucket uploads"
+    " prefix,key-marker,upload-id-marker,max-uploads,encoding-type",
+    "CreateBucket PUT bucket - -",
+    "HeadBucket HEAD bucket - -",
+    "GetBucketLocation GET bucket location -",
+    "PutPublicAccessBlock PUT bucket publicAccessBlock -",
+    "GetPublicAccessBlock GET bucket publicAccessBlock -",
+    "GetBucketPolicyStatus GET bucket policyStatus -",
+    "PutBucketOwnershipControls PUT bucket ownershipControls -",
+    "GetBucketOwnershipControls GET bucket ownershipControls -",
+    "GetBucketAcl GET bucket acl -",
+    "GetCallerIdentity POST service - -",
+)
+
+
+class Scope(NamedTuple):
+    """What an Authorization header says."""
+
+    access_key: str
+    date: str
+    region: str
+    service: str
+    signed_headers: tuple[str, ...]
+    signature: str
+
+
+AUTHORIZATION = re.compile(
+    r"AWS4-HMAC-SHA256 Credential=([^/,\s]+)/(\d{8})/([^/,\s]+)/([^/,\s]+)/aws4_request,\s*"
+    r"SignedHeaders=([^,\s]+),\s*Signature=([0-9a-f]{64})"
+)
+
+
+class Request:
+    """One request as received; the body's digests grow with receive()."""
+
+    def __init__(self, head: bytes) -> None:
+        lines = decode(head, "ascii").split("\r\n")
+        self.method, _, rest = lines[0].partition(" ")
+        self.target, _, version = rest.rpartition(" ")
+        if version != "HTTP/1.1" or not self.target.startswith("/") or "#" in self.target:
+            raise S3Error("InvalidRequest", "request line")
+        self.headers = parse_headers(lines[1:])
+        path, _, query = self.target.partition("?")
+        raw = unquote_to_bytes(path)
+        self.canonical_path = quote(raw, safe="/~")
+        self.bucket, _, self.key = decode(raw, "utf-8")[1:].partition("/")
+        self.query_pairs = parse_query(query)
+        self.query = dict(self.query_pairs)
+        self.operation = operation_of(self)
+        self.scope = Scope("", "", "", "", (), "")
+        self.ended = False
+        self._expect_body()
+
+    def _expect_body(self) -> None:
+        self.chunks: list[bytes] = []
+        self.size, self.crc32 = 0, 0
+        self.sha256, self.md5 = hashlib.sha256(), hashlib.md5()
+        length = self.headers.get("content-length", "0")
+        if "transfer-encoding" in self.headers:
+            raise S3Error("NotImplemented", "Transfer-Encoding")
+        if not re.fullmatch("[0-9]{1,15}", length):
+            raise S3Error("InvalidRequest", "Content-Length")
+        if self.method == "PUT" and "content-length" not in self.headers:
+            raise S3Error("MissingContentLength")
+        self.unread = int(length)
+
+    def receive(self, chunk: bytes, keep: bool) -> None:
+        self.unread -= len(chunk)
+        self.size += len(chunk)
+        self.sha256.update(chunk)
+        self.md5.update(chunk)
+        if "x-amz-checksum-crc32" in self.headers:
+            self.crc32 = zlib.crc32(chunk, self.crc32)
+        if keep:
+            self.chunks.append(chunk)
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(self.chunks)
+
+    def logged(self, status: int, acknowledged: bool) -> LoggedRequest:
+        what = (self.operation, self.bucket, self.key, self.query)
+        return LoggedRequest(*what, status, self.headers, acknowledged)
+
+    @property
+    def expects_continue(self) -> bool:
+        return self.headers.get("expect", "").lower() == "100-continue"
+
+
+def decode(text: bytes, encoding: str) -> str:
+    try:
+        return text.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise S3Error("InvalidURI", f"not {encoding}") from error
+
+
+def unquoted(text: str) -> str:
+    return decode(unquote_to_bytes(text), "utf-8")
+
+
+def parse_headers(lines: list[str]) -> dict[str, str]:
+    """Names in lower case; values of repeated names joined by commas, as they are signed."""
+    headers: dict[str, str] = {}
+    for line in lines:
+        name, colon, value = line.partition(":")
+        if not colon or not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name):
+            raise S3Error("InvalidRequest", "header line")
+        name, value = name.lower(), value.strip(" \t")
+        headers[name] = f"{headers[name]},{value}" if name in headers else value
+    return headers
+
+
+def parse_query(query: str) -> list[tuple[str, str]]:
+    pairs = []
+    for pair in query.split("&") if query else ():
+        name, _, value = pair.partition("=")
+        pairs.append((unquoted(name), unquoted(value)))
+    return pairs
+
+
+def operation_of(request: Request) -> str:
+    level = "key" if request.key else "bucket" if request.bucket else "service"
+    names = request.query.keys()
+    if "x-amz-copy-source" in request.headers:
+        return ""
+    found = (
+        row.name
+        for row in OPERATIONS
+        if row[1:3] == (request.method, level) and row.required <= names <= row.optional
+    )
+    return next(found, "")
+
+
+# ---------------------------------------------------------------------------
+# Verification
+# ---------------------------------------------------------------------------
+
+
+def parse_authorization(request: Request) -> Scope:
+    header = request.headers.get("authorization")
+    if header is None:
+        raise S3Error("AccessDenied", "not signed")
+    match = AUTHORIZATION.fullmatch(header)
+    if match is None:
+        raise S3Error("AuthorizationHeaderMalformed")
+    access_key, date, region, service, signed, signature = match.groups()
+    return Scope(access_key, date, region, service, tuple(signed.split(";")), signature)
+
+
+def expected_signature(request: Request, scope: Scope, secret: str) -> str:
+    """botocore's signature of what arrived: the path and query encoded anew, the signed headers."""
+    signer_class = S3SigV4Auth if scope.service == "s3" else SigV4Auth
+    signer = signer_class(Credentials(scope.access_key, secret), scope.service, scope.region)
+    replica = AWSRequest(
+        method=request.method,
+        url=f"http://{request.headers['host']}{request.canonical_path}",
+        headers={name: request.headers[name] for name in scope.signed_headers},
+        params=dict(request.query_pairs),
+        data=request.body,
+    )
+    replica.context["timestamp"] = request.headers["x-amz-date"]
+    text = signer.string_to_sign(replica, signer.canonical_request(replica))
+    return str(signer.signature(text, replica))
+
+
+def check_signature(request: Request, secret: str) -> None:
+    scope = request.scope
+    must = {n for n in request.headers if n.startswith("x-amz-") or n in ("host", "content-md5")}
+    if missing := (must | {"host", "x-amz-date"}).difference(scope.signed_headers):
+        raise S3Error("AccessDenied", f"not signed: {', '.join(sorted(missing))}")
+    if absent := set(scope.signed_headers).difference(request.headers):
+        raise S3Error("SignatureDoesNotMatch", f"absent: {', '.join(sorted(absent))}")
+    if expected_signature(request, scope, secret) != scope.signature:
+        raise S3Error("SignatureDoesNotMatch")
+
+
+def check_date(request: Request, now: float) -> None:
+    stamp = request.headers.get("x-amz-date", "")
+    if not re.fullmatch(r"\d{8}T\d{6}Z", stamp) or stamp[:8] != request.scope.date:
+        raise S3Error("AccessDenied", "x-amz-date")
+    if abs(calendar.timegm(time.strptime(stamp, "%Y%m%dT%H%M%SZ")) - now) > MAX_SKEW:
+        server_time = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now))
+        raise S3Error("RequestTimeTooSkewed", RequestTime=stamp, ServerTime=server_time)
+
+
+def check_payload_header(request: Request, unsigned_allowed: bool) -> None:
+    digest = request.headers.get("x-amz-content-sha256", "")
+    chunked = "aws-chunked" in request.headers.get("content-encoding", "")
+    if chunked or digest.startswith("STREAMING-") or "x-amz-trailer" in request.headers:
+        raise S3Error("NotImplemented", "aws-chunked")
+    if digest == "UNSIGNED-PAYLOAD" and unsigned_allowed:
+        return
+    if not re.fullmatch("[0-9a-f]{64}", digest):
+        raise S3Error("InvalidRequest", "x-amz-content-sha256")
+
+
+def check_payload(request: Request) -> None:
+    """Every digest that the request carries against the body that arrived."""
+    claimed = request.headers.get("x-amz-content-sha256")
+    if claimed not in (None, "UNSIGNED-PAYLOAD", request.sha256.hexdigest()):
+        raise S3Error("XAmzContentSHA256Mismatch")
+    digests = {
+        "content-md5": request.md5.digest(),
+        "x-amz-checksum-sha256": request.sha256.digest(),
+        "x-amz-checksum-crc32": struct.pack(">I", request.crc32),
+    }
+    for name, digest in digests.items():
+        if request.headers.get(name) not in (None, encode64(digest)):
+            raise S3Error("BadDigest", name)
+    for name in request.headers:
+        if re.fullmatch("x-amz-checksum-(crc32c|crc64nvme|sha1)", name):
+            raise S3Error("NotImplemented", name)
+
+
+def encode64(digest: bytes) -> str:
+    return base64.b64encode(digest).decode("ascii")
+
+
+# ---------------------------------------------------------------------------
+# XML
+# ---------------------------------------------------------------------------
+
+
+def xml(tag: str, content: Any) -> str:
+    """content: text, a bool, a number, or a list of (tag with its attributes, content)."""
+    if isinstance(content, list):
+        inner = "".join(xml(*child) for child in content)
+    elif isinstance(content, bool):
+        inner = str(content).lower()
+    else:
+        inner = escape(str(content), {"\n": "&#10;", "\r": "&#13;", "\t": "&#9;"})
+    return f"<{tag}>{inner}</{tag.partition(' ')[0]}>"
+
+
+def document(tag: str, content: Any, namespace: str = NAMESPACE) -> Answer:
+    text = xml(f'{tag} xmlns="{namespace}"' if namespace else tag, content)
+    body = f'<?xml version="1.0" encoding="UTF-8"?>\n{text}'.encode()
+    return Answer(200, body, {"content-type": "application/xml"})
+
+
+def error_answer(request: Request | None, error: S3Error) -> Answer:
+    fields = [("Code", error.code), ("Message", error.message), *error.extra.items()]
+    if request is not None and request.scope.service == "sts":
+        answer = document("ErrorResponse", [("Error", [("Type", "Sender"), *fields])], "")
+    else:
+        resource = request.canonical_path if request else ""
+        answer = document("Error", [*fields, ("Resource", resource)], "")
+    answer.status = error.status
+    return answer
+
+
+def parse_xml(body: bytes) -> ElementTree.Element:
+    """The document with its namespaces taken off."""
+    try:
+        root = ElementTree.fromstring(body)
+    except ElementTree.ParseError as error:
+        raise S3Error("MalformedXML") from error
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]
+    return root
+
+
+def iso_time(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(seconds))
+
+
+def number_of(query: dict[str, str], name: str, default: int, most: int) -> int:
+    """A number from the query, cut at `most`."""
+    text = query.get(name) or str(default)
+    if not re.fullmatch("[0-9]{1,9}", text):
+        raise S3Error("InvalidArgument", name)
+    return min(int(text), most)
+
+
+def key_encoder(query: dict[str, str]) -> Callable[[str], str]:
+    if "encoding-type" not in query:
+        return str
+    if query["encoding-type"] != "url":
+        raise S3Error("InvalidArgument", "encoding-type")
+    return lambda key: quote_plus(key, safe="/")
+
+
+# ---------------------------------------------------------------------------
+# The store: one method an operation
+# ---------------------------------------------------------------------------
+
+
+class Store:
+    """Buckets and what S3 does with them; each operation takes a request and returns its answer."""
+
+    def __init__(self, account: str, min_part_size: int, keep_bodies: bool) -> None:
+        self.account = account
+        self.min_part_size = min_part_size
+        self.keep_bodies = keep_bodies
+        self.buckets: dict[str, StoredBucket] = {}
+        self.now: Callable[[], float] = time.time
+        self._numbers = itertools.count(1)
+
+    def perform(self, request: Request) -> Answer:
+        operation: Callable[[Request], Answer] = getattr(self, xform_name(request.operation))
+        return operation(request)
+
+    def check_bucket(self, request: Request) -> None:
+        if request.operation in ("CreateBucket", "GetCallerIdentity"):
+            return
+        expected = request.headers.get("x-amz-expected-bucket-owner")
+        if expected not in (None, self.bucket(request.bucket).owner):
+            raise S3Error("AccessDenied", "expected bucket owner")
+
+    def bucket(self, name: str) -> StoredBucket:
+        if name not in self.buckets:
+            raise S3Error("NoSuchBucket", BucketName=name)
+        return self.buckets[name]
+
+    def put_object(self, request: Request) -> Answer:
+        bucket = self.bucket(request.bucket)
+        self._check_condition(bucket, request)
+        headers = self._kept_headers(bucket, request)
+        etag = self._etag(request.md5.digest(), headers)
+        body = request.body if self.keep_bodies else None
+        digest = request.sha256.hexdigest()
+        bucket.put(request.key, StoredObject(body, request.size, digest, etag, headers, self.now()))
+        return Answer(headers={"etag": f'"{etag}"', **returned(headers, "x-amz-")})
+
+    @staticmethod
+    def _check_condition(bucket: StoredBucket, request: Request) -> None:
+        condition = request.headers.get("if-none-match")
+        if "if-match" in request.headers or condition not in (None, "*"):
+            raise S3Error("NotImplemented", "condition")
+        if condition == "*" and request.key in bucket.objects:
+            raise S3Error("PreconditionFailed", Condition="If-None-Match")
+
+    @staticmethod
+    def _kept_headers(bucket: StoredBucket, request: Request) -> dict[str, str]:
+        if len(request.key.encode()) > MAX_KEY_BYTES:
+            raise S3Error("KeyTooLongError")
+        kept = {name: value for name, value in request.headers.items() if KEPT_HEADERS.match(name)}
+        metadata = {n[11:]: v for n, v in kept.items() if n.startswith("x-amz-meta-")}
+        if sum(len(name) + len(value) for name, value in metadata.items()) > MAX_METADATA_BYTES:
+            raise S3Error("MetadataTooLarge")
+        acl_is_off = bucket.ownership == "BucketOwnerEnforced"
+        if acl_is_off and kept.get("x-amz-acl") not in (None, "bucket-owner-full-control"):
+            raise S3Error("AccessControlListNotSupported")
+        kept.setdefault("content-type", "binary/octet-stream")
+        return kept
+
+    @staticmethod
+    def _etag(md5: bytes, headers: dict[str, str]) -> str:
+        """The MD5, unless KMS encrypts."""
+        encryption = headers.get("x-amz-server-side-encryption", "")
+        return hashlib.md5(b"kms" + md5).hexdigest() if "kms" in encryption else md5.hex()
+
+    def _object(self, request: Request) -> StoredObject:
+        stored = self.bucket(request.bucket).objects.get(request.key)
+        if stored is None:
+            raise S3Error("NoSuchKey")
+        return stored
+
+    def head_object(self, request: Request) -> Answer:
+        stored = self._object(request)
+        answer = Answer(headers=returned(stored.headers))
+        answer.headers["content-length"] = str(stored.size)
+        answer.headers["etag"] = f'"{stored.etag}"'
+        answer.headers["last-modified"] = formatdate(stored.modified, usegmt=True)
+        return answer
+
+    def get_object(self, request: Request) -> Answer:
+        body = self._object(request).body
+        if body is None:
+            raise S3Error("NotImplemented", "bodies are not kept")
+        answer = self.head_object(request)
+        if "range" in request.headers:
+            first, last = byte_range(request.headers["range"], len(body))
+            answer.status = 206
+            answer.headers["content-range"] = f"bytes {first}-{last}/{len(body)}"
+            body = body[first : last + 1]
+        answer.body = body
+        answer.headers["content-length"] = str(len(body))
+        return answer
+
+    def delete_object(self, request: Request) -> Answer:
+        self.bucket(request.bucket).delete(request.key)
+        return Answer(204)
+
+    def list_objects_v2(self, request: Request) -> Answer:
+        query, encode = request.query, key_encoder(request.query)
+        bucket, prefix = self.bucket(request.bucket), query.get("prefix", "")
+        limit = number_of(query, "max-keys", 1000, 1000)
+        found = keys_after(bucket.keys(), prefix, list_start(query), limit + 1)
+        keys, truncated = found[:limit], len(found) > limit > 0
+        fields: list[tuple[str, Any]] = [("Name", bucket.name), ("Prefix", encode(prefix))]
+        fields += [("KeyCount", len(keys)), ("MaxKeys", limit), ("IsTruncated", truncated)]
+        if "encoding-type" in query:
+            fields.append(("EncodingType", "url"))
+        if truncated:
+            fields.append(("NextContinuationToken", encode64(keys[-1].encode())))
+        for key in keys:
+            stored = bucket.objects[key]
+            entry = listed("Key", encode(key), stored.etag, stored.size, stored.modified)
+            storage_class = stored.headers.get("x-amz-storage-class", "STANDARD")
+            fields.append(("Contents", [*entry, ("StorageClass", storage_class)]))
+        return document("ListBucketResult", fields)
+
+    def create_multipart_upload(self, request: Request) -> Answer:
+        bucket = self.bucket(request.bucket)
+        headers = self._kept_headers(bucket, request)
+        if headers.get("x-amz-checksum-algorithm", "SHA256") != "SHA256":
+            raise S3Error("NotImplemented", "checksum algorithm")
+        upload_id = f"{next(self._numbers):08d}-{random.getrandbits(64):016x}"
+        bucket.uploads[upload_id] = StoredUpload(upload_id, request.key, headers, self.now())
+        fields = [("Bucket", bucket.name), ("Key", request.key), ("UploadId", upload_id)]
+        return document("InitiateMultipartUploadResult", fields)
+
+    def _upload(self, request: Request) -> StoredUpload:
+        upload = self.bucket(request.bucket).uploads.get(request.query["uploadId"])
+        if upload is None or upload.key != request.key:
+            raise S3Error("NoSuchUpload", UploadId=request.query["uploadId"])
+        return upload
+
+    def upload_part(self, request: Request) -> Answer:
+        upload = self._upload(request)
+        number = number_of(request.query, "partNumber", 0, MAX_PARTS + 1)
+        if not 1 <= number <= MAX_PARTS:
+            raise S3Error("InvalidArgument", "partNumber")
+        checksum = request.headers.get("x-amz-checksum-sha256", "")
+        if "x-amz-checksum-algorithm" in upload.headers and not checksum:
+            raise S3Error("InvalidRequest", "the upload was begun with SHA256, the part has none")
+        etag = self._etag(request.md5.digest(), upload.headers)
+        body = request.body if self.keep_bodies else None
+        upload.parts[number] = StoredPart(
+            number, request.size, request.sha256.hexdigest(), etag, checksum, body, self.now()
+        )
+        return Answer(headers={"etag": f'"{etag}"'})
+
+    def complete_multipart_upload(self, request: Request) -> Answer:
+        bucket, upload = self.bucket(request.bucket), self._upload(request)
+        self._check_condition(bucket, request)
+        parts = self._completed_parts(request, upload)
+        etag = hashlib.md5(b"".join(bytes.fromhex(part.etag) for part in parts)).hexdigest()
+        stored = joined(parts, f"{etag}-{len(parts)}", upload.headers, self.now())
+        del bucket.uploads[upload.upload_id]
+        bucket.put(upload.key, stored)
+        fields = [("Bucket", bucket.name), ("Key", upload.key), ("ETag", f'"{stored.etag}"')]
+        return document("CompleteMultipartUploadResult", fields)
+
+    def _completed_parts(self, request: Request, upload: StoredUpload) -> list[StoredPart]:
+        """The parts that the body names: all there, in ascending order, large enough."""
+        root = parse_xml(request.body)
+        elements = root.findall("Part")
+        if root.tag != "CompleteMultipartUpload" or not elements:
+            raise S3Error("MalformedXML")
+        parts = [named_part(element, upload) for element in elements]
+        numbers = [part.number for part in parts]
+        if sorted(set(numbers)) != numbers:
+            raise S3Error("InvalidPartOrder")
+        for part in parts[:-1]:
+            if part.size < self.min_part_size:
+                raise S3Error("EntityTooSmall", PartNumber=str(part.number))
+        return parts
+
+    def abort_multipart_upload(self, request: Request) -> Answer:
+        upload = self._upload(request)
+        del self.bucket(request.bucket).uploads[upload.upload_id]
+        return Answer(204)
+
+    def list_parts(self, request: Request) -> Answer:
+        upload, query = self._upload(request), request.query
+        limit = number_of(query, "max-parts", 1000, 1000)
+        marker = number_of(query, "part-number-marker", 0, MAX_PARTS)
+        numbers = sorted(number for number in upload.parts if number > marker)
+        shown = numbers[:limit]
+        fields: list[tuple[str, Any]] = [("Bucket", request.bucket)]
+        fields += [("Key", key_encoder(query)(upload.key)), ("UploadId", upload.upload_id)]
+        fields += [("PartNumberMarker", marker), ("MaxParts", limit)]
+        fields += [("IsTruncated", len(numbers) > limit)]
+        fields += [("NextPartNumberMarker", shown[-1] if shown else marker)]
+        for part in (upload.parts[number] for number in shown):
+            entry = listed("PartNumber", str(part.number), part.etag, part.size, part.modified)
+            checksum = [("ChecksumSHA256", part.checksum)] if part.checksum else []
+            fields.append(("Part", [*entry, *checksum]))
+        return document("ListPartsResult", fields)
+
+    def list_multipart_uploads(self, request: Request) -> Answer:
+        query, encode = request.query, key_encoder(request.query)
+        bucket, prefix = self.bucket(request.bucket), query.get("prefix", "")
+        limit = number_of(query, "max-uploads", 1000, 1000)
+        marker = (query.get("key-marker", ""), query.get("upload-id-marker") or "\U0010ffff")
+        found = sorted((u.key, u.upload_id) for u in bucket.uploads.values())
+        found = [pair for pair in found if pair[0].startswith(prefix) and pair > marker]
+        shown, truncated = found[:limit], len(found) > limit > 0
+        fields: list[tuple[str, Any]] = [("Bucket", bucket.name), ("IsTruncated", truncated)]
+        fields += [("Prefix", encode(prefix)), ("MaxUploads", limit)]
+        if truncated:
+            fields += [
+                ("NextKeyMarker", encode(shown[-1][0])),
+                ("NextUploadIdMarker", shown[-1][1]),
+            ]
+        for key, upload_id in shown:
+            initiated = ("Initiated", iso_time(bucket.uploads[upload_id].initiated))
+            fields.append(("Upload", [("Key", encode(key)), ("UploadId", upload_id), initiated]))
+        return document("ListMultipartUploadsResult", fields)
+
+    def create_bucket(self, request: Request) -> Answer:
+        existing = self.buckets.get(request.bucket)
+        if existing is not None:
+            mine = existing.owner == self.account
+            raise S3Error("BucketAlreadyOwnedByYou" if mine else "BucketAlreadyExists")
+        location = ""
+        if request.size:
+            location = parse_xml(request.body).findtext("LocationConstraint") or ""
+        ownership = request.headers.get("x-amz-object-ownership", "BucketOwnerEnforced")
+        self.buckets[request.bucket] = StoredBucket(
+            request.bucket, self.account, location, request.headers, ownership
+        )
+        return Answer(headers={"location": f"/{request.bucket}"})
+
+    def head_bucket(self, request: Request) -> Answer:
+        location = self.bucket(request.bucket).location
+        return Answer(headers={"x-amz-bucket-region": location or "us-east-1"})
+
+    def get_bucket_location(self, request: Request) -> Answer:
+        return document("LocationConstraint", self.bucket(request.bucket).location)
+
+    def put_public_access_block(self, request: Request) -> Answer:
+        root = parse_xml(request.body)
+        flags = {name: root.findtext(name, "false").lower() == "true" for name in ALL_BLOCKED}
+        self.bucket(request.bucket).public_access_block = flags
+        return Answer()
+
+    def get_public_access_block(self, request: Request) -> Answer:
+        flags = self.bucket(request.bucket).public_access_block
+        if flags is None:
+            raise S3Error("NoSuchPublicAccessBlockConfiguration")
+        return document("PublicAccessBlockConfiguration", list(flags.items()))
+
+    def get_bucket_policy_status(self, request: Request) -> Answer:
+        public = self.bucket(request.bucket).policy_public
+        if public is None:
+            raise S3Error("NoSuchBucketPolicy")
+        return document("PolicyStatus", [("IsPublic", public)])
+
+    def put_bucket_ownership_controls(self, request: Request) -> Answer:
+        ownership = parse_xml(request.body).findtext("Rule/ObjectOwnership")
+        if ownership is None:
+            raise S3Error("MalformedXML")
+        self.bucket(request.bucket).ownership = ownership
+        return Answer()
+
+    def get_bucket_ownership_controls(self, request: Request) -> Answer:
+        ownership = self.bucket(request.bucket).ownership
+        if ownership is None:
+            raise S3Error("OwnershipControlsNotFoundError")
+        return document("OwnershipControls", [("Rule", [("ObjectOwnership", ownership)])])
+
+    def get_bucket_acl(self, request: Request) -> Answer:
+        bucket = self.bucket(request.bucket)
+        grants = [("Grant", grant("CanonicalUser", "ID", bucket.owner, "FULL_CONTROL"))]
+        grants += [("Grant", grant("Group", "URI", uri, "READ")) for uri in bucket.acl_groups]
+        fields = [("Owner", [("ID", bucket.owner)]), ("AccessControlList", grants)]
+        return document("AccessControlPolicy", fields)
+
+    def get_caller_identity(self, request: Request) -> Answer:
+        form = dict(parse_qsl(request.body.decode("utf-8", "replace")))
+        if request.scope.service != "sts" or form.get("Action") != "GetCallerIdentity":
+            raise S3Error("NotImplemented")
+        arn = f"arn:aws:iam::{self.account}:user/pfu"
+        fields = [("Arn", arn), ("UserId", "AIDAPFUTEST"), ("Account", self.account)]
+        result = [("GetCallerIdentityResult", fields)]
+        namespace = "https://sts.amazonaws.com/doc/2011-06-15/"
+        return document("GetCallerIdentityResponse", result, namespace)
+
+
+def returned(headers: dict[str, str], prefix: str = "") -> dict[str, str]:
+    """The stored headers that an answer repeats."""
+    shown = {n: v for n, v in headers.items() if n.startswith(prefix) and n not in NOT_RETURNED}
+    if prefix:
+        shown = {n: v for n, v in shown.items() if not n.startswith("x-amz-meta-")}
+    if shown.get("x-amz-storage-class") == "STANDARD":
+        del shown["x-amz-storage-class"]
+    return shown
+
+
+def byte_range(header: str, size: int) -> tuple[int, int]:
+    match = re.fullmatch(r"bytes=(\d*)-(\d*)", header)
+    if match is None or not any(match.groups()):
+        raise S3Error("InvalidArgument", "Range")
+    if not match[1]:
+        return max(0, size - int(match[2])), size - 1
+    first, last = int(match[1]), min(int(match[2] or size), size - 1)
+    if first > last:
+        raise S3Error("InvalidRange")
+    return first, last
+
+
+def list_start(query: dict[str, str]) -> str:
+    """The key after which a listing goes on."""
+    if "continuation-token" not in query:
+        return query.get("start-after", "")
+    try:
+        return base64.b64decode(query["continuation-token"], validate=True).decode("utf-8")
+    except ValueError as error:
+        raise S3Error("InvalidArgument", "continuation-token") from error
+
+
+def keys_after(keys: list[str], prefix: str, start: str, limit: int) -> list[str]:
+    first = max(bisect.bisect_right(keys, start), bisect.bisect_left(keys, prefix))
+    chosen = keys[first : first + limit]
+    return [key for key in chosen if key.startswith(prefix)]
+
+
+def listed(tag: str, key: str, etag: str, size: int, modified: float) -> list[tuple[str, Any]]:
+    fields: list[tuple[str, Any]] = [(tag, key), ("LastModified", iso_time(modified))]
+    return [*fields, ("ETag", f'"{etag}"'), ("Size", size)]
+
+
+def grant(kind: str, field_name: str, grantee: str, permission: str) -> list[tuple[str, Any]]:
+    schema = "http://www.w3.org/2001/XMLSchema-instance"
+    tag = f'Grantee xmlns:xsi="{schema}" xsi:type="{kind}"'
+    return [(tag, [(field_name, grantee)]), ("Permission", permission)]
+
+
+def named_part(element: ElementTree.Element, upload: StoredUpload) -> StoredPart:
+    """The uploaded part that an element of the CompleteMultipartUpload body means."""
+    number, etag = element.findtext("PartNumber", ""), element.findtext("ETag", "").strip('"')
+    part = upload.parts.get(int(number)) if number.isdigit() else None
+    if part is None or part.etag != etag:
+        raise S3Error("InvalidPart", PartNumber=number)
+    checksum = element.findtext("ChecksumSHA256")
+    if checksum not in (None, part.checksum):
+        raise S3Error("InvalidPart", "checksum", PartNumber=number)
+    if checksum is None and "x-amz-checksum-algorithm" in upload.headers:
+        raise S3Error("InvalidRequest", "the upload was begun with SHA256")
+    return part
+
+
+def joined(parts: list[StoredPart], etag: str, headers: dict[str, str], now: float) -> StoredObject:
+    bodies = [part.body for part in parts if part.body is not None]
+    body = b"".join(bodies) if len(bodies) == len(parts) else None
+    if body is None:
+        digests = b"".join(bytes.fromhex(part.sha256) for part in parts)
+        sha256 = f"{hashlib.sha256(digests).hexdigest()}-{len(parts)}"
+    else:
+        sha256 = hashlib.sha256(body).hexdigest()
+    size = sum(part.size for part in parts)
+    return StoredObject(body, size, sha256, etag, headers, now, parts=tuple(parts))
+
+
+# ---------------------------------------------------------------------------
+# The server
+# ---------------------------------------------------------------------------
+
+
+class Connection(NamedTuple):
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    def is_flushed(self) -> bool:
+        transport = self.writer.transport
+        return not transport.is_closing() and not transport.get_write_buffer_size()
+
+    async def send(self, octets: bytes) -> None:
+        self.writer.write(octets)
+        await self.writer.drain()
+
+    def reset(self) -> None:
+        raw: socket.socket = self.writer.get_extra_info("socket")
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+        self.writer.transport.abort()
+
+
+class S3Server:
+    """The server; all its settings below may be changed while it runs.
+
+    endpoint: URL. faults: see Fault. deny, not_implemented: operations answered 403 and 501.
+    expired_tokens: session tokens answered ExpiredToken. clock_offset: seconds its clock is ahead.
+    verify_signatures, verify_payloads: off only to prove that a test would notice.
+    log: every request. connections: accepted so far. peak_in_flight: requests served at once.
+    crashes: tracebacks of the server's own errors; leaving the context raises them.
+    """
+
+    def __init__(
+        self,
+        buckets: tuple[str, ...] | list[str] = (),
+        credentials: dict[str, tuple[str, str | None]] | None = None,
+        account: str = ACCOUNT,
+        port: int = 0,
+        tls: ssl.SSLContext | None = None,
+        keep_bodies: bool = True,
+        keep_log: bool = True,
+        min_part_size: int = MIN_PART_SIZE,
+        allow_unsigned_payload: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self.credentials = credentials or {ACCESS_KEY: (SECRET_KEY, None)}
+        self.keep_log, self.allow_unsigned_payload = keep_log, allow_unsigned_payload
+        self.verify_signatures = self.verify_payloads = True
+        self.faults: list[Fault] = []
+        self.deny: set[str] = set()
+        self.not_implemented: set[str] = set()
+        self.expired_tokens: set[str] = set()
+        self.clock_offset = 0.0
+        self.random = random.Random(seed)
+        self.crashes: list[str] = []
+        self.connections = self.in_flight = self.peak_in_flight = 0
+        self.endpoint = ""
+        self._log: list[LoggedRequest] = []
+        self._counts: Counter[str] = Counter()
+        self._acknowledged: Counter[str] = Counter()
+        self._port, self._tls = port, tls
+        self._lock = threading.RLock()
+        self._store = Store(account, min_part_size, keep_bodies)
+        self._store.now = self.now
+        for name in buckets:
+            self.add_bucket(name)
+
+    def __enter__(self) -> S3Server:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.stop()
+        if self.crashes and kind is None:
+            raise RuntimeError("the S3 server failed:\n" + "\n".join(self.crashes))
+
+    def start(self) -> S3Server:
+        listener = socket.create_server(("127.0.0.1", self._port), backlog=1024)
+        scheme = "https" if self._tls else "http"
+        self.endpoint = f"{scheme}://127.0.0.1:{listener.getsockname()[1]}"
+        self._ready, self._tasks = threading.Event(), set[Any]()
+        self._thread = threading.Thread(
+            target=lambda: asyncio.run(self._main(listener)), name="s3server", daemon=True
+        )
+        self._thread.start()
+        self._ready.wait(10)
+        return self
+
+    def stop(self) -> None:
+        """Drops all connections; returns within 5 s whatever happens."""
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._stopped.set)
+            self._thread.join(5)
+
+    def environment(self) -> dict[str, str]:
+        """AWS_* variables with the first of the credentials, for a process that sees no others."""
+        access_key, (secret, token) = next(iter(self.credentials.items()))
+        variables = {
+            "AWS_ACCESS_KEY_ID": access_key,
+            "AWS_SECRET_ACCESS_KEY": secret,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_CONFIG_FILE": "/dev/null",
+            "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
+        }
+        return {**variables, "AWS_SESSION_TOKEN": token} if token else variables
+
+    def now(self) -> float:
+        return time.time() + self.clock_offset
+
+    def add_bucket(self, name: str, owner: str | None = None) -> StoredBucket:
+        with self._lock:
+            bucket = StoredBucket(name, owner or self._store.account)
+            return self._store.buckets.setdefault(name, bucket)
+
+    def bucket(self, name: str) -> StoredBucket | None:
+        with self._lock:
+            return self._store.buckets.get(name)
+
+    def objects(self, bucket: str) -> dict[str, StoredObject]:
+        with self._lock:
+            return dict(self._store.bucket(bucket).objects)
+
+    def uploads(self, bucket: str) -> dict[str, StoredUpload]:
+        """Unfinished multipart uploads by upload id."""
+        with self._lock:
+            return dict(self._store.bucket(bucket).uploads)
+
+    def part_acknowledgements(self, bucket: str) -> Counter[tuple[str, str, int]]:
+        """How often each (key, upload id, part number) was acknowledged."""
+        with self._lock:
+            return self._store.bucket(bucket).part_acknowledgements.copy()
+
+    @property
+    def log(self) -> list[LoggedRequest]:
+        with self._lock:
+            return list(self._log)
+
+    def count(self, operation: str | None = None) -> int:
+        """Requests that ended, of one operation or of all."""
+        with self._lock:
+            return sum(self._counts.values()) if operation is None else self._counts[operation]
+
+    def counts(self) -> dict[str, int]:
+        with self._lock:
+            return dict(self._counts)
+
+    def acknowledged(self, operation: str) -> int:
+        """Requests of one operation whose success was sent."""
+        with self._lock:
+            return self._acknowledged[operation]
+
+    def wait_for(self, operation: str | None, requests: int, timeout: float = 10) -> bool:
+        """Whether that many requests ended within `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        while self.count(operation) < requests:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.002)
+        return True
+
+    async def _main(self, listener: socket.socket) -> None:
+        self._loop, self._stopped = asyncio.get_running_loop(), asyncio.Event()
+        self._loop.set_exception_handler(self._loop_failed)
+        server = await asyncio.start_server(
+            self._serve, sock=listener, ssl=self._tls, limit=MAX_HEAD
+        )
+        self._ready.set()
+        await self._stopped.wait()
+        server.close()
+        for task in list(self._tasks):
+            task.cancel()
+
+    def _loop_failed(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Failed handshakes and broken connections are the client's, all else is the server's."""
+        if not isinstance(context.get("exception"), OSError):
+            self.crashes.append(f"{context}")
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task, connection = asyncio.current_task(), Connection(reader, writer)
+        self._tasks.add(task)
+        self.connections += 1
+        writer.transport.set_write_buffer_limits(high=1 if self._tls else 0, low=0)
+        try:
+            while await self._exchange(connection):
+                pass
+        except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            writer.transport.abort()
+        except asyncio.CancelledError:
+            writer.transport.abort()
+        except Exception:  # noqa: BLE001
+            self.crashes.append(traceback.format_exc())
+        finally:
+            self._tasks.discard(task)
+            writer.close()
+
+    async def _exchange(self, connection: Connection) -> bool:
+        """One request and its answer; whether another may follow on the connection."""
+        head = await connection.reader.readuntil(b"\r\n\r\n")
+        try:
+            request = Request(head[:-4])
+        except S3Error as error:
+            answer = error_answer(None, error)
+            answer.headers["connection"] = "close"
+            await connection.send(answer.encode(self.now()))
+            return False
+        self.in_flight += 1
+        self.peak_in_flight = max(self.peak_in_flight, self.in_flight)
+        try:
+            return await self._answer(connection, request)
+        except (OSError, asyncio.IncompleteReadError):
+            self._record(request, 0, False)
+            raise
+        finally:
+            self.in_flight -= 1
+
+    async def _answer(self, connection: Connection, request: Request) -> bool:
+        if request.bucket == "":
+            await self._read_body(connection, request)
+        refusal = self._attempt(request, self._admit)
+        if refusal is not None:
+            return await self._refuse(connection, request, refusal)
+        fault = next((f for f in list(self.faults) if f.matches(request, self.random)), None)
+        action = fault.action if fault else HONEST
+        if action.kind.startswith("reset"):
+            return await self._reset(connection, request, action.kind)
+        if action.kind == "early_error":
+            return await self._send_last(connection, request, injected(request, action))
+        await self._read_body(connection, request)
+        if action.kind in ("error", "error200", "redirect"):
+            return await self._send(connection, request, injected(request, action), done=False)
+        if action.kind in ("garbage", "endless"):
+            return await self._babble(connection, request, action)
+        answer = self._attempt(request, self._perform) or Answer()
+        return await self._finish(connection, request, action, answer)
+
+    def _attempt(self, request: Request, step: Callable[[Request], Answer | None]) -> Answer | None:
+        try:
+            with self._lock:
+                return step(request)
+        except S3Error as error:
+            return error_answer(request, error)
+        except Exception:  # noqa: BLE001
+            self.crashes.append(traceback.format_exc())
+            return error_answer(request, S3Error("InternalError"))
+
+    def _admit(self, request: Request) -> None:
+        """Everything that the head alone decides."""
+        self._authenticate(request)
+        if not request.operation or request.operation in self.not_implemented:
+            raise S3Error("NotImplemented", f"{request.method} {request.target}")
+        if request.operation in self.deny:
+            raise S3Error("AccessDenied", request.operation)
+        if request.scope.service == "s3":
+            check_payload_header(request, self.allow_unsigned_payload)
+        self._store.check_bucket(request)
+
+    def _authenticate(self, request: Request) -> None:
+        request.scope = parse_authorization(request)
+        access_key, given = request.scope.access_key, request.headers.get("x-amz-security-token")
+        if request.scope.service not in ("s3", "sts"):
+            raise S3Error("AuthorizationHeaderMalformed", "service")
+        if access_key not in self.credentials:
+            raise S3Error("InvalidAccessKeyId", AWSAccessKeyId=access_key)
+        secret, token = self.credentials[access_key]
+        if given is not None and given in self.expired_tokens:
+            raise S3Error("ExpiredToken")
+        if given != token:
+            raise S3Error("InvalidToken" if given else "InvalidAccessKeyId")
+        check_date(request, self.now())
+        if self.verify_signatures:
+            check_signature(request, secret)
+
+    def _perform(self, request: Request) -> Answer:
+        if self.verify_payloads:
+            check_payload(request)
+        return self._store.perform(request)
+
+    async def _read_body(
+        self, connection: Connection, request: Request, leave: int = 0, keep: bool = True
+    ) -> None:
+        """Reads the body but its last `leave` octets; says 100 Continue first if awaited."""
+        if request.unread and request.expects_continue:
+            await connection.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        keep = keep and (self._store.keep_bodies or request.operation not in UPLOADING)
+        while request.unread > leave:
+            chunk = await connection.reader.read(min(request.unread - leave, READ_SIZE))
+            if not chunk:
+                raise ConnectionResetError
+            request.receive(chunk, keep)
+
+    async def _refuse(self, connection: Connection, request: Request, answer: Answer) -> bool:
+        """Before the body if the client waits for a word, else after it so that it is heard."""
+        if request.unread and request.expects_continue:
+            return await self._send_last(connection, request, answer)
+        await self._read_body(connection, request, keep=False)
+        return await self._send(connection, request, answer, done=False)
+
+    async def _send(
+        self, connection: Connection, request: Request, answer: Answer, done: bool
+    ) -> bool:
+        """Sends and records; under one lock, so that who has the answer finds the record."""
+        octets = answer.encode(self.now(), request.method == "HEAD")
+        done = done and answer.status < 300 and not connection.reader.at_eof()
+        with self._lock:
+            connection.writer.write(octets)
+            if connection.is_flushed():
+                self._record(request, answer.status, done)
+                return True
+        await connection.writer.drain()
+        self._record(request, answer.status, done and not connection.writer.is_closing())
+        return True
+
+    async def _send_last(self, connection: Connection, request: Request, answer: Answer) -> bool:
+        answer.headers["connection"] = "close"
+        await self._send(connection, request, answer, done=False)
+        return False
+
+    async def _reset(self, connection: Connection, request: Request, kind: str) -> bool:
+        if kind != "reset_before_body":
+            leave = (request.unread + 1) // 2 if kind == "reset_within_body" else 0
+            await self._read_body(connection, request, leave, keep=False)
+        self._record(request, 0, False)
+        connection.reset()
+        return False
+
+    async def _babble(self, connection: Connection, request: Request, action: Action) -> bool:
+        """Answers that are none, or that have no end."""
+        if action.kind == "garbage":
+            self._record(request, 0, False)
+            await connection.send(b"\x00\xff\x15\x03 this is not HTTP\r\n\r\n" * 4)
+            return False
+        self._record(request, 200, False)
+        promise = Answer(200, headers={"content-length": str(1 << 20)})
+        await connection.send(promise.encode(self.now(), head_only=True))
+        while not connection.reader.at_eof():
+            await asyncio.sleep(action.seconds)
+            await connection.send(b" ")
+        return False
+
+    async def _finish(
+        self, connection: Connection, request: Request, action: Action, answer: Answer
+    ) -> bool:
+        """The operation is done; what of its answer goes out, and when."""
+        if action.kind == "lost_ack":
+            self._record(request, 0, False)
+            connection.reset()
+            return False
+        if action.kind in ("half_headers", "half_body"):
+            self._record(request, answer.status, False)
+            await connection.send(half(answer, action.kind, self.now()))
+            return False
+        if action.function is not None:
+            action.function()
+        await asyncio.sleep(action.seconds)
+        await self._send(connection, request, answer, done=True)
+        return action.kind != "close_after"
+
+    def _record(self, request: Request, status: int, acknowledged: bool) -> None:
+        if request.ended:
+            return
+        request.ended = True
+        with self._lock:
+            self._counts[request.operation] += 1
+            if self.keep_log:
+                self._log.append(request.logged(status, acknowledged))
+            if acknowledged:
+                self._acknowledged[request.operation] += 1
+                self._count_upload(request)
+
+    def _count_upload(self, request: Request) -> None:
+        bucket = self._store.buckets.get(request.bucket)
+        if bucket is None:
+            return
+        if request.operation == "UploadPart":
+            number = int(request.query["partNumber"])
+            bucket.part_acknowledgements[request.key, request.query["uploadId"], number] += 1
+        elif request.operation in ("PutObject", "CompleteMultipartUpload"):
+            stored = bucket.objects.get(request.key)
+            if stored is not None:
+                stored.puts += 1
+
+
+HONEST = Action("honest")
+
+
+def injected(request: Request, action: Action) -> Answer:
+    """The error or redirect that an action asks for."""
+    error = S3Error("InternalError")
+    error.status = 200 if action.kind == "error200" else action.status
+    error.code, error.message = action.code, action.message
+    headers = dict(action.headers)
+    if action.kind == "redirect":
+        error.code = "PermanentRedirect" if action.status == 301 else "TemporaryRedirect"
+        error.message = "This bucket must be addressed at the endpoint given"
+        error.extra = {"Endpoint": action.endpoint.partition("//")[2], "Bucket": request.bucket}
+        headers["x-amz-bucket-region"] = action.region
+        if action.status == 307:
+            headers["location"] = action.endpoint + request.target
+    answer = error_answer(request, error)
+    answer.headers.update(headers)
+    return answer
+
+
+def half(answer: Answer, kind: str, now: float) -> bytes:
+    """The beginning of an answer: up to the middle of its headers, or of a promised body."""
+    if kind == "half_headers":
+        head = answer.encode(now, head_only=True)
+        return head[: len(head) // 2]
+    body = answer.body or b"half"
+    headers = {**answer.headers, "content-length": str(2 * len(body))}
+    return Answer(answer.status, body, headers).encode(now)
+
+
+# ---------------------------------------------------------------------------
+# As a program
+# ---------------------------------------------------------------------------
+
+
+# ======================================================================================
+# What the tests share: trees, the command line, the ledger
+# ======================================================================================
+
+HERE = Path(__file__).resolve().parent
+PFU = HERE / "pfu.py"
+BUCKET = "bkt"
+BOTH_MODES = pytest.mark.parametrize("mode", ["concurrent", "parallel"])
+LONG_AGO = 1_600_000_000  # no file of this time is racily clean
+ODD_NAMES: list[str | bytes] = [
+    "plain.txt",
+    "with space",
+    "new\nline",
+    "quote\"'",
+    "percent%41",
+    "plus+",
+    "hash#",
+    "question?",
+    "amp&equal=",
+    "back\\slash",
+    "tilde~",
+    "caf\u00e9 NFC",
+    "cafe\u0301 NFD",
+    "\u6771\u4eac",
+    "\U0001f600",
+    "\u201bquoted",
+    "\uff0e",
+    "\uff0e\uff0e",
+    "full\uff0fslash",
+    "\u2400null",
+    "-dash",
+    "...",
+    " lead and trail ",
+    "\x1b[31mred",
+    "\x7f",
+    b"latin-\xe9",
+    b"\xff\xfe",
+    b"half \xe2\x82",
+]
+
+
+class Run(NamedTuple):
+    """What a user sees of one run of the program."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+class Place:
+    """A working directory with a tree in it, and the command line run there."""
+
+    def __init__(self, path: Path, server: S3Server) -> None:
+        self.path = path
+        self.root = path / "tree"
+        self.root.mkdir()
+        self.server = server
+        self.environment = {k: v for k, v in os.environ.items() if not k.startswith("AWS_")}
+        self.environment.pop("PFU_DESTINATION", None)
+        self.environment["HOME"] = str(path)
+        self.environment.update(server.environment())
+        self.endpoint = server.endpoint
+
+    def file(self, name: str | bytes, content: bytes = b"x", mtime: int = LONG_AGO) -> Path:
+        path = Path(os.fsdecode(os.path.join(os.fsencode(self.root), os.fsencode(name))))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        os.utime(path, (mtime, mtime))
+        return path
+
+    def files(self, count: int, size: int = 100) -> None:
+        for number in range(count):
+            self.file(f"d{number % 7}/f{number:05}", b"%d " % number * (size // 6 + number % 5))
+
+    def command(self, *arguments: Any, to: str | None = f"s3://{BUCKET}/p") -> list[str]:
+        command = [sys.executable, str(PFU), *map(str, arguments)]
+        if to is not None:
+            command[2:2] = [str(self.root), to]
+        if self.endpoint and "--endpoint-url" not in command:
+            command += ["--endpoint-url", self.endpoint]
+        return command
+
+    def run(self, *arguments: Any, to: str | None = f"s3://{BUCKET}/p", **options: Any) -> Run:
+        options.setdefault("env", self.environment)
+        done = subprocess.run(
+            self.command(*arguments, to=to),
+            cwd=self.path,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=120,
+            check=False,
+            **options,
+        )
+        err = done.stderr.decode("utf-8", "surrogateescape")
+        assert "Traceback" not in err, err
+        return Run(done.returncode, done.stdout.decode("utf-8", "surrogateescape"), err)
+
+    def start(self, *arguments: Any, to: str | None = f"s3://{BUCKET}/p", **options: Any) -> Any:
+        return subprocess.Popen(
+            self.command(*arguments, to=to),
+            cwd=self.path,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            **options,
+        )
+
+    def rows(self, sql: str = "SELECT * FROM FileStat") -> list[dict[str, Any]]:
+        with contextlib.closing(sqlite3.connect(self.path / "pfu.db")) as db:
+            db.row_factory = sqlite3.Row
+            return [dict(row) for row in db.execute(sql)]
+
+    def local(self) -> dict[str, bytes]:
+        """What should be in the store: key below the prefix -> bytes."""
+        return {
+            key_of(path.relative_to(self.root)): path.read_bytes()
+            for path in self.root.rglob("*")
+            if path.is_file() and not path.is_symlink()
+        }
+
+    def stored(self, prefix: str = "p/") -> dict[str, bytes | None]:
+        objects = self.server.objects(BUCKET)
+        return {key[len(prefix) :]: stored.body for key, stored in objects.items()}
+
+    def check_ledger_is_honest(self, prefix: str = "p/") -> int:
+        """Every row that claims success is in the store with the very bytes; returns how many."""
+        objects = self.server.objects(BUCKET)
+        claimed = self.rows("SELECT * FROM FileStat WHERE status = 2")
+        for row in claimed:
+            stored = objects[row["object_key"]]
+            assert stored.puts >= 1 or stored.parts
+            assert stored.size == row["file_size"]
+            assert row["sha256"] == (stored.sha256 if not stored.parts else row["sha256"])
+            assert stored.etag.strip('"') == row["etag"]
+        return len(claimed)
+
+
+def key_of(path: Path) -> str:
+    """An object key as rclone writes it, told independently of pfu: one byte or rune at a time."""
+    return "/".join(map(encoded_name, os.fsencode(path).split(b"/")))
+
+
+def encoded_name(name: bytes) -> str:
+    quote = "\u201b"
+    text = name.decode("utf-8", "surrogateescape")
+    if text in ("\uff0e", "\uff0e\uff0e"):
+        return "".join(quote + character for character in text)
+    encoded = ""
+    for character in text:
+        if "\udc80" <= character <= "\udcff":
+            encoded += quote + character.encode("utf-8", "surrogateescape").hex().upper()
+        elif character in "\u201b\u2400\uff0f":
+            encoded += quote + character
+        else:
+            encoded += character
+    return encoded
+
+
+@pytest.fixture
+def server() -> Iterator[S3Server]:
+    with S3Server(buckets=[BUCKET]) as server:
+        yield server
+
+
+@pytest.fixture
+def place(tmp_path: Path, server: S3Server) -> Place:
+    return Place(tmp_path, server)
+
+
+def assert_accounts(summary: Mapping[str, Any]) -> None:
+    parts = ("uploaded", "unchanged", "skipped", "failed", "pending")
+    assert summary["seen"] == sum(summary[part] for part in parts), summary
+    assert summary["skipped"] == sum(summary["skipped_by_reason"].values())
+
+
+def children_of(pid: int) -> list[int]:
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(child) for child in text.split()]
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that nobody has waited for yet does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def drop_privilege() -> None:
+    """In the child: root obeys permissions from the next exec on."""
+    if os.geteuid() == 0:
+        libc = ctypes.CDLL(None)
+        for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+            libc.prctl(24, capability, 0, 0, 0)
+
+
+# ======================================================================================
+# The main job
+# ======================================================================================
+
+
+@BOTH_MODES
+def test_uploads_a_tree_with_its_metadata(place: Place, mode: str) -> None:
+    for number, name in enumerate(ODD_NAMES):
+        place.file(name, b"%d" % number * number)
+    for directory in (b"sub/dir with space", b"sub/\xff\xfe", "sub/caf\u00e9".encode()):
+        place.file(directory + b"/in.jpg", directory)
+    os.chmod(place.root / "plain.txt", 0o640)
+    os.utime(place.root / "plain.txt", ns=(1, 1_700_000_000_000_000_042))
+
+    run = place.run("--mode", mode, "--json")
+
+    assert (run.code, run.err) == (0, "")
+    assert place.stored() == place.local()
+    assert_accounts(run.json)
+    assert run.json["uploaded"] == len(ODD_NAMES) + 3
+    assert run.json["bytes_uploaded"] == sum(map(len, place.local().values()))
+    plain = place.server.objects(BUCKET)["p/plain.txt"].headers
+    assert {k: v for k, v in plain.items() if k.startswith("x-amz-meta-")} == {
+        "x-amz-meta-file-size": "0",
+        "x-amz-meta-file-mtime": "1700000000000000042ns",
+        "x-amz-meta-file-permissions": "0100640",
+        "x-amz-meta-file-owner": str(os.getuid()),
+        "x-amz-meta-file-group": str(os.getgid()),
+        "x-amz-meta-mtime": "1700000000.000000042",
+        "x-amz-meta-mode": "0100640",
+        "x-amz-meta-uid": str(os.getuid()),
+        "x-amz-meta-gid": str(os.getgid()),
+    }
+    assert plain["content-type"] == "text/plain"
+
+
+@BOTH_MODES
+def test_the_ledger_describes_what_is_stored(place: Place, mode: str) -> None:
+    path = place.file("a/b.txt", b"hello")
+    place.file(b"a/\xff", b"bytes")
+    place.run("--mode", mode)
+    rows = {row["object_key"]: row for row in place.rows()}
+    row = rows["p/a/b.txt"]
+    status = path.stat()
+    assert row["file_path"] == str(path)
+    assert rows["p/a/\u201bFF"]["file_path"] == os.fsencode(place.root / "a") + b"/\xff"
+    assert (row["status"], row["file_size"], row["last_modified"]) == (2, 5, status.st_mtime_ns)
+    assert row["permissions"] == f"0{status.st_mode:o}"
+    assert row["sha256"] == hashlib.sha256(b"hello").hexdigest()
+    assert row["etag"] == hashlib.md5(b"hello").hexdigest()
+    assert row["error"] is None
+    assert abs(row["uploaded_at"] - time.time()) < 60
+    (job,) = place.rows("SELECT * FROM BatchJob")
+    assert job["id"] == row["batch_id"]
+    assert (job["status"], job["mode"], job["root_dir"]) == (3, mode, str(place.root))
+    assert job["destination"] == f"s3://{BUCKET}/p"
+    assert job["created_at"] <= job["finished_at"]
+    place.check_ledger_is_honest()
+
+
+def test_the_tables_have_the_columns_that_others_rely_on(place: Place) -> None:
+    place.run()
+    expected = {
+        "FileStat": "id created_at file_size last_modified permissions file_path status batch_id "
+        "object_key etag sha256 attempts error uploaded_at",
+        "BatchJob": "id status created_at root_dir destination mode finished_at",
+    }
+    numbers = {"created_at", "file_size", "last_modified", "status", "attempts"}
+    numbers |= {"uploaded_at", "finished_at"}
+    for table, columns in expected.items():
+        found = {row["name"]: row for row in place.rows(f"PRAGMA table_info({table})")}
+        assert set(columns.split()) <= set(found)
+        assert all(
+            found[c]["type"] == ("INTEGER" if c in numbers else "TEXT") for c in columns.split()
+        )
+        assert found["id"]["pk"] == 1
+    (mode,) = place.rows("PRAGMA journal_mode")[0].values()
+    assert mode == "wal"
+    assert oct((place.path / "pfu.db").stat().st_mode) == "0o100600"
+
+
+def test_smallest_files_go_first(place: Place) -> None:
+    sizes = [5000, 10, 0, 70_000, 300, 1, 20]
+    for size in sizes:
+        place.file(f"f{size}", b"x" * size)
+    place.run("--mode", "concurrent", "--concurrency", 1)
+    put = [r.key for r in place.server.log if r.operation == "PutObject"]
+    assert put == [f"p/f{size}" for size in sorted(sizes)]
+
+
+@BOTH_MODES
+def test_many_files_in_one_directory_and_deep_ones(place: Place, mode: str) -> None:
+    place.files(1500, 20)
+    place.file("/".join(["deep"] * 60) + "/end", b"bottom")
+    run = place.run("--mode", mode, "--json")
+    assert run.code == 0
+    assert run.json["uploaded"] == 1501
+    assert place.stored() == place.local()
+    puts = [r.key for r in place.server.log if r.operation == "PutObject"]
+    assert len(puts) == len(set(puts))
+
+
+@BOTH_MODES
+@pytest.mark.parametrize("arguments", [("s3://bkt",), ("s3://bkt/",), ("s3://bkt/a/b/",)])
+def test_destinations(place: Place, arguments: tuple[str], mode: str) -> None:
+    place.file("f")
+    run = place.run("--mode", mode, "--json", to=arguments[0])
+    prefix = arguments[0][len("s3://bkt") :].strip("/")
+    assert list(place.stored("")) == [f"{prefix}/f" if prefix else "f"]
+    assert run.json["destination"] == arguments[0].rstrip("/")
+
+
+def test_destination_from_the_environment(place: Place) -> None:
+    place.file("f")
+    place.environment["PFU_DESTINATION"] = "s3://bkt/from-environment"
+    run = place.run(place.root, to=None)
+    assert run.code == 0
+    assert list(place.stored("")) == ["from-environment/f"]
+
+
+def test_root_may_be_one_file(place: Place) -> None:
+    path = place.file("only.txt", b"one")
+    run = place.run(path, f"s3://{BUCKET}/p", "--json", to=None)
+    assert (run.code, run.json["uploaded"]) == (0, 1)
+    assert place.stored() == {"only.txt": b"one"}
+
+
+@BOTH_MODES
+def test_options_that_go_with_every_object(place: Place, mode: str) -> None:
+    place.file("small")
+    place.file("large", b"x" * (5 * MIB + 1))
+    options = "--storage-class STANDARD_IA --sse aws:kms --sse-kms-key-id k1 --part-size 5M"
+    assert place.run("--mode", mode, *options.split()).code == 0
+    for stored in place.server.objects(BUCKET).values():
+        assert stored.headers["x-amz-storage-class"] == "STANDARD_IA"
+        assert stored.headers["x-amz-server-side-encryption"] == "aws:kms"
+        assert stored.headers["x-amz-server-side-encryption-aws-kms-key-id"] == "k1"
+
+
+@BOTH_MODES
+@pytest.mark.parametrize("over", [-1, 0, 1, 5 * MIB, 5 * MIB + 1])
+def test_large_files_go_up_in_parts(place: Place, mode: str, over: int) -> None:
+    body = os.urandom(1 << 20) * 11
+    place.file("big.iso", body[: 5 * MIB + over])
+    run = place.run("--mode", mode, "--part-size", "5M", "--json")
+    assert run.code == 0
+    (stored,) = place.server.objects(BUCKET).values()
+    assert stored.body == body[: 5 * MIB + over]
+    assert bool(stored.parts) == (over > 0)
+    assert stored.headers["x-amz-meta-file-size"] == str(5 * MIB + over)
+    assert not place.server.uploads(BUCKET)
+    assert (
+        place.run("--mode", mode, "--part-size", "5M", "--json", "--checksum").json["unchanged"]
+        == 1
+    )
+
+
+# ======================================================================================
+# Rerun, resume, incremental
+# ======================================================================================
+
+
+def rewrite_in_place(path: Path) -> None:
+    """Other bytes, same size, same time: only a hash tells."""
+    status = path.stat()
+    path.write_bytes(bytes(255 - byte for byte in path.read_bytes()))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+CHANGES: list[tuple[str, Callable[[Path], Any], str]] = [
+    ("grown", lambda p: p.write_bytes(b"much longer than before"), "size changed"),
+    ("touched", lambda p: os.utime(p, (LONG_AGO + 1, LONG_AGO + 1)), "modification time changed"),
+    (
+        "touched by a nanosecond",
+        lambda p: os.utime(p, ns=(0, LONG_AGO * 10**9 + 1)),
+        "modification time changed",
+    ),
+    ("older", lambda p: os.utime(p, (LONG_AGO - 9, LONG_AGO - 9)), "modification time changed"),
+    ("chmod", lambda p: p.chmod(0o600), "permissions changed"),
+]
+
+
+@pytest.mark.parametrize("name, change, reason", CHANGES, ids=[c[0] for c in CHANGES])
+def test_a_changed_file_goes_up_again(
+    place: Place, name: str, change: Callable[[Path], Any], reason: str
+) -> None:
+    place.file("same")
+    path = place.file("changing", b"first")
+    place.run("--mode", "concurrent")
+    change(path)
+    plan = place.run("--dry-run")
+    assert f"{path}  {path.stat().st_size} B  {reason}" in plan.out
+    requests = place.server.count()
+    run = place.run("--mode", "concurrent", "--json")
+    assert (run.json["uploaded"], run.json["unchanged"]) == (1, 1)
+    assert place.server.count("PutObject") == 3
+    assert place.server.count() > requests
+    assert place.stored() == place.local()
+    assert place.run("--json").json["unchanged"] == 2
+
+
+@BOTH_MODES
+def test_an_unchanged_tree_costs_no_request(place: Place, mode: str) -> None:
+    place.files(50)
+    place.run("--mode", mode)
+    requests = place.server.count()
+    run = place.run("--mode", mode, "--json")
+    assert (run.code, run.json["unchanged"], run.json["requests"]) == (0, 50, 0)
+    assert place.server.count() == requests
+
+
+@BOTH_MODES
+@pytest.mark.parametrize("size", [100, 5 * MIB + 7])
+def test_a_racily_clean_file_is_hashed_before_it_is_believed(
+    place: Place, mode: str, size: int
+) -> None:
+    arguments = ("--mode", mode, "--part-size", "5M", "--json")
+    path = place.file("racy", b"a" * size, mtime=int(time.time()))
+    place.run(*arguments)
+    assert place.rows()[0]["racy"] == 1
+    puts = place.server.count("PutObject"), place.server.count("UploadPart")
+    assert place.run(*arguments).json["unchanged"] == 1
+    assert puts == (place.server.count("PutObject"), place.server.count("UploadPart"))
+    rewrite_in_place(path)
+    os.utime(path, ns=(0, place.rows()[0]["last_modified"]))
+    with sqlite3.connect(place.path / "pfu.db") as db:
+        db.execute("UPDATE FileStat SET racy = 1")
+    assert place.run(*arguments).json["uploaded"] == 1
+    assert place.stored() == place.local()
+
+
+def test_checksum_finds_what_size_and_time_hide(place: Place) -> None:
+    path = place.file("hidden", b"first")
+    place.run("--mode", "concurrent")
+    rewrite_in_place(path)
+    assert place.run("--mode", "concurrent", "--json").json["unchanged"] == 1
+    assert place.run("--mode", "concurrent", "--json", "--checksum").json["uploaded"] == 1
+    assert place.stored() == place.local()
+
+
+def test_force_uploads_all_again(place: Place) -> None:
+    place.files(5)
+    place.run("--mode", "concurrent")
+    assert place.run("--mode", "concurrent", "--force", "--json").json["uploaded"] == 5
+    assert place.server.count("PutObject") == 10
+
+
+def test_each_destination_has_its_own_rows(place: Place) -> None:
+    place.files(3)
+    place.run("--mode", "concurrent")
+    run = place.run("--mode", "concurrent", "--json", to=f"s3://{BUCKET}/other")
+    assert run.json["uploaded"] == 3
+    assert len(place.rows()) == 6
+    assert place.run("--json").json["unchanged"] == 3
+
+
+def test_another_endpoint_is_another_destination(place: Place) -> None:
+    place.files(3)
+    place.run("--mode", "concurrent")
+    with S3Server(buckets=[BUCKET]) as other:
+        arguments = ("--mode", "concurrent", "--json", "--endpoint-url", other.endpoint)
+        assert place.run(*arguments).json["uploaded"] == 3
+        assert len(other.objects(BUCKET)) == 3
+
+
+def test_an_endpoint_from_the_environment_counts_too(place: Place) -> None:
+    place.files(1)
+    place.run("--mode", "concurrent")
+    place.environment["AWS_ENDPOINT_URL"], place.endpoint = place.endpoint, ""
+    assert place.run("--mode", "concurrent", "--json").json["unchanged"] == 1
+
+
+def test_what_vanished_is_not_pending_any_more(place: Place) -> None:
+    place.file("stays")
+    gone = place.file("goes")
+    place.server.faults.append(Fault(Action("error", 403, "AccessDenied"), key="goes"))
+    assert place.run("--mode", "concurrent").code == 1
+    gone.unlink()
+    run = place.run("--mode", "concurrent", "--json")
+    assert (run.code, run.json["seen"], run.json["unchanged"]) == (0, 1, 1)
+    assert [row["object_key"] for row in place.rows()] == ["p/stays"]
+
+
+# ======================================================================================
+# Crashes, signals, dying workers
+# ======================================================================================
+
+
+@BOTH_MODES
+def test_killed_at_any_moment_the_next_run_completes(place: Place, mode: str) -> None:
+    place.files(400, 300)
+    place.file("large", os.urandom(6 * MIB))
+    arguments = ("--mode", mode, "--part-size", "5M", "--concurrency", "8")
+    place.server.faults.append(Fault(Action("slow", seconds=0.02), probability=0.5))
+    generator = random.Random(mode)
+    kills = 0
+    for _ in range(12):
+        process = place.start(*arguments)
+        try:
+            process.wait(0.35 + generator.random() * 0.8)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            kills += 1
+        process.communicate()
+        if (place.path / "pfu.db").stat().st_size and kills:
+            with contextlib.suppress(sqlite3.OperationalError):
+                place.check_ledger_is_honest()
+    place.server.faults.clear()
+    run = place.run(*arguments, "--json")
+    assert run.code == 0, run.err
+    assert kills >= 3
+    assert place.check_ledger_is_honest() == 401
+    assert place.stored() == place.local()
+    assert_accounts(run.json)
+    jobs = place.rows("SELECT status, error FROM BatchJob ORDER BY rowid")
+    assert {(5, "killed")} <= {(job["status"], job["error"]) for job in jobs}
+    assert jobs[-1]["status"] == 3
+
+
+@BOTH_MODES
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_cleanly(place: Place, mode: str, number: int) -> None:
+    place.files(300)
+    place.server.faults.append(Fault(Action("slow", seconds=0.1)))
+    process = place.start("--mode", mode, "--concurrency", "4", "--json", start_new_session=True)
+    assert place.server.wait_for("PutObject", 8)
+    began = time.monotonic()
+    os.killpg(process.pid, number)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 4, err
+    assert time.monotonic() - began < 10
+    summary = json.loads(out)
+    assert_accounts(summary)
+    assert summary["pending"] > 0
+    assert summary["status"] == "interrupted"
+    assert f"pfu: stopped: {signal.Signals(number).name} received" in err
+    assert place.check_ledger_is_honest() == summary["uploaded"] > 0
+    assert place.rows("SELECT count(*) n FROM FileStat WHERE status = 1")[0]["n"] == 0
+    place.server.faults.clear()
+    assert place.run("--mode", mode).code == 0
+    assert place.stored() == place.local()
+    assert place.server.count("PutObject") <= 300 + 4
+
+
+@BOTH_MODES
+def test_a_stop_does_not_wait_for_a_store_that_hangs(place: Place, mode: str) -> None:
+    place.files(20)
+    place.server.faults.append(Fault(Action("slow", seconds=60), operation="PutObject"))
+    process = place.start("--mode", mode)
+    time.sleep(1.5)
+    began = time.monotonic()
+    process.terminate()
+    process.communicate(timeout=30)
+    assert process.returncode == 4
+    assert time.monotonic() - began < 11
+
+
+@BOTH_MODES
+def test_a_second_interrupt_stops_at_once(place: Place, mode: str) -> None:
+    place.files(20)
+    place.server.faults.append(Fault(Action("slow", seconds=60), operation="PutObject"))
+    process = place.start("--mode", mode, start_new_session=True)
+    time.sleep(1.5)
+    children = children_of(process.pid)
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 4
+    assert time.monotonic() - began < 3
+    time.sleep(1)
+    assert not any(map(is_alive, children))
+
+
+def test_a_dying_worker_does_not_lose_the_run(place: Place) -> None:
+    place.files(600)
+    place.server.faults.append(Fault(Action("slow", seconds=0.02)))
+    process = place.start("--workers", "2", "--concurrency", "8", "--json")
+    assert place.server.wait_for("PutObject", 50)
+    os.kill(children_of(process.pid)[0], signal.SIGKILL)
+    assert place.server.wait_for("PutObject", 300)
+    os.kill(children_of(process.pid)[-1], signal.SIGKILL)
+    out, err = process.communicate(timeout=60)
+    summary = json.loads(out)
+    assert (process.returncode, summary["uploaded"]) == (0, 600)
+    assert "2 worker process(es) died and were replaced" in err
+    assert place.check_ledger_is_honest() == 600
+    assert place.stored() == place.local()
+
+
+def test_workers_end_with_a_parent_that_is_killed(place: Place) -> None:
+    place.files(200)
+    place.server.faults.append(Fault(Action("slow", seconds=0.2)))
+    process = place.start("--workers", "2", "--concurrency", "8")
+    assert place.server.wait_for("PutObject", 10)
+    children = children_of(process.pid)
+    assert len(children) == 2
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 5
+    while any(map(is_alive, children)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert place.run().code == 0  # and the lock is free
+
+
+@pytest.mark.parametrize("nice, expected", [((), 19), (("--nice", "5"), 5)])
+def test_every_process_runs_at_low_priority(
+    place: Place, nice: tuple[str, ...], expected: int
+) -> None:
+    place.files(100)
+    place.server.faults.append(Fault(Action("slow", seconds=0.2)))
+    process = place.start("--workers", "2", "--concurrency", "4", *nice)
+    assert place.server.wait_for("PutObject", 8)
+    pids = [process.pid, *children_of(process.pid)]
+    assert [os.getpriority(os.PRIO_PROCESS, pid) for pid in pids] == [expected] * 3
+    process.terminate()
+    process.communicate()
+
+
+def test_one_run_a_ledger_at_a_time(place: Place) -> None:
+    place.files(50)
+    place.server.faults.append(Fault(Action("slow", seconds=0.3)))
+    process = place.start("--mode", "concurrent", "--concurrency", "4")
+    assert place.server.wait_for("PutObject", 4)
+    run = place.run("--mode", "concurrent")
+    assert run.code == 3
+    assert f"in use by process {process.pid}, started 20" in run.err
+    assert run.err.count("\n") == 1
+    process.kill()
+    process.communicate()
+    place.server.faults.clear()
+    assert place.run("--mode", "concurrent").code == 0
+
+
+def test_a_time_limit_stops_cleanly(place: Place) -> None:
+    place.files(300)
+    place.server.faults.append(Fault(Action("slow", seconds=0.1)))
+    arguments = ("--mode", "concurrent", "--concurrency", "2", "--max-duration", "2s", "--json")
+    run = place.run(*arguments)
+    assert (run.code, run.json["status"]) == (4, "interrupted")
+    assert "the time limit of 2 s is over" in run.err
+    assert place.check_ledger_is_honest() == run.json["uploaded"] > 0
+
+
+# ======================================================================================
+# What a tree may hold
+# ======================================================================================
+
+
+def test_only_regular_files_are_opened(place: Place) -> None:
+    place.file("regular")
+    os.mkfifo(place.root / "fifo")
+    os.symlink("regular", place.root / "link")
+    os.symlink("nowhere", place.root / "broken")
+    os.symlink("..", place.root / "up")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(place.root / "sock"))
+        run = place.run("--mode", "concurrent", "--json")
+    assert (run.code, run.json["uploaded"], run.json["skipped"]) == (0, 1, 5)
+    assert run.json["skipped_by_reason"] == {"FIFO": 1, "socket": 1, "symbolic link": 3}
+    assert_accounts(run.json)
+
+
+def test_links_are_followed_on_demand_and_cycles_end(place: Place) -> None:
+    place.file("a/regular", b"1")
+    elsewhere = place.path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "target").write_bytes(b"2")
+    os.symlink("regular", place.root / "a/file-link")
+    os.symlink(elsewhere, place.root / "a/directory-link")
+    os.symlink("..", place.root / "a/cycle")
+    os.symlink("a", place.root / "twice")
+    os.symlink("nowhere", place.root / "broken")
+    run = place.run("--mode", "concurrent", "--json", "--follow-symlinks")
+    assert run.code == 0
+    files = {"regular": b"1", "file-link": b"1", "directory-link/target": b"2"}
+    assert place.stored() == {f"{d}/{n}": c for d in ("a", "twice") for n, c in files.items()}
+    assert run.json["skipped_by_reason"] == {
+        "symbolic link into its own parents": 2,
+        "broken symbolic link": 1,
+    }
+
+
+def test_one_file_system_stops_at_a_mount(place: Place) -> None:
+    if os.stat("/dev/shm").st_dev == os.stat(place.path).st_dev:
+        pytest.skip("/dev/shm is on the file system of the tests")
+    place.file("here")
+    with contextlib.ExitStack() as stack:
+        other = Path(stack.enter_context(temporary_directory("/dev/shm")))
+        (other / "there").write_bytes(b"x")
+        os.symlink(other, place.root / "mount")
+        arguments = ("--mode", "concurrent", "--json", "--follow-symlinks")
+        assert place.run(*arguments, "--one-file-system").json["skipped_by_reason"] == {
+            "other file system": 1
+        }
+        assert place.run(*arguments).json["uploaded"] == 1
+
+
+@contextlib.contextmanager
+def temporary_directory(parent: str) -> Iterator[str]:
+    path = f"{parent}/pfu-test-{os.getpid()}"
+    os.mkdir(path)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path)
+
+
+def test_what_cannot_be_read_is_named_and_stops_nothing(place: Place) -> None:
+    place.file("good")
+    place.file("secret").chmod(0)
+    place.file("closed/inside")
+    (place.root / "closed").chmod(0)
+    place.file("k" * 200 + "/" + "e" * 250 + "/" + "y" * 250 + "/" + "l" * 250 + "/" + "n" * 200)
+    try:
+        run = place.run("--mode", "concurrent", "--json", preexec_fn=drop_privilege)
+    finally:
+        (place.root / "closed").chmod(0o700)
+    assert run.code == 1
+    assert (run.json["uploaded"], run.json["failed"], run.json["seen"]) == (1, 3, 4)
+    reasons = {failure["path"]: failure["reason"] for failure in run.json["failures"]}
+    assert "Permission denied" in reasons[str(place.root / "secret")]
+    assert "cannot read directory: Permission denied" in reasons[str(place.root / "closed")]
+    assert [r for r in reasons.values() if "its key has 1156 bytes, S3 takes 1024" in r]
+    assert run.err.count("pfu: failed: ") == 3
+    (place.root / "secret").chmod(0o600)
+    again = place.run("--mode", "concurrent", "--json")
+    assert (again.json["uploaded"], again.json["unchanged"], again.json["failed"]) == (2, 1, 1)
+
+
+@pytest.mark.parametrize("disturbance", ["grow", "shrink", "rewrite", "replace"])
+@BOTH_MODES
+def test_a_file_that_changes_while_it_goes_up_is_read_again(
+    place: Place, mode: str, disturbance: str
+) -> None:
+    path = place.file("busy", b"before " * 100)
+
+    def disturb() -> None:
+        if disturbance == "grow":
+            path.write_bytes(b"after " * 1000)
+        elif disturbance == "shrink":
+            os.truncate(path, 10)
+        elif disturbance == "rewrite":
+            path.write_bytes(b"BEFORE " * 100)
+        else:
+            path.write_bytes(b"x")
+            os.utime(path, (LONG_AGO, LONG_AGO))
+
+    place.server.faults.append(
+        Fault(Action("call", function=disturb), operation="PutObject", times=1)
+    )
+    run = place.run("--mode", mode, "--json")
+    assert (run.code, run.json["uploaded"]) == (0, 1)
+    assert place.server.count("PutObject") == 2
+    assert place.stored() == place.local()
+    row = place.rows()[0]
+    assert (row["file_size"], row["last_modified"]) == (
+        path.stat().st_size,
+        path.stat().st_mtime_ns,
+    )
+
+
+@pytest.mark.parametrize("size", [100, 11 * MIB])
+def test_a_file_that_never_holds_still_fails(place: Place, size: int) -> None:
+    path = place.file("restless", b"x" * size)
+    place.file("calm")
+    operation = "UploadPart" if size > MIB else "PutObject"
+    touch = Action("call", function=lambda: os.utime(path))
+    place.server.faults.append(Fault(touch, operation=operation, key="restless"))
+    run = place.run("--mode", "concurrent", "--part-size", "5M", "--json")
+    assert (run.code, run.json["failed"], run.json["uploaded"]) == (1, 1, 1)
+    assert run.json["failures"][0]["path"] == str(path)
+    assert "it changed while it was read" in run.json["failures"][0]["reason"]
+    row = place.rows("SELECT * FROM FileStat WHERE status = 3")[0]
+    assert row["sha256"] is None
+    assert not place.server.uploads(BUCKET)
+    if size > MIB:
+        assert "p/restless" not in place.server.objects(BUCKET)
+
+
+def test_a_file_that_vanishes_between_scan_and_read_is_no_failure(place: Place) -> None:
+    place.file("a", b"")
+    later = place.file("later", b"later")
+    place.server.faults.append(Fault(Action("call", function=later.unlink), key="p/a$", times=1))
+    run = place.run("--mode", "concurrent", "--concurrency", 1, "--json")
+    assert (run.code, run.json["uploaded"]) == (0, 1)
+    assert run.json["skipped_by_reason"] == {"vanished": 1}
+    assert_accounts(run.json)
+    assert len(place.rows()) == 1
+
+
+def test_a_file_that_becomes_a_fifo_hangs_nothing(place: Place) -> None:
+    place.file("a", b"")
+    later = place.file("later", b"later")
+
+    def replace() -> None:
+        later.unlink()
+        os.mkfifo(later)
+
+    place.server.faults.append(Fault(Action("call", function=replace), key="p/a$", times=1))
+    run = place.run("--mode", "concurrent", "--concurrency", 1, "--json")
+    assert (run.code, run.json["uploaded"], run.json["skipped"]) == (0, 1, 1)
+
+
+def test_the_ledger_in_the_tree_is_left_out(place: Place) -> None:
+    place.file("f")
+    place.file("sub/pfu.db", b"not the ledger")
+    run = place.run("--mode", "concurrent", "--json", "--db", place.root / "pfu.db")
+    assert run.code == 0
+    assert sorted(place.stored()) == ["f", "sub/pfu.db"]
+
+
+# ======================================================================================
+# Trouble
+# ======================================================================================
+
+
+def without_credentials(place: Place) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        del place.environment[name]
+
+
+def wrong_secret(place: Place) -> None:
+    place.environment["AWS_SECRET_ACCESS_KEY"] = "wrong"
+
+
+def unknown_key(place: Place) -> None:
+    place.environment["AWS_ACCESS_KEY_ID"] = "AKIDNOBODY"
+
+
+def expired_token(place: Place) -> None:
+    place.environment["AWS_SESSION_TOKEN"] = "old"
+    place.server.expired_tokens.add("old")
+
+
+def closed_port(place: Place) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        place.endpoint = f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def no_such_host(place: Place) -> None:
+    place.endpoint = "http://nowhere.invalid:9"
+
+
+def not_a_store(place: Place) -> None:
+    place.server.faults.append(Fault(Action("garbage")))
+
+
+def a_web_site(place: Place) -> None:
+    action = Action("error", 200, "Html", headers={"content-type": "text/html"})
+    place.server.faults.append(Fault(action, operation="PutObject"))
+
+
+def all_denied(place: Place) -> None:
+    place.server.deny |= {"PutObject", "HeadBucket", "ListObjectsV2", "GetPublicAccessBlock"}
+
+
+def foreign_clock(place: Place) -> None:
+    place.server.clock_offset = 3600
+
+
+def text_ledger(place: Place) -> None:
+    (place.path / "pfu.db").write_text("this is no database, " * 100)
+
+
+def foreign_database(place: Place) -> None:
+    with sqlite3.connect(place.path / "pfu.db") as db:
+        db.execute("CREATE TABLE theirs(x)")
+
+
+def newer_ledger(place: Place) -> None:
+    place.run("--mode", "concurrent")
+    with sqlite3.connect(place.path / "pfu.db") as db:
+        db.execute("PRAGMA user_version = 99")
+
+
+def damaged_ledger(place: Place) -> None:
+    place.files(200)
+    place.run("--mode", "concurrent")
+    with open(place.path / "pfu.db", "r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * 40_000)
+
+
+def linked_ledger(place: Place) -> None:
+    os.symlink(place.path / "target", place.path / "pfu.db")
+
+
+def root_removed(place: Place) -> None:
+    shutil.rmtree(place.root)
+
+
+def root_is_fifo(place: Place) -> None:
+    shutil.rmtree(place.root)
+    os.mkfifo(place.root)
+
+
+def root_emptied(place: Place) -> None:
+    place.run("--mode", "concurrent")
+    shutil.rmtree(place.root)
+    place.root.mkdir()
+
+
+def nothing(place: Place) -> None:
+    """No trouble but the options."""
+
+
+TROUBLE: list[tuple[Callable[[Place], None], str, int, str]] = [
+    (without_credentials, "", 2, "Unable to locate credentials (set AWS_ACCESS_KEY_ID"),
+    (without_credentials, "--profile nobody", 2, "profile (nobody) could not be found"),
+    (wrong_secret, "", 2, "SignatureDoesNotMatch"),
+    (unknown_key, "", 2, "InvalidAccessKeyId"),
+    (expired_token, "", 2, "ExpiredToken"),
+    (closed_port, "", 2, "Could not connect to the endpoint URL"),
+    (no_such_host, "", 2, "Could not connect to the endpoint URL"),
+    (not_a_store, "", 2, "check the network and --endpoint-url"),
+    (all_denied, "", 2, "AccessDenied"),
+    (foreign_clock, "", 2, "RequestTimeTooSkewed"),
+    (text_ledger, "", 2, "pfu.db: file is not a database (name another --db"),
+    (foreign_database, "", 2, "pfu.db: a database of another program (name another --db)"),
+    (newer_ledger, "", 2, "made by a newer pfu (schema 99) (update pfu.py)"),
+    (damaged_ledger, "", 2, "move this file away"),
+    (linked_ledger, "", 2, "is a symbolic link"),
+    (nothing, "--db no/such/folder/pfu.db", 2, "No such file or directory (name a file in"),
+    (nothing, "--db tree", 2, "Is a directory"),
+    (root_removed, "", 2, "tree: No such file or directory"),
+    (root_is_fifo, "", 2, "tree: it is a FIFO (name a directory or a file)"),
+    (root_emptied, "", 2, "is it mounted?"),
+    (nothing, "--mode serial", 2, "argument --mode: invalid choice: 'serial'"),
+    (nothing, "--no-such-option", 2, "unrecognized arguments: --no-such-option"),
+    (nothing, "--nice 20", 2, "'20' is not from 0 to 19"),
+    (nothing, "--workers 0", 2, "'0' is not from 1 to 256"),
+    (nothing, "--concurrency -1", 2, "'-1' is not from 1 to 4096"),
+    (nothing, "--part-size 4M", 2, "S3 takes parts from 5 MiB to 5 GiB"),
+    (nothing, "--part-size lots", 2, "'lots' is no size: write 16M or 1.5GiB"),
+    (nothing, "--max-duration soon", 2, "'soon' is no time: write 90s, 15m or 2h"),
+    (nothing, "--mode concurrent --workers 2", 2, "--mode concurrent has one process"),
+    (nothing, "--quiet --verbose", 2, "contradicts --verbose"),
+    (nothing, "--sse-kms-key-id k", 2, "needs --sse aws:kms"),
+    (nothing, "--dry-run --status", 2, "not allowed with argument"),
+    (nothing, "--endpoint-url ftp://x", 2, "is no http:// or https:// URL"),
+    (nothing, "--expected-bucket-owner 999999999999", 2, "AccessDenied"),
+]
+
+
+@pytest.mark.parametrize(
+    "trouble, options, code, says", TROUBLE, ids=[f"{t[0].__name__} {t[1]}" for t in TROUBLE]
+)
+def test_trouble_is_one_clear_line(
+    place: Place, trouble: Callable[[Place], None], options: str, code: int, says: str
+) -> None:
+    place.file("f", b"content")
+    trouble(place)
+    arguments = ["--mode", "concurrent", *options.split()]
+    run = place.run(*arguments, *([] if "--quiet" in options else ["--quiet"]))
+    assert says in run.err
+    assert (run.code, run.err.count("\n")) == (code, 1), run.err
+    assert run.err.startswith("pfu: ")
+
+
+@pytest.mark.parametrize(
+    "destination, says",
+    [
+        ("bkt", "it names no bucket (write s3://BUCKET"),
+        ("s3://", "it names no bucket"),
+        ("s3://x", "it names no bucket"),
+        ("s3://UP_per!", "it names no bucket"),
+        (
+            "s3://missing-bucket",
+            "missing-bucket: it is not there (check the name, or pass --create",
+        ),
+    ],
+)
+def test_destinations_that_cannot_be(place: Place, destination: str, says: str) -> None:
+    place.file("f")
+    run = place.run("--mode", "concurrent", to=destination)
+    assert (run.code, run.err.count("\n")) == (2, 1)
+    assert says in run.err
+
+
+def test_no_root_no_run(place: Place) -> None:
+    run = place.run(to=None)
+    assert (run.code, run.err.count("\n")) == (2, 1)
+    assert "ROOT is missing" in run.err
+
+
+def test_an_empty_tree_is_no_trouble(place: Place) -> None:
+    run = place.run("--mode", "concurrent", "--json")
+    assert (run.code, run.json["seen"], run.json["status"]) == (0, 0, "complete")
+
+
+def test_nothing_secret_is_said_or_written(place: Place) -> None:
+    place.file("f")
+    place.environment["AWS_SESSION_TOKEN"] = "token-that-is-secret"
+    run = place.run("--mode", "concurrent", "--verbose", "--json")
+    assert run.code == 2
+    secret = place.environment["AWS_SECRET_ACCESS_KEY"]
+    for text in (run.out, run.err, (place.path / "pfu.db").read_bytes().decode("latin-1")):
+        assert secret not in text
+        assert "token-that-is-secret" not in text
+
+
+SOME, ALWAYS = 3, None
+FAULTS: list[tuple[str, Action, int | None, int, str]] = [
+    ("500", Action("error", 500, "InternalError"), SOME, 0, ""),
+    ("503", Action("error", 503, "SlowDown"), SOME, 0, ""),
+    ("reset before the body", Action("reset_before_body"), SOME, 0, ""),
+    ("reset within the body", Action("reset_within_body"), SOME, 0, ""),
+    ("reset after the body", Action("reset_after_body"), SOME, 0, ""),
+    ("half an answer", Action("half_headers"), SOME, 0, ""),
+    ("lost acknowledgement", Action("lost_ack"), SOME, 0, ""),
+    ("closed afterwards", Action("close_after"), SOME, 0, ""),
+    ("slow", Action("slow", seconds=1), SOME, 0, ""),
+    ("bad digest", Action("error", 400, "BadDigest"), SOME, 0, ""),
+    ("mismatch", Action("error", 400, "XAmzContentSHA256Mismatch"), SOME, 0, ""),
+    ("wrong region", Action("redirect", 301, region="eu-west-1"), ALWAYS, 0, ""),
+    ("denied", Action("error", 403, "AccessDenied"), ALWAYS, 1, "AccessDenied"),
+    ("refused", Action("error", 400, "InvalidRequest"), ALWAYS, 1, "InvalidRequest"),
+    ("bucket deleted", Action("error", 404, "NoSuchBucket"), ALWAYS, 2, "NoSuchBucket"),
+    ("revoked", Action("error", 403, "InvalidAccessKeyId"), ALWAYS, 2, "InvalidAccessKeyId"),
+]
+
+
+@BOTH_MODES
+@pytest.mark.parametrize("name, action, times, code, says", FAULTS, ids=[f[0] for f in FAULTS])
+def test_faults_of_the_store(
+    place: Place, mode: str, name: str, action: Action, times: int | None, code: int, says: str
+) -> None:
+    place.files(20)
+    place.file("x/unlucky", b"of all files this one")
+    key = "unlucky" if code else None
+    fault = Fault(action, operation="PutObject", key=key, times=times)
+    if action.kind == "redirect":
+        fault.action = dataclasses.replace(action, endpoint=place.server.endpoint)
+    place.server.faults.append(fault)
+    run = place.run("--mode", mode, "--workers", 2 if mode == "parallel" else 1, "--json")
+    assert run.code == code, run.err
+    assert says in run.err
+    assert_accounts(run.json)
+    assert fault.applied >= min(times or 1, 1)
+    assert place.check_ledger_is_honest() == run.json["uploaded"]
+    if code == 0:
+        assert place.stored() == place.local()
+    else:
+        assert (run.json["failed"], "p/x/unlucky" in place.server.objects(BUCKET)) == (1, False)
+        place.server.faults.clear()
+        assert place.run("--mode", mode).code == 0
+        assert place.stored() == place.local()
+
+
+LARGE_FAULTS = [
+    ("CreateMultipartUpload", Action("error", 500, "InternalError"), 2, 0),
+    ("UploadPart", Action("error", 503, "SlowDown"), 2, 0),
+    ("UploadPart", Action("reset_within_body"), 2, 0),
+    ("UploadPart", Action("lost_ack"), 2, 0),
+    ("CompleteMultipartUpload", Action("error200", code="InternalError"), 2, 0),
+    ("CompleteMultipartUpload", Action("lost_ack"), 1, 0),
+    ("UploadPart", Action("error", 403, "AccessDenied"), None, 1),
+    ("CompleteMultipartUpload", Action("error", 400, "InvalidPart"), None, 1),
+]
+
+
+@pytest.mark.parametrize(
+    "operation, action, times, code",
+    LARGE_FAULTS,
+    ids=[f"{f[0]} {f[1].kind} {f[1].code}" for f in LARGE_FAULTS],
+)
+def test_faults_with_large_files(
+    place: Place, operation: str, action: Action, times: int | None, code: int
+) -> None:
+    place.file("large", os.urandom(11 * MIB))
+    place.file("small")
+    place.server.faults.append(Fault(action, operation=operation, times=times))
+    run = place.run("--mode", "concurrent", "--part-size", "5M", "--json")
+    assert run.code == code, run.err
+    assert run.json["uploaded"] == 2 - code
+    assert not place.server.uploads(BUCKET)
+    place.check_ledger_is_honest()
+    if not code:
+        assert place.stored() == place.local()
+
+
+def test_a_ledger_without_room_is_told_in_one_line(place: Place) -> None:
+    place.files(2000, 20)
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))  # noqa: E731
+    run = place.run("--mode", "concurrent", "--json", preexec_fn=limit)
+    assert run.code in (2, 4), run.err
+    assert "pfu.db" in run.err
+    assert run.err.count("\n") == 1
+    assert place.run("--mode", "concurrent").code == 0
+    assert place.stored() == place.local()
+
+
+def test_wrong_region_is_found_out(place: Place) -> None:
+    place.file("f")
+    action = Action("redirect", 301, region="eu-west-1", endpoint=place.server.endpoint)
+    place.server.faults.append(Fault(action))
+    assert place.run("--mode", "concurrent").code == 0
+    assert place.stored() == place.local()
+
+
+# ======================================================================================
+# Privacy
+# ======================================================================================
+
+ALL_USERS = "http://acs.amazonaws.com/groups/global/AllUsers"
+OPEN = {"ownership": None, "public_access_block": None}
+PRIVACY: list[tuple[str, dict[str, Any], set[str], str]] = [
+    ("blocked", {}, set(), ""),
+    ("no blocks, no policy, no ACLs", {"public_access_block": None}, set(), ""),
+    ("no blocks, private ACL", OPEN, set(), ""),
+    ("public policy", {**OPEN, "policy_public": True}, set(), "its policy is public"),
+    ("public policy, blocked", {"policy_public": True}, set(), ""),
+    ("public ACL", {**OPEN, "acl_groups": [ALL_USERS]}, set(), "its ACL is public"),
+    (
+        "public ACL, not in force",
+        {"public_access_block": None, "acl_groups": [ALL_USERS]},
+        set(),
+        "",
+    ),
+    ("may not ask", {}, {"GetPublicAccessBlock"}, ""),
+    ("may ask nothing", OPEN, {"GetPublicAccessBlock", "GetBucketPolicyStatus"}, "cannot tell"),
+    ("may not ask for the ACL", OPEN, {"GetBucketAcl"}, "cannot tell"),
+]
+
+
+@pytest.mark.parametrize("name, state, unasked, says", PRIVACY, ids=[p[0] for p in PRIVACY])
+@pytest.mark.parametrize("how", ["deny", "not_implemented"])
+def test_public_buckets_are_refused(
+    place: Place, name: str, state: dict[str, Any], unasked: set[str], says: str, how: str
+) -> None:
+    place.file("f")
+    vars(place.server.bucket(BUCKET)).update(state)
+    getattr(place.server, how).update(unasked)
+    run = place.run("--mode", "concurrent")
+    public = "public" in says
+    assert run.code == (2 if public else 0)
+    assert bool(place.stored()) != public
+    if says or unasked:
+        assert (says or "cannot tell") in run.err
+    else:
+        assert run.err == ""
+    if public:
+        assert place.run("--mode", "concurrent", "--allow-public").code == 0
+        assert place.stored() == place.local()
+
+
+@pytest.mark.parametrize("mode", ["concurrent", "parallel"])
+def test_the_default_bucket_is_made_private_and_owned(place: Place, mode: str) -> None:
+    place.file("f")
+    place.file("large", b"x" * (5 * MIB + 1))
+    run = place.run("--mode", mode, "--json", "--part-size", "5M", to="")
+    assert run.code == 0, run.err
+    name = "pfu-123456789012-us-east-1"
+    assert run.json["destination"] == f"s3://{name}"
+    bucket = place.server.bucket(name)
+    assert bucket and bucket.public_access_block == ALL_BLOCKED
+    assert bucket.headers["x-amz-object-ownership"] == "BucketOwnerEnforced"
+    assert "x-amz-acl" not in bucket.headers
+    assert sorted(place.server.objects(name)) == ["f", "large"]
+    writes = ("PutObject", "CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload")
+    owners = {
+        request.operation: request.headers.get("x-amz-expected-bucket-owner")
+        for request in place.server.log
+        if request.operation in writes
+    }
+    assert owners == dict.fromkeys(writes, "123456789012")
+    assert place.run("--json", "--part-size", "5M", to="").json["unchanged"] == 2
+
+
+def test_a_default_bucket_of_a_stranger_is_refused(place: Place) -> None:
+    place.file("f")
+    place.server.add_bucket("pfu-123456789012-us-east-1", owner="666666666666")
+    run = place.run("--mode", "concurrent", to="")
+    assert (run.code, run.err.count("\n")) == (2, 1)
+    assert not place.server.objects("pfu-123456789012-us-east-1")
+
+
+def test_a_named_bucket_is_made_only_on_demand(place: Place) -> None:
+    place.file("f")
+    assert place.run("--mode", "concurrent", to="s3://new-bucket").code == 2
+    assert place.server.bucket("new-bucket") is None
+    run = place.run(
+        "--mode", "concurrent", "--create-bucket", "--region", "eu-west-1", to="s3://new-bucket"
+    )
+    assert run.code == 0, run.err
+    bucket = place.server.bucket("new-bucket")
+    assert bucket and bucket.location == "eu-west-1"
+    assert bucket.public_access_block == ALL_BLOCKED
+
+
+def test_the_expected_owner_goes_with_every_data_call(place: Place) -> None:
+    place.file("f")
+    run = place.run("--mode", "concurrent", "--expected-bucket-owner", "123456789012")
+    assert run.code == 0
+    assert {r.headers.get("x-amz-expected-bucket-owner") for r in place.server.log if r.bucket} == {
+        "123456789012"
+    }
+
+
+def test_put_object_alone_is_permission_enough(place: Place) -> None:
+    place.file("f")
+    place.file("large", b"x" * (5 * MIB + 1))
+    reads = "HeadBucket ListObjectsV2 GetObject HeadObject GetBucketAcl GetPublicAccessBlock"
+    place.server.deny |= {*reads.split(), "GetBucketPolicyStatus", "GetBucketOwnershipControls"}
+    run = place.run("--mode", "concurrent", "--part-size", "5M")
+    assert run.code == 0
+    assert "cannot tell whether it is private" in run.err
+    assert place.stored() == place.local()
+
+
+# ======================================================================================
+# Output
+# ======================================================================================
+
+
+def test_without_a_terminal_only_the_summary_is_said(place: Place) -> None:
+    place.files(3)
+    run = place.run("--mode", "concurrent")
+    assert run.err == ""
+    assert run.out.startswith(f"complete: {place.root} to s3://{BUCKET}/p\n")
+    assert "3 files seen: 3 uploaded, 0 unchanged" in run.out
+    assert place.run("--mode", "concurrent", "--quiet").out == ""
+
+
+def test_json_is_one_object_with_the_promised_keys(place: Place) -> None:
+    place.files(3)
+    summary = place.run("--json").json
+    promised = (
+        "version batch_id mode root destination status seen uploaded unchanged skipped failed "
+        "pending bytes_uploaded elapsed_seconds cpu_seconds peak_memory_bytes requests retries "
+        "throttled fast_lane fast_lane_off skipped_by_reason failures"
+    )
+    assert set(promised.split()) <= set(summary)
+    assert summary["requests"] >= 3
+    assert summary["peak_memory_bytes"] > 10 * MIB
+    assert 0 < summary["cpu_seconds"] < 60
+
+
+def test_the_counts_of_requests_are_those_of_the_store(place: Place) -> None:
+    place.files(30)
+    fault = Fault(Action("error", 503, "SlowDown"), operation="PutObject", times=4)
+    place.server.faults.append(fault)
+    summary = place.run("--json").json
+    assert summary["requests"] == place.server.count("PutObject") == 34
+    assert (summary["retries"], summary["throttled"]) == (4, 4)
+
+
+def test_a_terminal_gets_a_live_line(place: Place) -> None:
+    place.files(30)
+    place.server.faults.append(Fault(Action("slow", seconds=0.3), operation="PutObject"))
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        place.command("--mode", "concurrent", "--concurrency", "4"),
+        cwd=place.path,
+        env=place.environment,
+        stdout=subprocess.PIPE,
+        stderr=slave,
+    )
+    os.close(slave)
+    shown = b""
+    with contextlib.suppress(OSError):
+        while chunk := os.read(master, 4096):
+            shown += chunk
+    os.close(master)
+    process.communicate()
+    assert re.search(rb"\r\x1b\[K\d+/30 files  [\d.]+ K?i?B  .* files/s  \d+ %", shown), shown
+    assert shown.rstrip().endswith(b"\x1b[K")
+
+
+def test_status_shows_the_last_runs(place: Place) -> None:
+    place.files(3)
+    place.run("--mode", "concurrent")
+    place.run("--mode", "parallel")
+    place.endpoint = ""
+    run = place.run("--status", to=None)
+    assert run.code == 0
+    first, second = run.out.splitlines()
+    assert f"complete: {place.root} to s3://{BUCKET}/p: 0 uploaded (0 B), 3 unchanged" in first
+    assert ": 3 uploaded (" in second
+    assert [job["mode"] for job in place.run("--status", "--json", to=None).json] == [
+        "parallel",
+        "concurrent",
+    ]
+    other = place.run("--status", "--db", "none.db", to=None)
+    assert (other.code, other.err.count("\n")) == (2, 1)
+    assert not (place.path / "none.db").exists()
+
+
+def test_a_dry_run_says_what_would_go_and_writes_nothing(place: Place) -> None:
+    new = place.file("new\x1b", b"12345")
+    run = place.run("--dry-run")
+    assert run.code == 0
+    assert "tree/new\\x1b  5 B  new\n" in run.out
+    assert f"dry run: 1 file of 1, 5 B, would go to s3://{BUCKET}/p" in run.out
+    assert not list(place.path.glob("pfu.db*"))
+    assert place.server.count() == 0
+    place.run("--mode", "concurrent")
+    before = (place.path / "pfu.db").read_bytes(), place.server.count()
+    os.utime(new, (1, 1))
+    run = place.run("--dry-run", "--json")
+    assert (run.json["pending"], run.json["bytes_uploaded"]) == (1, 5)
+    assert before == ((place.path / "pfu.db").read_bytes(), place.server.count())
+
+
+def test_names_are_printed_without_escapes(place: Place) -> None:
+    place.file("a\x1b[31m\nb", b"1")
+    place.server.faults.append(
+        Fault(Action("error", 400, "InvalidRequest", "bad\x07"), operation="PutObject")
+    )
+    run = place.run("--mode", "concurrent")
+    assert run.code == 1
+    assert "tree/a\\x1b[31m\\nb: upload" in run.err
+    assert "\x1b" not in run.err
+    assert run.err.count("\n") == 1
+
+
+def test_help_fits_the_screen(place: Place) -> None:
+    place.environment["COLUMNS"] = "100"
+    run = place.run("--help", to=None)
+    assert run.code == 0
+    assert max(map(len, run.out.splitlines())) <= 100
+    assert "--dry-run" in run.out
+    assert place.run("--version", to=None).out == f"pfu {pfu.__version__}\n"
+
+
+# ======================================================================================
+# Pure parts
+# ======================================================================================
+
+
+def test_a_file_takes_only_possible_steps() -> None:
+    possible = {(0, 1), (1, 2), (1, 3), (1, 0), (2, 0), (3, 0)}
+    for before, after in itertools.product(pfu.FileStatus, repeat=2):
+        file = pfu.FileModel("i", 0, 0, 0, "", "", before, "b", "k")
+        if (before, after) in possible:
+            file.move_to(after)
+            assert file.status is after
+        else:
+            with pytest.raises(ValueError, match=f"no step from {before.name} to {after.name}"):
+                file.move_to(after)
+            assert file.status is before
+
+
+def test_a_run_takes_only_possible_steps() -> None:
+    possible = {(0, 1), (1, 2), (2, 3), (2, 4), (0, 5), (1, 5), (2, 5)}
+    for before, after in itertools.product(pfu.JobStatus, repeat=2):
+        job = pfu.BatchJobRow("i", before, 0, "", "", "")
+        if (before, after) in possible:
+            job.move_to(after)
+        else:
+            with pytest.raises(ValueError, match="no step"):
+                job.move_to(after)
+
+
+def test_sql_comes_from_the_fields() -> None:
+    @dataclass
+    class Row(pfu.BaseModel):
+        table = "T"
+        indexes = {"T_n": ("n", "id")}  # noqa: RUF012
+        id: str
+        n: int
+        text: str | None = None
+
+    assert Row.create_sql() == [
+        "CREATE TABLE T(id TEXT PRIMARY KEY, n INTEGER, text TEXT)",
+        "CREATE INDEX T_n ON T(n, id)",
+    ]
+    assert Row.insert_sql() == "INSERT INTO T(id, n, text) VALUES(?, ?, ?)"
+    assert Row.insert_sql(updating=["n"]).endswith("ON CONFLICT(id) DO UPDATE SET n=excluded.n")
+    assert Row.update_sql(["n", "text"]) == "UPDATE T SET n=?, text=? WHERE id=?"
+    assert Row.select_sql("WHERE n=?", ["id"]) == "SELECT id FROM T WHERE n=?"
+    assert Row("a", 1).values() == ("a", 1, None)
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_names_are_encoded_as_rclone_does(name: str | bytes) -> None:
+    encoded = pfu.encode_name(os.fsdecode(name))
+    assert encoded == encoded_name(os.fsencode(name))
+    encoded.encode("utf-8")
+
+
+def test_encoded_names_differ_if_the_names_do() -> None:
+    generator = random.Random(1)
+    alphabet = [b"\xff", b"\xe2", b"\x80", b"\x9b", b"F", b"8", "\u201b".encode(), b"a"]
+    names = {b"".join(generator.choices(alphabet, k=generator.randint(1, 6))) for _ in range(5000)}
+    assert len({pfu.encode_name(os.fsdecode(name)) for name in names}) == len(names)
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("a.txt", "text/plain"),
+        ("A.TXT", "text/plain"),
+        ("a.jpg", "image/jpeg"),
+        ("a.tar.gz", "application/gzip"),
+        ("a.json", "application/json"),
+        ("a", "application/octet-stream"),
+        (".txt", "application/octet-stream"),
+        ("a.b c", "application/octet-stream"),
+        ("a.\r\nx-evil: 1", "application/octet-stream"),
+    ],
+)
+def test_content_types(name: str, expected: str) -> None:
+    assert pfu.content_type(name) == expected
+
+
+@pytest.mark.parametrize(
+    "text, size",
+    [
+        ("0", 0),
+        ("512", 512),
+        ("16M", 16 * MIB),
+        ("1.5GiB", 3 << 29),
+        ("2 kb", 2048),
+        ("1t", 1 << 40),
+    ],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert pfu.parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "x", "-1", "1X", "1e3", "0x10", "1.2.3M", "\u0661"])
+def test_no_sizes(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError):
+        pfu.parse_size(text)
+
+
+@pytest.mark.parametrize(
+    "size", [0, 1, 16 * MIB + 1, 160_000 * MIB + 1, 5 << 40, 10_000 * (5 << 30)]
+)
+def test_parts_suffice(size: int) -> None:
+    part = pfu.part_size_for(size, 16 * MIB)
+    assert -(-size // part) <= 10_000
+    assert 5 * MIB <= part <= 5 << 30
+
+
+def test_too_large_is_said_before_the_first_byte() -> None:
+    assert not pfu.too_large("k" * 1024, 10_000 * (5 << 30))
+    assert "its key has 1025 bytes" in pfu.too_large("\u00e9" * 512 + "k", 1)
+    assert "S3 takes" in pfu.too_large("k", 10_000 * (5 << 30) + 1)
+
+
+def test_the_ledger_takes_many_files_in_little_memory(tmp_path: Path) -> None:
+    ledger = pfu.Ledger(tmp_path / "l.db")
+    found = (pfu.Found(f"{n:032x}", f"/p/{n}", f"k{n}", n % 50, 1, "0100644") for n in range(5000))
+    for batch in pfu.batches((pfu.Change(f, "new") for f in found), 500):
+        ledger.take_in(batch, "job", 1)
+    position, seen = (-1, ""), []
+    while page := ledger.begin_page("job", position, 300, 1 << 40):
+        assert len(page) <= 300
+        position = (page[-1].file_size, page[-1].id)
+        seen += [(file.file_size, file.id) for file in page]
+    assert seen == sorted(seen)
+    assert len(set(seen)) == 5000
+    plan = ledger._rows("EXPLAIN QUERY PLAN " + pfu.PAGE_SQL, (0, 5, "a", "job", 10))
+    assert "FileStat_pages (status=? AND (file_size,id)>(?,?))" in str(plan)
+    assert "TEMP B-TREE" not in str(plan)
+
+
+def test_pages_are_bounded_by_bytes_too(tmp_path: Path) -> None:
+    ledger = pfu.Ledger(tmp_path / "l.db")
+    sizes = [1, 10, 10, 100, 1000]
+    found = [pfu.Found(f"{n}", f"/{n}", f"{n}", size) for n, size in enumerate(sizes)]
+    ledger.take_in([pfu.Change(f, "new") for f in found], "job", 1)
+    pages, position = [], (-1, "")
+    while page := ledger.begin_page("job", position, 10, 100):
+        position = (page[-1].file_size, page[-1].id)
+        pages.append([file.file_size for file in page])
+    assert pages == [[1, 10, 10], [100], [1000]]
+
+
+def test_a_page_is_recorded_whole_or_not_at_all(tmp_path: Path) -> None:
+    ledger = pfu.Ledger(tmp_path / "l.db")
+    found = [pfu.Found(f"{n}", f"/{n}", f"{n}", 1) for n in range(3)]
+    ledger.take_in([pfu.Change(f, "new") for f in found], "job", 1)
+    page = ledger.begin_page("job", (-1, ""), 10, 100)
+    for file in page:
+        file.fail("reason", 1)
+    page[2].error = object()  # type: ignore[assignment]
+    with pytest.raises(pfu.LedgerError):
+        ledger.record(page)
+    assert ledger.count("job", pfu.FileStatus.FAILED) == 0
+    assert ledger.count("job", pfu.FileStatus.IN_PROGRESS) == 3
+
+
+# ======================================================================================
+# Uploaders: what every provider has to do
+# ======================================================================================
+
+
+class FolderUploader(pfu.Uploader):
+    """An example of a provider: stores objects as files below a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+        self.destination = f"folder://{folder}"
+
+    def put(self, upload: pfu.Upload) -> pfu.Receipt:
+        target = self.folder / upload.key
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if "fatal" in upload.key:
+            raise pfu.FatalError("store", upload.key, "the folder is gone")
+        if "flaky" in upload.key and not target.exists():
+            target.touch()
+            raise pfu.RetryableError("store", upload.key, "try again")
+        if "refused" in upload.key:
+            raise pfu.TransferError("store", upload.key, "no such names here")
+        with open(target, "wb") as file:
+            for _, body in upload.parts():
+                file.write(body)
+        (target.parent / f"{target.name}.meta").write_text(json.dumps(dict(upload.metadata)))
+        return pfu.Receipt(f"etag of {upload.size}")
+
+
+class Conformance:
+    """What holds for every Uploader, in both modes; subclasses say how to make and inspect one."""
+
+    def uploader(self, place: Place) -> pfu.Uploader:
+        raise NotImplementedError
+
+    def stored(self, place: Place) -> dict[str, bytes | None]:
+        raise NotImplementedError
+
+    def job(self, place: Place, mode: str) -> pfu.BatchJobModel:
+        options = pfu.RunOptions(mode=mode, workers=2 if mode == "parallel" else 0, nice=0)
+        options = dataclasses.replace(options, part_size=5 * MIB)
+        return pfu.BatchJobModel(place.root, self.uploader(place), place.path / "l.db", options)
+
+    @BOTH_MODES
+    def test_stores_files_of_all_sizes(self, place: Place, mode: str) -> None:
+        for size in (0, 1, 5 * MIB, 5 * MIB + 1):
+            place.file(f"dir/f{size}", b"z" * size)
+        summary = self.job(place, mode).run()
+        assert (summary.exit_code, summary.uploaded) == (0, 4), summary
+        assert self.stored(place) == place.local()
+        assert self.job(place, mode).run().unchanged == 4
+
+    @BOTH_MODES
+    def test_stores_again_what_it_has(self, place: Place, mode: str) -> None:
+        place.file("f", b"old")
+        self.job(place, mode).run()
+        place.file("f", b"newer")
+        assert self.job(place, mode).run().uploaded == 1
+        assert self.stored(place) == {"f": b"newer"}
+
+    def test_can_be_sent_to_another_process(self, place: Place) -> None:
+        uploader = self.uploader(place)
+        uploader.open(2)
+        copy = pickle.loads(pickle.dumps(uploader))
+        assert (copy.destination, copy.prefix) == (uploader.destination, uploader.prefix)
+        uploader.close()
+
+
+class TestFolderUploader(Conformance):
+    def uploader(self, place: Place) -> pfu.Uploader:
+        return FolderUploader(place.path / "store")
+
+    def stored(self, place: Place) -> dict[str, bytes | None]:
+        folder = place.path / "store"
+        files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".meta")
+        return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+    @BOTH_MODES
+    def test_failures_are_told_apart(self, place: Place, mode: str) -> None:
+        for name in ("good", "flaky", "refused"):
+            place.file(name, name.encode())
+        summary = self.job(place, mode).run()
+        assert (summary.exit_code, summary.uploaded, summary.failed) == (1, 2, 1)
+        assert [f["reason"] for f in summary.failures] == ["store refused: no such names here"]
+        place.file("fatal")
+        summary = self.job(place, mode).run()
+        assert (summary.exit_code, summary.error) == (2, "store fatal: the folder is gone")
+
+
+class TestS3Uploader(Conformance):
+    def uploader(self, place: Place) -> pfu.Uploader:
+        os.environ.update(place.server.environment())
+        options = pfu.S3Options(endpoint_url=place.server.endpoint)
+        return pfu.S3Uploader(f"s3://{BUCKET}/p", options)
+
+    def stored(self, place: Place) -> dict[str, bytes | None]:
+        return place.stored()
+
+
+# ======================================================================================
+# Other servers
+# ======================================================================================
+
+
+@BOTH_MODES
+def test_the_sandbox_needs_no_account(place: Place, mode: str) -> None:
+    place.endpoint = ""
+    place.environment = {k: v for k, v in place.environment.items() if not k.startswith("AWS_")}
+    place.files(12)
+    run = place.run(place.root, "--mode", mode, "--sandbox", to=None)
+    assert (run.code, run.err) == (0, "")
+    assert "12 files seen: 12 uploaded" in run.out
+    assert "The sandbox holds 12 objects" in run.out
+    assert f"file-mtime={LONG_AGO}000000000ns" in run.out
+    again = place.run(place.root, "--mode", mode, "--sandbox", "--json", to=None)
+    assert again.json["uploaded"] == 12
+    assert len(place.rows()) == 12
+
+
+def test_the_sandbox_ends_with_the_run(place: Place) -> None:
+    place.endpoint = ""
+    place.files(2000)
+    process = place.start(place.root, "--sandbox", "--mode", "concurrent", to=None)
+    deadline = time.monotonic() + 30
+    while not (children := children_of(process.pid)):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    time.sleep(1)
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 10
+    while any(map(is_alive, children)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_without_moto_the_sandbox_says_what_to_install(place: Place) -> None:
+    place.endpoint = ""
+    (place.path / "moto.py").write_text("raise ModuleNotFoundError('No module named moto')")
+    place.environment["PYTHONPATH"] = str(place.path)
+    run = place.run(place.root, "--sandbox", to=None)
+    assert (run.code, run.err.count("\n")) == (2, 1)
+    assert "moto is not installed (pip install -r requirements.txt)" in run.err
+
+
+@BOTH_MODES
+def test_localstack(place: Place, mode: str) -> None:
+    endpoint = os.environ.get("PFU_TEST_LOCALSTACK")
+    if not endpoint:
+        pytest.skip("PFU_TEST_LOCALSTACK names no LocalStack")
+    place.endpoint = endpoint
+    place.environment.update(AWS_ACCESS_KEY_ID="test", AWS_SECRET_ACCESS_KEY="test")
+    for name in ODD_NAMES:
+        if b"\xff" not in os.fsencode(name):
+            place.file(name, os.fsencode(name))
+    place.file("large", os.urandom(5 * MIB + 1))
+    bucket = f"s3://pfu-test-{mode}-{os.getpid()}"
+    arguments = ("--mode", mode, "--create-bucket", "--part-size", "5M", "--json")
+    run = place.run(*arguments, to=bucket)
+    assert run.code == 0, run.err
+    assert run.json["uploaded"] == len(place.local())
+    client = boto3.client(
+        "s3",
+        endpoint_url=endpoint,
+        region_name="us-east-1",
+        aws_access_key_id="test",
+        aws_secret_access_key="test",
+    )
+    for key, body in place.local().items():
+        stored = client.get_object(Bucket=bucket[5:], Key=key)
+        assert stored["Body"].read() == body
+        assert stored["Metadata"]["file-size"] == str(len(body))
+    assert place.run(*arguments, to=bucket).json["unchanged"] == len(place.local())
