@@ -24,7 +24,7 @@ store nothing about the rest. Memory is bounded by pages, never by the size of t
 As a library:
 
     from pfu import BatchJobModel, S3Uploader
-    summary = BatchJobModel.create("samples", S3Uploader("s3://bucket/prefix")).run()
+    summary = BatchJobModel("samples", S3Uploader("s3://bucket/prefix"), db="pfu.db").run()
 
 Another provider is a subclass of Uploader with one method, put().
 

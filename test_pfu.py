@@ -2,7 +2,7 @@
 
 Sections: the S3 server; what the tests share; the main job; rerun, resume, incremental; crashes,
 signals, dying workers; what a tree may hold; trouble; privacy; output; pure parts; uploaders;
-other servers.
+README.md; other servers.
 """
 
 from __future__ import annotations
@@ -3026,6 +3026,68 @@ class TestS3Uploader(Conformance):
 
     def stored(self, place: Place) -> dict[str, bytes | None]:
         return place.stored()
+
+
+# ======================================================================================
+# README.md
+# ======================================================================================
+
+
+def blocks(language: str) -> list[str]:
+    """The code blocks of README.md in one language."""
+    text = (HERE / "README.md").read_text()
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def readme_place(place: Place) -> Place:
+    """A folder as README.md supposes it: pfu.py, samples, and a bucket of that name."""
+    place.server.add_bucket("my-bucket")
+    place.environment["AWS_ENDPOINT_URL"] = place.server.endpoint
+    place.environment["PYTHONPATH"] = str(HERE)
+    place.file("a/b.txt", b"content")
+    place.root.rename(place.path / "samples")
+    shutil.copy(PFU, place.path)
+    return place
+
+
+def commands() -> list[str]:
+    lines = "\n".join(blocks("sh")).splitlines()
+    return [line.partition("#")[0].strip() for line in lines if line.startswith("python pfu.py")]
+
+
+@pytest.mark.parametrize("command", commands())
+def test_the_commands_of_the_readme_work(place: Place, command: str) -> None:
+    readme_place(place)
+    if "--status" in command:
+        subprocess.run(
+            [sys.executable, "pfu.py", "samples"], cwd=place.path, env=place.environment, check=True
+        )
+    words = [sys.executable, *command.split()[1:]]
+    done = subprocess.run(words, cwd=place.path, env=place.environment, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_the_library_examples_of_the_readme_run(place: Place) -> None:
+    readme_place(place)
+    first, second = blocks("python")
+    (place.path / "first.py").write_text(first)
+    second += (
+        "\nfrom pfu import BatchJobModel\n"
+        "if __name__ == '__main__':\n"
+        "    print(BatchJobModel('samples', FolderUploader('out'), db='out.db').run().status)\n"
+    )
+    (place.path / "second.py").write_text(second)
+    for script, says in (("first.py", "complete 1 0\n"), ("second.py", "complete\n")):
+        done = subprocess.run(
+            [sys.executable, script],
+            cwd=place.path,
+            env=place.environment,
+            capture_output=True,
+            text=True,
+        )
+        assert (done.stdout, done.stderr) == (says, "")
+    assert place.server.objects("my-bucket")["backup/a/b.txt"].body == b"content"
+    assert (place.path / "out/a/b.txt").read_bytes() == b"content"
 
 
 # ======================================================================================
