@@ -39,26 +39,32 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
 import contextlib
 import dataclasses
+import email.utils
 import errno
 import functools
 import hashlib
+import hmac
 import itertools
 import json
 import mimetypes
 import multiprocessing
-import multiprocessing.connection
+import operator
 import os
 import random
 import re
 import signal
+import socket
 import sqlite3
+import ssl
 import stat
 import subprocess
 import sys
 import threading
 import time
+import urllib.parse
 import uuid
 from abc import ABC, abstractmethod
 from collections import Counter, deque
@@ -69,7 +75,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
-from typing import IO, Any, Callable, ClassVar, NamedTuple, TypeVar
+from typing import IO, Any, Callable, ClassVar, NamedTuple, TypeVar, Union
 
 __version__ = "0.1.0"
 
@@ -111,7 +117,7 @@ MAX_OBJECT_SIZE = MAX_PARTS * MAX_PART_SIZE
 DEFAULT_PART_SIZE = 16 * MIB  # files above it go up in parts of this size, or larger
 RACY_NS = 2_000_000_000  # a change within 2 s of the read may leave the mtime as it was (FAT: 2 s)
 READ_ATTEMPTS = 3  # readings of a file that changes meanwhile
-SEND_ATTEMPTS = 4  # sendings of a file whose failure may pass
+SEND_ATTEMPTS = 4  # sendings of a file, or a part, whose failure may pass
 MAX_DENIED = 20  # refusals of permission, with nothing accepted before, that stop a run
 MAX_UNSENT = 100  # files in a row that could not be sent, repetitions included, that stop a run
 
@@ -121,11 +127,17 @@ PAGE_ROWS = 500  # rows in one page
 PAGE_BYTES = 64 * MIB  # bytes of files in one page (a page holds one row at least)
 REPORTED_FAILURES = 100  # failures listed one by one; the ledger has them all
 
-DEFAULT_CONCURRENCY = 32  # requests in flight in one process
+SAFE_CONCURRENCY = 32  # requests in flight in one process on the safe lane
+THREADS = 64  # in one process, for slow reads and the safe lane; they start as they are needed
+INLINE_BYTES = 64 * KIB  # files up to this size may be read on the event loop
+SLOW_READ = 0.001  # seconds; reads that take longer on average move to threads
+INLINE_PROBE = 200  # reads in threads, before one on the loop is tried again
+THROTTLED_SECONDS = 300  # a file is repeated this long while the store asks to slow down
+MAX_REFUSALS = 20  # answers in a row that the fast lane does not understand, to give it up
 MAX_WORKERS = 8  # processes, unless --workers says more
 DEFAULT_MEMORY = 128 * MIB  # for the bodies of files in flight, all processes together
 REPORT_SECONDS = 1.0  # an engine reports at least this often
-TICK_SECONDS = 0.2  # the parent looks at signals and redraws the live line this often
+TICK_SECONDS = 0.05  # the parent and the loops look at each other's gauges this often
 STOP_SECONDS = 8.0  # what is in flight may take this long to finish after a stop
 WORKER_DEATHS = 3  # times that a page is tried whose worker dies
 
@@ -1243,6 +1255,8 @@ def object_metadata(status: os.stat_result) -> dict[str, str]:
 class SourceFile:
     """A regular file that is open for reading, and what fstat said of it when it was opened."""
 
+    __slots__ = ("fd", "path", "read_at", "status")
+
     def __init__(self, path: str, *, follow_symlinks: bool = False) -> None:
         """Raises VanishedError, NotRegularError or SourceError."""
         self.path = path
@@ -1260,15 +1274,11 @@ class SourceFile:
             self.close()
             raise NotRegularError("read", path, "it is not a regular file any more")
 
-    def __enter__(self) -> SourceFile:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def close(self) -> None:
-        """Close the file."""
-        os.close(self.fd)
+        """Close the file, unless it is closed."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
 
     @property
     def size(self) -> int:
@@ -1303,6 +1313,462 @@ class SourceFile:
             then.st_ctime_ns,
         ):
             raise ChangedError("read", self.path, "it changed while it was read")
+
+
+# ======================================================================================
+# Signing: Signature Version 4, pure
+# ======================================================================================
+#
+# Signature Version 4 in three pure stages, each a string that can be compared with botocore's:
+#
+#     canonical request  what is asked, one normal form of it
+#     string to sign     when and where it is asked, and the digest of the canonical request
+#     signature          HMAC of that, by a key that holds for one day, region and service
+#
+# S3 differs from other services in the path: the key is percent-encoded once and "//", "." and ".."
+# stay as they are.
+
+ALGORITHM = "AWS4-HMAC-SHA256"
+SERVICE = "s3"
+
+is_plain_key = re.compile(r"[A-Za-z0-9._~/-]*").fullmatch
+
+
+class Credentials(NamedTuple):
+    """What a request is signed with; the token is None for long-lived keys."""
+
+    access_key: str
+    secret_key: str
+    token: str | None
+
+
+def percent_encode_key(key: str) -> str:
+    """Return the key as it stands in a path. Raises UnicodeEncodeError for lone surrogates."""
+    return key if is_plain_key(key) else urllib.parse.quote(key, safe="/~")
+
+
+def canonical_query(query: str) -> str:
+    """Sort the pairs of an encoded query string by name, then by value."""
+    if not query:
+        return ""
+    pairs = sorted(pair.partition("=")[::2] for pair in query.split("&"))
+    return "&".join(f"{name}={value}" for name, value in pairs)
+
+
+def canonical_request(
+    method: str,
+    path: str,
+    query: str,
+    headers: Iterable[tuple[str, str]],
+    payload_sha256: str,
+) -> str:
+    """Path and query are encoded already, the query sorted; every header given is signed."""
+    signed = sorted((name.lower(), fold(value)) for name, value in headers)
+    lines = "".join(f"{name}:{value}\n" for name, value in signed)
+    names = signed_names(name for name, _ in signed)
+    return f"{method}\n{path}\n{query}\n{lines}\n{names}\n{payload_sha256}"
+
+
+def fold(value: str) -> str:
+    return " ".join(value.split())
+
+
+def signed_names(names: Iterable[str]) -> str:
+    return ";".join(sorted(name.lower() for name in names))
+
+
+def credential_scope(date: str, region: str, service: str = SERVICE) -> str:
+    return f"{date}/{region}/{service}/aws4_request"
+
+
+def string_to_sign(timestamp: str, scope: str, canonical: str) -> str:
+    digest = hashlib.sha256(canonical.encode()).hexdigest()
+    return f"{ALGORITHM}\n{timestamp}\n{scope}\n{digest}"
+
+
+def signing_key(secret_key: str, date: str, region: str, service: str = SERVICE) -> bytes:
+    key = f"AWS4{secret_key}".encode()
+    for part in (date, region, service, "aws4_request"):
+        key = hmac.digest(key, part.encode(), "sha256")
+    return key
+
+
+def signature(key: bytes, text: str) -> str:
+    return hmac.digest(key, text.encode(), "sha256").hex()
+
+
+def authorization(access_key: str, scope: str, names: str, signed: str) -> str:
+    """Return the value of the Authorization header."""
+    return f"{ALGORITHM} Credential={access_key}/{scope}, SignedHeaders={names}, Signature={signed}"
+
+
+class Stamp(NamedTuple):
+    """All of a signature that depends on the second only."""
+
+    timestamp: str
+    scope: str
+    key: bytes
+    second: int
+
+
+class Stamper:
+    """Gives the stamp of the present second; derives a signing key once a day."""
+
+    def __init__(self, region: str, service: str = SERVICE) -> None:
+        self.region = region
+        self.service = service
+        self.clock_offset = 0.0
+        self._key_of: tuple[Credentials, str] | None = None
+        self._key = b""
+
+    def stamp(self, credentials: Credentials, now: float) -> Stamp:
+        """`now` is what the clock here says; the offset to the store's clock is added to it."""
+        second = int(now + self.clock_offset)
+        timestamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(second))
+        date = timestamp[:8]
+        if self._key_of != (credentials, date):
+            self._key = signing_key(credentials.secret_key, date, self.region, self.service)
+            self._key_of = (credentials, date)
+        scope = credential_scope(date, self.region, self.service)
+        return Stamp(timestamp, scope, self._key, second)
+
+
+# ======================================================================================
+# Wire: bytes of requests and answers, pure
+# ======================================================================================
+#
+# Bytes in, bytes out, no socket. Going out, a head is written by filling in a format: the header
+# names of all files are the same, so the canonical request and the head are built once, with %s for
+# whatever differs, by the same pure functions that a single request would use.
+#
+# Coming in, one shape of answer is accepted: HTTP/1.1 200 with sane headers, an ETag, and a body
+# that is empty or read to its end and holds no <Error>. Everything else is Rejected, with just what
+# the limiter and the clock need to know of it. check_answer() is given all bytes so far each time;
+# an answer nearly always comes in one piece and is at most MAX_ANSWER, so no state is kept.
+
+MAX_HEAD = 16 * KIB
+MAX_ANSWER = 64 * KIB
+MAX_FORMATS = 64
+
+DROP_STATUSES = (429, 503)
+
+is_header_name = re.compile(r"[a-z0-9-]+").fullmatch
+is_query = re.compile(r"[A-Za-z0-9._~%=&-]*").fullmatch
+is_answer_head = re.compile(
+    rb"HTTP/1\.1 ([1-9][0-9]{2})( [\t\x20-\x7e\x80-\xff]*)?\r\n"
+    rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*\r\n)*\r\n"
+).fullmatch
+is_length = re.compile(rb"[0-9]{1,9}").fullmatch
+chunk_head = re.compile(rb"([0-9A-Fa-f]{1,6})[ \t]*(?:;[\t\x20-\x7e]*)?\r\n").match
+SINGLE_HEADERS = (b"content-length", b"transfer-encoding", b"etag", b"connection")
+
+
+@dataclass(frozen=True)
+class RequestTemplate:
+    """What all requests of a run share, as botocore made it. Pickles, holds no secret."""
+
+    scheme: str
+    host: str
+    """As in the Host header: lower case, the port only if it is not the scheme's own."""
+    address: tuple[str, int]
+    path_prefix: str
+    """`/bucket` in path style, empty in virtual-host style; an endpoint's own path before it."""
+    headers: tuple[tuple[str, str], ...]
+    part_headers: tuple[tuple[str, str], ...]
+    """Those of `headers` that UploadPart knows; sent by requests with a query."""
+    region: str
+    service: str
+    user_agent: str
+    ca_bundle: str | None
+    checksum_header: bool
+    """Whether `x-amz-checksum-sha256` goes along."""
+
+
+class Rejected(Exception):
+    """The fast lane did not get the one answer it understands. Nothing is known of the object.
+
+    `dropped`: the store or the network is overloaded (503, 429, timeout, reset): for the limiter.
+    `retry_after` is in seconds, `date` is the store's Date header.
+    """
+
+    def __init__(
+        self,
+        status: int | None,
+        reason: str,
+        retry_after: float | None = None,
+        date: str | None = None,
+        dropped: bool = False,
+    ) -> None:
+        super().__init__(status, reason, retry_after, date, dropped)
+        self.status = status
+        self.reason = reason
+        self.retry_after = retry_after
+        self.date = date
+        self.dropped = dropped
+
+    def __str__(self) -> str:
+        return self.reason if self.status is None else f"{self.status} {self.reason}".rstrip()
+
+
+class Headers(NamedTuple):
+    """Headers of one request: the names, the same tuple for all files, and the values."""
+
+    names: tuple[str, ...]
+    values: tuple[str, ...]
+
+
+class Answer(NamedTuple):
+    """A clean 200: the ETag as it came (with its quotes), and whether the connection lives on."""
+
+    etag: str
+    keep_alive: bool
+
+
+def request_head(
+    method: str, target: str, host: str, headers: Iterable[tuple[str, str]], length: object
+) -> str:
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers)
+    return f"{method} {target} HTTP/1.1\r\nHost: {host}\r\n{lines}Content-Length: {length}\r\n\r\n"
+
+
+class HeadFormat(NamedTuple):
+    """The two texts of a request with %s for what differs, in `order`'s order."""
+
+    canonical: str
+    head: str
+    order: Callable[[Sequence[str]], tuple[str, ...]]
+
+
+def head_format(
+    template: RequestTemplate, credentials: Credentials, names: Sequence[str], is_part: bool
+) -> HeadFormat:
+    """`names` are the headers given with each request; the digest and the date follow them."""
+    varying = [name.lower() for name in names] + ["x-amz-content-sha256", "x-amz-date"]
+    if template.checksum_header:
+        varying.append("x-amz-checksum-sha256")
+    static = dict(template.part_headers if is_part else template.headers)
+    if credentials.token is not None:
+        static["x-amz-security-token"] = credentials.token
+    checked_headers(static.items(), varying)
+    blanks = {**escaped(static), **dict.fromkeys(varying, "%s")}
+    signed = sorted({**blanks, "host": escape(template.host)}.items())
+    canonical = canonical_request("PUT", "%s", "%s", signed, "%s")
+    scope_and_signature = authorization(
+        escape(credentials.access_key), "%s", signed_names(name for name, _ in signed), "%s"
+    )
+    sent = sorted(blanks.items())
+    sent += [("User-Agent", escape(template.user_agent)), ("Authorization", scope_and_signature)]
+    order = [varying.index(name) for name in sorted(varying)]
+    head = request_head("PUT", "%s", escape(template.host), sent, "%s")
+    return HeadFormat(canonical, head, operator.itemgetter(*order))
+
+
+def escape(text: str) -> str:
+    return text.replace("%", "%%")
+
+
+def escaped(headers: dict[str, str]) -> dict[str, str]:
+    return {name: escape(value) for name, value in headers.items()}
+
+
+def checked_headers(static: Iterable[tuple[str, str]], varying: Sequence[str]) -> None:
+    if len(set(varying)) != len(varying):
+        raise ValueError("a header is given twice")
+    for name in varying:
+        if not is_header_name(name):
+            raise ValueError(f"not a header name: {name!r}")
+    for name, value in static:
+        if not is_header_name(name) or not is_printable(value):
+            raise ValueError(f"not a header: {name!r}")
+
+
+def is_printable(text: str) -> bool:
+    """Whether all is within 0x20 to 0x7E, so that no line can be broken."""
+    return text.isascii() and text.isprintable()
+
+
+class HeadWriter:
+    """Writes signed PUT heads; `credentials` and `clock_offset` may change between any two."""
+
+    def __init__(
+        self,
+        template: RequestTemplate,
+        credentials: Credentials,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._template = template
+        self._clock = clock
+        self._stamper = Stamper(template.region, template.service)
+        self._formats: dict[tuple[tuple[str, ...], bool], HeadFormat] = {}
+        self.use(credentials)
+
+    @property
+    def clock_offset(self) -> float:
+        """Seconds that the store's clock is ahead of the one here."""
+        return self._stamper.clock_offset
+
+    @clock_offset.setter
+    def clock_offset(self, seconds: float) -> None:
+        self._stamper.clock_offset = seconds
+        self._renew(self._clock())
+
+    def use(self, credentials: Credentials) -> None:
+        self._credentials = credentials
+        self._formats.clear()
+        self._renew(self._clock())
+
+    def head(
+        self,
+        key: str,
+        headers: Headers,
+        length: int,
+        sha256_hex: str,
+        query: str = "",
+    ) -> bytes:
+        """Raise ValueError if key, header or query cannot stand in a request."""
+        now = self._clock()
+        if not self._from <= now < self._until:
+            self._renew(now)
+        timestamp, scope, signer, _ = self._stamp
+        names, values = headers
+        fill = self._formats.get((names, query != "")) or self._format(names, query != "")
+        ordered = fill.order((*values, sha256_hex, timestamp, *self._checksum(sha256_hex)))
+        joined = "".join(ordered)
+        if not is_printable(joined):
+            raise ValueError("a header's value is not printable ASCII")
+        folded = tuple(map(fold, ordered)) if " " in joined else ordered
+        path = f"{self._template.path_prefix}/{percent_encode_key(key)}"
+        target = f"{path}?{checked_query(query)}" if query else path
+        canonical = fill.canonical % (path, canonical_query(query), *folded, sha256_hex)
+        signed = signature(signer, string_to_sign(timestamp, scope, canonical))
+        return (fill.head % (target, *ordered, scope, signed, length)).encode("ascii")
+
+    def _checksum(self, sha256_hex: str) -> tuple[str, ...]:
+        if not self._template.checksum_header:
+            return ()
+        return (base64.b64encode(bytes.fromhex(sha256_hex)).decode("ascii"),)
+
+    def _renew(self, now: float) -> None:
+        self._stamp = self._stamper.stamp(self._credentials, now)
+        self._from = self._stamp.second - self.clock_offset
+        self._until = self._from + 1
+
+    def _format(self, names: tuple[str, ...], is_part: bool) -> HeadFormat:
+        if len(self._formats) >= MAX_FORMATS:
+            self._formats.clear()
+        made = head_format(self._template, self._credentials, names, is_part)
+        self._formats[names, is_part] = made
+        return made
+
+
+def checked_query(query: str) -> str:
+    if not is_query(query):
+        raise ValueError("the query is not percent-encoded")
+    return query
+
+
+def check_answer(received: bytes) -> Answer | None:
+    """Return the answer when it is complete, None when more must come. Raises Rejected."""
+    end = received.find(b"\r\n\r\n", 0, MAX_HEAD)
+    if end < 0:
+        refuse_or_wait(received)
+        return None
+    fields = answer_fields(received[: end + 4])
+    body = answer_body(fields, received[end + 4 :])
+    if body is None:
+        return None
+    if b"<Error" in body or b"content-encoding" in fields:
+        raise Rejected(200, "with a body that is not plain or is an error")
+    etag = fields.get(b"etag")
+    if not etag:
+        raise Rejected(200, "without an ETag: not an answer of an object store")
+    connection = fields.get(b"connection", b"").lower()
+    return Answer(etag.decode("latin-1"), b"close" not in connection)
+
+
+def refuse_or_wait(received: bytes) -> None:
+    if not b"HTTP/1.1 ".startswith(received[:9]):
+        raise Rejected(None, "the answer is not HTTP/1.1")
+    if len(received) >= MAX_HEAD:
+        raise Rejected(None, "the answer's head is too long")
+
+
+def answer_fields(head: bytes) -> dict[bytes, bytes]:
+    """Return the header fields of a 200, names in lower case. Raises Rejected for all others."""
+    match = is_answer_head(head)
+    if not match:
+        raise Rejected(None, "the answer is not HTTP/1.1")
+    fields: dict[bytes, bytes] = {}
+    for line in head[:-4].split(b"\r\n")[1:]:
+        name, _, value = line.partition(b":")
+        name = name.lower()
+        if name in fields and name in SINGLE_HEADERS:
+            raise Rejected(None, "the answer has a header twice")
+        fields[name] = value.strip(b" \t")
+    if match[1] != b"200":
+        raise rejection(int(match[1]), match[2] or b"", fields)
+    return fields
+
+
+def rejection(status: int, phrase: bytes, fields: dict[bytes, bytes]) -> Rejected:
+    delay = fields.get(b"retry-after", b"")
+    return Rejected(
+        status,
+        phrase.strip().decode("latin-1"),
+        float(delay) if is_length(delay) else None,
+        fields[b"date"].decode("latin-1") if b"date" in fields else None,
+        status in DROP_STATUSES,
+    )
+
+
+def answer_body(fields: dict[bytes, bytes], rest: bytes) -> bytes | None:
+    encoding = fields.get(b"transfer-encoding")
+    length = fields.get(b"content-length")
+    if encoding is None and length is not None and is_length(length):
+        return body_by_length(rest, int(length))
+    if length is None and encoding is not None and encoding.lower() == b"chunked":
+        return body_by_chunks(rest)
+    raise Rejected(200, "without a length")
+
+
+def body_by_length(rest: bytes, length: int) -> bytes | None:
+    if length > MAX_ANSWER or len(rest) > length:
+        raise Rejected(200, "with a body longer than expected")
+    return rest if len(rest) == length else None
+
+
+def body_by_chunks(rest: bytes) -> bytes | None:
+    """Trailers are not accepted: nobody sends them to an answer of this size."""
+    if len(rest) > MAX_ANSWER:
+        raise Rejected(200, "with a body longer than expected")
+    chunks = []
+    while True:
+        match = chunk_head(rest)
+        if not match:
+            refuse_or_wait_for_chunk(rest)
+            return None
+        start, size = match.end(), int(match[1], 16)
+        following = rest[start + size : start + size + 2]
+        if not b"\r\n".startswith(following) or size > MAX_ANSWER:
+            raise Rejected(200, "with a broken chunk")
+        if len(following) < 2:
+            return None
+        chunks.append(rest[start : start + size])
+        rest = rest[start + size + 2 :]
+        if size == 0:
+            break
+    if rest:
+        raise Rejected(200, "with bytes after its end")
+    return b"".join(chunks)
+
+
+def refuse_or_wait_for_chunk(rest: bytes) -> None:
+    if (
+        b"\r\n" in rest
+        or len(rest) > 256
+        or not re.match(rb"[0-9A-Fa-f]{0,6}(?:[ \t;\r]|\Z)", rest)
+    ):
+        raise Rejected(200, "with a broken chunk")
 
 
 # ======================================================================================
@@ -1388,6 +1854,957 @@ def full_jitter(attempt: int, base: float = 0.2, cap: float = 20.0) -> float:
 
 
 # ======================================================================================
+# Concurrency: how many requests in flight
+# ======================================================================================
+#
+# The limiter sets how many requests are in flight. Latency would mislead, as it depends on the size
+# of the files, so it probes goodput and guards against drops.
+#
+# work        bytes + REQUEST_WORK a completed request, so that small files count too
+# drop        503, 429, a timeout or a reset, of a request begun after the last cut
+# window      what completes in WINDOW seconds and WINDOW_LIMITS x limit completions at least; it
+#             opens one latency after the limit changed, so that it sees the new limit only
+# goodput     by Little's law: in flight x work / time in flight. Counting completions would depend
+#             on where in a burst a window begins: a store with even latency answers in bursts
+# slow start  while the step is SLOW_START_STEP: windows of one limit's worth, trials at once
+#
+# A trial up lasts one window. It is kept if goodput rose by GAIN of the relative change, and the
+# next takes a longer step. If not, the limit goes back, the pause before the next trial doubles,
+# and that one goes down: kept if it costs LOSS at most. In slow start a trial that seems to fail is
+# given a second window, as the first may have gone into opening connections. Too many drops reject
+# a trial up, or cut the base. If goodput at the base moves by itself, the work has changed, and
+# trials begin again soon.
+
+REQUEST_WORK = 256 * KIB
+LOWEST_LIMIT = 4
+START_LIMIT = 32
+HIGHEST_LIMIT = 512
+WINDOW = 1.0
+WINDOW_LIMITS = 2
+SLOW_START_WINDOW = 0.05
+SLOW_START_STEP = 2.0
+STEPS = (1.25, 1.5, 2.0)
+STEP_DOWN = 0.8
+CUT = 0.7
+GAIN = 0.25
+LOSS = 0.02
+USED = 0.9
+SLOW_START_USED = 0.6
+LONGEST_HOLD = 16
+LEAST_DROPS = 4
+DROP_SHARE = 0.02
+CHANGED_SHARE = 0.3
+AVERAGE_WEIGHT = 0.3
+
+
+class Tally(NamedTuple):
+    """What some requests of the run did."""
+
+    work: float
+    completions: float
+    busy: float
+    """Seconds that these requests took, added up."""
+    drops: float
+
+
+class Meter:
+    """Counts, where requests are made, what the limiter is to know. The figures only grow.
+
+    The limiter may run in another process: it looks every SLOW_START_WINDOW or so, and sets
+    `cut_at`, the monotonic time before which a dropped request must have begun not to count.
+    """
+
+    def __init__(self) -> None:
+        self.work = 0.0
+        self.completions = 0
+        self.busy = 0.0
+        self.drops = 0
+        self.cut_at = 0.0
+
+    def completed(self, nbytes: int, began: float, now: float) -> None:
+        self.work += nbytes + REQUEST_WORK
+        self.completions += 1
+        self.busy += now - began
+
+    def dropped(self, began: float, now: float) -> None:
+        self.busy += now - began
+        self.drops += began >= self.cut_at
+
+
+class Limiter:
+    """Finds the number of requests in flight (`limit`) at which goodput stops to grow.
+
+    Pure: `now` and `began` are readings of one monotonic clock. `lowest == highest` fixes it.
+    """
+
+    def __init__(
+        self,
+        now: float,
+        start: int = START_LIMIT,
+        lowest: int = LOWEST_LIMIT,
+        highest: int = HIGHEST_LIMIT,
+    ) -> None:
+        self.limit = min(max(start, lowest), highest)
+        self._lowest = lowest
+        self._highest = highest
+        self._base = self.limit
+        self._step = SLOW_START_STEP
+        self._slow_start = True
+        self._is_second = False
+        self._goes_down = False
+        self._hold = 1
+        self._calm = 0
+        self._average: float | None = None
+        self._latency = 0.0
+        self.cut_at = now
+        self._open_window(now)
+        self._closes, self._enough = now, 1
+
+    def completed(self, nbytes: int, began: float, now: float) -> None:
+        if now < self._opens:
+            return
+        self._work += nbytes + REQUEST_WORK
+        self._completions += 1
+        self._busy += now - began
+        if self._completions >= self._enough and now >= self._closes:
+            self._close_window(now)
+
+    def dropped(self, began: float, now: float) -> None:
+        if now >= self._opens:
+            self._busy += now - began
+        self._count_drops(began >= self.cut_at, now)
+
+    def _count_drops(self, drops: float, now: float) -> None:
+        self._drops += drops
+        if drops and self._drops >= max(LEAST_DROPS, DROP_SHARE * self._completions):
+            self._retreat(now)
+
+    def absorb(self, tally: Tally, now: float) -> None:
+        """Take in what was done since the last tally; its drops began after `cut_at`."""
+        self._count_drops(tally.drops, now)
+        if now < self._opens:
+            return
+        self._work += tally.work
+        self._completions += tally.completions
+        self._busy += tally.busy
+        if self._completions >= self._enough and now >= self._closes:
+            self._close_window(now)
+
+    def _open_window(self, now: float, settle: float = 0.0) -> None:
+        self._work = self._completions = self._drops = self._busy = 0.0
+        self._opens = now + settle
+        shortest = SLOW_START_WINDOW if self._slow_start else WINDOW
+        self._closes = self._opens + max(shortest, self._latency)
+        self._enough = self.limit * (1 if self._slow_start else WINDOW_LIMITS)
+
+    def _close_window(self, now: float) -> None:
+        is_first = self._latency == 0.0
+        self._latency = self._busy / max(self._completions, 1)
+        if is_first:
+            self._open_window(now)
+            return
+        used = SLOW_START_USED if self._slow_start else USED
+        in_flight = min(self.limit, self._busy / (now - self._opens) / used)
+        goodput = in_flight * self._work / self._busy
+        if self.limit != self._base:
+            self._judge(goodput, now)
+        else:
+            self._watch(goodput, in_flight >= self.limit, now)
+
+    def _watch(self, goodput: float, was_used: bool, now: float) -> None:
+        average = goodput if self._average is None or self._slow_start else self._average
+        if abs(goodput - average) > CHANGED_SHARE * average:
+            self._hold = 1
+            average = goodput
+        self._average = average + AVERAGE_WEIGHT * (goodput - average)
+        self._calm += was_used
+        if self._calm >= self._hold:
+            self._try(now)
+        else:
+            self._open_window(now)
+
+    def _try(self, now: float) -> None:
+        self._calm = 0
+        factor = STEP_DOWN if self._goes_down else self._step
+        wanted = min(max(round(self._base * factor), self._lowest), self._highest)
+        if wanted == self._base:
+            self._slow_start = False
+            self._average = None
+            self._goes_down = not self._goes_down
+            self._hold = min(4 * self._hold, LONGEST_HOLD)
+        self._set(wanted, now)
+
+    def _judge(self, goodput: float, now: float) -> None:
+        reference = self._average or goodput
+        change = self.limit / self._base - 1
+        gain = goodput / reference - 1
+        if gain >= GAIN * change if change > 0 else gain >= -LOSS:
+            self._keep(goodput, now)
+        elif self._slow_start and not self._is_second:
+            self._open_window(now)
+            self._is_second = True
+        else:
+            self._give_up(now)
+
+    def _keep(self, goodput: float, now: float) -> None:
+        if not self._goes_down:
+            self._step = next((step for step in STEPS if step > self._step), STEPS[-1])
+        self._goes_down = False
+        self._base = self.limit
+        self._average = goodput
+        self._hold = 1
+        if self._slow_start:
+            self._try(now)
+        else:
+            self._open_window(now)
+
+    def _give_up(self, now: float) -> None:
+        self._goes_down = not self._goes_down
+        self._step = STEPS[0]
+        self._slow_start = False
+        self._hold = min(2 * self._hold, LONGEST_HOLD)
+        self._set(self._base, now)
+
+    def _retreat(self, now: float) -> None:
+        self.cut_at = now
+        self._calm = 0
+        if self.limit > self._base:
+            self._give_up(now)
+            return
+        self._slow_start = False
+        self._step = STEPS[0]
+        self._average = None
+        self._base = max(int(self._base * CUT), self._lowest)
+        self._set(self._base, now)
+
+    def _set(self, limit: int, now: float) -> None:
+        settle = self._latency if limit != self.limit else 0.0
+        self.limit = limit
+        self._is_second = False
+        self._open_window(now, settle)
+
+
+# ======================================================================================
+# Connections: the only sockets
+# ======================================================================================
+#
+# A connection carries one request at a time. The one used last is used next (LIFO), so that few
+# stay warm and the rest grow old and are closed. Whoever takes a connection from the pool gives it
+# one request and awaits one future; the answer puts the connection back by itself.
+#
+# Head and small body go out in one write. A larger body goes out in slices, each when the kernel
+# has taken the one before it, so that nothing piles up in a buffer of ours.
+#
+# Deadlines are one number a connection, looked at once a second by sweep(): a timer a request would
+# cost as much as signing it. A deadline is moved by progress, as a socket's timeout would be.
+#
+# TLS runs here over a plain transport, by ssl.MemoryBIO. asyncio's own keeps 256 KiB a connection
+# for receiving (Python 3.11 and later) and costs more time for each request. Sessions are resumed:
+# a full handshake costs as much as many small files.
+
+CONNECT_SECONDS = 10.0
+STALL_SECONDS = 60.0
+IDLE_SECONDS = 15.0
+SWEEP_SECONDS = 1.0
+RESOLVE_SECONDS = 30.0
+RECEIVE_BUFFER = 4 * KIB
+ONE_WRITE = 64 * KIB
+SLICE = 256 * KIB
+TLS_SLICE = 64 * KIB
+TLS_READ = 16 * KIB
+RESERVED_DESCRIPTORS = 64
+
+Body = Union[bytes, memoryview]
+
+
+class ConnectionStale(Rejected):
+    """A connection that had been idle was closed before any byte of an answer came."""
+
+
+class Connection(asyncio.BufferedProtocol):
+    """One keep-alive connection over TCP. Belongs to its pool."""
+
+    slice_size = SLICE
+
+    def __init__(self, pool: ConnectionPool) -> None:
+        self.deadline = pool.now + CONNECT_SECONDS
+        self.ready: asyncio.Future[None] = pool.loop.create_future()
+        self._pool = pool
+        self._transport: asyncio.Transport | None = None
+        self._waiter: asyncio.Future[Answer] | None = None
+        self._buffer = bytearray(RECEIVE_BUFFER)
+        self._received = b""
+        self._rest: memoryview | None = None
+        self._is_paused = False
+        self._is_used = False
+
+    def exchange(self, head: bytes, body: Body) -> asyncio.Future[Answer]:
+        """Send one request. Cancelling the future calls for abort()."""
+        waiter = self._waiter = self._pool.loop.create_future()
+        self.deadline = self._pool.now + STALL_SECONDS
+        if self._transport is None:
+            self._lose(None)
+        elif len(body) <= ONE_WRITE:
+            self._write(b"".join((head, body)))
+        else:
+            self._write(head)
+            self._rest = memoryview(body)
+            self._send_slice()
+        return waiter
+
+    def abort(self) -> None:
+        """Close at once; what was not sent is not sent."""
+        self._waiter = self._rest = None
+        self._pool.forget(self)
+        if self._transport is not None:
+            self._transport.abort()
+            self._transport = None
+
+    def expire(self) -> None:
+        """Called by the pool after the deadline."""
+        if self._waiter is not None:
+            self._fail(Rejected(None, f"no progress in {STALL_SECONDS:.0f} s", dropped=True))
+        elif self.ready.done():
+            self.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        transport.set_write_buffer_limits(high=0)
+        self._pool.remember(self)
+        self._begin()
+
+    def eof_received(self) -> None:
+        self._pool.forget(self)
+
+    def connection_lost(self, problem: Exception | None) -> None:
+        self._transport = None
+        self._give_up_connecting(problem or ConnectionResetError("closed while connecting"))
+        self._end(problem)
+
+    def pause_writing(self) -> None:
+        self._is_paused = True
+
+    def resume_writing(self) -> None:
+        self._is_paused = False
+        self.deadline = self._pool.now + STALL_SECONDS
+        self._send_slice()
+
+    def get_buffer(self, sizehint: int) -> bytearray:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._take_in(bytes(self._buffer[:nbytes]))
+
+    def _take_in(self, data: bytes) -> None:
+        waiter = self._waiter
+        if waiter is None or waiter.done():
+            self.abort()
+            return
+        if self._received:
+            data = self._received + data
+        try:
+            answer = check_answer(data)
+            if answer is not None and self._rest is not None:
+                raise Rejected(200, "before the body was sent")
+        except Rejected as rejected:
+            self._fail(rejected)
+            return
+        if answer is None:
+            self._received = data
+        else:
+            self._finish(waiter, answer)
+
+    def _begin(self) -> None:
+        self.ready.set_result(None)
+
+    def _write(self, data: Body) -> None:
+        assert self._transport is not None
+        self._transport.write(data)
+
+    def _send_slice(self) -> None:
+        rest = self._rest
+        if rest is None or self._is_paused:
+            return
+        size = self.slice_size
+        self._rest = rest[size:] if len(rest) > size else None
+        self._write(rest[:size])
+        if not self._is_paused and self._rest is not None:
+            self._pool.loop.call_soon(self._send_slice)
+
+    def _finish(self, waiter: asyncio.Future[Answer], answer: Answer) -> None:
+        self._waiter = None
+        self._received = b""
+        self._is_used = True
+        if answer.keep_alive:
+            self.deadline = self._pool.now + IDLE_SECONDS
+            self._pool.idle.append(self)
+        else:
+            self.abort()
+        waiter.set_result(answer)
+
+    def _give_up_connecting(self, problem: Exception) -> None:
+        if not self.ready.done():
+            self.ready.set_exception(problem)
+            self.ready.exception()  # nobody may be waiting for it any more
+
+    def _end(self, problem: Exception | None = None) -> None:
+        if self._waiter is None:
+            self.abort()
+        else:
+            self._lose(problem)
+
+    def _lose(self, problem: Exception | None) -> None:
+        reason = f"connection lost: {problem}" if problem else "closed before the answer"
+        if self._is_used and not self._received:
+            self._fail(ConnectionStale(None, reason))
+        else:
+            self._fail(Rejected(None, reason, dropped=True))
+
+    def _fail(self, rejected: Rejected) -> None:
+        waiter = self._waiter
+        self.abort()
+        if waiter is not None and not waiter.done():
+            waiter.set_exception(rejected)
+
+
+class TlsConnection(Connection):
+    """The same over TLS."""
+
+    slice_size = TLS_SLICE
+
+    def __init__(self, pool: ConnectionPool, context: ssl.SSLContext) -> None:
+        super().__init__(pool)
+        self._has_ended = False
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._tls = context.wrap_bio(
+            self._incoming, self._outgoing, server_hostname=pool.host, session=pool.tls_session
+        )
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._incoming.write(self._buffer[:nbytes])
+        try:
+            if not self.ready.done():
+                self._handshake()
+            plain = self._decrypt() if self.ready.done() else b""
+        except ssl.SSLError as problem:
+            self._break(problem)
+            return
+        if plain:
+            self._take_in(plain)
+        if self._has_ended:
+            self._end()
+
+    def _begin(self) -> None:
+        self._handshake()
+
+    def _handshake(self) -> None:
+        try:
+            self._tls.do_handshake()
+        except ssl.SSLWantReadError:
+            pass
+        else:
+            self.ready.set_result(None)
+        self._flush()
+
+    def _decrypt(self) -> bytes:
+        pieces = []
+        try:
+            while self._incoming.pending or self._tls.pending():
+                piece = self._tls.read(TLS_READ)
+                if not piece:
+                    self._has_ended = True
+                    break
+                pieces.append(piece)
+        except ssl.SSLWantReadError:
+            pass
+        return b"".join(pieces)
+
+    def _write(self, data: Body) -> None:
+        try:
+            self._tls.write(data)
+        except ssl.SSLError as problem:
+            self._break(problem)
+        else:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._outgoing.pending:
+            super()._write(self._outgoing.read())
+
+    def _finish(self, waiter: asyncio.Future[Answer], answer: Answer) -> None:
+        if not self._is_used and not self._tls.session_reused:
+            self._pool.tls_session = self._tls.session
+        super()._finish(waiter, answer)
+
+    def _break(self, problem: ssl.SSLError) -> None:
+        self._give_up_connecting(problem)
+        self._fail(Rejected(None, f"TLS: {problem}"))
+
+
+class ConnectionPool:
+    """Connections to one origin, spread over all addresses of its name."""
+
+    def __init__(self, address: tuple[str, int], context: ssl.SSLContext | None) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.host, self.port = address
+        self.now = self.loop.time()
+        self.idle: list[Connection] = []
+        self.tls_session: ssl.SSLSession | None = None
+        self._context = context
+        self._connections: set[Connection] = set()
+        self._addresses: list[str] = []
+        self._resolved_at = -RESOLVE_SECONDS
+        self._resolving = asyncio.Lock()
+        self._turn = 0
+
+    def __len__(self) -> int:
+        return len(self._connections)
+
+    async def grow(self) -> None:
+        """Add one idle connection. Raises Rejected as connect() does."""
+        connection = await self.connect()
+        if connection in self._connections:
+            self.idle.append(connection)
+
+    async def connect(self) -> Connection:
+        """Return a new connection. Raises Rejected if no address lets itself be connected."""
+        problem: Exception | None = None
+        for address in await self._candidates():
+            try:
+                return await asyncio.wait_for(self._open(address), CONNECT_SECONDS)
+            except (OSError, asyncio.TimeoutError) as caught:
+                problem = caught
+                if address in self._addresses and len(self._addresses) > 1:
+                    self._addresses.remove(address)
+        timed_out = isinstance(problem, (asyncio.TimeoutError, TimeoutError, ConnectionResetError))
+        reason = str(problem) or type(problem).__name__
+        raise Rejected(None, f"cannot connect to {self.host}: {reason}", dropped=timed_out)
+
+    def remember(self, connection: Connection) -> None:
+        self._connections.add(connection)
+
+    def forget(self, connection: Connection) -> None:
+        if connection in self._connections:
+            self._connections.remove(connection)
+            if connection in self.idle:
+                self.idle.remove(connection)
+
+    def sweep(self) -> None:
+        """Expire what is past its deadline; to be called every SWEEP_SECONDS."""
+        self.now = self.loop.time()
+        for connection in list(self._connections):
+            if connection.deadline < self.now:
+                connection.expire()
+
+    def close(self) -> None:
+        for connection in list(self._connections):
+            connection.abort()
+
+    async def _open(self, address: str) -> Connection:
+        _, connection = await self.loop.create_connection(self._protocol, address, self.port)
+        try:
+            await connection.ready
+        except BaseException:
+            connection.abort()
+            raise
+        connection.deadline = self.now + IDLE_SECONDS
+        return connection
+
+    def _protocol(self) -> Connection:
+        if self._context is None:
+            return Connection(self)
+        return TlsConnection(self, self._context)
+
+    async def _candidates(self) -> Iterable[str]:
+        """Return all addresses, those whose turn it is first."""
+        async with self._resolving:
+            if self.loop.time() >= self._resolved_at + RESOLVE_SECONDS:
+                await self._resolve()
+        self._turn += 1
+        turn = self._turn % max(len(self._addresses), 1)
+        return self._addresses[turn:] + self._addresses[:turn]
+
+    async def _resolve(self) -> None:
+        """Keep the addresses that are known if the name cannot be resolved now."""
+        try:
+            found = await self.loop.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+        except OSError as problem:
+            if not self._addresses:
+                raise Rejected(None, f"cannot resolve {self.host}: {problem}") from problem
+        else:
+            self._addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+        self._resolved_at = self.loop.time()
+
+
+def tls_context(ca_bundle: str | None) -> ssl.SSLContext:
+    """Verify chain and host name against the bundle that boto3 would use.
+
+    Python 3.13 is strict about the form of certificates, boto3 is not: both lanes accept the same.
+    """
+    context = ssl.create_default_context(cafile=ca_bundle)
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    return context
+
+
+def descriptor_limit() -> int:
+    """Raise the soft limit of open files to the hard one; return how many connections fit."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft = hard
+    except (ValueError, OSError):
+        pass  # then the soft limit it is
+    return HIGHEST_LIMIT if soft < 0 else max(soft - RESERVED_DESCRIPTORS, 1)
+
+
+# ======================================================================================
+# Fast lane: botocore's PutObject, repeated
+# ======================================================================================
+#
+# botocore decides what a request looks like. It builds and signs one PutObject, which a handler
+# keeps from being sent; what it signed is taken apart into a RequestTemplate. The gate opens only
+# if our signer arrives at botocore's own signature from the same parts.
+#
+# A put takes an idle connection (or opens one), writes, awaits one future. A PUT may be repeated
+# safely, so a connection that turns out to have been closed while idle costs one repetition on a
+# new one, and a wrong clock one with the store's time. All else is Rejected and left to the caller.
+
+DEFAULT_PORTS = {"http": 80, "https": 443}
+PROBE_KEY = ".pfu-template"
+PROBE_BODY = b"pfu"
+CREDENTIALS_SECONDS = 5.0
+CLOCK_SKEW_SECONDS = 300.0
+FORBIDDEN = 403
+OWN_HEADERS = frozenset(
+    (
+        "authorization connection content-length expect host user-agent amz-sdk-invocation-id "
+        "amz-sdk-request x-amz-checksum-sha256 x-amz-content-sha256 x-amz-date "
+        "x-amz-security-token x-amzn-trace-id"
+    ).split()  # noqa: SIM905
+)
+is_body_digest = re.compile(r"content-md5|x-amz-checksum-(?!sha256$).*").fullmatch
+is_authorization = re.compile(
+    rf"{ALGORITHM} Credential=(?P<access_key>.+)/[0-9]{{8}}/(?P<region>[^/]+)/(?P<service>[^/]+)"
+    r"/aws4_request, SignedHeaders=(?P<names>[^,]+), Signature=(?P<signature>[0-9a-f]{64})"
+).fullmatch
+
+
+class GateClosed(NamedTuple):
+    """Why the fast lane cannot be used; the safe lane does all the work."""
+
+    reason: str
+
+
+class CapturedRequest(NamedTuple):
+    """One PutObject as botocore would have sent it; header names in lower case."""
+
+    method: str
+    url: urllib.parse.SplitResult
+    headers: dict[str, str]
+
+    @property
+    def host(self) -> str:
+        """As botocore signs it."""
+        name = self.url.hostname or ""
+        name = f"[{name}]" if ":" in name else name
+        if self.url.port in (None, DEFAULT_PORTS.get(self.url.scheme)):
+            return name
+        return f"{name}:{self.url.port}"
+
+
+class NoContent:
+    """The body of the answer that botocore is given for the request that is not sent."""
+
+    def stream(self, **_: Any) -> Iterator[bytes]:
+        return iter(())
+
+
+def capture_template(
+    client: Any,
+    bucket: str,
+    arguments: dict[str, Any],
+    credentials_source: Callable[[], Credentials],
+) -> RequestTemplate | GateClosed:
+    """Have botocore build a PutObject with these arguments, and open the gate if it is plain.
+
+    Sends nothing. The client should have made a call before, so that it knows the bucket's region.
+    `credentials_source` must give what the client signs with.
+    """
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    reason = bucket_refusal(bucket) or client_refusal(client)
+    if reason:
+        return GateClosed(reason)
+    try:
+        captured = capture_put(client, bucket, arguments)
+    except (BotoCoreError, ClientError, ValueError) as problem:
+        return GateClosed(f"botocore cannot build the request: {problem}")
+    if captured is None:
+        return GateClosed("botocore's request could not be captured")
+    reason = request_refusal(captured) or signing_refusal(captured, credentials_source())
+    return GateClosed(reason) if reason else template_of(client, captured)
+
+
+def capture_put(client: Any, bucket: str, arguments: dict[str, Any]) -> CapturedRequest | None:
+    from botocore.awsrequest import AWSResponse
+
+    captured: list[CapturedRequest] = []
+
+    def intercept(request: Any, **_: Any) -> Any:
+        url = urllib.parse.urlsplit(request.url)
+        if not url.path.endswith(f"/{PROBE_KEY}"):
+            return None
+        headers = {name.lower(): text_of(value) for name, value in request.headers.items()}
+        captured.append(CapturedRequest(request.method, url, headers))
+        return AWSResponse(request.url, 200, {}, NoContent())
+
+    events = client.meta.events
+    events.register_first("before-send.s3.PutObject", intercept)
+    try:
+        client.put_object(Bucket=bucket, Key=PROBE_KEY, Body=PROBE_BODY, **arguments)
+    finally:
+        events.unregister("before-send.s3.PutObject", intercept)
+    return captured[0] if captured else None
+
+
+def text_of(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def bucket_refusal(bucket: str) -> str | None:
+    if bucket.endswith(("--x-s3", "--xa-s3")):
+        return "the bucket is S3 Express"
+    if bucket.startswith("arn:") and bucket.endswith(".mrap"):
+        return "the bucket is an access point of several regions"
+    if bucket.startswith("arn:") and ":s3-outposts:" in bucket:
+        return "the bucket is on Outposts"
+    return None
+
+
+def client_refusal(client: Any) -> str | None:
+    from botocore.httpsession import URLLib3Session
+
+    url = client.meta.endpoint_url
+    session = client._endpoint.http_session
+    if proxy_of(client.meta.config, url):
+        return f"a proxy applies to {url}"
+    if client.meta.config.client_cert:
+        return "a client certificate is configured"
+    if not isinstance(session, URLLib3Session) or not hasattr(session, "_verify"):
+        return "the client does not use botocore's own HTTP session"
+    if url.startswith("https:") and not session._verify:
+        return "certificate verification is off"
+    return None
+
+
+def proxy_of(config: Any, url: str) -> str | None:
+    """Decide as botocore.endpoint.EndpointCreator does."""
+    from botocore.utils import get_environ_proxies
+
+    proxies = get_environ_proxies(url) if config.proxies is None else config.proxies
+    proxy: str | None = proxies.get(urllib.parse.urlsplit(url).scheme)
+    return proxy
+
+
+def request_refusal(captured: CapturedRequest) -> str | None:
+    headers = captured.headers
+    if ".s3-accelerate." in f".{captured.host}":
+        return "the endpoint is S3 Transfer Acceleration"
+    if "x-amz-trailer" in headers or "aws-chunked" in headers.get("content-encoding", ""):
+        return "the client sends checksum trailers (request_checksum_calculation)"
+    for name in headers:
+        if is_body_digest(name):
+            return f"the client sends a checksum of the body as {name}"
+    signed = is_authorization(headers.get("authorization", ""))
+    if not signed:
+        return f"the requests are not signed with {ALGORITHM}"
+    if signed["service"] != SERVICE or "x-amz-s3session-token" in headers:
+        return f"the requests are signed for {signed['service']}, not {SERVICE}"
+    if captured.method != "PUT" or captured.url.query:
+        return "the request is not a plain PUT"
+    return None
+
+
+def signing_refusal(captured: CapturedRequest, credentials: Credentials) -> str | None:
+    """Sign the same request again, and compare."""
+    headers = {"host": captured.host, **captured.headers}
+    signed = is_authorization(headers["authorization"])
+    if not signed or signed["access_key"] != credentials.access_key:
+        return "botocore signs with other credentials"
+    names = signed["names"].split(";")
+    digest = headers.get("x-amz-content-sha256", "")
+    timestamp = headers.get("x-amz-date", "")
+    present = [(name, headers.get(name, "")) for name in names]
+    canonical = canonical_request("PUT", captured.url.path, "", present, digest)
+    scope = credential_scope(timestamp[:8], signed["region"], signed["service"])
+    key = signing_key(credentials.secret_key, timestamp[:8], signed["region"], signed["service"])
+    if signature(key, string_to_sign(timestamp, scope, canonical)) != signed["signature"]:
+        return "botocore signs differently"
+    return None
+
+
+def template_of(client: Any, captured: CapturedRequest) -> RequestTemplate:
+    from botocore.httpsession import get_cert_path
+
+    url, headers = captured.url, captured.headers
+    signed = is_authorization(headers["authorization"])
+    assert signed and url.hostname
+    static = tuple(sorted((n, v) for n, v in headers.items() if n not in OWN_HEADERS))
+    known = header_names(client, "UploadPart")
+    return RequestTemplate(
+        scheme=url.scheme,
+        host=captured.host,
+        address=(url.hostname, url.port or DEFAULT_PORTS[url.scheme]),
+        path_prefix=url.path[: -len(f"/{PROBE_KEY}")],
+        headers=static,
+        part_headers=tuple((n, v) for n, v in static if n in known),
+        region=signed["region"],
+        service=signed["service"],
+        user_agent=headers.get("user-agent", "pfu"),
+        ca_bundle=get_cert_path(client._endpoint.http_session._verify),
+        checksum_header="x-amz-checksum-sha256" in headers,
+    )
+
+
+def header_names(client: Any, operation: str) -> frozenset[str]:
+    """Return the headers that an operation has in botocore's model, in lower case."""
+    members = client.meta.service_model.operation_model(operation).input_shape.members.values()
+    names = (
+        m.serialization["name"] for m in members if m.serialization.get("location") == "header"
+    )
+    return frozenset(name.lower() for name in names)
+
+
+class FastLane:
+    """Puts objects with as little CPU as possible. One in each process, used on one event loop.
+
+    open(), then put() from as many coroutines as the limiter allows, then close().
+    `credentials_source` may block and is called in a thread.
+
+    `requests` counts what was sent. The source raises FatalError where it has no credentials.
+    """
+
+    def __init__(
+        self,
+        template: RequestTemplate,
+        credentials_source: Callable[[], Credentials],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.requests = 0
+        self._template = template
+        self._credentials_source = credentials_source
+        self._clock = clock
+
+    async def open(self) -> None:
+        """To be called on the loop that will put."""
+        loop = asyncio.get_running_loop()
+        self._credentials = await loop.run_in_executor(None, self._credentials_source)
+        self._writer = HeadWriter(self._template, self._credentials, self._clock)
+        is_tls = self._template.scheme == "https"
+        context = tls_context(self._template.ca_bundle) if is_tls else None
+        self._pool = ConnectionPool(self._template.address, context)
+        self._tasks = [loop.create_task(self._sweep()), loop.create_task(self._refresh())]
+
+    async def close(self) -> None:
+        """Close all connections, whatever they do."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._pool.close()
+        await asyncio.sleep(0)
+
+    @property
+    def connections(self) -> int:
+        return len(self._pool)
+
+    @property
+    def clock_offset(self) -> float:
+        """Seconds that the store's clock was found to be ahead of the one here."""
+        return self._writer.clock_offset
+
+    async def put(
+        self,
+        key: str,
+        headers: Headers,
+        body: Body,
+        sha256_hex: str,
+        query: str = "",
+    ) -> str:
+        """Return the ETag, in its quotes. Raises Rejected; the body must not change until then.
+
+        `query` is percent-encoded, as `partNumber=3&uploadId=...`.
+        """
+        offset = self._writer.clock_offset
+        try:
+            return await self._put(key, headers, body, sha256_hex, query)
+        except ConnectionStale:
+            connection = await self._pool.connect()
+            head = self._writer.head(key, headers, len(body), sha256_hex, query)
+            return await self._send(connection, head, body)
+        except Rejected as rejected:
+            if not self._corrects_clock(rejected, offset):
+                raise
+            return await self._put(key, headers, body, sha256_hex, query)
+        except ValueError as problem:
+            raise Rejected(None, str(problem)) from problem
+
+    async def _put(self, key: str, headers: Headers, body: Body, digest: str, query: str) -> str:
+        idle = self._pool.idle
+        while not idle:
+            await self._pool.grow()
+        head = self._writer.head(key, headers, len(body), digest, query)
+        return await self._send(idle.pop(), head, body)
+
+    async def _send(self, connection: Connection, head: bytes, body: Body) -> str:
+        self.requests += 1
+        try:
+            return (await connection.exchange(head, body)).etag
+        except asyncio.CancelledError:
+            connection.abort()
+            raise
+
+    def _corrects_clock(self, rejected: Rejected, offset: float) -> bool:
+        """Whether the request was signed by a wrong clock that has been set right since."""
+        writer = self._writer
+        if rejected.status != FORBIDDEN or rejected.date is None:
+            return False
+        if writer.clock_offset == 0.0:
+            skew = clock_skew(rejected.date, self._clock())
+            if abs(skew) > CLOCK_SKEW_SECONDS:
+                writer.clock_offset = skew
+        return writer.clock_offset != offset
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            self._pool.sweep()
+
+    async def _refresh(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(CREDENTIALS_SECONDS)
+            try:
+                credentials = await loop.run_in_executor(None, self._credentials_source)
+            except FatalError:
+                continue  # the ones at hand serve until the store refuses them
+            if credentials != self._credentials:
+                self._credentials = credentials
+                self._writer.use(credentials)
+
+
+def clock_skew(date: str, now: float) -> float:
+    """Return how many seconds a Date header is ahead; 0.0 if it is none."""
+    try:
+        return email.utils.parsedate_to_datetime(date).timestamp() - now
+    except (TypeError, ValueError):
+        return 0.0
+
+
+# ======================================================================================
 # Uploaders: one file and its metadata to one provider
 # ======================================================================================
 
@@ -1399,8 +2816,7 @@ class Receipt(NamedTuple):
     sha256: str = ""  # only where the uploader hashed what it sent; else the engine has done so
 
 
-@dataclass(frozen=True)
-class Upload:
+class Upload(NamedTuple):
     """One object to be stored. ``body`` is None where the file is too large to hold in memory."""
 
     key: str
@@ -1414,10 +2830,13 @@ class Upload:
     @property
     def size(self) -> int:
         """Bytes of the object."""
-        return self.source.size
+        return self.source.status.st_size
 
     def parts(self) -> Iterator[tuple[int, bytes]]:
-        """The file in parts of equal size: (number from 1, bytes). Raises SourceError."""
+        """The bytes in parts of equal size: (number from 1, bytes). Raises SourceError."""
+        if self.body is not None:
+            yield 1, self.body
+            return
         size = part_size_for(self.size, self.part_size)
         for number, offset in enumerate(range(0, self.size, size), start=1):
             yield number, self.source.read(offset, min(size, self.size - offset))
@@ -1434,14 +2853,19 @@ def combined_digest(digests: Sequence[bytes]) -> str:
 
 
 class Traffic:
-    """Counts of what an uploader sent. Safe to use from threads."""
+    """Counts of what an uploader sent. add() may be called from threads.
+
+    ``fast_requests`` and ``fast_files`` belong to the event loop, and so does ``meter``.
+    """
 
     def __init__(self) -> None:
         self.requests = self.retries = self.throttled = 0
+        self.fast_requests = self.fast_files = 0
+        self.meter = Meter()
         self._lock = threading.Lock()
 
     def add(self, *, requests: int = 0, retries: int = 0, throttled: int = 0) -> None:
-        """Count."""
+        """Count what was sent by the safe lane."""
         with self._lock:
             self.requests += requests
             self.retries += retries
@@ -1452,8 +2876,9 @@ class Uploader(ABC):
     """A provider: stores one file at a time. Subclasses need put(); all else has a default.
 
     The parent process calls resolve() and prepare(), once. Every process that uploads calls
-    open(), then put() from many threads, then close(). Between the two the object may be pickled:
-    clients, sockets and locks belong into open().
+    open(), then enter_loop() on its event loop, then send() there, which calls put() in threads;
+    in the end leave_loop() and close(). Between the two processes the object may be pickled:
+    what `process_state` names stays behind.
 
     After an exception the store may or may not have the object; it is asked to store it again.
     Storing twice must be harmless: the last one stored wins.
@@ -1462,12 +2887,14 @@ class Uploader(ABC):
     destination: str = ""  # where to, as a user reads it: scheme://container/prefix
     endpoint: str = ""  # of a store that is not the provider's own
     prefix: str = ""  # begins every key; empty, or with a slash at its end
+    fast_lane_off: str | None = "this provider has none"  # why there is no fast lane
+    process_state: ClassVar[frozenset[str]] = frozenset({"traffic"})  # attributes not to pickle
 
     def __init__(self) -> None:
         self.traffic = Traffic()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("traffic", "_client")}
+        return {k: v for k, v in self.__dict__.items() if k not in self.process_state}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -1485,6 +2912,12 @@ class Uploader(ABC):
 
     def open(self, connections: int) -> None:  # noqa: B027
         """Make clients for so many requests at a time, in the process that will use them."""
+
+    async def enter_loop(self) -> None:  # noqa: B027
+        """The same for what belongs to the running event loop."""
+
+    async def leave_loop(self) -> None:  # noqa: B027
+        """Give up what enter_loop() made."""
 
     def close(self) -> None:  # noqa: B027
         """Give up what open() made."""
@@ -1547,7 +2980,15 @@ NO_CREDENTIALS_HINT = (
 
 
 class S3Uploader(Uploader):
-    """A bucket of S3, or of a store that speaks S3, through boto3's own calls."""
+    """A bucket of S3, or of a store that speaks S3.
+
+    Safe lane: boto3's own calls, in threads. Fast lane: the PutObject that botocore would have
+    sent, where the gate allows; what it does not understand goes down the safe lane.
+    """
+
+    process_state: ClassVar[frozenset[str]] = frozenset(
+        {"traffic", "_session", "_client", "_lock", "_lane", "_refusals", "_connections"}
+    )
 
     def __init__(self, destination: str | None = None, options: S3Options | None = None) -> None:
         """``destination``: s3://bucket[/prefix]; None: the default bucket of the caller's account.
@@ -1555,6 +2996,8 @@ class S3Uploader(Uploader):
         Raises UsageError.
         """
         super().__init__()
+        self._forget_process()
+        self._template: RequestTemplate | None = None
         self.options = options or S3Options()
         self.endpoint = self.options.endpoint_url or ""
         self._is_default = destination is None
@@ -1562,6 +3005,18 @@ class S3Uploader(Uploader):
         if destination is not None:
             self.bucket, self.prefix = parse_destination(destination)
             self._name_destination()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._forget_process()
+
+    def _forget_process(self) -> None:
+        self._session: Any = None
+        self._client: Any = None
+        self._lane: FastLane | None = None
+        self._lock = threading.Lock()
+        self._refusals = 0
+        self._connections = 10
 
     def _name_destination(self) -> None:
         self.destination = f"s3://{self.bucket}/{self.prefix}".rstrip("/")
@@ -1588,12 +3043,20 @@ class S3Uploader(Uploader):
     def prepare(self) -> list[str]:
         """Find the bucket, or make it, and see that it is private."""
         client = self._client_of("s3")
-        notes = []
-        if self._find_bucket(client):
-            notes += self._check_private(client)
-        else:
-            notes += self._create_bucket(client)
+        found = self._find_bucket(client)
+        notes = self._check_private(client) if found else self._create_bucket(client)
+        self._open_gate(client)
         return notes
+
+    def _open_gate(self, client: Any) -> None:
+        with translated("read credentials for", self.destination):
+            captured = capture_template(
+                client, self.bucket, self.options.put_arguments(), self._credentials
+            )
+        if isinstance(captured, GateClosed):
+            self.fast_lane_off = captured.reason
+        else:
+            self._template, self.fast_lane_off = captured, None
 
     def _find_bucket(self, client: Any) -> bool:
         """Whether the bucket is there. A refusal counts as yes: PutObject may still be allowed."""
@@ -1657,8 +3120,20 @@ class S3Uploader(Uploader):
         owner = self.options.expected_bucket_owner
         return {"ExpectedBucketOwner": owner} if owner else {}
 
-    def _client_of(self, service: str, connections: int = 10) -> Any:
+    def _session_of(self) -> Any:
         import boto3  # 0.1 s and 20 MB, which a run that has nothing to upload need not pay
+        from botocore.exceptions import BotoCoreError
+
+        if self._session is None:
+            try:
+                self._session = boto3.Session(
+                    profile_name=self.options.profile, region_name=self.options.region
+                )
+            except BotoCoreError as error:
+                raise UsageError("read AWS configuration", cause=str(error)) from error
+        return self._session
+
+    def _client_of(self, service: str, connections: int = 10) -> Any:
         from botocore.config import Config
         from botocore.exceptions import BotoCoreError
 
@@ -1672,10 +3147,8 @@ class S3Uploader(Uploader):
             s3={"payload_signing_enabled": True},
             user_agent_extra=f"pfu/{__version__}",
         )
+        session = self._session_of()
         try:
-            session = boto3.Session(
-                profile_name=self.options.profile, region_name=self.options.region
-            )
             return session.client(
                 service,
                 region_name=session.region_name or "us-east-1",
@@ -1685,21 +3158,82 @@ class S3Uploader(Uploader):
         except (BotoCoreError, ValueError) as error:
             raise UsageError("set up", service, str(error), "check the options") from error
 
+    def _credentials(self) -> Credentials:
+        """What to sign with now. May block to renew it. Raises FatalError."""
+        with translated("read credentials for", self.destination):
+            found = self._session_of().get_credentials()
+            if found is None:
+                raise FatalError("read credentials for", self.destination, "there are none")
+            frozen = found.get_frozen_credentials()
+            return Credentials(frozen.access_key, frozen.secret_key, frozen.token)
+
     # -- in every process that uploads
 
     def open(self, connections: int) -> None:
-        """One client, which all threads of the process share."""
-        self._client = self._client_of("s3", connections)
-        events = self._client.meta.events
-        events.register("request-created.s3", self._count_request)
-        events.register("response-received.s3", self._count_throttling)
-        events.register("before-sign.s3", drop_expect_header)
+        """The safe lane's client is made when it is first needed: it costs 40 ms and 10 MB."""
+        self._client, self._connections = None, connections
+
+    def _safe_client(self) -> Any:
+        with self._lock:
+            if self._client is None:
+                client = self._client_of("s3", self._connections)
+                events = client.meta.events
+                events.register("request-created.s3", self._count_request)
+                events.register("response-received.s3", self._count_throttling)
+                events.register("before-sign.s3", drop_expect_header)
+                self._client = client
+            return self._client
 
     def close(self) -> None:
         """Close the client's connections."""
-        client = self.__dict__.pop("_client", None)
-        if client is not None:
-            client.close()
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+    async def enter_loop(self) -> None:
+        """Open the fast lane, if the gate is open."""
+        if self._template is not None:
+            self._lane = FastLane(self._template, self._credentials)
+            await self._lane.open()
+
+    async def leave_loop(self) -> None:
+        """Close the fast lane's connections."""
+        if self._lane is not None:
+            await self._lane.close()
+            self._lane = None
+
+    async def send(self, upload: Upload, threads: ThreadPoolExecutor) -> Receipt:
+        """By the fast lane if that is open and the body is in memory, else by the safe lane."""
+        lane = self._lane
+        if lane is None or self.fast_lane_off or upload.body is None:
+            return await super().send(upload, threads)
+        began = time.monotonic()
+        headers = Headers(
+            header_names_of(tuple(upload.metadata)),
+            (upload.content_type, *upload.metadata.values()),
+        )
+        try:
+            etag = await lane.put(upload.key, headers, upload.body, upload.sha256)
+        except Rejected as rejected:
+            self._weigh_rejection(rejected, began, upload)
+            return await super().send(upload, threads)
+        finally:
+            self.traffic.fast_requests = lane.requests
+        self.traffic.fast_files += 1
+        self._refusals = 0
+        return Receipt(etag)
+
+    def _weigh_rejection(self, rejected: Rejected, began: float, upload: Upload) -> None:
+        """Tell the limiter of a drop; give the lane up if it understands nothing any more."""
+        if rejected.dropped:
+            self.traffic.meter.dropped(began, time.monotonic())
+        if rejected.status in DROP_STATUSES:
+            self.traffic.add(throttled=1, retries=1)
+            subject = f"{upload.source.path} to s3://{self.bucket}/{upload.key}"
+            raise SlowDownError("upload", subject, str(rejected))
+        self._refusals += 1
+        if self._refusals >= MAX_REFUSALS:
+            self.fast_lane_off = f"given up on the way: {rejected}"
 
     def _count_request(self, request: Any, **_: Any) -> None:
         attempts = request.context.get("retries", {}).get("attempt", 1)
@@ -1714,7 +3248,7 @@ class S3Uploader(Uploader):
         with translated("upload", f"{upload.source.path} to s3://{self.bucket}/{upload.key}"):
             if upload.body is None:
                 return self._put_parts(upload)
-            answer = self._client.put_object(
+            answer = self._safe_client().put_object(
                 Bucket=self.bucket,
                 Key=upload.key,
                 Body=upload.body,
@@ -1726,7 +3260,7 @@ class S3Uploader(Uploader):
 
     def _put_parts(self, upload: Upload) -> Receipt:
         target = {"Bucket": self.bucket, "Key": upload.key}
-        upload_id = self._client.create_multipart_upload(
+        upload_id = self._safe_client().create_multipart_upload(
             **target,
             ContentType=upload.content_type,
             Metadata=upload.metadata,
@@ -1742,13 +3276,13 @@ class S3Uploader(Uploader):
     def _send_parts(self, upload: Upload, target: dict[str, str]) -> Receipt:
         parts, digests = [], []
         for number, body in upload.parts():
-            answer = self._client.upload_part(
+            answer = self._safe_client().upload_part(
                 **target, PartNumber=number, Body=body, **self._owner()
             )
             parts.append({"PartNumber": number, "ETag": etag_of(answer)})
             digests.append(hashlib.sha256(body).digest())
         upload.source.check_unchanged()
-        answer = self._client.complete_multipart_upload(
+        answer = self._safe_client().complete_multipart_upload(
             **target, MultipartUpload={"Parts": parts}, **self._owner()
         )
         return Receipt(etag_of(answer), combined_digest(digests))
@@ -1757,7 +3291,7 @@ class S3Uploader(Uploader):
         from botocore.exceptions import BotoCoreError, ClientError
 
         with contextlib.suppress(BotoCoreError, ClientError):
-            self._client.abort_multipart_upload(**target, **self._owner())
+            self._safe_client().abort_multipart_upload(**target, **self._owner())
 
 
 def etag_of(answer: Mapping[str, Any]) -> str:
@@ -1790,6 +3324,12 @@ def endpoint_is_configured() -> bool:
         return b"endpoint_url" in Path(path).read_bytes()
     except OSError:
         return False
+
+
+@functools.lru_cache(maxsize=64)
+def header_names_of(metadata_names: tuple[str, ...]) -> tuple[str, ...]:
+    """The names of the headers that describe an object, in the order of their values."""
+    return ("content-type", *(f"x-amz-meta-{name}" for name in metadata_names))
 
 
 def drop_expect_header(request: Any, **_: Any) -> None:
@@ -1905,14 +3445,18 @@ def _ask(question: Callable[[], Any], absent: Any) -> tuple[Any, str]:
 # Engines: pages in, outcomes out
 # ======================================================================================
 #
-# A PageRunner is an event loop in a thread of its own, with a fixed number of slots that each
-# take one file after the other. Pages are exchanged for outcomes: exchange() hands in a page and
-# returns, as soon as there is room for the next one, all outcomes that have come since. The slots
-# never stop between two pages, so there is no barrier; a runner holds two pages at the most.
+# A PageRunner is an event loop in a thread of its own, with as many slots as requests may be in
+# flight; each slot takes one file after the other. Pages are exchanged for outcomes: exchange()
+# hands in a page and returns, as soon as there is room for the next one, all outcomes that have
+# come since. The slots never stop between two pages, so there is no barrier; a runner holds two
+# pages at the most.
 #
 # An Engine keeps its runners fed. Mode concurrent is one runner in this process; mode parallel is
 # one in each of several processes, each of them a ProcessPoolExecutor of one: a worker that dies
 # breaks its own pool alone, the engine knows which files it had, and they are done again.
+#
+# Engine and runners see each other's figures in shared memory, many times a second: so one limiter
+# serves all processes, a stop is noticed at once, and the live line moves between two pages.
 
 
 class Task(NamedTuple):
@@ -1930,13 +3474,13 @@ class Report(NamedTuple):
 
     outcomes: list[Outcome]
     waiting: int  # files that no slot has taken yet
+    fast_lane_off: str | None = None  # why it is off, or was given up
 
 
 @dataclass(frozen=True)
 class EngineOptions:
     """How an engine works; the same in every process."""
 
-    concurrency: int = DEFAULT_CONCURRENCY  # requests in flight in one process
     part_size: int = DEFAULT_PART_SIZE  # bytes; files above it go up in parts
     memory: int = DEFAULT_MEMORY  # bytes of bodies in flight in one process
     follow_symlinks: bool = False
@@ -1946,16 +3490,23 @@ class EngineOptions:
 class Gauges:
     """Figures that one runner and the parent share, without locks: each has one writer."""
 
-    NAMES = ("stopping", "files", "bytes", "requests", "retries", "throttled")
+    FROM_PARENT = ("stopping", "limit", "cut_at")
+    FROM_RUNNER = (
+        *("files", "bytes", "requests", "retries", "throttled", "fast_files"),
+        *("work", "completions", "busy", "drops"),
+    )
+    INDEX: ClassVar[Mapping[str, int]] = {
+        name: index for index, name in enumerate((*FROM_PARENT, *FROM_RUNNER))
+    }
 
     def __init__(self) -> None:
-        self._values = multiprocessing.RawArray("d", len(self.NAMES))
+        self._values = multiprocessing.RawArray("d", len(self.INDEX))
 
     def __getitem__(self, name: str) -> float:
-        return float(self._values[self.NAMES.index(name)])
+        return float(self._values[self.INDEX[name]])
 
     def __setitem__(self, name: str, value: float) -> None:
-        self._values[self.NAMES.index(name)] = value
+        self._values[self.INDEX[name]] = value
 
 
 class ByteBudget:
@@ -1987,6 +3538,37 @@ class ByteBudget:
         return self._used == 0 or self._used + size <= self._limit
 
 
+class ReadingPlace:
+    """Decides where files are read: on the event loop, or in threads once that stalls it.
+
+    A file in the page cache is read in 10 us, and a thread would cost 40 us more; a file on a cold
+    disk or on NFS may take 5 ms, in which the loop could have sent hundreds. So reads begin on the
+    loop, move to threads when they take SLOW_READ on average, and are tried on the loop again
+    after a number of reads that doubles each time they prove to be slow still.
+    """
+
+    def __init__(self) -> None:
+        self._average = 0.0
+        self._in_threads = 0
+        self._pause = INLINE_PROBE
+
+    def is_loop(self, size: int) -> bool:
+        """Whether the next file, of ``size`` bytes, is to be read on the loop."""
+        if size > INLINE_BYTES:
+            return False
+        if self._in_threads:
+            self._in_threads -= 1
+        return not self._in_threads
+
+    def took(self, seconds: float) -> None:
+        """Tell how long a read on the loop took."""
+        self._average += 0.2 * (seconds - self._average)
+        if self._average > SLOW_READ:
+            self._average = SLOW_READ / 2
+            self._in_threads = self._pause
+            self._pause *= 2
+
+
 class PageRunner:
     """Uploads pages on an event loop of its own."""
 
@@ -1994,6 +3576,7 @@ class PageRunner:
         self.uploader = uploader
         self.options = options
         self.gauges = gauges
+        self._files = self._bytes = 0
         self._parent = os.getppid()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="pfu-loop", daemon=True)
@@ -2005,16 +3588,17 @@ class PageRunner:
         self._loop.run_forever()
 
     async def _set_up(self) -> None:
-        concurrency = self.options.concurrency
-        self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="pfu-put")
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="pfu-thread")
         self._budget = ByteBudget(self.options.memory)
-        self._tasks: asyncio.Queue[Task] = asyncio.Queue()
+        self._reading = ReadingPlace()
+        self._waiting: asyncio.Queue[Task] = asyncio.Queue()
         self._outcomes: list[Outcome] = []
         self._busy = 0
+        self._limit = 0
+        self._slots: set[asyncio.Task[None]] = set()
         self._reporting: asyncio.Future[None] | None = None
         self._more = True
-        self._opened = False
-        self._slots: list[asyncio.Task[None]] = []
+        self._is_open = False
         self._watching = asyncio.ensure_future(self._watch())
 
     # -- called from the engine's thread
@@ -2039,30 +3623,30 @@ class PageRunner:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self.uploader.leave_loop()
         self._threads.shutdown(wait=False)
         self._loop.stop()
 
     async def _exchange(self, page: Sequence[Task], more: bool) -> Report:
-        if not self._opened:
-            self._open()
+        if not self._is_open:
+            self.uploader.open(THREADS)
+            await self.uploader.enter_loop()
+            self._is_open = True
         for task in page:
-            self._tasks.put_nowait(task)
+            self._waiting.put_nowait(task)
         self._more = more
-        if not self._reportable():
+        self._look_at_gauges()
+        if not self._is_reportable():
             self._reporting = self._loop.create_future()
             timer = self._loop.call_later(REPORT_SECONDS, self._report)
             await self._reporting
             timer.cancel()
         outcomes, self._outcomes = self._outcomes, []
-        return Report(outcomes, self._tasks.qsize())
+        self._show_gauges()
+        return Report(outcomes, self._waiting.qsize(), self.uploader.fast_lane_off)
 
-    def _open(self) -> None:
-        self.uploader.open(self.options.concurrency)
-        self._slots = [asyncio.ensure_future(self._slot()) for _ in range(self.options.concurrency)]
-        self._opened = True
-
-    def _reportable(self) -> bool:
-        waiting = self._tasks.qsize()
+    def _is_reportable(self) -> bool:
+        waiting = self._waiting.qsize()
         return waiting < PAGE_ROWS if self._more else waiting + self._busy == 0
 
     def _report(self) -> None:
@@ -2070,29 +3654,41 @@ class PageRunner:
             self._reporting.set_result(None)
 
     async def _watch(self) -> None:
-        """Notice a stop, and the end of the parent."""
         while True:
             await asyncio.sleep(TICK_SECONDS)
-            if os.getppid() != self._parent:
-                os._exit(ExitCode.STOPPED)
-            if self.gauges["stopping"]:
-                self._release_waiting()
-            self._show_traffic()
+            self._show_gauges()
+            self._look_at_gauges()
+
+    def _show_gauges(self) -> None:
+        traffic, meter, gauges = self.uploader.traffic, self.uploader.traffic.meter, self.gauges
+        gauges["files"], gauges["bytes"] = self._files, self._bytes
+        gauges["requests"] = traffic.requests + traffic.fast_requests
+        for name in ("retries", "throttled", "fast_files"):
+            gauges[name] = getattr(traffic, name)
+        for name in Tally._fields:
+            gauges[name] = getattr(meter, name)
+
+    def _look_at_gauges(self) -> None:
+        """Follow the parent: its limit, its wish to stop, its end."""
+        if os.getppid() != self._parent:
+            os._exit(ExitCode.STOPPED)
+        self.uploader.traffic.meter.cut_at = self.gauges["cut_at"]
+        self._limit = int(self.gauges["limit"])
+        while self._is_open and len(self._slots) < self._limit:
+            slot = asyncio.ensure_future(self._slot())
+            self._slots.add(slot)
+            slot.add_done_callback(self._slots.discard)
+        if self.gauges["stopping"]:
+            self._release_waiting()
 
     def _release_waiting(self) -> None:
-        while not self._tasks.empty():
-            self._outcomes.append(Outcome(self._tasks.get_nowait().id, OutcomeKind.RELEASED))
+        while not self._waiting.empty():
+            self._outcomes.append(Outcome(self._waiting.get_nowait().id, OutcomeKind.RELEASED))
         self._report()
 
-    def _show_traffic(self) -> None:
-        traffic = self.uploader.traffic
-        self.gauges["requests"] = traffic.requests
-        self.gauges["retries"] = traffic.retries
-        self.gauges["throttled"] = traffic.throttled
-
     async def _slot(self) -> None:
-        while True:
-            task = await self._tasks.get()
+        while len(self._slots) <= self._limit:
+            task = await self._waiting.get()
             self._busy += 1
             try:
                 outcome = await self._upload(task)
@@ -2101,11 +3697,7 @@ class PageRunner:
                 outcome = Outcome(task.id, OutcomeKind.FAILED, cause, 1)
             self._busy -= 1
             self._outcomes.append(outcome)
-            if outcome.kind is OutcomeKind.UPLOADED:
-                self.gauges["files"] += 1
-                self.gauges["bytes"] += outcome.file_size
-            if self._reporting is not None and self._reportable():
-                self._show_traffic()
+            if self._reporting is not None and self._is_reportable():
                 self._report()
 
     async def _upload(self, task: Task) -> Outcome:
@@ -2116,17 +3708,41 @@ class PageRunner:
         finally:
             self._budget.release(size)
 
-    async def in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
+    # -- what a Transfer needs
+
+    async def read(self, function: Callable[[], T], size: int) -> T:
+        """Run what reads ``size`` bytes, here or in a thread."""
+        if not self._reading.is_loop(size):
+            return await self.in_thread(function)
+        began = time.monotonic()
+        try:
+            return function()
+        finally:
+            self._reading.took(time.monotonic() - began)
+
+    async def in_thread(self, function: Callable[[], T]) -> T:
         """Run what blocks."""
-        return await self._loop.run_in_executor(self._threads, function, *arguments)
+        return await self._loop.run_in_executor(self._threads, function)
 
     async def send(self, upload: Upload) -> Receipt:
         """Have the uploader store an object."""
-        return await self.uploader.send(upload, self._threads)
+        began = time.monotonic()
+        receipt = await self.uploader.send(upload, self._threads)
+        self.uploader.traffic.meter.completed(upload.size, began, time.monotonic())
+        self._files += 1
+        self._bytes += upload.size
+        return receipt
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether nothing new is to be begun."""
+        return bool(self.gauges["stopping"])
 
 
 class Transfer:
     """One file's way into the store: read, hash, send; again where that may help."""
+
+    __slots__ = ("attempts", "began", "options", "readings", "runner", "task")
 
     def __init__(self, task: Task, runner: PageRunner) -> None:
         self.task = task
@@ -2134,6 +3750,7 @@ class Transfer:
         self.options = runner.options
         self.attempts = 0
         self.readings = 0
+        self.began = time.monotonic()
 
     async def run(self) -> Outcome:
         """Never raises for what concerns this file alone."""
@@ -2148,77 +3765,91 @@ class Transfer:
                 if self.readings >= READ_ATTEMPTS:
                     return self._failed(OutcomeKind.FAILED, error)
             except TransferError as error:
-                if not error.retryable or self.attempts >= SEND_ATTEMPTS:
+                if not self._may_repeat(error):
                     return self._failed(_kind_of_failure(error), error)
-                if self.runner.gauges["stopping"]:
+                if self.runner.is_stopping:
                     return Outcome(self.task.id, OutcomeKind.RELEASED)
                 await asyncio.sleep(full_jitter(self.attempts))
             except PfuError as error:
                 return self._failed(OutcomeKind.FAILED, error)
 
+    def _may_repeat(self, error: TransferError) -> bool:
+        """A store that is busy is given time; other failures may recur a few times only."""
+        if isinstance(error, SlowDownError):
+            return time.monotonic() - self.began < THROTTLED_SECONDS
+        return error.retryable and self.attempts < SEND_ATTEMPTS
+
     async def _try(self) -> Outcome:
-        upload = await self.runner.in_thread(self._read)
-        with upload.source as source:
+        upload = await self.runner.read(self._read, self.task.size)
+        source = upload.source
+        try:
             if upload.sha256 and upload.sha256 == self.task.known_sha256:
                 return self._outcome(upload, OutcomeKind.UNCHANGED, Receipt(""))
             receipt = await self.runner.send(upload)
-            source.check_unchanged()
             sha256 = receipt.sha256 or upload.sha256
             if not sha256:
-                sha256 = await self.runner.in_thread(self._hash_parts, upload)
+                sha256 = await self.runner.in_thread(functools.partial(hash_parts, upload))
+            if upload.body is None:
+                source.check_unchanged()
             return self._outcome(upload, OutcomeKind.UPLOADED, Receipt(receipt.etag, sha256))
+        finally:
+            source.close()
 
     def _read(self) -> Upload:
         """Open, read and hash. A large file is only opened, and hashed where that may spare it."""
         source = SourceFile(self.task.path, follow_symlinks=self.options.follow_symlinks)
         try:
-            return self._upload_of(source)
+            upload = self._upload_of(source)
+            source.check_unchanged()
         except BaseException:
             source.close()
             raise
+        if upload.body is not None:
+            source.close()
+        return upload
 
     def _upload_of(self, source: SourceFile) -> Upload:
-        too_big = too_large(self.task.key, source.size)
-        if too_big:
-            raise SourceError("upload", source.path, too_big)
         is_small = source.size <= self.options.part_size
         body = source.read(0, source.size) if is_small else None
         upload = Upload(
-            key=self.task.key,
-            source=source,
-            body=body,
-            sha256="" if body is None else hashlib.sha256(body).hexdigest(),
-            metadata=object_metadata(source.status),
-            content_type=content_type(source.path),
-            part_size=self.options.part_size,
+            self.task.key,
+            source,
+            body,
+            "" if body is None else hashlib.sha256(body).hexdigest(),
+            object_metadata(source.status),
+            content_type(source.path),
+            self.options.part_size,
         )
-        if body is None and self.task.known_sha256:
-            upload = dataclasses.replace(upload, sha256=self._hash_parts(upload))
-        source.check_unchanged()
-        return upload
-
-    @staticmethod
-    def _hash_parts(upload: Upload) -> str:
-        return combined_digest([hashlib.sha256(body).digest() for _, body in upload.parts()])
+        if body is not None:
+            return upload
+        if source.size > MAX_OBJECT_SIZE:
+            raise SourceError("upload", source.path, too_large(self.task.key, source.size))
+        return upload._replace(sha256=hash_parts(upload)) if self.task.known_sha256 else upload
 
     def _outcome(self, upload: Upload, kind: OutcomeKind, receipt: Receipt) -> Outcome:
         status = upload.source.status
         return Outcome(
-            id=self.task.id,
-            kind=kind,
-            attempts=self.attempts,
-            file_size=status.st_size,
-            last_modified=status.st_mtime_ns,
-            permissions=f"0{status.st_mode:o}",
-            inode=status.st_ino,
-            racy=int(upload.source.racy),
-            etag=receipt.etag.strip('"'),
-            sha256=receipt.sha256 or upload.sha256,
-            uploaded_at=int(time.time()),
+            self.task.id,
+            kind,
+            "",
+            self.attempts,
+            status.st_size,
+            status.st_mtime_ns,
+            f"0{status.st_mode:o}",
+            status.st_ino,
+            int(upload.source.racy),
+            receipt.etag.strip('"'),
+            receipt.sha256 or upload.sha256,
+            int(time.time()),
         )
 
     def _failed(self, kind: OutcomeKind, error: PfuError) -> Outcome:
-        return Outcome(self.task.id, kind, error=str(error), attempts=self.attempts)
+        return Outcome(self.task.id, kind, str(error), self.attempts)
+
+
+def hash_parts(upload: Upload) -> str:
+    """The digest of a large file, as it will be composed when its parts have been sent."""
+    return combined_digest([hashlib.sha256(body).digest() for _, body in upload.parts()])
 
 
 def _kind_of_failure(error: TransferError) -> OutcomeKind:
@@ -2239,6 +3870,7 @@ class Runner(ABC):
     def __init__(self) -> None:
         self.gauges = Gauges()
         self.in_flight: dict[str, Task] = {}
+        self._buried: Counter[str] = Counter()  # figures of those that died
 
     def submit(self, page: Sequence[Task], more: bool) -> Future[Report]:
         """Hand in a page; the result is the report."""
@@ -2251,6 +3883,16 @@ class Runner(ABC):
         for outcome in report.outcomes:
             del self.in_flight[outcome.id]
         return report
+
+    def figure(self, name: str) -> float:
+        """One of Gauges.FROM_RUNNER, over all lives of the runner."""
+        return self._buried[name] + self.gauges[name]
+
+    def bury(self) -> None:
+        """Keep the figures of a runner that died."""
+        for name in Gauges.FROM_RUNNER:
+            self._buried[name] += self.gauges[name]  # type: ignore[assignment]
+            self.gauges[name] = 0
 
     @abstractmethod
     def _exchange(self, page: Sequence[Task], more: bool) -> Future[Report]: ...
@@ -2354,13 +3996,17 @@ def lower_priority(nice: int) -> None:
 
 
 class Engine:
-    """Feeds runners with pages and yields what they report."""
+    """Feeds runners with pages and yields what they report; steers how much is in flight."""
 
-    def __init__(self, runners: Sequence[Runner]) -> None:
+    def __init__(self, runners: Sequence[Runner], limiter: Limiter) -> None:
         self.runners = runners
         self.deaths = 0
+        self.fast_lane_off: str | None = None
+        self._limiter = limiter
+        self._counted = {id(runner): Tally(0, 0, 0, 0) for runner in runners}
         self._deaths_of: Counter[str] = Counter()
         self._redo: list[Task] = []
+        self._share_limit()
 
     def upload(
         self, pages: Iterator[list[Task]], tick: Callable[[], bool]
@@ -2374,6 +4020,7 @@ class Engine:
         deadline = float("inf")
         while waiting and time.monotonic() < deadline:
             done, _ = wait_for_futures(waiting, TICK_SECONDS, FIRST_COMPLETED)
+            self._steer()
             if tick() and deadline == float("inf"):
                 deadline = time.monotonic() + STOP_SECONDS
                 pages = self._stop()
@@ -2384,6 +4031,21 @@ class Engine:
                 if page or runner.in_flight:
                     waiting[runner.submit(page, bool(page) or not has_room)] = runner
                 yield outcomes
+
+    def _steer(self) -> None:
+        """Tell the limiter what was done, and the runners their share of the limit."""
+        now = time.monotonic()
+        for runner in self.runners:
+            tally = Tally._make(map(runner.figure, Tally._fields))
+            before, self._counted[id(runner)] = self._counted[id(runner)], tally
+            self._limiter.absorb(Tally(*(a - b for a, b in zip(tally, before))), now)
+        self._share_limit()
+
+    def _share_limit(self) -> None:
+        share, rest = divmod(self._limiter.limit, len(self.runners))
+        for number, runner in enumerate(self.runners):
+            runner.gauges["limit"] = max(1, share + (number < rest))
+            runner.gauges["cut_at"] = self._limiter.cut_at
 
     def _stop(self) -> Iterator[list[Task]]:
         for runner in self.runners:
@@ -2401,6 +4063,7 @@ class Engine:
             report = runner.collect(future)
         except WorkerDiedError:
             return self._bury(runner), True
+        self.fast_lane_off = self.fast_lane_off or report.fast_lane_off
         return report.outcomes, report.waiting < PAGE_ROWS
 
     def _bury(self, runner: Runner) -> list[Outcome]:
@@ -2410,13 +4073,14 @@ class Engine:
         self._deaths_of.update(task.id for task in lost)
         hopeless = [task for task in lost if self._deaths_of[task.id] >= WORKER_DEATHS]
         self._redo += [task for task in lost if self._deaths_of[task.id] < WORKER_DEATHS]
+        runner.bury()
         runner.restart()
         cause = f"the worker process died {WORKER_DEATHS} times with this file in flight"
         return [Outcome(task.id, OutcomeKind.FAILED, cause, 1) for task in hopeless]
 
     def total(self, name: str) -> float:
         """The sum of one gauge over all runners."""
-        return sum(runner.gauges[name] for runner in self.runners)
+        return sum(runner.figure(name) for runner in self.runners)
 
     def close(self) -> None:
         """End all runners; those that have files in flight are killed."""
@@ -2452,15 +4116,20 @@ class RunOptions:
 
     def engine(self) -> EngineOptions:
         """The share of one process."""
-        processes = self.processes()
-        concurrency = self.concurrency or DEFAULT_CONCURRENCY * processes
         return EngineOptions(
-            concurrency=max(1, concurrency // processes),
             part_size=self.part_size,
-            memory=self.max_memory // processes,
+            memory=self.max_memory // self.processes(),
             follow_symlinks=self.scan.follow_symlinks,
             nice=self.nice,
         )
+
+    def limiter(self, has_fast_lane: bool) -> Limiter:
+        """One for the run. Fixed by ``concurrency``, or where threads do all the work."""
+        fixed = self.concurrency or (0 if has_fast_lane else SAFE_CONCURRENCY * self.processes())
+        if fixed:
+            return Limiter(time.monotonic(), fixed, fixed, fixed)
+        highest = min(HIGHEST_LIMIT, descriptor_limit() * self.processes())
+        return Limiter(time.monotonic(), highest=highest)
 
 
 def usable_processors() -> int:
@@ -2497,7 +4166,7 @@ class Summary:
     retries: int = 0
     throttled: int = 0
     fast_lane: int = 0  # files that went by it
-    fast_lane_off: str | None = "not built yet"
+    fast_lane_off: str | None = None  # why not all did, or null
     skipped_by_reason: dict[str, int] = field(default_factory=dict)
     failures: list[dict[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -2715,7 +4384,8 @@ class BatchJobModel(BatchJobRow):
     def _make_engine(self) -> Engine:
         options = self.options.engine()
         kind = LocalRunner if self.options.mode == "concurrent" else WorkerRunner
-        return Engine([kind(self.uploader, options) for _ in range(self.options.processes())])
+        runners = [kind(self.uploader, options) for _ in range(self.options.processes())]
+        return Engine(runners, self.options.limiter(self.uploader.fast_lane_off is None))
 
     def _upload_pending(self, engine: Engine, files: int) -> None:
         if not files:
@@ -2802,6 +4472,8 @@ class BatchJobModel(BatchJobRow):
         self.summary.requests = int(engine.total("requests"))
         self.summary.retries = int(engine.total("retries"))
         self.summary.throttled = int(engine.total("throttled"))
+        self.summary.fast_lane = int(engine.total("fast_files"))
+        self.summary.fast_lane_off = engine.fast_lane_off or self.uploader.fast_lane_off
         if engine.deaths:
             note = f"{engine.deaths} worker process(es) died and were replaced"
             self.summary.notes.append(note)
