@@ -45,6 +45,7 @@ import dataclasses
 import email.utils
 import errno
 import functools
+import gc
 import hashlib
 import hmac
 import itertools
@@ -122,7 +123,8 @@ MAX_DENIED = 20  # refusals of permission, with nothing accepted before, that st
 MAX_UNSENT = 100  # files in a row that could not be sent, repetitions included, that stop a run
 
 SCAN_BATCH = 500  # files compared with the ledger at once; SQLite before 3.32 takes 999 variables
-SCAN_COMMIT = 20_000  # changed rows in one transaction of the scan
+SCAN_COMMIT = 5_000  # changed rows in one transaction of the scan
+CHECKPOINT_PAGES = 4000  # of 4 KiB in the write-ahead log, before they go into the ledger file
 PAGE_ROWS = 500  # rows in one page
 PAGE_BYTES = 64 * MIB  # bytes of files in one page (a page holds one row at least)
 REPORTED_FAILURES = 100  # failures listed one by one; the ledger has them all
@@ -269,12 +271,13 @@ class FileStatus(IntEnum):
     FAILED = 3  # not in the store, or not as it is now; `error` says why
 
 
-FILE_TRANSITIONS: Mapping[FileStatus, frozenset[FileStatus]] = {
-    FileStatus.PENDING: frozenset({FileStatus.IN_PROGRESS}),
-    FileStatus.IN_PROGRESS: frozenset({FileStatus.SUCCESS, FileStatus.FAILED, FileStatus.PENDING}),
-    FileStatus.SUCCESS: frozenset({FileStatus.PENDING}),
-    FileStatus.FAILED: frozenset({FileStatus.PENDING}),
-}
+FILE_STATUSES = tuple(FileStatus)
+FILE_TRANSITIONS: tuple[tuple[FileStatus, ...], ...] = (
+    (FileStatus.IN_PROGRESS,),  # from PENDING
+    (FileStatus.SUCCESS, FileStatus.FAILED, FileStatus.PENDING),  # from IN_PROGRESS
+    (FileStatus.PENDING,),  # from SUCCESS
+    (FileStatus.PENDING,),  # from FAILED
+)
 
 
 class JobStatus(IntEnum):
@@ -288,16 +291,12 @@ class JobStatus(IntEnum):
     INTERRUPTED = 5  # stopped, killed or broken off; the next run goes on
 
 
-JOB_TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = {
-    JobStatus.CREATED: frozenset({JobStatus.SCANNING, JobStatus.INTERRUPTED}),
-    JobStatus.SCANNING: frozenset({JobStatus.UPLOADING, JobStatus.INTERRUPTED}),
-    JobStatus.UPLOADING: frozenset(
-        {JobStatus.COMPLETE, JobStatus.COMPLETE_WITH_FAILURES, JobStatus.INTERRUPTED}
-    ),
-    JobStatus.COMPLETE: frozenset(),
-    JobStatus.COMPLETE_WITH_FAILURES: frozenset(),
-    JobStatus.INTERRUPTED: frozenset(),
-}
+JOB_TRANSITIONS: tuple[tuple[JobStatus, ...], ...] = (
+    (JobStatus.SCANNING, JobStatus.INTERRUPTED),  # from CREATED
+    (JobStatus.UPLOADING, JobStatus.INTERRUPTED),  # from SCANNING
+    (JobStatus.COMPLETE, JobStatus.COMPLETE_WITH_FAILURES, JobStatus.INTERRUPTED),
+    *((), (), ()),  # the others are ends
+)
 
 
 class BaseModel(ABC):
@@ -329,11 +328,15 @@ class BaseModel(ABC):
         return [f"CREATE TABLE {cls.table}({body})", *indexes]
 
     @classmethod
-    def insert_sql(cls, *, updating: Sequence[str] = ()) -> str:
-        """INSERT of all columns; with ``updating`` a row of that id gets those columns instead."""
-        names = ", ".join(cls.columns())
-        marks = ", ".join("?" * len(cls.columns()))
-        sql = f"INSERT INTO {cls.table}({names}) VALUES({marks})"
+    def insert_sql(cls, columns: Sequence[str] = (), *, updating: Sequence[str] = ()) -> str:
+        """INSERT of ``columns`` (all if none is named).
+
+        With ``updating`` a row of that id, if there is one, gets those columns instead; what is
+        not among ``columns`` becomes NULL.
+        """
+        columns = columns or cls.columns()
+        marks = ", ".join("?" * len(columns))
+        sql = f"INSERT INTO {cls.table}({', '.join(columns)}) VALUES({marks})"
         if not updating:
             return sql
         assignments = ", ".join(f"{name}=excluded.{name}" for name in updating)
@@ -391,7 +394,8 @@ class FileModel(BaseModel):
 
     def move_to(self, status: FileStatus) -> None:
         """Go to ``status``. Raises ValueError where no such step exists."""
-        _check_transition(FILE_TRANSITIONS, self.status, status)
+        if status not in FILE_TRANSITIONS[self.status]:
+            raise ValueError(f"no step from {self.status.name} to {status.name}")
         self.status = status
 
     def begin(self) -> None:
@@ -475,18 +479,9 @@ class BatchJobRow(BaseModel):
 
     def move_to(self, status: JobStatus) -> None:
         """Go to ``status``. Raises ValueError where no such step exists."""
-        _check_transition(JOB_TRANSITIONS, self.status, status)
+        if status not in JOB_TRANSITIONS[self.status]:
+            raise ValueError(f"no step from {self.status.name} to {status.name}")
         self.status = status
-
-
-Status = TypeVar("Status", bound=IntEnum)
-
-
-def _check_transition(
-    allowed: Mapping[Status, frozenset[Status]], before: Status, after: Status
-) -> None:
-    if after not in allowed[before]:
-        raise ValueError(f"no step from {before.name} to {after.name}")
 
 
 # ======================================================================================
@@ -534,7 +529,9 @@ class Change(NamedTuple):
     keeps_hash: bool = False  # the hash in the ledger still stands: read first, then decide
 
 
-PENDING_COLUMNS = [
+FOUND_COLUMNS = [
+    "id",
+    "created_at",
     "file_size",
     "last_modified",
     "permissions",
@@ -542,13 +539,14 @@ PENDING_COLUMNS = [
     "status",
     "batch_id",
     "object_key",
-    "etag",
-    "sha256",
-    "attempts",
     "error",
     "inode",
+    "attempts",
     "racy",
 ]
+TAKE_IN_SQL = FileModel.insert_sql(
+    FOUND_COLUMNS, updating=[*FOUND_COLUMNS[2:], "etag", "sha256", "uploaded_at"]
+)
 OUTCOME_COLUMNS = [
     "file_size",
     "last_modified",
@@ -562,6 +560,9 @@ OUTCOME_COLUMNS = [
     "inode",
     "racy",
 ]
+OUTCOME_SQL = FileModel.update_sql(OUTCOME_COLUMNS)
+REHASH_SQL = FileModel.update_sql(("status", "batch_id", "attempts", "error"))
+outcome_values = operator.attrgetter(*OUTCOME_COLUMNS, "id")
 KNOWN_SQL = FileModel.select_sql(
     "WHERE id IN ({})",
     (*Known._fields[:-1], "sha256 IS NOT NULL"),
@@ -569,6 +570,11 @@ KNOWN_SQL = FileModel.select_sql(
 PAGE_SQL = FileModel.select_sql(
     "WHERE status=? AND (file_size, id) > (?, ?) AND batch_id=? ORDER BY file_size, id LIMIT ?"
 )
+BEGIN_SQL = (
+    f"UPDATE {FileModel.table} SET status=? WHERE status=? "
+    "AND (file_size, id) > (?, ?) AND (file_size, id) <= (?, ?) AND batch_id=?"
+)
+SIZE_COLUMN = FileModel.columns().index("file_size")
 
 
 class Ledger:
@@ -598,6 +604,7 @@ class Ledger:
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA synchronous=FULL")
         db.execute(f"PRAGMA cache_size=-{8 * KIB}")
+        db.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
         return db
 
     def _check(self) -> None:
@@ -728,15 +735,15 @@ class Ledger:
     def take_in(self, changes: Iterable[Change], batch_id: str, now: int) -> None:
         """Write files that have to be looked at: pending, or failed where the scan says so."""
         rehash, anew = [], []
-        for change in changes:
-            if change.keeps_hash:
-                rehash.append((FileStatus.PENDING, batch_id, 0, None, change.found.id))
+        for found, _, keeps_hash in changes:
+            if keeps_hash:
+                rehash.append((FileStatus.PENDING, batch_id, 0, None, found.id))
             else:
-                anew.append(_row(_pending_file(change.found, batch_id, now)))
-        columns = ("status", "batch_id", "attempts", "error")
+                anew.append(_found_row(found, batch_id, now))
+        anew.sort()
         with self._transaction() as db:
-            db.executemany(FileModel.update_sql(columns), rehash)
-            db.executemany(FileModel.insert_sql(updating=PENDING_COLUMNS), sorted(anew))
+            db.executemany(REHASH_SQL, rehash)
+            db.executemany(TAKE_IN_SQL, anew)
 
     def forget_vanished(self, job: BatchJobRow) -> int:
         """Drop files of this root that earlier runs left unfinished and this scan did not see.
@@ -771,25 +778,25 @@ class Ledger:
         At most ``rows`` of them and ``size`` bytes together, but one at least if there is one.
         """
         found = self._rows(PAGE_SQL, (FileStatus.PENDING, *after, batch_id, rows))
-        page = [_file(row) for row in found]
-        sizes = itertools.accumulate(file.file_size for file in page)
+        sizes = itertools.accumulate(row[SIZE_COLUMN] for row in found)
         fitting = sum(1 for total in sizes if total <= size)
-        page = page[: max(1, fitting)]
+        page = [_file(row) for row in found[: max(1, fitting)]]
         for file in page:
             file.begin()
-        self._write(page, ("status",))
+        if page:
+            until = (page[-1].file_size, page[-1].id)
+            with self._transaction() as db:
+                db.execute(
+                    BEGIN_SQL,
+                    (FileStatus.IN_PROGRESS, FileStatus.PENDING, *after, *until, batch_id),
+                )
         return page
 
     def record(self, files: Iterable[FileModel], gone: Iterable[FileModel] = ()) -> None:
         """Write what became of files, and drop those that are gone, in one transaction."""
         with self._transaction() as db:
-            self._write(files, OUTCOME_COLUMNS)
+            db.executemany(OUTCOME_SQL, map(outcome_values, files))
             db.executemany("DELETE FROM FileStat WHERE id=?", [(file.id,) for file in gone])
-
-    def _write(self, files: Iterable[FileModel], columns: Sequence[str]) -> None:
-        rows = [(*file.values(columns), file.id) for file in files]
-        with self._transaction() as db:
-            db.executemany(FileModel.update_sql(columns), rows)
 
     def retry_failed(self, batch_id: str) -> int:
         """Make pending again what an engine tried once and failed. Returns how many they are."""
@@ -832,24 +839,18 @@ def _row(model: BaseModel) -> tuple[Any, ...]:
 
 def _file(row: Sequence[Any]) -> FileModel:
     file = FileModel(*row)
-    file.file_path, file.status = python_path(file.file_path), FileStatus(file.status)
+    file.status = FILE_STATUSES[file.status]
+    file.file_path = python_path(file.file_path)
     return file
 
 
-def _pending_file(found: Found, batch_id: str, now: int) -> FileModel:
-    return FileModel(
-        id=found.id,
-        created_at=now,
-        file_size=found.file_size,
-        last_modified=found.last_modified,
-        permissions=found.permissions,
-        file_path=found.path,
-        status=FileStatus.FAILED if found.problem else FileStatus.PENDING,
-        batch_id=batch_id,
-        object_key=found.key,
-        error=found.problem or None,
-        inode=found.inode,
-    )
+def _found_row(found: Found, batch_id: str, now: int) -> tuple[Any, ...]:
+    """The values of FOUND_COLUMNS."""
+    file_id, path, key, size, last_modified, permissions, inode, problem = found
+    stored_path = path if path.isascii() else sql_path(path)
+    status = FileStatus.FAILED if problem else FileStatus.PENDING
+    attributes = (size, last_modified, permissions, stored_path, int(status), batch_id, key)
+    return (file_id, now, *attributes, problem or None, inode, 0, 0)
 
 
 def sql_path(path: str) -> str | bytes:
@@ -955,6 +956,7 @@ COMPRESSED_TYPES = {
     "br": "application/x-brotli",
 }
 DEFAULT_CONTENT_TYPE = "application/octet-stream"
+MAX_EXTENSION = 16  # characters; nothing longer has a media type
 
 
 @dataclass(frozen=True)
@@ -1213,14 +1215,17 @@ def encode_name(name: str) -> str:
     return re.sub("[\udc80-\udcff]", lambda m: f"{QUOTE}{ord(m[0]) - 0xDC00:02X}", quoted)
 
 
-def content_type(name: str) -> str:
+def content_type(path: str) -> str:
     """The media type that the end of a file's name stands for."""
-    return _content_type("x" + "".join(Path(name).suffixes[-2:]).lower())
+    stem, _, extension = path[path.rfind("/") + 1 :].rpartition(".")
+    if not stem or len(extension) > MAX_EXTENSION:
+        return DEFAULT_CONTENT_TYPE
+    return _content_type(extension.lower())
 
 
 @functools.lru_cache(maxsize=1024)
-def _content_type(name: str) -> str:
-    kind, encoding = _media_types().guess_type(name)
+def _content_type(extension: str) -> str:
+    kind, encoding = _media_types().guess_type(f"x.{extension}")
     if encoding:
         return COMPRESSED_TYPES.get(encoding, DEFAULT_CONTENT_TYPE)
     return kind or DEFAULT_CONTENT_TYPE
@@ -1460,7 +1465,11 @@ is_answer_head = re.compile(
 ).fullmatch
 is_length = re.compile(rb"[0-9]{1,9}").fullmatch
 chunk_head = re.compile(rb"([0-9A-Fa-f]{1,6})[ \t]*(?:;[\t\x20-\x7e]*)?\r\n").match
-SINGLE_HEADERS = (b"content-length", b"transfer-encoding", b"etag", b"connection")
+known_fields = re.compile(
+    rb"\r\n(content-length|transfer-encoding|content-encoding|etag|connection|retry-after|date)"
+    rb":[ \t]*([^\r]*)",
+    re.IGNORECASE,
+).findall
 
 
 @dataclass(frozen=True)
@@ -1694,17 +1703,16 @@ def refuse_or_wait(received: bytes) -> None:
 
 
 def answer_fields(head: bytes) -> dict[bytes, bytes]:
-    """Return the header fields of a 200, names in lower case. Raises Rejected for all others."""
+    """Return the fields of a 200 that matter, names in lower case. Raises Rejected else."""
     match = is_answer_head(head)
     if not match:
         raise Rejected(None, "the answer is not HTTP/1.1")
     fields: dict[bytes, bytes] = {}
-    for line in head[:-4].split(b"\r\n")[1:]:
-        name, _, value = line.partition(b":")
+    for name, value in known_fields(head):
         name = name.lower()
-        if name in fields and name in SINGLE_HEADERS:
+        if name in fields:
             raise Rejected(None, "the answer has a header twice")
-        fields[name] = value.strip(b" \t")
+        fields[name] = value.rstrip(b" \t")
     if match[1] != b"200":
         raise rejection(int(match[1]), match[2] or b"", fields)
     return fields
@@ -1991,7 +1999,10 @@ class Limiter:
             self._close_window(now)
 
     def _open_window(self, now: float, settle: float = 0.0) -> None:
-        self._work = self._completions = self._drops = self._busy = 0.0
+        self._work: float = 0
+        self._completions: float = 0
+        self._drops: float = 0
+        self._busy: float = 0
         self._opens = now + settle
         shortest = SLOW_START_WINDOW if self._slow_start else WINDOW
         self._closes = self._opens + max(shortest, self._latency)
@@ -2102,7 +2113,7 @@ class Limiter:
 # for receiving (Python 3.11 and later) and costs more time for each request. Sessions are resumed:
 # a full handshake costs as much as many small files.
 
-CONNECT_SECONDS = 10.0
+CONNECT_ATTEMPTS = 3
 STALL_SECONDS = 60.0
 IDLE_SECONDS = 15.0
 SWEEP_SECONDS = 1.0
@@ -2147,8 +2158,8 @@ class Connection(asyncio.BufferedProtocol):
         elif len(body) <= ONE_WRITE:
             self._write(b"".join((head, body)))
         else:
-            self._write(head)
             self._rest = memoryview(body)
+            self._write(head)
             self._send_slice()
         return waiter
 
@@ -2205,7 +2216,7 @@ class Connection(asyncio.BufferedProtocol):
             data = self._received + data
         try:
             answer = check_answer(data)
-            if answer is not None and self._rest is not None:
+            if answer is not None and (self._rest is not None or self._is_paused):
                 raise Rejected(200, "before the body was sent")
         except Rejected as rejected:
             self._fail(rejected)
@@ -2371,7 +2382,7 @@ class ConnectionPool:
     async def connect(self) -> Connection:
         """Return a new connection. Raises Rejected if no address lets itself be connected."""
         problem: Exception | None = None
-        for address in await self._candidates():
+        for address in (await self._candidates())[:CONNECT_ATTEMPTS]:
             try:
                 return await asyncio.wait_for(self._open(address), CONNECT_SECONDS)
             except (OSError, asyncio.TimeoutError) as caught:
@@ -2417,7 +2428,7 @@ class ConnectionPool:
             return Connection(self)
         return TlsConnection(self, self._context)
 
-    async def _candidates(self) -> Iterable[str]:
+    async def _candidates(self) -> list[str]:
         """Return all addresses, those whose turn it is first."""
         async with self._resolving:
             if self.loop.time() >= self._resolved_at + RESOLVE_SECONDS:
@@ -2481,10 +2492,10 @@ CLOCK_SKEW_SECONDS = 300.0
 FORBIDDEN = 403
 OWN_HEADERS = frozenset(
     (
-        "authorization connection content-length expect host user-agent amz-sdk-invocation-id "
-        "amz-sdk-request x-amz-checksum-sha256 x-amz-content-sha256 x-amz-date "
-        "x-amz-security-token x-amzn-trace-id"
-    ).split()  # noqa: SIM905
+        *("authorization", "connection", "content-length", "expect", "host", "user-agent"),
+        *("amz-sdk-invocation-id", "amz-sdk-request", "x-amz-checksum-sha256"),
+        *("x-amz-content-sha256", "x-amz-date", "x-amz-security-token", "x-amzn-trace-id"),
+    )
 )
 is_body_digest = re.compile(r"content-md5|x-amz-checksum-(?!sha256$).*").fullmatch
 is_authorization = re.compile(
@@ -3445,15 +3456,16 @@ def _ask(question: Callable[[], Any], absent: Any) -> tuple[Any, str]:
 # Engines: pages in, outcomes out
 # ======================================================================================
 #
-# A PageRunner is an event loop in a thread of its own, with as many slots as requests may be in
-# flight; each slot takes one file after the other. Pages are exchanged for outcomes: exchange()
-# hands in a page and returns, as soon as there is room for the next one, all outcomes that have
-# come since. The slots never stop between two pages, so there is no barrier; a runner holds two
-# pages at the most.
+# A PageRunner lives on an event loop, with as many slots as requests may be in flight; each slot
+# takes one file after the other. Pages are exchanged for outcomes: exchange() hands in a page and
+# returns, as soon as there is room for the next one, all outcomes that have come since. The slots
+# never stop between two pages, so there is no barrier; a runner holds two pages at the most.
 #
-# An Engine keeps its runners fed. Mode concurrent is one runner in this process; mode parallel is
-# one in each of several processes, each of them a ProcessPoolExecutor of one: a worker that dies
-# breaks its own pool alone, the engine knows which files it had, and they are done again.
+# An Engine keeps its runners fed. Mode concurrent is one runner on a loop in the thread that also
+# keeps the ledger: two threads would take the GIL from each other at every system call. Mode
+# parallel is one runner in each of several processes, on a loop that runs on between two pages;
+# each is a ProcessPoolExecutor of one: a worker that dies breaks its own pool alone, the engine
+# knows which files it had, and they are done again.
 #
 # Engine and runners see each other's figures in shared memory, many times a second: so one limiter
 # serves all processes, a stop is noticed at once, and the live line moves between two pages.
@@ -3517,22 +3529,27 @@ class ByteBudget:
         self._used = 0
         self._queue: deque[tuple[int, asyncio.Future[None]]] = deque()
 
-    async def acquire(self, size: int) -> None:
-        """Wait until ``size`` bytes fit."""
-        if not self._queue and self._fits(size):
-            self._used += size
-            return
+    def take(self, size: int) -> bool:
+        """Take ``size`` bytes, if they fit now and nobody waits."""
+        if self._queue or not self._fits(size):
+            return False
+        self._used += size
+        return True
+
+    async def wait_for(self, size: int) -> None:
+        """Wait until ``size`` bytes are free, and take them."""
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queue.append((size, turn))
         await turn
 
-    def release(self, size: int) -> None:
+    def give_back(self, size: int) -> None:
         """Give ``size`` bytes back."""
         self._used -= size
         while self._queue and self._fits(self._queue[0][0]):
             waiting, turn = self._queue.popleft()
             self._used += waiting
-            turn.set_result(None)
+            if not turn.done():
+                turn.set_result(None)
 
     def _fits(self, size: int) -> bool:
         return self._used == 0 or self._used + size <= self._limit
@@ -3578,60 +3595,26 @@ class PageRunner:
         self.gauges = gauges
         self._files = self._bytes = 0
         self._parent = os.getppid()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, name="pfu-loop", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_until_complete(self._set_up())
-        self._loop.run_forever()
-
-    async def _set_up(self) -> None:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="pfu-thread")
-        self._budget = ByteBudget(self.options.memory)
+        self._budget = ByteBudget(options.memory)
         self._reading = ReadingPlace()
-        self._waiting: asyncio.Queue[Task] = asyncio.Queue()
         self._outcomes: list[Outcome] = []
         self._busy = 0
         self._limit = 0
         self._slots: set[asyncio.Task[None]] = set()
         self._reporting: asyncio.Future[None] | None = None
         self._more = True
-        self._is_open = False
-        self._watching = asyncio.ensure_future(self._watch())
+        self._watching: asyncio.Task[None] | None = None
 
-    # -- called from the engine's thread
+    # -- what an engine uses
 
-    def exchange(self, page: Sequence[Task], more: bool) -> Future[Report]:
+    async def exchange(self, page: Sequence[Task], more: bool) -> Report:
         """Take in a page; report when there is room for another one, or after REPORT_SECONDS.
 
         ``more``: further pages will come. If not, report when all is done.
         """
-        return asyncio.run_coroutine_threadsafe(self._exchange(page, more), self._loop)
-
-    def close(self) -> None:
-        """Give up connections and threads; what is in flight is abandoned."""
-        asyncio.run_coroutine_threadsafe(self._shut_down(), self._loop)
-        self._thread.join(STOP_SECONDS)
-        self.uploader.close()
-
-    # -- on the loop
-
-    async def _shut_down(self) -> None:
-        tasks = [*self._slots, self._watching]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await self.uploader.leave_loop()
-        self._threads.shutdown(wait=False)
-        self._loop.stop()
-
-    async def _exchange(self, page: Sequence[Task], more: bool) -> Report:
-        if not self._is_open:
-            self.uploader.open(THREADS)
-            await self.uploader.enter_loop()
-            self._is_open = True
+        if self._watching is None:
+            await self._open()
         for task in page:
             self._waiting.put_nowait(task)
         self._more = more
@@ -3644,6 +3627,25 @@ class PageRunner:
         outcomes, self._outcomes = self._outcomes, []
         self._show_gauges()
         return Report(outcomes, self._waiting.qsize(), self.uploader.fast_lane_off)
+
+    async def close(self) -> None:
+        """Give up connections and threads; what is in flight is abandoned."""
+        tasks = [*self._slots, *([self._watching] if self._watching else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.uploader.leave_loop()
+        self._threads.shutdown(wait=False)
+        self.uploader.close()
+
+    # -- within
+
+    async def _open(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._waiting: asyncio.Queue[Task] = asyncio.Queue()
+        self.uploader.open(THREADS)
+        await self.uploader.enter_loop()
+        self._watching = asyncio.ensure_future(self._watch())
 
     def _is_reportable(self) -> bool:
         waiting = self._waiting.qsize()
@@ -3674,7 +3676,7 @@ class PageRunner:
             os._exit(ExitCode.STOPPED)
         self.uploader.traffic.meter.cut_at = self.gauges["cut_at"]
         self._limit = int(self.gauges["limit"])
-        while self._is_open and len(self._slots) < self._limit:
+        while len(self._slots) < self._limit:
             slot = asyncio.ensure_future(self._slot())
             self._slots.add(slot)
             slot.add_done_callback(self._slots.discard)
@@ -3690,23 +3692,19 @@ class PageRunner:
         while len(self._slots) <= self._limit:
             task = await self._waiting.get()
             self._busy += 1
+            size = min(task.size, self.options.part_size)
+            if not self._budget.take(size):
+                await self._budget.wait_for(size)
             try:
-                outcome = await self._upload(task)
+                outcome = await Transfer(task, self).run()
             except Exception as error:  # noqa: BLE001  a slot outlives whatever a file does to it
                 cause = f"internal error: {type(error).__name__}: {error}"
                 outcome = Outcome(task.id, OutcomeKind.FAILED, cause, 1)
+            self._budget.give_back(size)
             self._busy -= 1
             self._outcomes.append(outcome)
             if self._reporting is not None and self._is_reportable():
                 self._report()
-
-    async def _upload(self, task: Task) -> Outcome:
-        size = min(task.size, self.options.part_size)
-        await self._budget.acquire(size)
-        try:
-            return await Transfer(task, self).run()
-        finally:
-            self._budget.release(size)
 
     # -- what a Transfer needs
 
@@ -3865,21 +3863,24 @@ class WorkerDiedError(PfuError):
 
 
 class Runner(ABC):
-    """A PageRunner as the engine sees it, in this process or another one."""
+    """A PageRunner as the engine sees it, in this process or another one.
+
+    What submit() returns is an asyncio.Task in this process, a Future of the pool elsewhere.
+    """
 
     def __init__(self) -> None:
         self.gauges = Gauges()
         self.in_flight: dict[str, Task] = {}
         self._buried: Counter[str] = Counter()  # figures of those that died
 
-    def submit(self, page: Sequence[Task], more: bool) -> Future[Report]:
+    def submit(self, page: Sequence[Task], more: bool) -> Any:
         """Hand in a page; the result is the report."""
         self.in_flight.update((task.id, task) for task in page)
         return self._exchange(page, more)
 
-    def collect(self, future: Future[Report]) -> Report:
+    def collect(self, future: Any) -> Report:
         """The report. Raises WorkerDiedError; in_flight then has what the worker had."""
-        report = future.result()
+        report: Report = future.result()
         for outcome in report.outcomes:
             del self.in_flight[outcome.id]
         return report
@@ -3895,7 +3896,11 @@ class Runner(ABC):
             self.gauges[name] = 0
 
     @abstractmethod
-    def _exchange(self, page: Sequence[Task], more: bool) -> Future[Report]: ...
+    def wait(self, futures: Iterable[Any], seconds: float) -> Iterable[Any]:
+        """Those that are done, of any runners of this kind, after ``seconds`` at the latest."""
+
+    @abstractmethod
+    def _exchange(self, page: Sequence[Task], more: bool) -> Any: ...
 
     @abstractmethod
     def restart(self) -> None:
@@ -3907,20 +3912,25 @@ class Runner(ABC):
 
 
 class LocalRunner(Runner):
-    """A PageRunner in a thread of this process."""
+    """A PageRunner in this thread: its loop runs while the engine waits."""
 
     def __init__(self, uploader: Uploader, options: EngineOptions) -> None:
         super().__init__()
         self._runner = PageRunner(uploader, options, self.gauges)
+        self._loop = asyncio.new_event_loop()
 
-    def _exchange(self, page: Sequence[Task], more: bool) -> Future[Report]:
-        return self._runner.exchange(page, more)
+    def _exchange(self, page: Sequence[Task], more: bool) -> asyncio.Task[Report]:
+        return self._loop.create_task(self._runner.exchange(page, more))
+
+    def wait(self, futures: Iterable[Any], seconds: float) -> Iterable[Any]:
+        return self._loop.run_until_complete(asyncio.wait(futures, timeout=seconds))[0]
 
     def restart(self) -> None:
-        raise AssertionError("a thread does not die")
+        raise AssertionError("this process is alive")
 
     def close(self, *, kill: bool) -> None:
-        self._runner.close()
+        self._loop.run_until_complete(self._runner.close())
+        self._loop.close()
 
 
 class WorkerRunner(Runner):
@@ -3950,7 +3960,10 @@ class WorkerRunner(Runner):
             died.set_exception(error)
             return died
 
-    def collect(self, future: Future[Report]) -> Report:
+    def wait(self, futures: Iterable[Any], seconds: float) -> Iterable[Any]:
+        return wait_for_futures(futures, seconds, FIRST_COMPLETED)[0]
+
+    def collect(self, future: Any) -> Report:
         try:
             return super().collect(future)
         except BrokenProcessPool as error:
@@ -3967,7 +3980,21 @@ class WorkerRunner(Runner):
         self._pool.shutdown(wait=True)
 
 
-_worker: PageRunner | None = None  # the one of a worker process; its pool has no other place for it
+class WorkerLoop:
+    """The loop of a worker process. It runs on while no page is being exchanged."""
+
+    def __init__(self, uploader: Uploader, options: EngineOptions, gauges: Gauges) -> None:
+        self._runner = PageRunner(uploader, options, gauges)
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, name="pfu-loop", daemon=True).start()
+
+    def exchange(self, page: Sequence[Task], more: bool) -> Report:
+        """PageRunner.exchange(), from the thread that the pool calls."""
+        exchanging = self._runner.exchange(page, more)
+        return asyncio.run_coroutine_threadsafe(exchanging, self._loop).result()
+
+
+_worker: WorkerLoop | None = None  # the one of a worker process; its pool has no place for it
 
 
 def _start_worker(uploader: Uploader, options: EngineOptions, gauges: Gauges) -> None:
@@ -3976,12 +4003,19 @@ def _start_worker(uploader: Uploader, options: EngineOptions, gauges: Gauges) ->
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     lower_priority(options.nice)
-    _worker = PageRunner(uploader, options, gauges)
+    spare_collector()
+    _worker = WorkerLoop(uploader, options, gauges)
 
 
 def _exchange_in_worker(page: Sequence[Task], more: bool) -> Report:
     assert _worker is not None
-    return _worker.exchange(page, more).result()
+    return _worker.exchange(page, more)
+
+
+def spare_collector() -> None:
+    """Keep the cycle collector off what lives as long as the process, and from working often."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 def start_method() -> str:
@@ -4019,7 +4053,7 @@ class Engine:
         waiting = {runner.submit(next(pages, []), True): runner for runner in self.runners}
         deadline = float("inf")
         while waiting and time.monotonic() < deadline:
-            done, _ = wait_for_futures(waiting, TICK_SECONDS, FIRST_COMPLETED)
+            done = self.runners[0].wait(waiting, TICK_SECONDS)
             self._steer()
             if tick() and deadline == float("inf"):
                 deadline = time.monotonic() + STOP_SECONDS
@@ -4058,7 +4092,7 @@ class Engine:
             return page
         return next(pages, [])
 
-    def _collect(self, runner: Runner, future: Future[Report]) -> tuple[list[Outcome], bool]:
+    def _collect(self, runner: Runner, future: Any) -> tuple[list[Outcome], bool]:
         try:
             report = runner.collect(future)
         except WorkerDiedError:
@@ -4228,6 +4262,7 @@ class BatchJobModel(BatchJobRow):
         self._refused_in_a_row = 0
         self._taken: dict[str, FileModel] = {}
         self._memory = MemoryGauge()
+        self._preparing: Future[list[str]] | None = None
         self.summary = Summary(mode=self.options.mode)
         super().__init__(
             id=uuid.uuid4().hex,
@@ -4285,6 +4320,11 @@ class BatchJobModel(BatchJobRow):
 
     # -- the session, step by step
 
+    def _prepare(self) -> None:
+        """See to the destination, once, beside the scan that found something to upload."""
+        if self._preparing is None:
+            self._preparing = ThreadPoolExecutor(1).submit(self.uploader.prepare)
+
     def _find_ends(self) -> None:
         """Both ends of the way: ROOT can be read, the destination is known."""
         try:
@@ -4329,6 +4369,7 @@ class BatchJobModel(BatchJobRow):
         for many in batches(changes, SCAN_COMMIT):
             with self._ledger.scanning():
                 for few in batches(many, SCAN_BATCH):
+                    self._prepare()
                     self._ledger.take_in(few, self.id, self.created_at)
         self._count_skipped(scan)
         if not self.summary.seen and self._ledger.has_uploads(self):
@@ -4368,9 +4409,12 @@ class BatchJobModel(BatchJobRow):
         if not files or self._stopping():
             return
         self.observer.uploading(files, size)
-        for note in self.uploader.prepare():
+        for note in self._preparation():
             self.summary.notes.append(note)
             self.observer.note(note)
+        if self._stopping():
+            return
+        spare_collector()
         engine = self._make_engine()
         try:
             self._upload_pending(engine, files)
@@ -4380,6 +4424,14 @@ class BatchJobModel(BatchJobRow):
             self._tick(engine)
             engine.close()
             self._count_traffic(engine)
+
+    def _preparation(self) -> list[str]:
+        self._prepare()
+        assert self._preparing is not None
+        while not self._stopping():
+            if wait_for_futures([self._preparing], TICK_SECONDS).done:
+                return self._preparing.result()
+        return []
 
     def _make_engine(self) -> Engine:
         options = self.options.engine()
