@@ -16,6 +16,10 @@ each report of results. Only the parent process touches the ledger.
     directory --scan--> ledger --pages--> engine --Uploader--> object storage
                           ^------------- outcomes -----------'
 
+Two lanes lead to S3. The safe lane is boto3's own calls, in threads. The fast lane repeats, on
+asyncio connections, the one PutObject that boto3 built and signed for it; what it does not
+understand goes down the safe lane. One limiter finds out how many requests should be in flight.
+
 What is promised. A row becomes success only after the store has acknowledged the bytes that the
 row describes. A run that is killed at any moment is completed by the next one. A second run
 uploads what is new, changed (size, modification time in ns, permissions) or failed, and asks the
@@ -603,7 +607,7 @@ class Ledger:
         db = sqlite3.connect(self.path, isolation_level=None, timeout=10)
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA synchronous=FULL")
-        db.execute(f"PRAGMA cache_size=-{8 * KIB}")
+        db.execute(f"PRAGMA cache_size=-{4 * KIB}")
         db.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
         return db
 
@@ -3936,17 +3940,17 @@ class LocalRunner(Runner):
 class WorkerRunner(Runner):
     """A PageRunner in a process of its own."""
 
-    def __init__(self, uploader: Uploader, options: EngineOptions) -> None:
+    def __init__(self, uploader: Uploader, options: EngineOptions, method: str) -> None:
         super().__init__()
         self._uploader = uploader
         self._options = options
-        self._pid = 0
+        self._method = method
         self._start()
 
     def _start(self) -> None:
         self._pool = ProcessPoolExecutor(
             1,
-            mp_context=multiprocessing.get_context(start_method()),
+            mp_context=multiprocessing.get_context(self._method),
             initializer=_start_worker,
             initargs=(self._uploader, self._options, self.gauges),
         )
@@ -4019,14 +4023,28 @@ def spare_collector() -> None:
 
 
 def start_method() -> str:
-    """How workers start: fork where it is safe (they share the parent's memory), else spawn."""
-    return os.environ.get("PFU_START_METHOD") or ("fork" if sys.platform == "linux" else "spawn")
+    """How workers start: fork where it is safe (they share the parent's memory), else spawn.
+
+    A fork copies locks as they are: one that another thread holds is never released in the
+    child. So it is safe as long as there is no other thread.
+    """
+    alone = sys.platform == "linux" and threading.active_count() == 1
+    return os.environ.get("PFU_START_METHOD") or ("fork" if alone else "spawn")
 
 
 def lower_priority(nice: int) -> None:
-    """Go to priority ``nice``, 0 to 19, unless the process is there or below already."""
-    if hasattr(os, "nice") and nice > os.nice(0):
-        os.nice(nice - os.nice(0))
+    """Go to priority ``nice``, 0 to 19, unless the process is there or below already.
+
+    Linux schedules each session as a group (sched(7), "The autogroup feature"): a nice value
+    counts within its session only. Where pfu leads one, as a job of cron does, the session steps
+    back as well.
+    """
+    if not hasattr(os, "nice") or nice <= os.nice(0):
+        return
+    os.nice(nice - os.nice(0))
+    if os.getsid(0) == os.getpid():
+        with contextlib.suppress(OSError):  # no such feature here
+            Path("/proc/self/autogroup").write_text(str(nice))
 
 
 class Engine:
@@ -4159,11 +4177,12 @@ class RunOptions:
 
     def limiter(self, has_fast_lane: bool) -> Limiter:
         """One for the run. Fixed by ``concurrency``, or where threads do all the work."""
-        fixed = self.concurrency or (0 if has_fast_lane else SAFE_CONCURRENCY * self.processes())
-        if fixed:
+        possible = descriptor_limit() * self.processes()
+        wanted = self.concurrency or (0 if has_fast_lane else SAFE_CONCURRENCY * self.processes())
+        if wanted:
+            fixed = min(wanted, possible)
             return Limiter(time.monotonic(), fixed, fixed, fixed)
-        highest = min(HIGHEST_LIMIT, descriptor_limit() * self.processes())
-        return Limiter(time.monotonic(), highest=highest)
+        return Limiter(time.monotonic(), highest=min(HIGHEST_LIMIT, possible))
 
 
 def usable_processors() -> int:
@@ -4323,7 +4342,8 @@ class BatchJobModel(BatchJobRow):
     def _prepare(self) -> None:
         """See to the destination, once, beside the scan that found something to upload."""
         if self._preparing is None:
-            self._preparing = ThreadPoolExecutor(1).submit(self.uploader.prepare)
+            self._preparer = ThreadPoolExecutor(1)
+            self._preparing = self._preparer.submit(self.uploader.prepare)
 
     def _find_ends(self) -> None:
         """Both ends of the way: ROOT can be read, the destination is known."""
@@ -4351,11 +4371,12 @@ class BatchJobModel(BatchJobRow):
             self._upload_all()
             ledger.release_in_progress(self.id)
         except PfuError as error:
-            self._stop = Stop(error.exit_code, str(error))
+            began = self.summary.uploaded > 0
+            self._stop = Stop(ExitCode.STOPPED if began else error.exit_code, str(error))
         try:
             self._finish()
         except LedgerError as error:
-            self._stop = Stop(ExitCode.STOPPED, str(error))
+            self._stop = self._stop or Stop(ExitCode.STOPPED, str(error))
             self._conclude()
 
     def _save(self, status: JobStatus) -> None:
@@ -4430,13 +4451,18 @@ class BatchJobModel(BatchJobRow):
         assert self._preparing is not None
         while not self._stopping():
             if wait_for_futures([self._preparing], TICK_SECONDS).done:
+                self._preparer.shutdown()  # no thread may hold a lock of OpenSSL's at a fork
                 return self._preparing.result()
         return []
 
     def _make_engine(self) -> Engine:
         options = self.options.engine()
-        kind = LocalRunner if self.options.mode == "concurrent" else WorkerRunner
-        runners = [kind(self.uploader, options) for _ in range(self.options.processes())]
+        runners: list[Runner]
+        if self.options.mode == "concurrent":
+            runners = [LocalRunner(self.uploader, options)]
+        else:
+            method, count = start_method(), self.options.processes()
+            runners = [WorkerRunner(self.uploader, options, method) for _ in range(count)]
         return Engine(runners, self.options.limiter(self.uploader.fast_lane_off is None))
 
     def _upload_pending(self, engine: Engine, files: int) -> None:
@@ -4537,7 +4563,7 @@ class BatchJobModel(BatchJobRow):
         """Count, check the counts, and close the run in the ledger."""
         ledger, summary = self._ledger, self.summary
         summary.failed = ledger.count(self.id, FileStatus.FAILED)
-        summary.pending = ledger.pending(self.id)[0]
+        pending = ledger.pending(self.id)[0]
         summary.failures = [
             {"path": path, "reason": reason}
             for path, reason in ledger.failures(self.id, REPORTED_FAILURES)
@@ -4545,6 +4571,11 @@ class BatchJobModel(BatchJobRow):
         if self._all_denied():
             self._stop = Stop(ExitCode.CANNOT_START, summary.failures[0]["reason"])
         self._conclude()
+        if pending != summary.pending and not self._stop:
+            self.observer.problem(
+                f"internal error: {summary.pending} files are not accounted for, "
+                f"the ledger knows of {pending} that are pending"
+            )
         self.finished_at = int(time.time())
         for name in ("seen", "uploaded", "unchanged", "skipped", "failed", "pending"):
             setattr(self, name, getattr(summary, name))
@@ -4561,27 +4592,25 @@ class BatchJobModel(BatchJobRow):
 
     def _conclude(self) -> None:
         summary = self.summary
-        if self._stop:
-            self.move_to(JobStatus.INTERRUPTED)
-            summary.exit_code, summary.error = self._stop.exit_code, self._stop.reason
-        elif summary.failed or summary.pending:
-            self.move_to(JobStatus.COMPLETE_WITH_FAILURES)
-            summary.exit_code = ExitCode.INCOMPLETE
-        else:
-            self.move_to(JobStatus.COMPLETE)
-            summary.exit_code = ExitCode.OK
-        summary.status = self.status.name.lower().replace("_", " ")
-        self._check_accounts()
+        done = summary.uploaded + summary.unchanged + summary.skipped + summary.failed
+        summary.pending = summary.seen - done
+        end = self._end()
+        if self.status < JobStatus.COMPLETE:
+            self.move_to(end)
+        summary.status = end.name.lower().replace("_", " ")
         self._measure()
 
-    def _check_accounts(self) -> None:
+    def _end(self) -> JobStatus:
+        """How the run ended, told in the summary too."""
         summary = self.summary
-        parts = summary.uploaded + summary.unchanged + summary.skipped + summary.failed
-        if summary.seen != parts + summary.pending and not self._stop:
-            self.observer.problem(
-                f"internal error: {summary.seen} files were seen, "
-                f"{parts + summary.pending} are accounted for"
-            )
+        if self._stop:
+            summary.exit_code, summary.error = self._stop.exit_code, self._stop.reason
+            return JobStatus.INTERRUPTED
+        if summary.failed or summary.pending:
+            summary.exit_code = ExitCode.INCOMPLETE
+            return JobStatus.COMPLETE_WITH_FAILURES
+        summary.exit_code = ExitCode.OK
+        return JobStatus.COMPLETE
 
     def _measure(self) -> None:
         self.summary.elapsed_seconds = round(time.monotonic() - self._began, 3)

@@ -1,8 +1,9 @@
 """Tests of pfu, through the command line where a user would, against a distrustful server.
 
 Sections: the S3 server; what the tests share; the main job; rerun, resume, incremental; crashes,
-signals, dying workers; what a tree may hold; trouble; privacy; output; pure parts; uploaders;
-README.md; other servers.
+signals, dying workers; what a tree may hold; trouble; privacy; output; pure parts; fast lane:
+signing, gate, answers; limiter; fast lane: connections, TLS, in a run; where files are read;
+uploaders; README.md; other servers.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ import contextlib
 import ctypes
 import dataclasses
 import hashlib
+import heapq
+import http.client
+import io
 import itertools
 import json
 import os
@@ -29,6 +33,7 @@ import signal
 import socket
 import sqlite3
 import ssl
+import string
 import struct
 import subprocess
 import sys
@@ -37,22 +42,24 @@ import time
 import traceback
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Callable, NamedTuple
-from urllib.parse import parse_qsl, quote, quote_plus, unquote_to_bytes
+from typing import Any, Callable, NamedTuple, final
+from urllib.parse import parse_qsl, quote, quote_plus, unquote_to_bytes, urlsplit
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
 import boto3
 import pytest
-from botocore import xform_name
+from botocore import UNSIGNED, xform_name
 from botocore.auth import S3SigV4Auth, SigV4Auth
-from botocore.awsrequest import AWSRequest
-from botocore.credentials import Credentials
+from botocore.awsrequest import AWSRequest, AWSResponse
+from botocore.config import Config
+from botocore.credentials import Credentials, ReadOnlyCredentials
 
 import pfu
 
@@ -2973,6 +2980,1822 @@ def test_a_page_is_recorded_whole_or_not_at_all(tmp_path: Path) -> None:
         ledger.record(page)
     assert ledger.count("job", pfu.FileStatus.FAILED) == 0
     assert ledger.count("job", pfu.FileStatus.IN_PROGRESS) == 3
+
+
+# ======================================================================================
+# Fast lane: signing
+# ======================================================================================
+
+KEYS = pfu.Credentials("AKIDEXAMPLE", "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY", None)
+NO_HEADERS = pfu.Headers((), ())
+ODD_TEXT = "abcXYZ019-._~ !\"#$%&'()*+,/:;<=>?@[\\]^`{|}äöü€😀\u200b\u0301//../."
+PRINTABLE = string.ascii_letters + string.digits + " " * 12 + string.punctuation
+
+
+def headers_of(pairs: Sequence[tuple[str, str]]) -> pfu.Headers:
+    return pfu.Headers(tuple(name for name, _ in pairs), tuple(value for _, value in pairs))
+
+
+def odd_case(rng: random.Random) -> dict[str, Any]:
+    def text(alphabet: str, longest: int, shortest: int = 0) -> str:
+        return "".join(rng.choice(alphabet) for _ in range(rng.randint(shortest, longest)))
+
+    names = rng.sample(
+        [f"x-amz-meta-{text('abc-09z', 6, 1)}{n}" for n in range(9)], rng.randint(0, 9)
+    )
+    headers = [(name, text(PRINTABLE, 30)) for name in names]
+    if rng.random() < 0.5:
+        headers.insert(0, ("content-type", rng.choice(["text/plain", "image/x; a=b  c", ""])))
+    bucket, port = rng.choice(["my-bucket", "a.b.c"]), rng.choice(["", ":9000"])
+    host, prefix = rng.choice(
+        [
+            (f"s3.example.com{port}", f"/{bucket}"),
+            (f"{bucket}.s3.example.com{port}", ""),
+            (f"[::1]{port}", f"/base/{bucket}"),
+        ]
+    )
+    return {
+        "key": text(ODD_TEXT, 40, 1),
+        "headers": headers,
+        "host": host,
+        "prefix": prefix,
+        "scheme": rng.choice(["http", "https"]),
+        "region": rng.choice(["us-east-1", "eu-central-1", "cn-north-1", "auto", "x"]),
+        "static": rng.choice(
+            [(), (("x-amz-storage-class", "STANDARD_IA"), ("x-amz-tagging", "a=b%20c&d=%s"))]
+        ),
+        "credentials": pfu.Credentials(
+            text(string.ascii_uppercase, 20, 1),
+            text(PRINTABLE.strip(), 40, 1),
+            rng.choice([None, text(string.ascii_letters + "/+=%", 60, 1)]),
+        ),
+        "query": rng.choice(
+            ["", "", f"partNumber={rng.randint(1, 10000)}&uploadId={text('aZ9._-~', 20)}"]
+        ),
+        "body": rng.randbytes(rng.randint(0, 40)) if hasattr(rng, "randbytes") else b"body",
+    }
+
+
+def template_for(case: dict[str, Any]) -> pfu.RequestTemplate:
+    return pfu.RequestTemplate(
+        scheme=case["scheme"],
+        host=case["host"],
+        address=("localhost", 1),
+        path_prefix=case["prefix"],
+        headers=case["static"],
+        part_headers=case["static"],
+        region=case["region"],
+        service="s3",
+        user_agent="pfu %s",
+        ca_bundle=None,
+        checksum_header=False,
+    )
+
+
+def botocore_signs(case: dict[str, Any]) -> AWSRequest:
+    path = f"{case['prefix']}/{quote(case['key'], safe='/~')}"
+    url = f"{case['scheme']}://{case['host']}{path}"
+    request = AWSRequest("PUT", f"{url}?{case['query']}" if case["query"] else url)
+    request.data = case["body"]
+    for name, value in [*case["headers"], *case["static"]]:
+        request.headers[name] = value
+    credentials = ReadOnlyCredentials(*case["credentials"])
+    S3SigV4Auth(credentials, "s3", case["region"]).add_auth(request)
+    return request
+
+
+def parse_head(head: bytes) -> tuple[str, dict[str, str]]:
+    assert head.endswith(b"\r\n\r\n")
+    first, *lines = head[:-4].decode("ascii").split("\r\n")
+    pairs = [line.split(": ", 1) for line in lines]
+    assert len({name.lower() for name, _ in pairs}) == len(pairs)
+    return first, {name.lower(): value for name, value in pairs}
+
+
+def seconds_of(timestamp: str) -> int:
+    return calendar.timegm(time.strptime(timestamp, "%Y%m%dT%H%M%SZ"))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_signature_equals_botocores(seed: int) -> None:
+    rng = random.Random(seed)
+    for _ in range(100):
+        case = odd_case(rng)
+        peer = botocore_signs(case)
+        now = seconds_of(peer.headers["X-Amz-Date"])
+        clock = itertools.repeat(now + 0.5).__next__
+        writer = pfu.HeadWriter(template_for(case), case["credentials"], clock)
+        digest = hashlib.sha256(case["body"]).hexdigest()
+        headers = headers_of(case["headers"])
+        head = writer.head(case["key"], headers, len(case["body"]), digest, case["query"])
+        first, sent = parse_head(head)
+        url = urlsplit(peer.url)
+        target = f"{url.path}?{url.query}" if url.query else url.path
+        assert first == f"PUT {target} HTTP/1.1"
+        assert sent["authorization"] == peer.headers["Authorization"], case
+        assert sent["content-length"] == str(len(case["body"]))
+        assert sent["x-amz-content-sha256"] == digest
+        assert sent.get("x-amz-security-token") == case["credentials"].token
+        for name, value in case["headers"]:
+            assert sent[name] == value
+
+
+def writer_at(clock: Callable[[], float], credentials: pfu.Credentials = KEYS) -> pfu.HeadWriter:
+    return pfu.HeadWriter(template_for(odd_case(random.Random(1))), credentials, clock)
+
+
+def date_of(writer: pfu.HeadWriter) -> str:
+    return parse_head(writer.head("k", NO_HEADERS, 0, "0" * 64))[1]["x-amz-date"]
+
+
+def test_stamp_is_of_the_present_second() -> None:
+    now = 1_700_000_000.9
+    writer = writer_at(lambda: now)
+    assert date_of(writer) == "20231114T221320Z"
+    now += 0.2
+    assert date_of(writer) == "20231114T221321Z"
+    now -= 3600
+    assert date_of(writer) == "20231114T211321Z"
+    writer.clock_offset = 86400.0
+    assert date_of(writer) == "20231115T211321Z"
+
+
+def test_signing_key_is_derived_once_a_day(monkeypatch: pytest.MonkeyPatch) -> None:
+    derived: list[str] = []
+    real = pfu.signing_key
+
+    def derive(secret_key: str, date: str, *place: str) -> bytes:
+        derived.append(date)
+        return real(secret_key, date, *place)
+
+    monkeypatch.setattr(pfu, "signing_key", derive)
+    now = 1_700_000_000.0
+    writer = writer_at(lambda: now)
+    for _ in range(50):
+        now += 3600
+        date_of(writer)
+    assert derived == ["20231114", "20231115", "20231116", "20231117"]
+    writer.use(KEYS._replace(token="t"))
+    assert len(derived) == 5
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"headers": headers_of([("x-amz-meta-a", "b\r\nHost: c")])},
+        {"headers": headers_of([("x-amz-meta-a", "ä")])},
+        {"headers": headers_of([("x-amz-meta-a", "\t")])},
+        {"headers": headers_of([("x-amz-meta-a: b\r\nc", "d")])},
+        {"headers": headers_of([("X-Amz-Meta-A", "b"), ("x-amz-meta-a", "c")])},
+        {"sha256_hex": "0\r\n"},
+        {"query": "a=b HTTP/1.1\r\n"},
+        {"query": "a=ä"},
+        {"key": "\udcff"},
+    ],
+)
+def test_no_header_can_be_injected(given: dict[str, Any]) -> None:
+    whole = {"key": "k", "headers": NO_HEADERS, "length": 0, "sha256_hex": "0" * 64, **given}
+    with pytest.raises(ValueError, match=r"header|query|surrogates"):
+        writer_at(time.time).head(**whole)
+
+
+def test_key_cannot_break_the_request_line() -> None:
+    head = writer_at(time.time).head("a b\r\nc?d#e%41", NO_HEADERS, 0, "0" * 64)
+    assert b"/a%20b%0D%0Ac%3Fd%23e%2541 HTTP/1.1\r\n" in head
+
+
+# ======================================================================================
+# Fast lane: gate
+# ======================================================================================
+
+
+@pytest.fixture
+def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing outside a test decides how botocore builds a request."""
+    for name in list(os.environ):
+        if name.startswith("AWS_") or name.lower().endswith(("_proxy", "_ca_bundle")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/nonexistent")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
+
+
+IN_NO_ENVIRONMENT = pytest.mark.usefixtures("no_environment")
+
+
+def client_for(**arguments: Any) -> Any:
+    options = arguments.pop("config", {})
+    config = Config(
+        **{
+            "request_checksum_calculation": "when_required",
+            "retries": {"mode": "standard"},
+            **options,
+        }
+    )
+    return boto3.client(
+        "s3",
+        **{
+            "region_name": "eu-central-1",
+            "aws_access_key_id": KEYS.access_key,
+            "aws_secret_access_key": KEYS.secret_key,
+            "aws_session_token": arguments.pop("token", None),
+            "config": config,
+            **arguments,
+        },
+    )
+
+
+def capture(bucket: str = "my-bucket", extra: dict[str, Any] | None = None, **client: Any) -> Any:
+    token = client.get("token")
+    return pfu.capture_template(
+        client_for(**client), bucket, extra or {}, lambda: KEYS._replace(token=token)
+    )
+
+
+@IN_NO_ENVIRONMENT
+def test_template_of_virtual_host() -> None:
+    extra = {
+        "StorageClass": "STANDARD_IA",
+        "ServerSideEncryption": "AES256",
+        "ExpectedBucketOwner": "123456789012",
+        "Tagging": "a=b%20c",
+        "CacheControl": "no-cache",
+    }
+    template = capture(extra=extra, token="secret-token")
+    assert template.scheme == "https"
+    assert template.host == "my-bucket.s3.eu-central-1.amazonaws.com"
+    assert template.address == ("my-bucket.s3.eu-central-1.amazonaws.com", 443)
+    assert (template.path_prefix, template.region, template.service) == ("", "eu-central-1", "s3")
+    assert dict(template.headers) == {
+        "cache-control": "no-cache",
+        "x-amz-expected-bucket-owner": "123456789012",
+        "x-amz-server-side-encryption": "AES256",
+        "x-amz-storage-class": "STANDARD_IA",
+        "x-amz-tagging": "a=b%20c",
+    }
+    assert template.part_headers == (("x-amz-expected-bucket-owner", "123456789012"),)
+    assert template.user_agent.startswith("Boto3/")
+    assert template.ca_bundle.endswith(".pem")
+    assert not template.checksum_header
+    assert pickle.loads(pickle.dumps(template)) == template
+    assert "secret" not in repr(template)
+
+
+@IN_NO_ENVIRONMENT
+def test_template_of_path_style() -> None:
+    template = capture(
+        endpoint_url="http://LOCALHOST:9000/base", config={"s3": {"addressing_style": "path"}}
+    )
+    assert template.host == "localhost:9000"
+    assert template.address == ("localhost", 9000)
+    assert template.path_prefix == "/base/my-bucket"
+
+
+@IN_NO_ENVIRONMENT
+def test_template_keeps_the_ca_bundle(tmp_path: Any) -> None:
+    assert capture(verify=str(tmp_path / "ca.pem")).ca_bundle == str(tmp_path / "ca.pem")
+
+
+@IN_NO_ENVIRONMENT
+def test_checksum_header_goes_along() -> None:
+    digest = hashlib.sha256(pfu.PROBE_BODY).digest()
+    value = base64.b64encode(digest).decode()
+    template = capture(extra={"ChecksumSHA256": value})
+    assert template.checksum_header
+    head = pfu.HeadWriter(template, KEYS).head("k", NO_HEADERS, 3, digest.hex())
+    assert parse_head(head)[1]["x-amz-checksum-sha256"] == value
+    assert "x-amz-checksum-sha256" in parse_head(head)[1]["authorization"]
+
+
+@IN_NO_ENVIRONMENT
+def test_keys_are_encoded_as_botocore_does() -> None:
+    rng = random.Random(5)
+    client = client_for()
+    for _ in range(60):
+        key = "".join(rng.choice(ODD_TEXT) for _ in range(rng.randint(1, 30)))
+        urls: list[str] = []
+
+        def intercept(request: Any, urls: list[str] = urls, **_: Any) -> Any:
+            urls.append(request.url)
+            return AWSResponse(request.url, 200, {}, pfu.NoContent())
+
+        client.meta.events.register_first("before-send.s3.PutObject", intercept)
+        client.put_object(Bucket="bucket", Key=key, Body=b"")
+        client.meta.events.unregister("before-send.s3.PutObject", intercept)
+        expected = urlsplit(urls[0]).path
+        assert expected == "/" + pfu.percent_encode_key(key), key
+
+
+OWNER = "arn:aws:s3:us-east-1:123456789012"
+
+
+@IN_NO_ENVIRONMENT
+@pytest.mark.parametrize(
+    ("reason", "arguments"),
+    [
+        ("S3 Express", {"bucket": "data--euc1-az1--x-s3"}),
+        ("several regions", {"bucket": "arn:aws:s3::123456789012:accesspoint/abc.mrap"}),
+        (
+            "Outposts",
+            {"bucket": "arn:aws:s3-outposts:us-east-1:123456789012:outpost/op-1/accesspoint/a"},
+        ),
+        ("not signed", {"config": {"signature_version": UNSIGNED}}),
+        ("not signed", {"config": {"signature_version": "s3"}}),
+        ("Acceleration", {"config": {"s3": {"use_accelerate_endpoint": True}}}),
+        ("a proxy applies", {"config": {"proxies": {"https": "http://proxy:1"}}}),
+        ("client certificate", {"config": {"client_cert": "/c.pem"}}),
+        ("verification is off", {"verify": False}),
+        ("checksum trailers", {"config": {"request_checksum_calculation": "when_supported"}}),
+        ("x-amz-checksum-crc32", {"extra": {"ChecksumCRC32": "AAAAAA=="}}),
+        ("content-md5", {"extra": {"ContentMD5": "AAAAAAAAAAAAAAAAAAAAAA=="}}),
+        ("cannot build", {"extra": {"NoSuchArgument": 1}}),
+        ("cannot build", {"bucket": "no/bucket?"}),
+    ],
+)
+def test_gate_is_closed(reason: str, arguments: dict[str, Any]) -> None:
+    closed = capture(**arguments)
+    assert isinstance(closed, pfu.GateClosed)
+    assert reason in closed.reason
+
+
+@IN_NO_ENVIRONMENT
+def test_gate_opens_for_an_access_point_of_one_region() -> None:
+    template = capture(bucket=f"{OWNER}:accesspoint/name", config={"s3": {"use_arn_region": True}})
+    assert isinstance(template, pfu.RequestTemplate)
+    assert template.host == "name-123456789012.s3-accesspoint.us-east-1.amazonaws.com"
+    assert template.region == "us-east-1"
+
+
+@IN_NO_ENVIRONMENT
+def test_gate_follows_the_environments_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("https_proxy", "http://proxy:3128")
+    assert "a proxy applies" in capture().reason
+    assert isinstance(capture(endpoint_url="http://localhost:1"), pfu.RequestTemplate)
+    monkeypatch.setenv("no_proxy", "amazonaws.com")
+    assert isinstance(capture(), pfu.RequestTemplate)
+
+
+@IN_NO_ENVIRONMENT
+def test_gate_is_closed_if_botocore_signs_differently() -> None:
+    client = client_for()
+
+    def tamper(request: Any, **_: Any) -> None:
+        value = request.headers["Authorization"]
+        del request.headers["Authorization"]
+        request.headers["Authorization"] = value[:-4] + "0000"
+
+    client.meta.events.register_last("request-created.s3", tamper)
+    closed = pfu.capture_template(client, "my-bucket", {}, lambda: KEYS)
+    assert closed == pfu.GateClosed("botocore signs differently")
+    other = KEYS._replace(access_key="OTHER")
+    closed = pfu.capture_template(client, "my-bucket", {}, lambda: other)
+    assert closed == pfu.GateClosed("botocore signs with other credentials")
+
+
+@IN_NO_ENVIRONMENT
+def test_capture_leaves_no_handler_behind() -> None:
+    client = client_for(
+        endpoint_url="http://127.0.0.1:9", config={"retries": {"total_max_attempts": 1}}
+    )
+    assert isinstance(pfu.capture_template(client, "b-b-b", {}, lambda: KEYS), pfu.RequestTemplate)
+    with pytest.raises(Exception, match="Could not connect"):
+        client.put_object(Bucket="b-b-b", Key=pfu.PROBE_KEY)
+
+
+# ======================================================================================
+# Fast lane: answers
+# ======================================================================================
+
+CLEAN = b'HTTP/1.1 200 OK\r\nETag: "e"\r\nContent-Length: 0\r\n\r\n'
+
+
+def answer_text(*lines: str, body: bytes = b"", status: str = "HTTP/1.1 200 OK") -> bytes:
+    return "\r\n".join([status, *lines, "", ""]).encode("latin-1") + body
+
+
+@pytest.mark.parametrize(
+    ("received", "etag", "keep_alive"),
+    [
+        (CLEAN, '"e"', True),
+        (answer_text("etag:x", "content-length: 0", "Connection: close"), "x", False),
+        (answer_text("ETag: x", "Content-Length: 0", "Connection: Keep-Alive"), "x", True),
+        (answer_text("ETag: x", "Content-Length: 5", body=b"<Yes>"), "x", True),
+        (answer_text("ETag: x", "Transfer-Encoding: chunked", body=b"0\r\n\r\n"), "x", True),
+        (
+            answer_text(
+                "ETag: x",
+                "Transfer-Encoding: Chunked",
+                body=b"3;a=b\r\nabc\r\n00A\r\n0123456789\r\n0\r\n\r\n",
+            ),
+            "x",
+            True,
+        ),
+        (
+            answer_text(
+                "ETag:   x \t", "X: \xe4", "X: 2", "Content-Length: 0", status="HTTP/1.1 200 "
+            ),
+            "x",
+            True,
+        ),
+        (answer_text("ETag: x", "Content-Length: 0", status="HTTP/1.1 200"), "x", True),
+    ],
+)
+def test_clean_answers(received: bytes, etag: str, keep_alive: bool) -> None:
+    for end in range(len(received)):
+        assert pfu.check_answer(received[:end]) is None
+    assert pfu.check_answer(received) == (etag, keep_alive)
+
+
+@pytest.mark.parametrize(
+    ("received", "reason"),
+    [
+        (b"HTTP/1.0 200 OK\r\n", "not HTTP/1.1"),
+        (b"\x16\x03\x01", "not HTTP/1.1"),
+        (b"HTTP/1.1 2000 OK\r\n\r\n", "not HTTP/1.1"),
+        (b"HTTP/1.1 200 OK\nETag: x\r\n\r\n", "not HTTP/1.1"),
+        (answer_text("ETag: x", " folded", "Content-Length: 0"), "not HTTP/1.1"),
+        (answer_text("ETag : x", "Content-Length: 0"), "not HTTP/1.1"),
+        (answer_text("ETag: \x00", "Content-Length: 0"), "not HTTP/1.1"),
+        (answer_text("nonsense", "ETag: x", "Content-Length: 0"), "not HTTP/1.1"),
+        (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 5000, "too long"),
+        (answer_text("Content-Length: 0"), "without an ETag"),
+        (answer_text("ETag: x"), "without a length"),
+        (answer_text("ETag: x", "Content-Length: -1"), "without a length"),
+        (answer_text("ETag: x", "Content-Length: 1,1"), "without a length"),
+        (
+            answer_text("ETag: x", "Content-Length: 0", "Transfer-Encoding: chunked"),
+            "without a length",
+        ),
+        (answer_text("ETag: x", "Transfer-Encoding: gzip, chunked"), "without a length"),
+        (answer_text("ETag: x", "Content-Length: 0", "content-length: 0"), "twice"),
+        (answer_text("ETag: x", "ETag: y", "Content-Length: 0"), "twice"),
+        (answer_text("ETag: x", "Content-Length: 0", body=b"x"), "longer"),
+        (answer_text("ETag: x", "Content-Length: 99999999"), "longer"),
+        (answer_text("ETag: x", "Content-Length: 7", body=b"<Error>"), "is an error"),
+        (
+            answer_text("ETag: x", "Content-Length: 1", "Content-Encoding: gzip", body=b"z"),
+            "not plain",
+        ),
+        (answer_text("ETag: x", "Transfer-Encoding: chunked", body=b"z\r\n"), "broken chunk"),
+        (answer_text("ETag: x", "Transfer-Encoding: chunked", body=b"\r\n"), "broken chunk"),
+        (answer_text("ETag: x", "Transfer-Encoding: chunked", body=b"1\r\nabc"), "broken chunk"),
+        (
+            answer_text("ETag: x", "Transfer-Encoding: chunked", body=b"0\r\nT: t\r\n\r\n"),
+            "broken chunk",
+        ),
+        (answer_text("ETag: x", "Transfer-Encoding: chunked", body=b"fffff\r\n"), "broken chunk"),
+        (answer_text("ETag: x", "Transfer-Encoding: chunked", body=b"0\r\n\r\nx"), "after its end"),
+        (
+            answer_text("ETag: x", "Transfer-Encoding: chunked", body=b"7\r\n<Error>\r\n0\r\n\r\n"),
+            "is an error",
+        ),
+        (answer_text("Content-Length: 0", status="HTTP/1.1 100 Continue"), "Continue"),
+        (
+            answer_text("Location: /", status="HTTP/1.1 307 Temporary Redirect"),
+            "Temporary Redirect",
+        ),
+        (answer_text(status="HTTP/1.1 204 No Content"), "No Content"),
+    ],
+)
+def test_other_answers_are_rejected(received: bytes, reason: str) -> None:
+    with pytest.raises(pfu.Rejected) as caught:
+        pfu.check_answer(received)
+    assert reason in caught.value.reason
+    assert not caught.value.dropped
+
+
+def test_what_a_rejection_tells() -> None:
+    date = "Sun, 22 Nov 2026 19:30:20 GMT"
+    with pytest.raises(pfu.Rejected) as caught:
+        pfu.check_answer(
+            answer_text("Date: " + date, "Retry-After: 7", "x: y", status="HTTP/1.1 503 Slow Down")
+        )
+    problem = pickle.loads(pickle.dumps(caught.value))
+    told = (problem.status, problem.reason, problem.retry_after, problem.date, problem.dropped)
+    assert told == (503, "Slow Down", 7.0, date, True)
+    assert str(problem) == "503 Slow Down"
+
+
+def fed_in_slices(received: bytes, rng: random.Random) -> Any:
+    end = 0
+    while end < len(received):
+        end += rng.randint(1, max(1, len(received) // 2))
+        result = pfu.check_answer(received[:end])
+        if result is not None:
+            return result, received[:end]
+    return None, received
+
+
+class Readable(io.BytesIO):
+    def makefile(self, *_: Any) -> Readable:
+        return self
+
+
+def http_client_agrees(received: bytes, accepted: Any) -> None:
+    peer = http.client.HTTPResponse(Readable(received), method="PUT")  # type: ignore[arg-type]
+    peer.begin()
+    assert peer.status == 200
+    assert (peer.getheader("ETag") or "").strip() == accepted.etag
+    assert b"<Error" not in peer.read()
+    assert peer.isclosed()
+
+
+def mutate(received: bytes, rng: random.Random) -> bytes:
+    changed = bytearray(received)
+    for _ in range(rng.randint(0, 3)):
+        at = rng.randrange(len(changed) + 1)
+        action = rng.random()
+        if action < 0.4 and at < len(changed):
+            changed[at] = rng.choice(b"\r\n\0:; 0123456789abcdef\x80\xffX<")
+        elif action < 0.7:
+            del changed[at : at + rng.randint(1, 8)]
+        else:
+            changed[at:at] = rng.choice(
+                [b"\r\n", b"\r\n\r\n", b"0", b": ", b"<Error>", b"\n", b"1\r\n"]
+            )
+    return bytes(changed)
+
+
+def test_fuzzed_answers() -> None:
+    rng = random.Random(7)
+    seeds = [
+        CLEAN,
+        answer_text("x-amz-id-2: abc=", "Date: x", "ETag: x", "Server: S", "Content-Length: 0"),
+        answer_text("ETag: x", "Transfer-Encoding: chunked", body=b"3\r\nabc\r\n0\r\n\r\n"),
+        answer_text("ETag: x", "Content-Length: 4", body=b"abcd"),
+        answer_text("Retry-After: 1", "Content-Length: 0", status="HTTP/1.1 503 Slow Down"),
+    ]
+    accepted = rejected = waiting = 0
+    for _ in range(100_000):
+        received = mutate(rng.choice(seeds), rng)
+        try:
+            result, used = fed_in_slices(received, rng)
+        except pfu.Rejected:
+            rejected += 1
+            with pytest.raises(pfu.Rejected):
+                pfu.check_answer(received)
+            continue
+        if result is None:
+            waiting += 1
+            assert pfu.check_answer(received) is None
+            continue
+        accepted += 1
+        http_client_agrees(used, result)
+    assert min(accepted, rejected, waiting) > 5_000
+
+
+# ======================================================================================
+# Limiter
+# ======================================================================================
+
+Latency = Callable[[int, int, random.Random], float]
+
+
+class Simulation:
+    """A closed loop of `limit` requests against a model of a store; time is simulated."""
+
+    def __init__(self, latency: Latency, cap: float = 0.0, size: Any = None, seed: int = 1) -> None:
+        self.latency = latency
+        self.cap = cap
+        self.tokens = self.burst = cap * 0.05
+        self.size = size or (lambda rng: 4096)
+        self.rng = random.Random(seed)
+        self.now = self.refilled = 0.0
+        self.limiter = pfu.Limiter(0.0)
+        self.flying: list[tuple[float, int, float, int, bool]] = []
+        self.begun = self.done = self.drops = 0
+        self.limits: list[tuple[float, int]] = []
+
+    def run(self, seconds: float) -> Simulation:
+        end = self.now + seconds
+        while self.now < end:
+            while len(self.flying) < self.limiter.limit:
+                self.begin()
+            self.now, _, began, size, fine = heapq.heappop(self.flying)
+            if fine:
+                self.done += 1
+                self.completed(size, began)
+            else:
+                self.drops += 1
+                self.dropped(began)
+            if not self.limits or self.limits[-1][1] != self.limiter.limit:
+                self.limits.append((self.now, self.limiter.limit))
+        return self
+
+    def completed(self, size: int, began: float) -> None:
+        self.limiter.completed(size, began, self.now)
+
+    def dropped(self, began: float) -> None:
+        self.limiter.dropped(began, self.now)
+
+    def begin(self) -> None:
+        self.begun += 1
+        size = self.size(self.rng)
+        self.tokens = min(self.burst, self.tokens + (self.now - self.refilled) * self.cap)
+        self.refilled = self.now
+        fine = not self.cap or self.tokens >= 1
+        self.tokens -= fine
+        takes = self.latency(len(self.flying) + 1, size, self.rng) if fine else 0.02
+        heapq.heappush(self.flying, (self.now + takes, self.begun, self.now, size, fine))
+
+    def reached(self, limit: int) -> float:
+        return next((when for when, reached in self.limits if reached >= limit), float("inf"))
+
+    def mean_limit(self, since: float) -> float:
+        ends = [*[when for when, _ in self.limits[1:]], self.now]
+        spans = [
+            (max(end, since) - max(when, since), limit)
+            for (when, limit), end in zip(self.limits, ends)
+        ]
+        return sum(span * limit for span, limit in spans) / (self.now - since)
+
+
+class ParallelSimulation(Simulation):
+    """The same, but the limiter hears of it as Engine._steer() tells it."""
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        self.meter = pfu.Meter()
+        self.told = 0.0
+        self.counted = pfu.Tally(0, 0, 0, 0)
+
+    def completed(self, size: int, began: float) -> None:
+        self.meter.completed(size, began, self.now)
+        self.tell()
+
+    def dropped(self, began: float) -> None:
+        self.meter.dropped(began, self.now)
+        self.tell()
+
+    def tell(self) -> None:
+        if self.now - self.told < pfu.TICK_SECONDS:
+            return
+        self.told = self.now
+        counted = pfu.Tally._make(getattr(self.meter, name) for name in pfu.Tally._fields)
+        change = (after - before for after, before in zip(counted, self.counted))
+        self.limiter.absorb(pfu.Tally._make(change), self.now)
+        self.counted, self.meter.cut_at = counted, self.limiter.cut_at
+
+
+def steady(seconds: float) -> Latency:
+    return lambda flying, size, rng: seconds
+
+
+def jittered(seconds: float) -> Latency:
+    return lambda flying, size, rng: seconds * rng.uniform(0.7, 1.3)
+
+
+def kneed(seconds: float, knee: int) -> Latency:
+    return lambda flying, size, rng: seconds * max(1.0, flying / knee) * rng.uniform(0.7, 1.3)
+
+
+BOTH_WAYS = pytest.mark.parametrize("kind", [Simulation, ParallelSimulation])
+
+
+@BOTH_WAYS
+@pytest.mark.parametrize("latency", [steady(0.03), jittered(0.03), steady(0.1), jittered(0.1)])
+def test_limit_rises_within_a_second_where_it_pays(kind: Any, latency: Latency) -> None:
+    simulation = kind(latency).run(3)
+    assert simulation.reached(512) < 1.2
+    assert simulation.limiter.limit == 512
+
+
+@BOTH_WAYS
+def test_limit_finds_a_knee(kind: Any) -> None:
+    simulation = kind(kneed(0.03, 100)).run(60)
+    assert 90 <= simulation.mean_limit(since=20) <= 115
+    assert simulation.done >= 0.95 * 60 * 100 / 0.03
+
+
+@BOTH_WAYS
+@pytest.mark.parametrize("seed", range(3))
+def test_limit_holds_under_a_cap(kind: Any, seed: int) -> None:
+    simulation = kind(jittered(0.03), cap=3500, seed=seed).run(60)
+    assert simulation.drops < 0.004 * simulation.done
+    assert simulation.done > 0.8 * 3500 * 60
+    assert len([when for when, _ in simulation.limits if when > 30]) <= 12
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_limit_is_calm_with_sizes_of_all_kinds(seed: int) -> None:
+    def latency(flying: int, size: int, rng: random.Random) -> float:
+        return (0.03 + size / 50e6) * max(1.0, flying / 100) * rng.uniform(0.7, 1.3)
+
+    def size(rng: random.Random) -> int:
+        return int(min(16e6, rng.lognormvariate(9.7, 2)))
+
+    simulation = Simulation(latency, size=size, seed=seed).run(120)
+    assert 80 <= simulation.mean_limit(since=60) <= 160
+    assert len([when for when, _ in simulation.limits if when > 60]) <= 16
+
+
+def test_limit_follows_changed_work() -> None:
+    simulation = Simulation(kneed(0.03, 50)).run(40)
+    assert simulation.limiter.limit <= 70
+    simulation.latency = kneed(0.03, 300)
+    simulation.run(60)
+    assert simulation.mean_limit(since=90) > 200
+
+
+def test_limit_is_cut_when_the_store_is_in_trouble() -> None:
+    simulation = Simulation(jittered(0.03)).run(3)
+    simulation.cap, simulation.burst = 300.0, 10.0
+    simulation.run(30)
+    assert simulation.limiter.limit <= 20
+
+
+def test_limit_can_be_fixed() -> None:
+    simulation = Simulation(jittered(0.03))
+    simulation.limiter = pfu.Limiter(0.0, 7, 7, 7)
+    assert simulation.run(20).limits == [(simulation.limits[0][0], 7)]
+
+
+def test_limit_does_not_rise_while_it_is_not_used() -> None:
+    limiter = pfu.Limiter(0.0)
+    for number in range(10_000):
+        limiter.completed(4096, number * 0.01 - 0.03, number * 0.01)
+    assert limiter.limit == 32
+
+
+def test_drops_begun_before_a_cut_do_not_count() -> None:
+    limiter = pfu.Limiter(0.0)
+    for _ in range(4):
+        limiter.dropped(1.0, 2.0)
+    assert limiter.limit == 22
+    for _ in range(100):
+        limiter.dropped(1.5, 2.5)
+    assert limiter.limit == 22
+
+
+# ======================================================================================
+# Fast lane: connections
+# ======================================================================================
+
+
+class LaneRequest:
+    def __init__(self, head: bytes) -> None:
+        first, self.headers = parse_head(head)
+        self.target = first.split(" ")[1]
+        self.body = b""
+
+
+Behaviour = Callable[["LaneStore", LaneRequest, asyncio.StreamReader, asyncio.StreamWriter], Any]
+
+
+@final
+class LaneStore:
+    """A tiny server; what it does with a request is a coroutine that a test gives."""
+
+    def __init__(self, behaviour: Behaviour, context: ssl.SSLContext | None = None) -> None:
+        self.behaviour = behaviour
+        self.context = context
+        self.requests: list[LaneRequest] = []
+        self.accepted = 0
+        self.writers: list[asyncio.StreamWriter] = []
+
+    async def __aenter__(self) -> LaneStore:
+        self.server = await asyncio.start_server(self.serve, "127.0.0.1", 0, ssl=self.context)
+        self.port = self.server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.server.close()
+        for writer in self.writers:
+            writer.transport.abort()
+        await asyncio.sleep(0.02)
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.accepted += 1
+        self.writers.append(writer)
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                request = LaneRequest(await reader.readuntil(b"\r\n\r\n"))
+                self.requests.append(request)
+                await self.behaviour(self, request, reader, writer)
+
+    def template(self, ca: str | None = None, **changes: Any) -> pfu.RequestTemplate:
+        case = odd_case(random.Random(3))
+        case.update(host=f"localhost:{self.port}", prefix="/b", scheme="https" if ca else "http")
+        changes = {"address": ("localhost", self.port), "ca_bundle": ca, **changes}
+        return dataclasses.replace(template_for(case), **changes)
+
+
+async def read_body(request: LaneRequest, reader: asyncio.StreamReader) -> None:
+    request.body = await reader.readexactly(int(request.headers["content-length"]))
+    assert hashlib.sha256(request.body).hexdigest() == request.headers["x-amz-content-sha256"]
+
+
+async def fine(store: LaneStore, request: LaneRequest, reader: Any, writer: Any) -> None:
+    await read_body(request, reader)
+    writer.write(CLEAN)
+
+
+def saying(reply: bytes, then_close: bool = False) -> Behaviour:
+    async def say(store: LaneStore, request: LaneRequest, reader: Any, writer: Any) -> None:
+        await read_body(request, reader)
+        writer.write(reply)
+        if then_close:
+            writer.close()
+            raise ConnectionError
+
+    return say
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seconds in {"SWEEP": 0.05, "STALL": 0.4, "IDLE": 0.3, "CONNECT": 0.5}.items():
+        monkeypatch.setattr(pfu, f"{name}_SECONDS", seconds)
+
+
+async def put(lane: pfu.FastLane, key: str = "k", body: pfu.Body = b"body", **named: Any) -> str:
+    headers = headers_of([("content-type", "text/plain"), ("x-amz-meta-mode", "0100644")])
+    return await lane.put(key, headers, body, hashlib.sha256(body).hexdigest(), **named)
+
+
+@contextlib.asynccontextmanager
+async def opened(lane: pfu.FastLane) -> AsyncIterator[pfu.FastLane]:
+    await lane.open()
+    try:
+        yield lane
+    finally:
+        await lane.close()
+
+
+def with_store(
+    behaviour: Behaviour, scenario: Callable[[LaneStore, pfu.FastLane], Any], **named: Any
+) -> Any:
+    async def run() -> Any:
+        async with (
+            LaneStore(behaviour) as store,
+            opened(pfu.FastLane(store.template(), lambda: KEYS, **named)) as lane,
+        ):
+            return await scenario(store, lane)
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize("size", [0, 1, 4096, 65536, 65537, 300_000, 5_000_000])
+def test_bodies_of_all_sizes(size: int) -> None:
+    async def scenario(store: LaneStore, lane: pfu.FastLane) -> None:
+        body = random.Random(size).getrandbits(8 * size + 8).to_bytes(size + 1, "big")[:size]
+        for given in (body, memoryview(body)):
+            assert await put(lane, body=given) == '"e"'
+        assert store.requests[1].body == body
+        assert store.accepted == 1
+
+    with_store(fine, scenario)
+
+
+def test_last_connection_used_is_used_first() -> None:
+    async def scenario(store: LaneStore, lane: pfu.FastLane) -> None:
+        await asyncio.gather(*[put(lane, f"k{n}") for n in range(20)])
+        assert store.accepted == lane.connections == 20
+        for _ in range(20):
+            await put(lane)
+        assert store.accepted == 20
+        assert lane.requests == 40
+
+    with_store(fine, scenario)
+
+
+def test_connection_close_is_obeyed() -> None:
+    async def scenario(store: LaneStore, lane: pfu.FastLane) -> None:
+        await put(lane)
+        assert lane.connections == 0
+        await put(lane)
+        assert store.accepted == 2
+
+    with_store(saying(CLEAN.replace(b"ETag", b"Connection: close\r\nETag")), scenario)
+
+
+def test_idle_connection_that_was_closed_is_noticed() -> None:
+    async def scenario(store: LaneStore, lane: pfu.FastLane) -> None:
+        await put(lane)
+        await asyncio.sleep(0.1)
+        assert lane.connections == 0
+        assert await put(lane) == '"e"'
+        assert (store.accepted, lane.requests) == (2, 2)
+
+    with_store(saying(CLEAN, then_close=True), scenario)
+
+
+def test_connection_closed_as_it_is_reused_is_repeated_once() -> None:
+    async def close_second(
+        store: LaneStore, request: LaneRequest, reader: Any, writer: Any
+    ) -> None:
+        await read_body(request, reader)
+        if len(store.requests) == 2:
+            writer.transport.abort()
+            raise ConnectionError
+        writer.write(CLEAN)
+
+    async def scenario(store: LaneStore, lane: pfu.FastLane) -> None:
+        await put(lane)
+        assert await put(lane) == '"e"'
+        assert (store.accepted, lane.requests) == (2, 3)
+
+    with_store(close_second, scenario)
+
+
+def test_bytes_on_an_idle_connection_close_it() -> None:
+    async def scenario(store: LaneStore, lane: pfu.FastLane) -> None:
+        await put(lane)
+        store.writers[0].write(b"HTTP/1.1 408 Request Timeout\r\n\r\n")
+        await asyncio.sleep(0.05)
+        assert lane.connections == 0
+
+    with_store(fine, scenario)
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "reason", "dropped"),
+    [
+        (saying(b"", then_close=True), "closed before the answer", True),
+        (saying(CLEAN[:30], then_close=True), "closed before the answer", True),
+        (saying(answer_text(status="HTTP/1.1 503 Slow Down")), "503 Slow Down", True),
+        (saying(answer_text(status="HTTP/1.1 403 Forbidden")), "403 Forbidden", False),
+        (saying(b"SSH-2.0\r\n"), "not HTTP/1.1", False),
+        (saying(CLEAN + CLEAN), "longer", False),
+    ],
+)
+def test_bad_answers(behaviour: Behaviour, reason: str, dropped: bool) -> None:
+    async def scenario(store: LaneStore, lane: pfu.FastLane) -> None:
+        with pytest.raises(pfu.Rejected) as caught:
+            await put(lane)
+        assert reason in str(caught.value)
+        assert caught.value.dropped is dropped
+        assert (lane.connections, lane.requests) == (0, 1)
+
+    with_store(behaviour, scenario)
+
+
+def test_answer_in_pieces() -> None:
+    async def dribble(store: LaneStore, request: LaneRequest, reader: Any, writer: Any) -> None:
+        await read_body(request, reader)
+        for byte in CLEAN:
+            writer.write(bytes([byte]))
+            await asyncio.sleep(0.001)
+
+    async def scenario(store: LaneStore, lane: pfu.FastLane) -> None:
+        await lane._pool.grow()
+        assert await put(lane) == await put(lane) == '"e"'
+        assert store.accepted == 1
+
+    with_store(dribble, scenario)
+
+
+def test_early_answer_to_a_large_body_is_not_believed() -> None:
+    async def hasty(store: LaneStore, request: LaneRequest, reader: Any, writer: Any) -> None:
+        writer.write(CLEAN)
+        await asyncio.sleep(10)
+
+    async def scenario(store: LaneStore, lane: pfu.FastLane) -> None:
+        with pytest.raises(pfu.Rejected, match="before the body was sent"):
+            await put(lane, body=bytes(20_000_000))
+
+    with_store(hasty, scenario)
+
+
+@pytest.mark.parametrize("size", [10, 20_000_000])
+def test_deadline_of_a_stalled_request(quick: None, size: int) -> None:
+    async def silent(store: LaneStore, request: LaneRequest, reader: Any, writer: Any) -> None:
+        await asyncio.sleep(10)
+
+    async def scenario(store: LaneStore, lane: pfu.FastLane) -> None:
+        began = time.monotonic()
+        with pytest.raises(pfu.Rejected, match="no progress") as caught:
+            await put(lane, body=bytes(size))
+        assert caught.value.dropped
+        assert 0.3 < time.monotonic() - began < 1.0
+        assert lane.connections == 0
+
+    with_store(silent, scenario)
+
+
+def test_slow_body_is_not_stalled(quick: None) -> None:
+    async def slow(store: LaneStore, request: LaneRequest, reader: Any, writer: Any) -> None:
+        left = int(request.headers["content-length"])
+        while left:
+            left -= len(await reader.read(1 << 20))
+            await asyncio.sleep(0.02)
+        writer.write(CLEAN)
+
+    async def scenario(store: LaneStore, lane: pfu.FastLane) -> None:
+        began = time.monotonic()
+        assert await put(lane, body=bytes(15_000_000)) == '"e"'
+        assert time.monotonic() - began > 0.6
+
+    with_store(slow, scenario)
+
+
+def test_idle_connections_grow_old(quick: None) -> None:
+    async def scenario(store: LaneStore, lane: pfu.FastLane) -> None:
+        await put(lane)
+        assert lane.connections == 1
+        await asyncio.sleep(0.6)
+        assert lane.connections == 0
+
+    with_store(fine, scenario)
+
+
+def test_cancelled_put_closes_its_connection() -> None:
+    async def silent(store: LaneStore, request: LaneRequest, reader: Any, writer: Any) -> None:
+        await asyncio.sleep(10)
+
+    async def scenario(store: LaneStore, lane: pfu.FastLane) -> None:
+        task = asyncio.ensure_future(put(lane, body=bytes(10_000_000)))
+        await asyncio.sleep(0.1)
+        assert lane.connections == 1
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert lane.connections == 0
+
+    with_store(silent, scenario)
+
+
+def test_nothing_listens() -> None:
+    async def scenario(store: LaneStore, lane: pfu.FastLane) -> None:
+        store.server.close()
+        await asyncio.sleep(0.05)
+        with pytest.raises(pfu.Rejected, match="cannot connect to localhost") as caught:
+            await lane._pool.grow()
+        assert not caught.value.dropped
+        with pytest.raises(pfu.Rejected, match="cannot connect to localhost"):
+            await put(lane)
+
+    with_store(fine, scenario)
+
+
+def test_name_is_spread_over_all_addresses() -> None:
+    async def scenario() -> None:
+        async with LaneStore(fine) as store:
+            second = await asyncio.start_server(store.serve, "127.0.0.2", store.port)
+            async with opened(pfu.FastLane(store.template(), lambda: KEYS)) as lane:
+
+                async def resolved(*_: Any, **__: Any) -> Any:
+                    hosts = ["127.0.0.1", "127.0.0.3", "127.0.0.2"]
+                    return [(0, 0, 0, "", (host, store.port)) for host in hosts]
+
+                lane._pool.loop.getaddrinfo = resolved  # type: ignore[method-assign]
+                await asyncio.gather(*[put(lane, f"k{n}") for n in range(20)])
+                hosts = [writer.get_extra_info("sockname")[0] for writer in store.writers]
+                assert min(hosts.count("127.0.0.1"), hosts.count("127.0.0.2")) >= 5
+                assert lane._pool._addresses == ["127.0.0.1", "127.0.0.2"]
+            second.close()
+
+    asyncio.run(scenario())
+
+
+def test_unknown_name() -> None:
+    async def scenario() -> None:
+        async with LaneStore(fine) as store:
+            template = store.template(address=("no-such-host.invalid", 1))
+            async with opened(pfu.FastLane(template, lambda: KEYS)) as lane:
+                with pytest.raises(pfu.Rejected, match="cannot resolve"):
+                    await put(lane)
+
+    asyncio.run(scenario())
+
+
+def test_key_that_cannot_be_encoded_is_rejected() -> None:
+    async def scenario(store: LaneStore, lane: pfu.FastLane) -> None:
+        with pytest.raises(pfu.Rejected):
+            await put(lane, "\udcff")
+        assert await put(lane) == '"e"'
+        assert store.accepted == 1
+
+    with_store(fine, scenario)
+
+
+def test_wrong_clock_is_corrected_once() -> None:
+    async def strict(store: LaneStore, request: LaneRequest, reader: Any, writer: Any) -> None:
+        await read_body(request, reader)
+        skew = abs(seconds_of(request.headers["x-amz-date"]) - time.time())
+        date = f"Date: {formatdate(usegmt=True)}"
+        writer.write(CLEAN if skew < 900 else answer_text(date, status="HTTP/1.1 403 Forbidden"))
+
+    async def scenario(store: LaneStore, lane: pfu.FastLane) -> None:
+        assert set(await asyncio.gather(*[put(lane) for _ in range(5)])) == {'"e"'}
+        assert lane.requests == 10
+        assert lane.clock_offset == pytest.approx(7200, abs=3)
+        await put(lane)
+        assert lane.requests == 11
+
+    with_store(strict, scenario, clock=lambda: time.time() - 7200)
+
+
+def test_forbidden_with_a_right_clock_is_not_repeated() -> None:
+    async def scenario(store: LaneStore, lane: pfu.FastLane) -> None:
+        with pytest.raises(pfu.Rejected, match="403"):
+            await put(lane)
+        assert lane.requests == 1
+
+    date = f"Date: {formatdate(usegmt=True)}"
+    with_store(saying(answer_text(date, status="HTTP/1.1 403 Forbidden")), scenario)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pfu.FatalError,
+        pytest.param(
+            pfu.RetryableError,
+            marks=pytest.mark.xfail(reason="FastLane._refresh() ends by it", strict=False),
+        ),
+    ],
+)
+def test_credentials_are_read_again(
+    monkeypatch: pytest.MonkeyPatch, kind: type[pfu.TransferError]
+) -> None:
+    monkeypatch.setattr(pfu, "CREDENTIALS_SECONDS", 0.02)
+    turn: list[pfu.Credentials | Exception] = [KEYS]
+    readings = itertools.count()
+    read = 0
+
+    def source() -> pfu.Credentials:
+        nonlocal read
+        read = next(readings)
+        if isinstance(turn[0], Exception):
+            raise turn[0]
+        return turn[0]
+
+    async def put_after(lane: pfu.FastLane, now: pfu.Credentials | Exception) -> None:
+        """As soon as the source has given this word three times."""
+        turn[0] = now
+        enough = read + 3
+        while read < enough:
+            await asyncio.sleep(0.01)
+        assert await put(lane) == '"e"'
+
+    async def scenario() -> None:
+        async with LaneStore(fine) as store, opened(pfu.FastLane(store.template(), source)) as lane:
+            await put(lane)
+            await put_after(lane, kind("renew", "", "no"))
+            await put_after(lane, KEYS._replace(access_key="NEW", token="t"))
+        first, second, third = (request.headers for request in store.requests)
+        for kept in (first, second):
+            assert "AKIDEXAMPLE/" in kept["authorization"]
+            assert "x-amz-security-token" not in kept
+        assert "NEW/" in third["authorization"]
+        assert third["x-amz-security-token"] == "t"
+
+    asyncio.run(asyncio.wait_for(scenario(), 2))
+
+
+# ======================================================================================
+# Fast lane: TLS
+# ======================================================================================
+
+
+NEW_KEY = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1"
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    root = tmp_path_factory.mktemp("tls")
+
+    def openssl(command: str) -> None:
+        subprocess.run(["openssl", *command.split()], cwd=root, check=True, capture_output=True)
+
+    openssl(f"req -x509 {NEW_KEY} -nodes -days 2 -subj /CN=ca -keyout ca.key -out ca.pem")
+    hosts = {"good": "DNS:localhost", "other": "DNS:example.com", "address": "IP:127.0.0.1"}
+    for name, host in hosts.items():
+        openssl(f"req {NEW_KEY} -nodes -subj /CN={name} -keyout {name}.key -out {name}.csr")
+        (root / "ext").write_text(f"subjectAltName={host}\nauthorityKeyIdentifier=keyid\n")
+        openssl(
+            f"x509 -req -in {name}.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2"
+            f" -extfile ext -out {name}.pem"
+        )
+    return root
+
+
+def server_context(certificates: Any, name: str) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificates / f"{name}.pem", certificates / f"{name}.key")
+    return context
+
+
+def with_tls(
+    certificates: Any,
+    scenario: Callable[[LaneStore, pfu.FastLane], Any],
+    name: str = "good",
+    behaviour: Behaviour = fine,
+    version: Any = ssl.TLSVersion.TLSv1_3,
+    ca: str = "ca.pem",
+) -> None:
+    context = server_context(certificates, name)
+    context.maximum_version = version
+
+    async def run() -> None:
+        async with LaneStore(behaviour, context) as store:
+            template = store.template(ca=str(certificates / ca))
+            async with opened(pfu.FastLane(template, lambda: KEYS)) as lane:
+                await scenario(store, lane)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+@pytest.mark.parametrize("size", [0, 4096, 65536, 65537, 5_000_000])
+def test_tls(certificates: Any, version: Any, size: int) -> None:
+    async def scenario(store: LaneStore, lane: pfu.FastLane) -> None:
+        for _ in range(3):
+            await asyncio.gather(*[put(lane, body=bytes(size)) for _ in range(3)])
+        assert store.accepted == 3
+        assert store.requests[-1].body == bytes(size)
+        assert store.writers[0].get_extra_info("ssl_object").version() == version.name.replace(
+            "v1_", "v1."
+        )
+
+    with_tls(certificates, scenario, version=version)
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_tls_session_is_resumed(certificates: Any, version: Any) -> None:
+    async def scenario(store: LaneStore, lane: pfu.FastLane) -> None:
+        await put(lane)
+        await asyncio.gather(*[put(lane) for _ in range(4)])
+        reused = [writer.get_extra_info("ssl_object").session_reused for writer in store.writers]
+        assert reused == [False, True, True, True]
+
+    with_tls(certificates, scenario, version=version)
+
+
+def test_tls_idle_close_is_noticed(certificates: Any) -> None:
+    async def scenario(store: LaneStore, lane: pfu.FastLane) -> None:
+        for _ in range(2):
+            await put(lane)
+            await asyncio.sleep(0.1)
+            assert lane.connections == 0
+        assert lane.requests == 2
+
+    with_tls(certificates, scenario, behaviour=saying(CLEAN, then_close=True))
+
+
+def test_tls_verifies_name_and_chain(certificates: Any) -> None:
+    async def scenario(store: LaneStore, lane: pfu.FastLane) -> None:
+        with pytest.raises(pfu.Rejected, match="CERTIFICATE_VERIFY_FAILED"):
+            await put(lane)
+        assert store.requests == []
+        assert lane.connections == 0
+
+    with_tls(certificates, scenario, name="other")
+    with_tls(certificates, scenario, ca="other.pem")
+
+
+def test_plain_server_where_tls_is_expected(certificates: Any) -> None:
+    async def greet(reader: Any, writer: Any) -> None:
+        writer.write(b"220 mail\r\n")
+
+    async def scenario() -> None:
+        server = await asyncio.start_server(greet, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        async with LaneStore(fine) as store:
+            template = store.template(ca=str(certificates / "ca.pem"), address=("localhost", port))
+            async with opened(pfu.FastLane(template, lambda: KEYS)) as lane:
+                with pytest.raises(pfu.Rejected, match="cannot connect"):
+                    await put(lane)
+        server.close()
+
+    asyncio.run(scenario())
+
+
+def test_descriptor_limit_is_raised() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(200, hard), hard))
+        assert pfu.descriptor_limit() == hard - pfu.RESERVED_DESCRIPTORS
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+# ======================================================================================
+# Fast lane: in a run
+# ======================================================================================
+
+IS_SAFE_LANE = "amz-sdk-invocation-id"  # a header that botocore sends, and the fast lane does not
+
+
+class LaneFault(Fault):
+    """A fault that only the fast lane meets."""
+
+    def _concerns(self, request: Request) -> bool:
+        return super()._concerns(request) and IS_SAFE_LANE not in request.headers
+
+
+def puts_of(server: S3Server) -> dict[str, set[str]]:
+    """The keys whose PutObject was acknowledged, by the lane that they came by."""
+    lanes: dict[str, set[str]] = {"fast": set(), "safe": set()}
+    for request in server.log:
+        if request.operation == "PutObject" and request.acknowledged:
+            lanes["safe" if IS_SAFE_LANE in request.headers else "fast"].add(request.key)
+    return lanes
+
+
+def closed_proxy(place: Place) -> str:
+    closed_port(place)
+    proxy, place.endpoint = place.endpoint, place.server.endpoint
+    return proxy
+
+
+def no_proxy_at_all(place: Place) -> None:
+    """The normal case."""
+
+
+def proxy_of_https(place: Place) -> None:
+    place.environment["HTTPS_PROXY"] = closed_proxy(place)
+
+
+def proxy_of_other_hosts(place: Place) -> None:
+    place.environment.update(HTTP_PROXY=closed_proxy(place), NO_PROXY="127.0.0.1")
+
+
+@BOTH_MODES
+@pytest.mark.parametrize("prepare", [no_proxy_at_all, proxy_of_https, proxy_of_other_hosts])
+def test_all_files_go_by_the_fast_lane(
+    place: Place, prepare: Callable[[Place], None], mode: str
+) -> None:
+    place.files(40)
+    prepare(place)
+    run = place.run("--mode", mode, "--json")
+    assert (run.code, run.err) == (0, "")
+    assert (run.json["fast_lane"], run.json["uploaded"]) == (40, 40)
+    assert run.json["fast_lane_off"] is None
+    assert place.stored() == place.local()
+    assert {lane: len(keys) for lane, keys in puts_of(place.server).items()} == {
+        "fast": 40,
+        "safe": 0,
+    }
+
+
+@BOTH_MODES
+def test_large_files_do_not_count_as_fast(place: Place, mode: str) -> None:
+    place.files(10)
+    place.file("large", b"x" * (5 * MIB + 1))
+    run = place.run("--mode", mode, "--part-size", "5M", "--json")
+    assert run.code == 0
+    assert (run.json["fast_lane"], run.json["uploaded"]) == (10, 11)
+    assert run.json["fast_lane_off"] is None
+    assert place.stored() == place.local()
+
+
+def test_both_lanes_say_the_same_of_a_file(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ODD_NAMES:
+        place.file(name, os.fsencode(name))
+    arguments = ["--storage-class", "STANDARD_IA", "--expected-bucket-owner", ACCOUNT, "--json"]
+    fast = place.run("--mode", "concurrent", *arguments)
+    place.server.faults.append(LaneFault(Action("error", 500), operation="PutObject"))
+    safe = place.run("--mode", "concurrent", "--force", *arguments, to=f"s3://{BUCKET}/q")
+    assert (fast.json["fast_lane"], safe.json["fast_lane"]) == (len(ODD_NAMES), 0)
+    objects = place.server.objects(BUCKET)
+    assert len(objects) == 2 * len(ODD_NAMES)
+    for key, stored in objects.items():
+        other = objects[f"q{key[1:]}"]
+        assert (stored.body, stored.etag, stored.headers) == (
+            other.body,
+            other.etag,
+            other.headers,
+        )
+
+
+@pytest.mark.parametrize(
+    "files, options, least, most",
+    [(400, [], 16, pfu.HIGHEST_LIMIT), (100, ["--concurrency", "7"], 7, 7)],
+)
+def test_requests_in_flight_stay_below_the_limit(
+    place: Place, files: int, options: list[str], least: int, most: int
+) -> None:
+    place.files(files)
+    place.server.faults.append(Fault(Action("slow", seconds=0.03), operation="PutObject"))
+    run = place.run("--mode", "concurrent", *options, "--json")
+    assert (run.code, run.json["fast_lane"]) == (0, files)
+    assert least <= place.server.peak_in_flight <= most
+
+
+# -- why it is off
+
+
+def behind_a_proxy(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", closed_proxy(place))
+
+
+def other_credentials(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pfu.S3Uploader, "_credentials", lambda uploader: KEYS)
+
+
+def as_usual(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing but the destination."""
+
+
+@IN_NO_ENVIRONMENT
+@pytest.mark.parametrize(
+    "prepare, bucket, reason",
+    [
+        (as_usual, BUCKET, None),
+        (behind_a_proxy, BUCKET, "a proxy applies to http://127.0.0.1:"),
+        (other_credentials, BUCKET, "botocore signs with other credentials"),
+        (as_usual, "data--euc1-az1--x-s3", "the bucket is S3 Express"),
+        (
+            as_usual,
+            "arn:aws:s3::123456789012:accesspoint:a.mrap",
+            "access point of several regions",
+        ),
+    ],
+)
+def test_the_gate_says_why_it_is_closed(
+    place: Place,
+    monkeypatch: pytest.MonkeyPatch,
+    prepare: Callable[[Place, pytest.MonkeyPatch], None],
+    bucket: str,
+    reason: str | None,
+) -> None:
+    for name, value in place.server.environment().items():
+        monkeypatch.setenv(name, value)
+    prepare(place, monkeypatch)
+    options = pfu.S3Options(endpoint_url=place.server.endpoint)
+    uploader = pfu.S3Uploader(f"s3://{bucket}", options)
+    uploader._open_gate(uploader._client_of("s3"))
+    if reason is None:
+        assert uploader.fast_lane_off is None
+    else:
+        assert reason in str(uploader.fast_lane_off)
+    assert place.server.log == []
+
+
+@IN_NO_ENVIRONMENT
+@BOTH_MODES
+def test_a_closed_gate_leaves_all_to_the_safe_lane(
+    place: Place, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    monkeypatch.setattr(pfu, "client_refusal", lambda client: "the test says so")
+    for name, value in place.server.environment().items():
+        monkeypatch.setenv(name, value)
+    place.files(40)
+    options = pfu.S3Options(endpoint_url=place.server.endpoint)
+    uploader = pfu.S3Uploader(f"s3://{BUCKET}/p", options)
+    settings = pfu.RunOptions(mode=mode, nice=0)
+    summary = pfu.BatchJobModel(place.root, uploader, place.path / "l.db", settings).run()
+    assert (summary.exit_code, summary.uploaded) == (0, 40)
+    assert (summary.fast_lane, summary.fast_lane_off) == (0, "the test says so")
+    assert place.stored() == place.local()
+    assert not puts_of(place.server)["fast"]
+
+
+@IN_NO_ENVIRONMENT
+@BOTH_MODES
+def test_credentials_that_vanish_before_the_first_file_end_the_run(
+    request: pytest.FixtureRequest, place: Place, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    if mode == "concurrent":
+        reason = "FastLane.close() after an open() that failed: no attribute _tasks"
+        request.applymarker(pytest.mark.xfail(reason=reason, strict=False))
+
+    def gone() -> pfu.Credentials:
+        raise pfu.FatalError("read credentials", "", "they are gone")
+
+    class Forgetful(pfu.S3Uploader):
+        async def enter_loop(self) -> None:
+            monkeypatch.setattr(self, "_credentials", gone)
+            await super().enter_loop()
+
+    for name, value in place.server.environment().items():
+        monkeypatch.setenv(name, value)
+    place.files(3)
+    uploader = Forgetful(f"s3://{BUCKET}/p", pfu.S3Options(endpoint_url=place.server.endpoint))
+    settings = pfu.RunOptions(mode=mode, nice=0)
+    summary = pfu.BatchJobModel(place.root, uploader, place.path / "l.db", settings).run()
+    assert (summary.exit_code, summary.error) == (2, "read credentials: they are gone")
+    assert place.stored() == {}
+
+
+# -- answers that it does not understand
+
+NOT_UNDERSTOOD: list[tuple[str, Action, str]] = [
+    ("500", Action("error", 500), "500 Internal Server Error"),
+    ("500 before the body", Action("early_error", 500), "500 Internal Server Error"),
+    ("200 with an error", Action("error200"), "is an error"),
+    ("200 and more", Action("error", 200, headers={"content-length": "0"}), "longer than expected"),
+    ("403", Action("error", 403, "AccessDenied"), "403 Forbidden"),
+    ("307", Action("redirect", 307, region="eu-west-1"), "307 Temporary Redirect"),
+    ("garbage", Action("garbage"), "not HTTP/1.1"),
+    ("endless", Action("endless", seconds=0.1), "longer than expected"),
+    ("half headers", Action("half_headers"), "closed before the answer"),
+    ("half a body", Action("half_body"), "closed before the answer"),
+    ("lost acknowledgement", Action("lost_ack"), "connection lost"),
+    ("reset before the body", Action("reset_before_body"), "connection lost"),
+    ("reset within the body", Action("reset_within_body"), "connection lost"),
+]
+
+
+@pytest.mark.parametrize("name, action, reason", NOT_UNDERSTOOD, ids=[c[0] for c in NOT_UNDERSTOOD])
+def test_what_the_fast_lane_does_not_understand_goes_by_the_safe_one(
+    place: Place, name: str, action: Action, reason: str
+) -> None:
+    place.files(60)
+    fault = LaneFault(action, operation="PutObject")
+    place.server.faults.append(fault)
+    run = place.run("--mode", "concurrent", "--json")
+    assert (run.code, run.err, run.json["failures"]) == (0, "", [])
+    assert run.json["uploaded"] == 60
+    assert place.stored() == place.local()
+    place.check_ledger_is_honest()
+    assert run.json["fast_lane"] == 0
+    assert run.json["fast_lane_off"].startswith("given up on the way: ")
+    assert reason in run.json["fast_lane_off"]
+    assert fault.applied >= pfu.MAX_REFUSALS
+    assert {lane: len(keys) for lane, keys in puts_of(place.server).items()} == {
+        "fast": 0,
+        "safe": 60,
+    }
+
+
+@pytest.mark.parametrize("kind", ["garbage", "half_body", "reset_within_body"])
+def test_every_worker_finds_its_way(place: Place, kind: str) -> None:
+    place.files(pfu.PAGE_ROWS + 100, 20)  # more than one page: both workers have something to do
+    fault = LaneFault(Action(kind), operation="PutObject")
+    place.server.faults.append(fault)
+    run = place.run("--mode", "parallel", "--workers", 2, "--json")
+    assert (run.code, run.err, run.json["failures"]) == (0, "", [])
+    assert (run.json["uploaded"], run.json["fast_lane"]) == (pfu.PAGE_ROWS + 100, 0)
+    assert fault.applied >= 2 * pfu.MAX_REFUSALS
+    assert run.json["fast_lane_off"].startswith("given up on the way: ")
+    assert place.stored() == place.local()
+    place.check_ledger_is_honest()
+
+
+@BOTH_MODES
+@pytest.mark.parametrize("kind", ["error", "error200", "garbage", "half_headers", "half_body"])
+def test_an_answer_now_and_then_costs_no_more_than_its_file(
+    place: Place, mode: str, kind: str
+) -> None:
+    place.files(60)
+    fault = LaneFault(Action(kind), operation="PutObject", times=10)
+    place.server.faults.append(fault)
+    run = place.run("--mode", mode, "--json")
+    assert (run.code, run.err, run.json["failures"]) == (0, "", [])
+    assert run.json["uploaded"] == 60
+    assert place.stored() == place.local()
+    assert fault.applied == 10
+    assert run.json["fast_lane"] == len(puts_of(place.server)["fast"]) == 50
+    assert len(puts_of(place.server)["safe"]) == 10
+    assert run.json["fast_lane_off"] is None
+
+
+@BOTH_MODES
+def test_faults_in_both_lanes(place: Place, mode: str) -> None:
+    place.files(60)
+    place.server.faults.append(Fault(Action("error", 500), operation="PutObject", times=15))
+    run = place.run("--mode", mode, "--json")
+    assert (run.code, run.err, run.json["failures"]) == (0, "", [])
+    assert place.stored() == place.local()
+    lanes = puts_of(place.server)
+    assert run.json["uploaded"] == len(lanes["fast"] | lanes["safe"]) == 60
+    assert run.json["fast_lane"] == len(lanes["fast"]) == 60 - len(lanes["safe"]) < 60
+
+
+@BOTH_MODES
+def test_a_store_that_closes_without_a_word_is_understood(place: Place, mode: str) -> None:
+    place.files(60)
+    place.server.faults.append(LaneFault(Action("close_after"), operation="PutObject"))
+    run = place.run("--mode", mode, "--json")
+    assert (run.code, run.err, run.json["failures"]) == (0, "", [])
+    assert (run.json["fast_lane"], run.json["fast_lane_off"]) == (60, None)
+    assert place.stored() == place.local()
+
+
+@BOTH_MODES
+def test_storms_of_slow_down(place: Place, mode: str) -> None:
+    place.files(150)
+    action = Action("error", 503, "SlowDown")
+    storm = Fault(action, operation="PutObject", probability=0.5, times=60)
+    place.server.faults.append(storm)
+    run = place.run("--mode", mode, "--json")
+    assert (run.code, run.err, run.json["failures"]) == (0, "", [])
+    assert (run.json["uploaded"], run.json["failed"]) == (150, 0)
+    assert run.json["throttled"] == storm.applied == 60
+    assert (run.json["fast_lane"], run.json["fast_lane_off"]) == (150, None)
+    assert run.json["retries"] == 60
+    assert place.stored() == place.local()
+    place.check_ledger_is_honest()
+
+
+class StubLane:
+    """A fast lane whose answers are given; None is a success."""
+
+    def __init__(self, *answers: pfu.Rejected | None) -> None:
+        self.answers = iter(answers)
+        self.requests = 0
+
+    async def put(self, *_: Any) -> str:
+        self.requests += 1
+        answer = next(self.answers)
+        if answer is not None:
+            raise answer
+        return '"fast"'
+
+
+def uploader_with(
+    lane: StubLane, monkeypatch: pytest.MonkeyPatch
+) -> tuple[pfu.S3Uploader, Callable[[], str]]:
+    """An S3Uploader with that fast lane, and a call that sends one file and returns its ETag."""
+    uploader = pfu.S3Uploader(f"s3://{BUCKET}/p")
+    uploader.fast_lane_off, uploader._lane = None, lane  # type: ignore[assignment]
+    monkeypatch.setattr(uploader, "put", lambda upload: pfu.Receipt('"safe"'))
+    source = pfu.SourceFile(__file__)
+    source.close()
+    upload = pfu.Upload("k", source, b"body", "0" * 64, {}, "text/plain", 5 * MIB)
+
+    def send() -> str:
+        with ThreadPoolExecutor(1) as threads:
+            return asyncio.run(uploader.send(upload, threads)).etag
+
+    return uploader, send
+
+
+@pytest.mark.parametrize(
+    "rejected, drops, throttled, etag",
+    [
+        (None, 0, 0, '"fast"'),
+        (pfu.Rejected(500, "Internal Server Error"), 0, 0, '"safe"'),
+        (pfu.Rejected(None, "reset", dropped=True), 1, 0, '"safe"'),
+        (pfu.Rejected(503, "Slow Down", dropped=True), 1, 1, None),
+        (pfu.Rejected(429, "Too Many Requests", dropped=True), 1, 1, None),
+    ],
+)
+def test_a_rejection_is_weighed(
+    monkeypatch: pytest.MonkeyPatch,
+    rejected: pfu.Rejected | None,
+    drops: int,
+    throttled: int,
+    etag: str | None,
+) -> None:
+    uploader, send = uploader_with(StubLane(rejected), monkeypatch)
+    if etag is None:
+        with pytest.raises(pfu.SlowDownError, match=str(rejected)):
+            send()
+    else:
+        assert send() == etag
+    traffic = uploader.traffic
+    assert (traffic.meter.drops, traffic.throttled, traffic.fast_requests) == (drops, throttled, 1)
+    assert traffic.fast_files == (etag == '"fast"')
+    assert uploader.fast_lane_off is None
+
+
+def test_only_refusals_in_a_row_end_the_fast_lane(monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = pfu.Rejected(None, "the answer is not HTTP/1.1")
+    nearly = [refused] * (pfu.MAX_REFUSALS - 1)
+    lane = StubLane(*nearly, None, *nearly, refused)
+    uploader, send = uploader_with(lane, monkeypatch)
+    for _ in range(2 * pfu.MAX_REFUSALS - 1):
+        assert uploader.fast_lane_off is None
+        send()
+    assert send() == '"safe"'
+    assert uploader.fast_lane_off == "given up on the way: the answer is not HTTP/1.1"
+    sent = lane.requests
+    assert send() == '"safe"'
+    assert (lane.requests, uploader.traffic.fast_files) == (sent, 1)
+
+
+# -- over TLS
+
+
+@contextlib.contextmanager
+def tls_place(tmp_path: Path, certificates: Path, ca: str) -> Iterator[Place]:
+    context = server_context(certificates, "address")
+    with S3Server(buckets=[BUCKET], tls=context) as server:
+        place = Place(tmp_path, server)
+        place.environment["AWS_CA_BUNDLE"] = str(certificates / ca)
+        yield place
+
+
+@BOTH_MODES
+def test_a_run_over_tls(tmp_path: Path, certificates: Path, mode: str) -> None:
+    with tls_place(tmp_path, certificates, "ca.pem") as place:
+        place.files(50)
+        run = place.run("--mode", mode, "--json")
+        assert (run.code, run.err) == (0, "")
+        assert (run.json["uploaded"], run.json["fast_lane"]) == (50, 50)
+        assert run.json["fast_lane_off"] is None
+        assert place.stored() == place.local()
+        assert place.server.endpoint.startswith("https:")
+        place.check_ledger_is_honest()
+
+
+@BOTH_MODES
+def test_a_certificate_that_is_not_trusted_ends_the_run(
+    tmp_path: Path, certificates: Path, mode: str
+) -> None:
+    with tls_place(tmp_path, certificates, "other.pem") as place:
+        place.files(5)
+        run = place.run("--mode", mode)
+        assert (run.code, run.err.count("\n")) == (2, 1)
+        assert "CERTIFICATE_VERIFY_FAILED" in run.err
+        assert "AWS_CA_BUNDLE" in run.err
+        assert place.stored() == {}
+        assert place.server.log == []
+
+
+# ======================================================================================
+# Where files are read
+# ======================================================================================
+
+
+def turns_in_threads(place: pfu.ReadingPlace) -> int:
+    """How many of the next reads go to threads."""
+    count = 0
+    while not place.is_loop(100):
+        count += 1
+    return count
+
+
+def read_slowly(place: pfu.ReadingPlace) -> int:
+    """How many reads of 5 ms on the loop it takes to move to threads, at most 100."""
+    for count in range(100):
+        if not place.is_loop(100):
+            return count
+        place.took(0.005)
+    raise AssertionError("reads stay on the loop")
+
+
+def test_reads_begin_on_the_loop_and_stay_there_while_they_are_quick() -> None:
+    place = pfu.ReadingPlace()
+    for _ in range(10_000):
+        assert place.is_loop(100)
+        place.took(0.00001)
+    assert place.is_loop(pfu.INLINE_BYTES)
+    assert not place.is_loop(pfu.INLINE_BYTES + 1)
+
+
+def test_one_slow_read_moves_nothing() -> None:
+    place = pfu.ReadingPlace()
+    place.took(0.005)
+    assert place.is_loop(100)
+
+
+def test_slow_reads_move_to_threads_and_are_tried_again_ever_later() -> None:
+    place = pfu.ReadingPlace()
+    assert 1 <= read_slowly(place) <= 3
+    turns = []
+    for _ in range(4):
+        turns.append(1 + turns_in_threads(place))  # the 1: it was asked once, to see that it moved
+        place.took(0.005)
+        assert not place.is_loop(100), "one slow probe is enough"
+    first = pfu.INLINE_PROBE
+    assert turns == [first - 1, 2 * first - 1, 4 * first - 1, 8 * first - 1]
+
+
+def test_a_quick_probe_brings_the_reads_back() -> None:
+    place = pfu.ReadingPlace()
+    read_slowly(place)
+    turns_in_threads(place)
+    for _ in range(10_000):
+        place.took(0.00001)
+        assert place.is_loop(100)
+
+
+def test_large_files_do_not_count_as_probes() -> None:
+    place = pfu.ReadingPlace()
+    read_slowly(place)
+    for _ in range(10 * pfu.INLINE_PROBE):
+        assert not place.is_loop(pfu.INLINE_BYTES + 1)
+    assert turns_in_threads(place) > pfu.INLINE_PROBE / 2
+
+
+class InstantUploader(pfu.Uploader):
+    """Needs no time and no thread."""
+
+    destination = "instant://store"
+
+    def put(self, upload: pfu.Upload) -> pfu.Receipt:
+        return pfu.Receipt("etag")
+
+    async def send(self, upload: pfu.Upload, threads: Any) -> pfu.Receipt:
+        return self.put(upload)
+
+
+def test_slow_reads_run_side_by_side(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock, readers = threading.Lock(), Counter[str]()
+    real = pfu.SourceFile.read
+
+    def read(source: pfu.SourceFile, offset: int, size: int) -> bytes:
+        with lock:
+            readers["now"] += 1
+            readers["most"] = max(readers["most"], readers["now"])
+            readers["on the loop"] += threading.current_thread() is threading.main_thread()
+        time.sleep(0.005)
+        with lock:
+            readers["now"] -= 1
+        return real(source, offset, size)
+
+    monkeypatch.setattr(pfu.SourceFile, "read", read)
+    place.files(600)
+    settings = pfu.RunOptions(mode="concurrent", nice=0)
+    job = pfu.BatchJobModel(place.root, InstantUploader(), place.path / "l.db", settings)
+    summary = job.run()
+    assert (summary.exit_code, summary.uploaded) == (0, 600)
+    assert readers["most"] > 8
+    assert 1 <= readers["on the loop"] < 60
 
 
 # ======================================================================================
