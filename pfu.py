@@ -144,6 +144,7 @@ MAX_WORKERS = 8  # processes, unless --workers says more
 DEFAULT_MEMORY = 128 * MIB  # for the bodies of files in flight, all processes together
 REPORT_SECONDS = 1.0  # an engine reports at least this often
 TICK_SECONDS = 0.05  # the parent and the loops look at each other's gauges this often
+ORPHAN_SECONDS = 0.25  # a worker sees this late that its parent was killed
 STOP_SECONDS = 8.0  # what is in flight may take this long to finish after a stop
 WORKER_DEATHS = 3  # times that a page is tried whose worker dies
 
@@ -2802,13 +2803,13 @@ class FastLane:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(CREDENTIALS_SECONDS)
-            try:
-                credentials = await loop.run_in_executor(None, self._credentials_source)
-            except FatalError:
+            reading = loop.run_in_executor(None, self._credentials_source)
+            await asyncio.wait([reading])
+            if reading.exception() is not None:
                 continue  # the ones at hand serve until the store refuses them
-            if credentials != self._credentials:
-                self._credentials = credentials
-                self._writer.use(credentials)
+            if reading.result() != self._credentials:
+                self._credentials = reading.result()
+                self._writer.use(self._credentials)
 
 
 def clock_skew(date: str, now: float) -> float:
@@ -3208,8 +3209,9 @@ class S3Uploader(Uploader):
     async def enter_loop(self) -> None:
         """Open the fast lane, if the gate is open."""
         if self._template is not None:
-            self._lane = FastLane(self._template, self._credentials)
-            await self._lane.open()
+            lane = FastLane(self._template, self._credentials)
+            await lane.open()
+            self._lane = lane
 
     async def leave_loop(self) -> None:
         """Close the fast lane's connections."""
@@ -3598,7 +3600,6 @@ class PageRunner:
         self.options = options
         self.gauges = gauges
         self._files = self._bytes = 0
-        self._parent = os.getppid()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="pfu-thread")
         self._budget = ByteBudget(options.memory)
         self._reading = ReadingPlace()
@@ -3675,9 +3676,7 @@ class PageRunner:
             gauges[name] = getattr(meter, name)
 
     def _look_at_gauges(self) -> None:
-        """Follow the parent: its limit, its wish to stop, its end."""
-        if os.getppid() != self._parent:
-            os._exit(ExitCode.STOPPED)
+        """Follow the parent: its limit, and its wish to stop."""
         self.uploader.traffic.meter.cut_at = self.gauges["cut_at"]
         self._limit = int(self.gauges["limit"])
         while len(self._slots) < self._limit:
@@ -3952,7 +3951,7 @@ class WorkerRunner(Runner):
             1,
             mp_context=multiprocessing.get_context(self._method),
             initializer=_start_worker,
-            initargs=(self._uploader, self._options, self.gauges),
+            initargs=(self._uploader, self._options, self.gauges, os.getpid()),
         )
         self._hello = self._pool.submit(os.getpid)
 
@@ -4001,14 +4000,22 @@ class WorkerLoop:
 _worker: WorkerLoop | None = None  # the one of a worker process; its pool has no place for it
 
 
-def _start_worker(uploader: Uploader, options: EngineOptions, gauges: Gauges) -> None:
-    """In the child: Ctrl-C and SIGTERM are the parent's to decide."""
+def _start_worker(uploader: Uploader, options: EngineOptions, gauges: Gauges, parent: int) -> None:
+    """In the child: Ctrl-C and SIGTERM are the parent's to decide, and so is the end."""
     global _worker
+    threading.Thread(target=_end_with, args=(parent,), name="pfu-parent", daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     lower_priority(options.nice)
     spare_collector()
     _worker = WorkerLoop(uploader, options, gauges)
+
+
+def _end_with(parent: int) -> None:
+    """End this process, whatever it does, when ``parent`` has ended."""
+    while os.getppid() == parent:
+        time.sleep(ORPHAN_SECONDS)
+    os._exit(ExitCode.STOPPED)
 
 
 def _exchange_in_worker(page: Sequence[Task], more: bool) -> Report:
