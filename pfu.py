@@ -2990,6 +2990,9 @@ ALL_BLOCKS = {
     "RestrictPublicBuckets": True,
 }
 BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]|arn:[\w:/.-]+", re.IGNORECASE)
+DESTINATION = re.compile(
+    r"s3://(?P<bucket>arn:[^/]*:accesspoint/[^/]+|[^/]*)(?:/(?P<prefix>.*))?", re.DOTALL
+)
 NO_CREDENTIALS_HINT = (
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; --sandbox needs neither"
 )
@@ -3324,10 +3327,11 @@ def etag_of(answer: Mapping[str, Any]) -> str:
 
 def parse_destination(text: str) -> tuple[str, str]:
     """Bucket and prefix of ``s3://bucket[/prefix]``. Raises UsageError."""
-    bucket, _, prefix = text[len("s3://") :].partition("/")
-    if not text.startswith("s3://") or not BUCKET_NAME.fullmatch(bucket):
+    match = DESTINATION.fullmatch(text)
+    if not match or not BUCKET_NAME.fullmatch(match["bucket"]):
         hint = "write s3://BUCKET or s3://BUCKET/PREFIX"
         raise UsageError("read destination", text, "it names no bucket", hint)
+    bucket, prefix = match["bucket"], match["prefix"] or ""
     prefix = prefix.rstrip("/")
     return bucket, f"{prefix}/" if prefix else ""
 

@@ -2903,6 +2903,23 @@ def test_content_types(name: str, expected: str) -> None:
     assert pfu.content_type(name) == expected
 
 
+AN_ACCESS_POINT = "arn:aws:s3:us-east-1:123456789012:accesspoint"
+
+
+@pytest.mark.parametrize(
+    "text, bucket, prefix",
+    [
+        ("s3://bkt", "bkt", ""),
+        ("s3://bkt/a b//c/", "bkt", "a b//c/"),
+        ("s3://bkt/new\nline", "bkt", "new\nline/"),
+        (f"s3://{AN_ACCESS_POINT}/name/a/b", f"{AN_ACCESS_POINT}/name", "a/b/"),
+        (f"s3://{AN_ACCESS_POINT}:name/a", f"{AN_ACCESS_POINT}:name", "a/"),
+    ],
+)
+def test_what_a_destination_names(text: str, bucket: str, prefix: str) -> None:
+    assert pfu.parse_destination(text) == (bucket, prefix)
+
+
 @pytest.mark.parametrize(
     "text, size",
     [
