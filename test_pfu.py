@@ -1942,7 +1942,7 @@ def test_killed_at_any_moment_the_next_run_completes(place: Place, mode: str) ->
     place.server.faults.append(Fault(Action("slow", seconds=0.1), probability=0.6))
     generator = random.Random(mode)
     kills = 0
-    for _ in range(12):
+    for _ in range(8):
         process = place.start(*arguments)
         try:
             process.wait(0.35 + generator.random() * 0.8)
