@@ -4288,7 +4288,6 @@ class BatchJobModel(BatchJobRow):
         self.db = os.path.abspath(os.fspath(db))
         self._began = time.monotonic()
         self._stop: Stop | None = None
-        self._accepted = 0  # files that the store has taken, in this run
         self._refused_in_a_row = 0
         self._taken: dict[str, FileModel] = {}
         self._memory = MemoryGauge()
