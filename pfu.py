@@ -52,6 +52,7 @@ import functools
 import gc
 import hashlib
 import hmac
+import importlib.util
 import itertools
 import json
 import mimetypes
@@ -67,6 +68,7 @@ import ssl
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.parse
@@ -147,10 +149,13 @@ TICK_SECONDS = 0.05  # the parent and the loops look at each other's gauges this
 ORPHAN_SECONDS = 0.25  # a worker sees this late that its parent was killed
 STOP_SECONDS = 8.0  # what is in flight may take this long to finish after a stop
 WORKER_DEATHS = 3  # times that a page is tried whose worker dies
+KILL_SECONDS = 1.0  # for a worker that was killed to end; one that waits for a disk may not
+CANCEL_ATTEMPTS = 5  # Python before 3.12 may lose one: asyncio.wait_for() swallows it at its end
 
 CONNECT_SECONDS, READ_SECONDS = 10, 60  # time limits of one botocore request
 APPLICATION_ID = 0x70667531  # "pfu1", written into the header of the ledger file
 SCHEMA_VERSION = 1
+MAX_INTEGER = (1 << 63) - 1  # SQLite's largest
 LOCK_SUFFIX = ".lock"
 LEDGER_SUFFIXES = ("", "-wal", "-shm", "-journal", LOCK_SUFFIX)
 SANDBOX_ENDPOINT = "sandbox"  # what the ledger calls the endpoint of every sandbox
@@ -407,15 +412,26 @@ class FileModel(BaseModel):
         """An engine takes the file."""
         self.move_to(FileStatus.IN_PROGRESS)
 
-    def release(self) -> None:
-        """The engine gives the file back as it was."""
+    def release(self, attempts: int = 0) -> None:
+        """The engine gives the file back. Once tried, nobody knows what the store has."""
         self.move_to(FileStatus.PENDING)
+        if attempts:
+            self.etag = self.sha256 = None
 
     def fail(self, error: str, attempts: int) -> None:
         """The file is not in the store; ``error`` says why."""
         self.move_to(FileStatus.FAILED)
         self.error, self.attempts = error, self.attempts + attempts
         self.etag = self.sha256 = None
+
+    def apply(self, outcome: Outcome) -> None:
+        """What an engine says became of the file."""
+        if outcome.kind in STORED:
+            self.succeed(outcome)
+        elif outcome.kind in GIVEN_BACK:
+            self.release(outcome.attempts)
+        else:
+            self.fail(outcome.error, outcome.attempts)
 
     def succeed(self, outcome: Outcome) -> None:
         """The store has the file as ``outcome`` read it."""
@@ -438,7 +454,11 @@ class OutcomeKind(IntEnum):
     VANISHED = 4  # not there any more, or not a regular file any more
     RELEASED = 5  # not begun, or broken off: the run is stopping
     UNSENT = 6  # failed after all repetitions: the store could not be reached, or was too busy
-    FATAL = 7  # failed, and so will every other file
+    FATAL = 7  # no file can be uploaded any more: the run stops, the next one goes on
+
+
+STORED = frozenset((OutcomeKind.UPLOADED, OutcomeKind.UNCHANGED))
+GIVEN_BACK = frozenset((OutcomeKind.RELEASED, OutcomeKind.FATAL))
 
 
 class Outcome(NamedTuple):
@@ -570,7 +590,7 @@ REHASH_SQL = FileModel.update_sql(("status", "batch_id", "attempts", "error"))
 outcome_values = operator.attrgetter(*OUTCOME_COLUMNS, "id")
 KNOWN_SQL = FileModel.select_sql(
     "WHERE id IN ({})",
-    (*Known._fields[:-1], "sha256 IS NOT NULL"),
+    (*Known._fields[:-1], f"sha256 IS NOT NULL AND status != {FileStatus.IN_PROGRESS:d}"),
 )
 PAGE_SQL = FileModel.select_sql(
     "WHERE status=? AND (file_size, id) > (?, ?) AND batch_id=? ORDER BY file_size, id LIMIT ?"
@@ -600,7 +620,7 @@ class Ledger:
 
     def _connect(self) -> sqlite3.Connection:
         if self.read_only:
-            if not os.path.exists(self.path):
+            if not os.path.exists(self.path) or not os.path.getsize(self.path):
                 return sqlite3.connect(":memory:", isolation_level=None)
             uri = Path(self.path).absolute().as_uri() + "?mode=ro"
             return sqlite3.connect(uri, uri=True, isolation_level=None)
@@ -703,7 +723,7 @@ class Ledger:
         rows = self._rows(
             BatchJobRow.select_sql("ORDER BY created_at DESC, rowid DESC LIMIT ?"), (count,)
         )
-        return [BatchJobRow(*row) for row in rows]
+        return [BatchJobRow(*map(python_path, row)) for row in rows]
 
     def forget_endpoint(self, endpoint: str) -> None:
         """Drop all files that were uploaded to ``endpoint``: that store is no more."""
@@ -719,15 +739,12 @@ class Ledger:
             "SELECT 1 FROM FileStat JOIN BatchJob ON batch_id=BatchJob.id "
             "WHERE FileStat.status=? AND root_dir=? AND destination=? AND endpoint=? LIMIT 1"
         )
-        where = (FileStatus.SUCCESS, sql_path(job.root_dir), job.destination, job.endpoint)
-        return bool(self._rows(sql, where))
+        return bool(self._rows(sql, (FileStatus.SUCCESS, *_ends(job))))
 
     # -- scan
 
     def known(self, ids: Sequence[str]) -> dict[str, Known]:
         """What is remembered of ``ids``, at most SCAN_BATCH of them."""
-        if self.read_only and not self._rows("SELECT 1 FROM sqlite_master LIMIT 1"):
-            return {}
         rows = self._rows(KNOWN_SQL.format(",".join("?" * len(ids))), ids)
         return {row[0]: Known._make(row) for row in rows}
 
@@ -759,7 +776,7 @@ class Ledger:
             "DELETE FROM FileStat WHERE status != ? AND batch_id != ? AND batch_id IN "
             "(SELECT id FROM BatchJob WHERE root_dir=? AND destination=? AND endpoint=?)"
         )
-        where = (FileStatus.SUCCESS, job.id, sql_path(job.root_dir), job.destination, job.endpoint)
+        where = (FileStatus.SUCCESS, job.id, *_ends(job))
         with self._transaction() as db:
             return int(db.execute(sql, where).rowcount)
 
@@ -811,10 +828,11 @@ class Ledger:
             return int(db.execute(sql, where).rowcount)
 
     def release_in_progress(self, batch_id: str) -> None:
-        """Give back what no engine has any more."""
+        """Give back what no engine has any more; nobody knows what the store has of it."""
         with self._transaction() as db:
             db.execute(
-                "UPDATE FileStat SET status=? WHERE status=? AND batch_id=?",
+                "UPDATE FileStat SET status=?, etag=NULL, sha256=NULL "
+                "WHERE status=? AND batch_id=?",
                 (FileStatus.PENDING, FileStatus.IN_PROGRESS, batch_id),
             )
 
@@ -833,6 +851,10 @@ class Ledger:
         """How many files of a run have ``status``."""
         sql = "SELECT count(*) FROM FileStat WHERE status=? AND batch_id=?"
         return int(self._rows(sql, (status, batch_id))[0][0])
+
+
+def _ends(job: BatchJobRow) -> tuple[str | bytes, ...]:
+    return tuple(map(sql_path, (job.root_dir, job.destination, job.endpoint)))
 
 
 def _row(model: BaseModel) -> tuple[Any, ...]:
@@ -867,8 +889,8 @@ def sql_path(path: str) -> str | bytes:
     return path
 
 
-def python_path(value: str | bytes) -> str:
-    """The inverse of sql_path()."""
+def python_path(value: Any) -> Any:
+    """The inverse of sql_path(); what is neither text nor bytes stays as it is."""
     return os.fsdecode(value) if isinstance(value, bytes) else value
 
 
@@ -962,6 +984,7 @@ COMPRESSED_TYPES = {
 }
 DEFAULT_CONTENT_TYPE = "application/octet-stream"
 MAX_EXTENSION = 16  # characters; nothing longer has a media type
+OWN_LEDGER = "pfu's own ledger"
 
 
 @dataclass(frozen=True)
@@ -1042,19 +1065,34 @@ class Scan:
         self._stack: list[OpenDirectory] = []
 
     def __iter__(self) -> Iterator[Found]:
-        status = os.stat(self.root)
+        """Raises UsageError where the root cannot be read."""
+        try:
+            status = os.stat(self.root)
+            if stat.S_ISDIR(status.st_mode):
+                below = os.path.join(self.root, "")
+                self._stack.append(self._open(below, self.prefix, b"", None, None))
+        except OSError as error:
+            raise UsageError("read root", self.root, os_cause(error)) from error
         self._root_device = status.st_dev
-        if not stat.S_ISDIR(status.st_mode):
-            name = os.path.basename(self.root)
-            file_id = Ids(self._identity, b"").of(name)
-            yield self._found(file_id, self.root, self.prefix + encode_name(name), status)
+        if not self._stack:
+            yield from self._single(status)
             return
-        self._stack.append(self._open(os.path.join(self.root, ""), self.prefix, b"", None, None))
         try:
             yield from self._walk()
         finally:
             while self._stack:
                 self._stack.pop().close()
+
+    def _single(self, status: os.stat_result) -> Iterator[Found]:
+        folder, name = os.path.split(self.root)
+        if self._is_ledger(name, _place(folder)):
+            self._skipping(OWN_LEDGER)
+            return
+        file_id = Ids(self._identity, b"").of(name)
+        yield self._found(file_id, self.root, self.prefix + encode_name(name), status)
+
+    def _is_ledger(self, name: str, place: tuple[int, int]) -> bool:
+        return name in self._ledger_names and place == self._ledger_place
 
     def _walk(self) -> Iterator[Found]:
         while self._stack:
@@ -1091,8 +1129,8 @@ class Scan:
 
     def _file(self, entry: os.DirEntry[str], directory: OpenDirectory) -> Found | None:
         name = entry.name
-        if name in self._ledger_names and directory.place == self._ledger_place:
-            return self._skipping("pfu's own ledger")
+        if self._is_ledger(name, directory.place):
+            return self._skipping(OWN_LEDGER)
         status = entry.stat(follow_symlinks=self.options.follow_symlinks)
         key = directory.key + (name if name.isascii() else encode_name(name))
         return self._found(directory.ids.of(name), directory.path + name, key, status)
@@ -1167,13 +1205,22 @@ class Scan:
         )
         is_odd = len(key) > MAX_KEY_BYTES // 4 or size > MAX_PART_SIZE
         problem = too_large(key, size) if is_odd else ""
-        return Found(
-            file_id, path, key, size, status.st_mtime_ns, permissions, status.st_ino, problem
-        )
+        mtime, inode = ledger_time(status), ledger_inode(status)
+        return Found(file_id, path, key, size, mtime, permissions, inode, problem)
 
     def _problem(self, directory: OpenDirectory, name: str, cause: str) -> Found:
         path, key = directory.path + name, directory.key + encode_name(name)
         return Found(directory.ids.of(name), path, key, problem=cause)
+
+
+def ledger_time(status: os.stat_result) -> int:
+    """The modification time in ns, or the nearest that SQLite can keep (1677 to 2262)."""
+    return max(-MAX_INTEGER, min(status.st_mtime_ns, MAX_INTEGER))
+
+
+def ledger_inode(status: os.stat_result) -> int:
+    """The inode number, folded into what SQLite can keep: some file systems use all 64 bits."""
+    return status.st_ino & MAX_INTEGER
 
 
 def _place(path: str) -> tuple[int, int]:
@@ -1248,14 +1295,15 @@ def object_metadata(status: os.stat_result) -> dict[str, str]:
     (with --metadata) and s3fs. All values are printable ASCII.
     """
     mode = f"0{status.st_mode:o}"
-    seconds, fraction = divmod(status.st_mtime_ns, 1_000_000_000)
+    seconds, fraction = divmod(abs(status.st_mtime_ns), 1_000_000_000)
+    sign = "-" if status.st_mtime_ns < 0 else ""
     return {
         "file-size": str(status.st_size),
         "file-mtime": f"{status.st_mtime_ns}ns",
         "file-permissions": mode,
         "file-owner": str(status.st_uid),
         "file-group": str(status.st_gid),
-        "mtime": f"{seconds}.{fraction:09d}",
+        "mtime": f"{sign}{seconds}.{fraction:09d}",
         "mode": mode,
         "uid": str(status.st_uid),
         "gid": str(status.st_gid),
@@ -1297,8 +1345,9 @@ class SourceFile:
 
     @property
     def racy(self) -> bool:
-        """Whether a change after the read could leave the modification time as it is."""
-        return abs(self.read_at - self.status.st_mtime_ns) < RACY_NS
+        """Whether a change after the read could leave what the ledger keeps of it as it is."""
+        mtime = self.status.st_mtime_ns
+        return abs(self.read_at - mtime) < RACY_NS or abs(mtime) > MAX_INTEGER
 
     def read(self, offset: int, size: int) -> bytes:
         """``size`` bytes from ``offset``. Raises SourceError if there are fewer."""
@@ -2020,6 +2069,9 @@ class Limiter:
             self._open_window(now)
             return
         used = SLOW_START_USED if self._slow_start else USED
+        if self._busy <= 0:  # figures of two moments, as shared memory has no locks
+            self._open_window(now)
+            return
         in_flight = min(self.limit, self._busy / (now - self._opens) / used)
         goodput = in_flight * self._work / self._busy
         if self.limit != self._base:
@@ -2378,12 +2430,6 @@ class ConnectionPool:
     def __len__(self) -> int:
         return len(self._connections)
 
-    async def grow(self) -> None:
-        """Add one idle connection. Raises Rejected as connect() does."""
-        connection = await self.connect()
-        if connection in self._connections:
-            self.idle.append(connection)
-
     async def connect(self) -> Connection:
         """Return a new connection. Raises Rejected if no address lets itself be connected."""
         problem: Exception | None = None
@@ -2397,6 +2443,11 @@ class ConnectionPool:
         timed_out = isinstance(problem, (asyncio.TimeoutError, TimeoutError, ConnectionResetError))
         reason = str(problem) or type(problem).__name__
         raise Rejected(None, f"cannot connect to {self.host}: {reason}", dropped=timed_out)
+
+    def give_back(self, connection: Connection) -> None:
+        """Take in one that was not used."""
+        if connection in self._connections:
+            self.idle.append(connection)
 
     def remember(self, connection: Connection) -> None:
         self._connections.add(connection)
@@ -2466,8 +2517,10 @@ def tls_context(ca_bundle: str | None) -> ssl.SSLContext:
 
 def descriptor_limit() -> int:
     """Raise the soft limit of open files to the hard one; return how many connections fit."""
-    import resource
-
+    try:
+        import resource
+    except ImportError:  # Windows
+        return HIGHEST_LIMIT
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -2770,10 +2823,13 @@ class FastLane:
 
     async def _put(self, key: str, headers: Headers, body: Body, digest: str, query: str) -> str:
         idle = self._pool.idle
-        while not idle:
-            await self._pool.grow()
-        head = self._writer.head(key, headers, len(body), digest, query)
-        return await self._send(idle.pop(), head, body)
+        connection = idle.pop() if idle else await self._pool.connect()
+        try:
+            head = self._writer.head(key, headers, len(body), digest, query)
+        except ValueError:
+            self._pool.give_back(connection)
+            raise
+        return await self._send(connection, head, body)
 
     async def _send(self, connection: Connection, head: bytes, body: Body) -> str:
         self.requests += 1
@@ -2842,6 +2898,11 @@ class Upload(NamedTuple):
     metadata: Mapping[str, str]
     content_type: str
     part_size: int  # bytes; what a large file is cut into
+
+    @property
+    def status(self) -> os.stat_result:
+        """What fstat said of the file when it was opened."""
+        return self.source.status
 
     @property
     def size(self) -> int:
@@ -3047,8 +3108,11 @@ class S3Uploader(Uploader):
 
         Raises PfuError.
         """
+        if importlib.util.find_spec("boto3") is None:
+            raise UsageError("import boto3", "", "it is not installed", "pip install boto3")
         if not self.endpoint and endpoint_is_configured():
             host = self._client_of("s3").meta.endpoint_url
+            check_endpoint(host)
             self.endpoint = "" if ".amazonaws.com" in host else host
         if not self._is_default or self.bucket:
             return
@@ -3328,12 +3392,23 @@ def etag_of(answer: Mapping[str, Any]) -> str:
 def parse_destination(text: str) -> tuple[str, str]:
     """Bucket and prefix of ``s3://bucket[/prefix]``. Raises UsageError."""
     match = DESTINATION.fullmatch(text)
+    if sql_path(text) != text:
+        raise UsageError("read destination", text, "it is not UTF-8", "keys of S3 are UTF-8")
     if not match or not BUCKET_NAME.fullmatch(match["bucket"]):
         hint = "write s3://BUCKET or s3://BUCKET/PREFIX"
         raise UsageError("read destination", text, "it names no bucket", hint)
     bucket, prefix = match["bucket"], match["prefix"] or ""
     prefix = prefix.rstrip("/")
     return bucket, f"{prefix}/" if prefix else ""
+
+
+def check_endpoint(url: str) -> None:
+    """Raises UsageError, and does not repeat what may hold a password."""
+    if not re.fullmatch(r"https?://[^/\s]+(/\S*)?", url) or not url.isascii():
+        raise UsageError("--endpoint-url is no http:// or https:// URL", hint="see --help")
+    if "@" in urllib.parse.urlsplit(url).netloc:
+        hint = "credentials go into the environment or the AWS configuration"
+        raise UsageError("--endpoint-url holds a user or a password", hint=hint)
 
 
 def endpoint_is_configured() -> bool:
@@ -3380,6 +3455,11 @@ def translated(operation: str, subject: str) -> Iterator[None]:
     except (BotoCoreError, Boto3Error) as error:
         kind, hint = classify_client_error(error)
         raise kind(operation, subject, str(error), hint) from error
+    except OSError as error:  # such as a credential_process that is not there
+        cause = f"{error.filename}: {os_cause(error)}" if error.filename else os_cause(error)
+        raise FatalError(operation, subject, cause, "check the AWS configuration") from error
+    except ValueError as error:  # such as the answer of a credential_process that is not JSON
+        raise FatalError(operation, subject, str(error), "check the AWS configuration") from error
 
 
 def classify_client_error(error: Exception) -> tuple[type[TransferError], str]:
@@ -3488,7 +3568,14 @@ class Task(NamedTuple):
     path: str
     key: str
     size: int  # bytes, as scanned
-    known_sha256: str  # hash of what the store has, if its size, time and permissions still hold
+    last_modified: int  # nanoseconds since the epoch, as scanned
+    permissions: str  # as scanned
+    known_sha256: str  # hash of what the store has, with the size, time and permissions above
+
+    def is_as_scanned(self, status: os.stat_result) -> bool:
+        """Whether a file is still what the scan saw, as far as the ledger keeps it."""
+        seen = (self.size, self.last_modified, self.permissions)
+        return seen == (status.st_size, ledger_time(status), f"0{status.st_mode:o}")
 
 
 class Report(NamedTuple):
@@ -3639,10 +3726,13 @@ class PageRunner:
 
     async def close(self) -> None:
         """Give up connections and threads; what is in flight is abandoned."""
-        tasks = [*self._slots, *([self._watching] if self._watching else [])]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        self._limit = -1
+        tasks = {*self._slots, *([self._watching] if self._watching else [])}
+        for _ in range(CANCEL_ATTEMPTS):
+            for task in tasks:
+                task.cancel()
+            if tasks:
+                tasks = (await asyncio.wait(tasks, timeout=1))[1]
         await self.uploader.leave_loop()
         self._threads.shutdown(wait=False)
         self.uploader.close()
@@ -3773,7 +3863,7 @@ class Transfer:
                 if not self._may_repeat(error):
                     return self._failed(_kind_of_failure(error), error)
                 if self.runner.is_stopping:
-                    return Outcome(self.task.id, OutcomeKind.RELEASED)
+                    return Outcome(self.task.id, OutcomeKind.RELEASED, "", self.attempts)
                 await asyncio.sleep(full_jitter(self.attempts))
             except PfuError as error:
                 return self._failed(OutcomeKind.FAILED, error)
@@ -3788,7 +3878,7 @@ class Transfer:
         upload = await self.runner.read(self._read, self.task.size)
         source = upload.source
         try:
-            if upload.sha256 and upload.sha256 == self.task.known_sha256:
+            if self._is_stored(upload):
                 return self._outcome(upload, OutcomeKind.UNCHANGED, Receipt(""))
             receipt = await self.runner.send(upload)
             sha256 = receipt.sha256 or upload.sha256
@@ -3799,6 +3889,11 @@ class Transfer:
             return self._outcome(upload, OutcomeKind.UPLOADED, Receipt(receipt.etag, sha256))
         finally:
             source.close()
+
+    def _is_stored(self, upload: Upload) -> bool:
+        """Whether the store has these bytes, and their metadata, already."""
+        known = self.task.known_sha256
+        return known != "" and known == upload.sha256 and self.task.is_as_scanned(upload.status)
 
     def _read(self) -> Upload:
         """Open, read and hash. A large file is only opened, and hashed where that may spare it."""
@@ -3832,16 +3927,16 @@ class Transfer:
         return upload._replace(sha256=hash_parts(upload)) if self.task.known_sha256 else upload
 
     def _outcome(self, upload: Upload, kind: OutcomeKind, receipt: Receipt) -> Outcome:
-        status = upload.source.status
+        status = upload.status
         return Outcome(
             self.task.id,
             kind,
             "",
             self.attempts,
             status.st_size,
-            status.st_mtime_ns,
+            ledger_time(status),
             f"0{status.st_mode:o}",
-            status.st_ino,
+            ledger_inode(status),
             int(upload.source.racy),
             receipt.etag.strip('"'),
             receipt.sha256 or upload.sha256,
@@ -3909,9 +4004,14 @@ class Runner(ABC):
     @abstractmethod
     def _exchange(self, page: Sequence[Task], more: bool) -> Any: ...
 
+    @property
+    def has_started(self) -> bool:
+        """Whether it was ready, once, to take in pages."""
+        return True
+
     @abstractmethod
     def restart(self) -> None:
-        """Begin anew after a death."""
+        """Begin anew after a death. Raises FatalError where that cannot be."""
 
     @abstractmethod
     def close(self, *, kill: bool) -> None:
@@ -3951,13 +4051,20 @@ class WorkerRunner(Runner):
         self._start()
 
     def _start(self) -> None:
-        self._pool = ProcessPoolExecutor(
-            1,
-            mp_context=multiprocessing.get_context(self._method),
-            initializer=_start_worker,
-            initargs=(self._uploader, self._options, self.gauges, os.getpid()),
-        )
-        self._hello = self._pool.submit(os.getpid)
+        """Raises FatalError where the system has no process left."""
+        others = set(multiprocessing.active_children())
+        try:
+            self._pool = ProcessPoolExecutor(
+                1,
+                mp_context=multiprocessing.get_context(self._method),
+                initializer=_start_worker,
+                initargs=(self._uploader, self._options, self.gauges, os.getpid()),
+            )
+            self._hello = self._pool.submit(os.getpid)
+        except (OSError, RuntimeError) as error:
+            hint = "--mode concurrent needs no workers"
+            raise FatalError("start worker", "", str(error), hint) from error
+        self._processes = set(multiprocessing.active_children()) - others
 
     def _exchange(self, page: Sequence[Task], more: bool) -> Future[Report]:
         try:
@@ -3976,15 +4083,21 @@ class WorkerRunner(Runner):
         except BrokenProcessPool as error:
             raise WorkerDiedError("run worker", "", "it died") from error
 
+    @property
+    def has_started(self) -> bool:
+        return self._hello.done() and self._hello.exception() is None
+
     def restart(self) -> None:
         self._pool.shutdown(wait=False)
+        self._method = start_method()
         self._start()
 
     def close(self, *, kill: bool) -> None:
         if kill:
-            with contextlib.suppress(BrokenProcessPool, ProcessLookupError, TimeoutError):
-                os.kill(self._hello.result(timeout=1), signal.SIGKILL)
-        self._pool.shutdown(wait=True)
+            for process in self._processes:
+                process.kill()
+                process.join(KILL_SECONDS)
+        self._pool.shutdown(wait=not kill)
 
 
 class WorkerLoop:
@@ -4040,7 +4153,11 @@ def start_method() -> str:
     child. So it is safe as long as there is no other thread.
     """
     alone = sys.platform == "linux" and threading.active_count() == 1
-    return os.environ.get("PFU_START_METHOD") or ("fork" if alone else "spawn")
+    method = os.environ.get("PFU_START_METHOD") or ("fork" if alone else "spawn")
+    if method not in multiprocessing.get_all_start_methods():
+        known = ", ".join(multiprocessing.get_all_start_methods())
+        raise UsageError("PFU_START_METHOD is no way to start a process", hint=f"it may be {known}")
+    return method
 
 
 def lower_priority(nice: int) -> None:
@@ -4130,10 +4247,17 @@ class Engine:
         return report.outcomes, report.waiting < PAGE_ROWS
 
     def _bury(self, runner: Runner) -> list[Outcome]:
-        """After a death: begin the worker anew, and its files, but not for ever."""
+        """After a death: begin the worker anew, and its files, but not for ever.
+
+        Raises FatalError where workers cannot even start.
+        """
         self.deaths += 1
         lost, runner.in_flight = list(runner.in_flight.values()), {}
-        self._deaths_of.update(task.id for task in lost)
+        if runner.has_started:
+            self._deaths_of.update(task.id for task in lost)
+        elif self.deaths >= WORKER_DEATHS:
+            hint = "--mode concurrent needs no workers"
+            raise FatalError("start worker", "", f"{self.deaths} of them died at once", hint)
         hopeless = [task for task in lost if self._deaths_of[task.id] >= WORKER_DEATHS]
         self._redo += [task for task in lost if self._deaths_of[task.id] < WORKER_DEATHS]
         runner.bury()
@@ -4172,10 +4296,11 @@ class RunOptions:
     scan: ScanOptions = field(default_factory=ScanOptions)
 
     def processes(self) -> int:
-        """How many processes upload."""
+        """How many processes upload; no more than there are requests for them."""
         if self.mode == "concurrent":
             return 1
-        return self.workers or min(usable_processors(), MAX_WORKERS)
+        processes = self.workers or min(usable_processors(), MAX_WORKERS)
+        return min(processes, self.concurrency) if self.concurrency else processes
 
     def engine(self) -> EngineOptions:
         """The share of one process."""
@@ -4280,16 +4405,17 @@ class BatchJobModel(BatchJobRow):
     ) -> None:
         """A session that uploads ``root`` with ``uploader`` and keeps its ledger in ``db``.
 
-        Nothing is touched before run() or dry_run().
+        Nothing is touched before run() or dry_run(). Raises UsageError.
         """
         self.uploader = uploader
         self.options = options or RunOptions()
         self.observer = observer or Observer()
-        self.db = os.path.abspath(os.fspath(db))
+        self.db = absolute(db)
         self._began = time.monotonic()
         self._stop: Stop | None = None
         self._refused_in_a_row = 0
         self._taken: dict[str, FileModel] = {}
+        self._denied = 0
         self._memory = MemoryGauge()
         self._preparing: Future[list[str]] | None = None
         self.summary = Summary(mode=self.options.mode)
@@ -4297,7 +4423,7 @@ class BatchJobModel(BatchJobRow):
             id=uuid.uuid4().hex,
             status=JobStatus.CREATED,
             created_at=int(time.time()),
-            root_dir=os.path.abspath(os.fspath(root)),
+            root_dir=absolute(root),
             destination="",
             mode=self.options.mode,
         )
@@ -4327,20 +4453,27 @@ class BatchJobModel(BatchJobRow):
         """Scan, compare and tell the observer what would be done; write nothing anywhere."""
         self._find_ends()
         self._ledger = Ledger(self.db, read_only=True)
-        scan = self._scan()
-        for batch in batches(scan, SCAN_BATCH):
-            for change in self._compare(batch):
-                failed = bool(change.found.problem)
-                self.summary.failed += failed
-                self.summary.pending += not failed
-                self.summary.bytes_uploaded += change.found.file_size
-                self.observer.planned(change)
-        self._count_skipped(scan)
-        self._ledger.close()
-        self.summary.status = "dry run"
-        self.summary.exit_code = ExitCode.INCOMPLETE if self.summary.failed else ExitCode.OK
+        try:
+            self._plan()
+        finally:
+            self._ledger.close()
+        summary = self.summary
+        summary.status = "dry run"
+        summary.exit_code = ExitCode.INCOMPLETE if summary.failed else ExitCode.OK
+        if self._stop:
+            summary.exit_code, summary.error = self._stop
         self._measure()
-        return self.summary
+        return summary
+
+    def _plan(self) -> None:
+        scan = self._scan()
+        for change in self._changes(scan):
+            failed = bool(change.found.problem)
+            self.summary.failed += failed
+            self.summary.pending += not failed
+            self.summary.bytes_uploaded += change.found.file_size
+            self.observer.planned(change)
+        self._count_skipped(scan)
 
     def stop(self, reason: str, exit_code: ExitCode = ExitCode.STOPPED) -> None:
         """Take no further work; finish or drop what is in flight. Safe in a signal handler."""
@@ -4364,6 +4497,7 @@ class BatchJobModel(BatchJobRow):
         if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
             cause = f"it is a {kind_of(mode)}"
             raise UsageError("read root", self.root_dir, cause, "name a directory or a file")
+        descriptor_limit()  # the walk keeps a directory open for each level
         self.uploader.resolve()
         self.destination, self.endpoint = self.uploader.destination, self.uploader.endpoint
         self.summary.batch_id, self.summary.root = self.id, self.root_dir
@@ -4383,6 +4517,8 @@ class BatchJobModel(BatchJobRow):
         except PfuError as error:
             began = self.summary.uploaded > 0
             self._stop = Stop(ExitCode.STOPPED if began else error.exit_code, str(error))
+        except Exception as error:  # noqa: BLE001  whatever it is, the ledger and a line say it
+            self._stop = Stop(ExitCode.STOPPED, internal_error(error))
         try:
             self._finish()
         except LedgerError as error:
@@ -4396,27 +4532,30 @@ class BatchJobModel(BatchJobRow):
     def _take_in_tree(self) -> None:
         """Scan ROOT into the ledger."""
         scan = self._scan()
-        changes = itertools.chain.from_iterable(map(self._compare, batches(scan, SCAN_BATCH)))
-        for many in batches(changes, SCAN_COMMIT):
+        for many in batches(self._changes(scan), SCAN_COMMIT):
             with self._ledger.scanning():
                 for few in batches(many, SCAN_BATCH):
                     self._prepare()
                     self._ledger.take_in(few, self.id, self.created_at)
         self._count_skipped(scan)
+        if self._stop:
+            return
         if not self.summary.seen and self._ledger.has_uploads(self):
             cause = "it is empty, but earlier runs have uploaded files from it"
             raise UsageError("read root", self.root_dir, cause, "is it mounted?")
-        if not self._stop:
-            self._ledger.forget_vanished(self)
+        self._ledger.forget_vanished(self)
 
     def _scan(self) -> Scan:
         identity = f"{self.endpoint} {self.destination}"
         return Scan(self.root_dir, identity, self.uploader.prefix, self.options.scan, self.db)
 
+    def _changes(self, scan: Scan) -> Iterator[Change]:
+        """What has to be looked at, as the scan finds it; a stop ends the scan."""
+        going_on = itertools.takewhile(lambda _: not self._stopping(), batches(scan, SCAN_BATCH))
+        return itertools.chain.from_iterable(map(self._compare, going_on))
+
     def _compare(self, batch: Sequence[Found]) -> list[Change]:
         """Those of a batch that have to be looked at; the others are counted as unchanged."""
-        if self._stopping():
-            return []
         known = self._ledger.known([found.id for found in batch])
         changes = []
         for found in batch:
@@ -4446,15 +4585,15 @@ class BatchJobModel(BatchJobRow):
         if self._stopping():
             return
         spare_collector()
-        engine = self._make_engine()
-        try:
-            self._upload_pending(engine, files)
-            if not self._stopping():
-                self._upload_pending(engine, self._ledger.retry_failed(self.id))
-        finally:
-            self._tick(engine)
-            engine.close()
-            self._count_traffic(engine)
+        with contextlib.closing(self._make_engine()) as engine:
+            try:
+                self._upload_pending(engine, files)
+                if not self._stopping():
+                    self._denied = 0
+                    self._upload_pending(engine, self._ledger.retry_failed(self.id))
+            finally:
+                self._tick(engine)
+                self._count_traffic(engine)
 
     def _preparation(self) -> list[str]:
         self._prepare()
@@ -4466,14 +4605,20 @@ class BatchJobModel(BatchJobRow):
         return []
 
     def _make_engine(self) -> Engine:
+        limiter = self.options.limiter(self.uploader.fast_lane_off is None)
         options = self.options.engine()
-        runners: list[Runner]
         if self.options.mode == "concurrent":
-            runners = [LocalRunner(self.uploader, options)]
-        else:
-            method, count = start_method(), self.options.processes()
-            runners = [WorkerRunner(self.uploader, options, method) for _ in range(count)]
-        return Engine(runners, self.options.limiter(self.uploader.fast_lane_off is None))
+            return Engine([LocalRunner(self.uploader, options)], limiter)
+        method = start_method()
+        with contextlib.ExitStack() as started:
+            runners: list[Runner] = []
+            for _ in range(self.options.processes()):
+                runner = WorkerRunner(self.uploader, options, method)
+                started.callback(runner.close, kill=True)
+                runners.append(runner)
+            engine = Engine(runners, limiter)
+            started.pop_all()
+        return engine
 
     def _upload_pending(self, engine: Engine, files: int) -> None:
         if not files:
@@ -4497,39 +4642,47 @@ class BatchJobModel(BatchJobRow):
             position = (page[-1].file_size, page[-1].id)
             self._taken.update((file.id, file) for file in page)
             yield [
-                Task(file.id, file.file_path, file.object_key, file.file_size, file.sha256 or "")
+                Task(
+                    file.id,
+                    file.file_path,
+                    file.object_key,
+                    file.file_size,
+                    file.last_modified,
+                    file.permissions,
+                    file.sha256 or "",
+                )
                 for file in page
             ]
 
     def _take_back(self, outcomes: Sequence[Outcome]) -> None:
-        """Write a report of results into the ledger."""
+        """Write a report of results into the ledger; what is there, and only that, counts."""
         files: list[FileModel] = []
         gone: list[FileModel] = []
         for outcome in outcomes:
             file = self._taken.pop(outcome.id)
-            (gone if outcome.kind is OutcomeKind.VANISHED else files).append(file)
-            self._apply(file, outcome)
+            if outcome.kind is OutcomeKind.VANISHED:
+                gone.append(file)
+            else:
+                file.apply(outcome)
+                files.append(file)
         if outcomes:
             self._ledger.record(files, gone)
+        for outcome in outcomes:
+            self._count(outcome)
 
-    def _apply(self, file: FileModel, outcome: Outcome) -> None:
+    def _count(self, outcome: Outcome) -> None:
         kind, summary = outcome.kind, self.summary
-        if kind is OutcomeKind.RELEASED:
-            file.release()
+        if kind is OutcomeKind.UPLOADED:
+            summary.uploaded += 1
+            summary.bytes_uploaded += outcome.file_size
+            self._refused_in_a_row = 0
+        elif kind is OutcomeKind.UNCHANGED:
+            summary.unchanged += 1
         elif kind is OutcomeKind.VANISHED:
             summary.skipped += 1
             reasons = summary.skipped_by_reason
             reasons["vanished"] = reasons.get("vanished", 0) + 1
-        elif kind is OutcomeKind.UNCHANGED:
-            file.succeed(outcome)
-            summary.unchanged += 1
-        elif kind is OutcomeKind.UPLOADED:
-            file.succeed(outcome)
-            summary.uploaded += 1
-            summary.bytes_uploaded += outcome.file_size
-            self._refused_in_a_row = 0
         else:
-            file.fail(outcome.error, outcome.attempts)
             self._weigh_failure(outcome)
 
     def _weigh_failure(self, outcome: Outcome) -> None:
@@ -4538,6 +4691,7 @@ class BatchJobModel(BatchJobRow):
             self.stop(outcome.error, ExitCode.CANNOT_START)
         if outcome.kind not in (OutcomeKind.DENIED, OutcomeKind.UNSENT):
             return
+        self._denied += outcome.kind is OutcomeKind.DENIED
         self._refused_in_a_row += 1
         if outcome.kind is OutcomeKind.DENIED and self.summary.uploaded == 0:
             if self._refused_in_a_row >= MAX_DENIED:
@@ -4578,7 +4732,7 @@ class BatchJobModel(BatchJobRow):
             {"path": path, "reason": reason}
             for path, reason in ledger.failures(self.id, REPORTED_FAILURES)
         ]
-        if self._all_denied():
+        if self._all_denied() and summary.failures:
             self._stop = Stop(ExitCode.CANNOT_START, summary.failures[0]["reason"])
         self._conclude()
         if pending != summary.pending and not self._stop:
@@ -4594,11 +4748,8 @@ class BatchJobModel(BatchJobRow):
 
     def _all_denied(self) -> bool:
         """Whether the store refused every file of the run: then it is the run that was refused."""
-        refused = self._refused_in_a_row and not self.summary.uploaded and not self._stop
-        return bool(refused) and all(
-            "AccessDenied" in failure["reason"] or "403" in failure["reason"]
-            for failure in self.summary.failures
-        )
+        summary = self.summary
+        return not self._stop and not summary.uploaded and 0 < summary.failed <= self._denied
 
     def _conclude(self) -> None:
         summary = self.summary
@@ -4656,6 +4807,24 @@ REASONS_TO_LOOK: Mapping[tuple[int, int], str | None] = {
     **{(FileStatus.PENDING, racy): "not finished before" for racy in (0, 1)},
     **{(FileStatus.IN_PROGRESS, racy): "not finished before" for racy in (0, 1)},
 }
+
+
+def absolute(path: str | os.PathLike[str]) -> str:
+    """``path`` from the root of the file system. Raises UsageError."""
+    try:
+        return os.path.abspath(os.fspath(path))
+    except OSError as error:
+        cause = f"the working directory is gone: {os_cause(error)}"
+        raise UsageError("find", os.fspath(path), cause, "cd to one that is there") from error
+
+
+def internal_error(error: Exception) -> str:
+    """One line for what should never be, with the place in this file."""
+    trace = error.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    line = trace.tb_lineno if trace else 0
+    return f"internal error: {type(error).__name__}: {error} (line {line}, pfu {__version__})"
 
 
 def batches(things: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -4742,7 +4911,7 @@ SANDBOX_ENVIRONMENT = {
     "AWS_EC2_METADATA_DISABLED": "true",
     "AWS_CONFIG_FILE": os.devnull,
     "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-    "NO_PROXY": "127.0.0.1",
+    **dict.fromkeys(("NO_PROXY", "no_proxy"), "127.0.0.1"),
 }
 SANDBOX_SECONDS = 60  # for the server to start
 SANDBOX_SHOWN = 5  # objects that are shown one by one
@@ -4757,11 +4926,12 @@ class Sandbox:
     def __init__(self) -> None:
         """Raises UsageError where moto is not installed."""
         command = [sys.executable, "-c", SANDBOX_SERVER]
+        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self._errors,
             text=True,
             start_new_session=True,
         )
@@ -4772,8 +4942,9 @@ class Sandbox:
         self.endpoint_url = f"http://127.0.0.1:{port}"
 
     def _reason(self) -> str:
-        _, errors = self._process.communicate(timeout=SANDBOX_SECONDS)
-        lines = errors.strip().splitlines() or ["the server ended at once"]
+        self._process.communicate(timeout=SANDBOX_SECONDS)
+        self._errors.seek(0)
+        lines = self._errors.read().strip().splitlines() or ["the server ended at once"]
         return "moto is not installed" if "ModuleNotFoundError" in lines[-1] else lines[-1]
 
     def __enter__(self) -> Sandbox:
@@ -4785,6 +4956,7 @@ class Sandbox:
     def __exit__(self, *_: object) -> None:
         self._process.terminate()
         self._process.communicate(timeout=SANDBOX_SECONDS)
+        self._errors.close()
 
     def contents(self, uploader: S3Uploader) -> Iterator[str]:
         """Lines that show what the server holds: totals, and a few keys with their metadata."""
@@ -4886,7 +5058,7 @@ class Console(Observer):
             return
         found = change.found
         reason = found.problem or change.reason
-        print(f"{printable(found.path)}  {bytes_text(found.file_size)}  {printable(reason)}")
+        self.say(f"{printable(found.path)}  {bytes_text(found.file_size)}  {printable(reason)}")
 
     def finish(self) -> None:
         """Take the live line away."""
@@ -4894,16 +5066,37 @@ class Console(Observer):
 
     def _show(self, line: str) -> None:
         if self.live and line != self._shown:
-            width = os.get_terminal_size(sys.stderr.fileno()).columns or 80
-            sys.stderr.write("\r\x1b[K" + line[: width - 1])
-            sys.stderr.flush()
+            with contextlib.suppress(OSError):
+                width = os.get_terminal_size(sys.stderr.fileno()).columns or 80
+                sys.stderr.write("\r\x1b[K" + line[: width - 1])
+                sys.stderr.flush()
             self._shown = line
 
     def _print(self, text: str) -> None:
+        """Nobody may be able to read it; that is no reason not to upload."""
         shown = self._shown
         self._show("")
-        print(text, file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):
+            print(text, file=sys.stderr, flush=True)
         self._show(shown)
+
+    def say(self, text: str) -> None:
+        """What was asked for, on standard output. A reader that has gone is no trouble."""
+        try:
+            print(text, flush=True)
+        except BrokenPipeError:
+            silence(sys.stdout)
+        except OSError as error:
+            silence(sys.stdout)
+            self.problem(f"cannot write to standard output: {os_cause(error)}")
+
+
+def silence(stream: IO[str]) -> None:
+    """Let what is written to ``stream`` from now on, and when it is closed, go nowhere."""
+    with contextlib.suppress(OSError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 def report_failures(summary: Summary, console: Console) -> None:
@@ -4989,7 +5182,9 @@ class Parser(argparse.ArgumentParser):
 
 def parse_size(text: str) -> int:
     """Bytes of ``512``, ``20M``, ``1.5GiB``: units of 1,024. Raises ArgumentTypeError."""
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    match = re.fullmatch(
+        r"([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE
+    )
     if not match:
         raise argparse.ArgumentTypeError(f"{text!r} is no size: write 16M or 1.5GiB")
     return int(float(match[1]) * SIZE_UNITS[match[2].upper()])
@@ -4997,7 +5192,7 @@ def parse_size(text: str) -> int:
 
 def parse_time(text: str) -> float:
     """Seconds of ``90``, ``90s``, ``15m``, ``2h``, ``1d``. Raises ArgumentTypeError."""
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([smhd]?)", text.strip())
+    match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([smhd]?)", text.strip())
     if not match:
         raise argparse.ArgumentTypeError(f"{text!r} is no time: write 90s, 15m or 2h")
     return float(match[1]) * TIME_UNITS[match[2]]
@@ -5125,8 +5320,8 @@ def check_options(options: argparse.Namespace) -> None:
         refuse("--part-size", "S3 takes parts from 5 MiB to 5 GiB")
     if options.mode == "concurrent" and options.workers > 1:
         refuse("--workers", "--mode concurrent has one process")
-    if options.endpoint_url and not re.fullmatch(r"https?://[^/\s]+(/\S*)?", options.endpoint_url):
-        refuse("--endpoint-url", "is no http:// or https:// URL")
+    if options.endpoint_url:
+        check_endpoint(options.endpoint_url)
     if options.expected_bucket_owner and not options.expected_bucket_owner.isalnum():
         refuse("--expected-bucket-owner", "is no account id")
 
@@ -5146,16 +5341,16 @@ def run_options(options: argparse.Namespace) -> RunOptions:
     )
 
 
-def show_status(options: argparse.Namespace) -> ExitCode:
+def show_status(options: argparse.Namespace, console: Console) -> ExitCode:
     """--status: the last runs."""
     if not os.path.exists(options.db):
         raise UsageError("read ledger", options.db, "there is none", "name one with --db")
-    ledger = Ledger(options.db, read_only=True)
+    ledger = Ledger(absolute(options.db), read_only=True)
     jobs = ledger.last_jobs(SHOWN_JOBS)
     if options.json:
-        print(json.dumps([dataclasses.asdict(job) for job in jobs]))
+        console.say(json.dumps([dataclasses.asdict(job) for job in jobs]))
     else:
-        print("\n".join(jobs_text(jobs)) or "the ledger has no runs")
+        console.say("\n".join(jobs_text(jobs)) or "the ledger has no runs")
     return ExitCode.OK
 
 
@@ -5173,13 +5368,11 @@ def upload(options: argparse.Namespace, console: Console, sandbox: Sandbox | Non
     if summary.error:
         console.problem(f"stopped: {printable(summary.error)}")
     if options.json:
-        print(json.dumps(dataclasses.asdict(summary)))
+        console.say(json.dumps(dataclasses.asdict(summary)))
     elif not options.quiet:
-        print(plan_text(summary) if options.dry_run else summary_text(summary))
-    if sandbox and not options.dry_run and not options.quiet:
-        print(
-            "\n".join(sandbox.contents(uploader)), file=sys.stderr if options.json else sys.stdout
-        )
+        console.say(plan_text(summary) if options.dry_run else summary_text(summary))
+    if sandbox and not (options.dry_run or options.quiet or options.json):
+        console.say("\n".join(sandbox.contents(uploader)))
     return ExitCode(summary.exit_code)
 
 
@@ -5208,7 +5401,7 @@ def run_command(options: argparse.Namespace, console: Console) -> ExitCode:
     """Do what the command line says. Raises PfuError."""
     check_options(options)
     if options.status:
-        return show_status(options)
+        return show_status(options, console)
     if options.sandbox:
         with Sandbox() as sandbox:
             options.endpoint_url = sandbox.endpoint_url
@@ -5219,6 +5412,7 @@ def run_command(options: argparse.Namespace, console: Console) -> ExitCode:
 
 def main(arguments: Sequence[str] | None = None) -> ExitCode:
     """The program. Returns the exit code; prints one line for what it cannot do."""
+    open_streams()
     options = make_parser().parse_args(arguments)
     live = sys.stderr.isatty() and not options.json
     plans = not options.quiet and not options.json
@@ -5226,20 +5420,34 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
     try:
         return run_command(options, console)
     except PfuError as error:
-        console.finish()
-        console.problem(str(error))
-        if options.json and not options.status:
-            print(json.dumps(dataclasses.asdict(Summary(mode=options.mode, error=str(error)))))
-        return error.exit_code
-    except BrokenPipeError:
-        return ExitCode.STOPPED
+        code, reason = error.exit_code, str(error)
+    except KeyboardInterrupt:
+        code, reason = ExitCode.STOPPED, "interrupted"
+    except Exception as error:  # noqa: BLE001  one line, and no traceback, whatever it is
+        code, reason = ExitCode.CANNOT_START, internal_error(error)
+    console.finish()
+    console.problem(reason)
+    if options.json and not options.status:
+        summary = Summary(mode=options.mode, error=reason, exit_code=code)
+        console.say(json.dumps(dataclasses.asdict(summary)))
+    return code
+
+
+def open_streams() -> None:
+    """See to it that what is printed can be: in any encoding, even if a stream is closed."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def leave(code: int) -> None:
     """End the process at once: a thread that waits for a store must not hold it up."""
-    with contextlib.suppress(BrokenPipeError):
-        sys.stdout.flush()
-        sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
     os._exit(code)
 
 

@@ -2540,7 +2540,9 @@ def test_faults_of_the_store(
     if code == 0:
         assert place.stored() == place.local()
     else:
-        assert (run.json["failed"], "p/x/unlucky" in place.server.objects(BUCKET)) == (1, False)
+        kept = "failed" if code == 1 else "pending"  # what ends the run is no fault of the file
+        assert run.json[kept] >= 1
+        assert "p/x/unlucky" not in place.server.objects(BUCKET)
         place.server.faults.clear()
         assert place.run("--mode", mode).code == 0
         assert place.stored() == place.local()
@@ -3953,7 +3955,7 @@ def test_answer_in_pieces() -> None:
             await asyncio.sleep(0.001)
 
     async def scenario(store: LaneStore, lane: pfu.FastLane) -> None:
-        await lane._pool.grow()
+        lane._pool.give_back(await lane._pool.connect())
         assert await put(lane) == await put(lane) == '"e"'
         assert store.accepted == 1
 
@@ -4035,7 +4037,7 @@ def test_nothing_listens() -> None:
         store.server.close()
         await asyncio.sleep(0.05)
         with pytest.raises(pfu.Rejected, match="cannot connect to localhost") as caught:
-            await lane._pool.grow()
+            lane._pool.give_back(await lane._pool.connect())
         assert not caught.value.dropped
         with pytest.raises(pfu.Rejected, match="cannot connect to localhost"):
             await put(lane)
