@@ -75,7 +75,7 @@ import urllib.parse
 import uuid
 from abc import ABC, abstractmethod
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for_futures
 from concurrent.futures.process import BrokenProcessPool
@@ -131,6 +131,7 @@ MAX_UNSENT = 100  # files in a row that could not be sent, repetitions included,
 SCAN_BATCH = 500  # files compared with the ledger at once; SQLite before 3.32 takes 999 variables
 SCAN_COMMIT = 5_000  # changed rows in one transaction of the scan
 CHECKPOINT_PAGES = 4000  # of 4 KiB in the write-ahead log, before they go into the ledger file
+FOLD_ROWS = 25_000  # outcomes written one after the other, before they go where they belong
 PAGE_ROWS = 500  # rows in one page
 PAGE_BYTES = 64 * MIB  # bytes of files in one page (a page holds one row at least)
 REPORTED_FAILURES = 100  # failures listed one by one; the ledger has them all
@@ -154,7 +155,7 @@ CANCEL_ATTEMPTS = 5  # Python before 3.12 may lose one: asyncio.wait_for() swall
 
 CONNECT_SECONDS, READ_SECONDS = 10, 60  # time limits of one botocore request
 APPLICATION_ID = 0x70667531  # "pfu1", written into the header of the ledger file
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MAX_INTEGER = (1 << 63) - 1  # SQLite's largest
 LOCK_SUFFIX = ".lock"
 LEDGER_SUFFIXES = ("", "-wal", "-shm", "-journal", LOCK_SUFFIX)
@@ -276,7 +277,7 @@ class FileStatus(IntEnum):
     """FileStat.status."""
 
     PENDING = 0  # to be uploaded, or to be hashed again before it is believed
-    IN_PROGRESS = 1  # handed to an engine; after a crash it counts as pending
+    IN_PROGRESS = 1  # handed to an engine; a crash leaves it, then nobody knows what is stored
     SUCCESS = 2  # the store has acknowledged what the row describes
     FAILED = 3  # not in the store, or not as it is now; `error` says why
 
@@ -332,10 +333,10 @@ class BaseModel(ABC):
             for f in dataclasses.fields(cls)  # type: ignore[arg-type]
         )
         indexes = [
-            f"CREATE INDEX {name} ON {cls.table}({', '.join(columns)})"
+            f"CREATE INDEX IF NOT EXISTS {name} ON {cls.table}({', '.join(columns)})"
             for name, columns in cls.indexes.items()
         ]
-        return [f"CREATE TABLE {cls.table}({body})", *indexes]
+        return [f"CREATE TABLE IF NOT EXISTS {cls.table}({body})", *indexes]
 
     @classmethod
     def insert_sql(cls, columns: Sequence[str] = (), *, updating: Sequence[str] = ()) -> str:
@@ -479,6 +480,26 @@ class Outcome(NamedTuple):
 
 
 @dataclass
+class OutcomeRow(BaseModel):
+    """What became of a file, until it is folded into the file's row."""
+
+    table: ClassVar[str] = "Outcome"
+
+    file_id: str
+    file_size: int
+    last_modified: int
+    permissions: str
+    status: FileStatus
+    etag: str | None
+    sha256: str | None
+    attempts: int
+    error: str | None
+    uploaded_at: int | None
+    inode: int
+    racy: int
+
+
+@dataclass
 class BatchJobRow(BaseModel):
     """One run, as the ledger keeps it. The counts are written when the run ends."""
 
@@ -519,6 +540,11 @@ class BatchJobRow(BaseModel):
 # The scan looks rows up by id in batches and writes only those that differ, so a tree that has
 # not changed costs reads alone. An id begins with the hash of the file's directory: the files of
 # one directory are neighbours in the index, and a batch touches few of its pages.
+#
+# Files go up in the order of their sizes, which scatters them over the whole table: to write each
+# result where it belongs would cost a page of the database for each file. So outcomes are appended
+# to a table of their own, and folded into FileStat FOLD_ROWS at a time, in the table's own order.
+# What a killed run left there is folded before the next one begins.
 
 
 class Known(NamedTuple):
@@ -572,33 +598,24 @@ FOUND_COLUMNS = [
 TAKE_IN_SQL = FileModel.insert_sql(
     FOUND_COLUMNS, updating=[*FOUND_COLUMNS[2:], "etag", "sha256", "uploaded_at"]
 )
-OUTCOME_COLUMNS = [
-    "file_size",
-    "last_modified",
-    "permissions",
-    "status",
-    "etag",
-    "sha256",
-    "attempts",
-    "error",
-    "uploaded_at",
-    "inode",
-    "racy",
-]
-OUTCOME_SQL = FileModel.update_sql(OUTCOME_COLUMNS)
+OUTCOME_COLUMNS = OutcomeRow.columns()[1:]
+OUTCOME_SQL = OutcomeRow.insert_sql()
+FOLD_SQL = (
+    f"INSERT INTO FileStat(id, {', '.join(OUTCOME_COLUMNS)}) "
+    f"{OutcomeRow.select_sql('WHERE true ORDER BY file_id')} ON CONFLICT(id) DO UPDATE SET "
+    + ", ".join(f"{name}=excluded.{name}" for name in OUTCOME_COLUMNS)
+)
 REHASH_SQL = FileModel.update_sql(("status", "batch_id", "attempts", "error"))
-outcome_values = operator.attrgetter(*OUTCOME_COLUMNS, "id")
-KNOWN_SQL = FileModel.select_sql(
-    "WHERE id IN ({})",
-    (*Known._fields[:-1], f"sha256 IS NOT NULL AND status != {FileStatus.IN_PROGRESS:d}"),
+outcome_values = operator.attrgetter("id", *OUTCOME_COLUMNS)
+IS_HASHED = f"sha256 IS NOT NULL AND status != {FileStatus.IN_PROGRESS:d}"
+KNOWN_SQL = FileModel.select_sql("WHERE id IN ({})", (*Known._fields[:-1], IS_HASHED))
+NOT_FOLDED_SQL = OutcomeRow.select_sql(
+    "WHERE file_id IN ({})", ("file_id", *Known._fields[1:-1], IS_HASHED)
 )
 PAGE_SQL = FileModel.select_sql(
     "WHERE status=? AND (file_size, id) > (?, ?) AND batch_id=? ORDER BY file_size, id LIMIT ?"
 )
-BEGIN_SQL = (
-    f"UPDATE {FileModel.table} SET status=? WHERE status=? "
-    "AND (file_size, id) > (?, ?) AND (file_size, id) <= (?, ?) AND batch_id=?"
-)
+BEGIN_SQL = FileModel.update_sql(("status",))
 SIZE_COLUMN = FileModel.columns().index("file_size")
 
 
@@ -612,6 +629,7 @@ class Ledger:
         """
         self.path = os.fspath(path)
         self.read_only = read_only
+        self._not_folded = 0
         try:
             self._db = self._connect()
             self._check()
@@ -640,6 +658,8 @@ class Ledger:
                 "open ledger", self.path, f"made by a newer pfu (schema {version})", "update pfu.py"
             )
         if owner == APPLICATION_ID:
+            if version < SCHEMA_VERSION and not self.read_only:
+                self._create()
             return
         if self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
             raise LedgerError(
@@ -652,8 +672,9 @@ class Ledger:
 
     def _create(self) -> None:
         with self._transaction() as db:
-            for sql in (*FileModel.create_sql(), *BatchJobRow.create_sql()):
-                db.execute(sql)
+            for model in (FileModel, BatchJobRow, OutcomeRow):
+                for sql in model.create_sql():
+                    db.execute(sql)
             db.execute(f"PRAGMA application_id={APPLICATION_ID}")
             db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
 
@@ -745,7 +766,10 @@ class Ledger:
 
     def known(self, ids: Sequence[str]) -> dict[str, Known]:
         """What is remembered of ``ids``, at most SCAN_BATCH of them."""
-        rows = self._rows(KNOWN_SQL.format(",".join("?" * len(ids))), ids)
+        marks = ",".join("?" * len(ids))
+        rows = self._rows(KNOWN_SQL.format(marks), ids)
+        if self.read_only and self._pragma("user_version") == SCHEMA_VERSION:
+            rows += self._rows(NOT_FOLDED_SQL.format(marks), ids)  # left by a run that was killed
         return {row[0]: Known._make(row) for row in rows}
 
     @contextlib.contextmanager
@@ -798,6 +822,7 @@ class Ledger:
         """The next pending files behind ``after`` = (file_size, id), now in progress.
 
         At most ``rows`` of them and ``size`` bytes together, but one at least if there is one.
+        The ledger is told of those alone whose hash a crash would make doubtful.
         """
         found = self._rows(PAGE_SQL, (FileStatus.PENDING, *after, batch_id, rows))
         sizes = itertools.accumulate(row[SIZE_COLUMN] for row in found)
@@ -805,23 +830,31 @@ class Ledger:
         page = [_file(row) for row in found[: max(1, fitting)]]
         for file in page:
             file.begin()
-        if page:
-            until = (page[-1].file_size, page[-1].id)
+        hashed = [(file.status, file.id) for file in page if file.sha256]
+        if hashed:
             with self._transaction() as db:
-                db.execute(
-                    BEGIN_SQL,
-                    (FileStatus.IN_PROGRESS, FileStatus.PENDING, *after, *until, batch_id),
-                )
+                db.executemany(BEGIN_SQL, hashed)
         return page
 
-    def record(self, files: Iterable[FileModel], gone: Iterable[FileModel] = ()) -> None:
+    def record(self, files: Collection[FileModel], gone: Iterable[FileModel] = ()) -> None:
         """Write what became of files, and drop those that are gone, in one transaction."""
         with self._transaction() as db:
             db.executemany(OUTCOME_SQL, map(outcome_values, files))
             db.executemany("DELETE FROM FileStat WHERE id=?", [(file.id,) for file in gone])
+        self._not_folded += len(files)
+        if self._not_folded >= FOLD_ROWS:
+            self.fold()
+
+    def fold(self) -> None:
+        """Bring all outcomes into the rows of their files."""
+        self._not_folded = 0
+        with self._transaction() as db:
+            db.execute(FOLD_SQL)
+            db.execute(f"DELETE FROM {OutcomeRow.table}")
 
     def retry_failed(self, batch_id: str) -> int:
         """Make pending again what an engine tried once and failed. Returns how many they are."""
+        self.fold()
         sql = "UPDATE FileStat SET status=? WHERE status=? AND batch_id=? AND attempts > 0"
         with self._transaction() as db:
             where = (FileStatus.PENDING, FileStatus.FAILED, batch_id)
@@ -4505,6 +4538,7 @@ class BatchJobModel(BatchJobRow):
 
     def _run(self) -> None:
         ledger = self._ledger
+        ledger.fold()
         ledger.interrupt_unfinished_jobs()
         if self.endpoint == SANDBOX_ENDPOINT:
             ledger.forget_endpoint(SANDBOX_ENDPOINT)
@@ -4726,6 +4760,7 @@ class BatchJobModel(BatchJobRow):
     def _finish(self) -> None:
         """Count, check the counts, and close the run in the ledger."""
         ledger, summary = self._ledger, self.summary
+        ledger.fold()
         summary.failed = ledger.count(self.id, FileStatus.FAILED)
         pending = ledger.pending(self.id)[0]
         summary.failures = [

@@ -2863,8 +2863,8 @@ def test_sql_comes_from_the_fields() -> None:
         text: str | None = None
 
     assert Row.create_sql() == [
-        "CREATE TABLE T(id TEXT PRIMARY KEY, n INTEGER, text TEXT)",
-        "CREATE INDEX T_n ON T(n, id)",
+        "CREATE TABLE IF NOT EXISTS T(id TEXT PRIMARY KEY, n INTEGER, text TEXT)",
+        "CREATE INDEX IF NOT EXISTS T_n ON T(n, id)",
     ]
     assert Row.insert_sql() == "INSERT INTO T(id, n, text) VALUES(?, ?, ?)"
     assert Row.insert_sql(updating=["n"]).endswith("ON CONFLICT(id) DO UPDATE SET n=excluded.n")
@@ -2997,8 +2997,25 @@ def test_a_page_is_recorded_whole_or_not_at_all(tmp_path: Path) -> None:
     page[2].error = object()  # type: ignore[assignment]
     with pytest.raises(pfu.LedgerError):
         ledger.record(page)
+    ledger.fold()
     assert ledger.count("job", pfu.FileStatus.FAILED) == 0
-    assert ledger.count("job", pfu.FileStatus.IN_PROGRESS) == 3
+    assert ledger.pending("job")[0] == 3
+
+
+@pytest.mark.parametrize("read_only", [False, True], ids=["run", "dry run"])
+def test_what_a_killed_run_recorded_is_known(tmp_path: Path, read_only: bool) -> None:
+    ledger = pfu.Ledger(tmp_path / "l.db")
+    ledger.take_in([pfu.Change(pfu.Found("1", "/1", "1", 7, 8), "new")], "job", 1)
+    page = ledger.begin_page("job", (-1, ""), 10, 100)
+    outcome = pfu.Outcome("1", pfu.OutcomeKind.UPLOADED, "", 1, 9, 10, "0100644", 11, 0, "e", "s")
+    page[0].apply(outcome)
+    ledger.record(page)
+    ledger.close()
+    ledger = pfu.Ledger(tmp_path / "l.db", read_only=read_only)
+    if not read_only:
+        ledger.fold()
+    known = pfu.Known("1", 9, 10, "0100644", pfu.FileStatus.SUCCESS, 0, 1)
+    assert ledger.known(["1"]) == {"1": known}
 
 
 # ======================================================================================
