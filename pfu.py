@@ -249,6 +249,15 @@ class FatalError(TransferError):
     """No file can be uploaded any more: the run stops, and the next one goes on."""
 
 
+def internal_error(error: Exception) -> str:
+    """One line for what should never be, with the place in this file."""
+    trace = error.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    line = trace.tb_lineno if trace else 0
+    return f"internal error: {type(error).__name__}: {error} (line {line}, pfu {__version__})"
+
+
 def os_cause(error: OSError) -> str:
     """The system's words for an OSError, without the path, which the message has already."""
     return error.strerror or str(error) or type(error).__name__
@@ -3111,6 +3120,7 @@ class S3Uploader(Uploader):
         super().__init__()
         self._forget_process()
         self._template: RequestTemplate | None = None
+        self._fixed_credentials: Credentials | None = None
         self.options = options or S3Options()
         self.endpoint = self.options.endpoint_url or ""
         self._is_default = destination is None
@@ -3275,13 +3285,23 @@ class S3Uploader(Uploader):
             raise UsageError("set up", service, str(error), "check the options") from error
 
     def _credentials(self) -> Credentials:
-        """What to sign with now. May block to renew it. Raises FatalError."""
+        """What to sign with now. May block to renew it. Raises FatalError.
+
+        Where it cannot change, boto3 is asked once, and no worker has to import it.
+        """
+        if self._fixed_credentials is not None:
+            return self._fixed_credentials
         with translated("read credentials for", self.destination):
+            from botocore import credentials
+
             found = self._session_of().get_credentials()
             if found is None:
                 raise FatalError("read credentials for", self.destination, "there are none")
             frozen = found.get_frozen_credentials()
-            return Credentials(frozen.access_key, frozen.secret_key, frozen.token)
+            current = Credentials(frozen.access_key, frozen.secret_key, frozen.token)
+            if type(found) is credentials.Credentials:
+                self._fixed_credentials = current
+            return current
 
     # -- in every process that uploads
 
@@ -4153,12 +4173,16 @@ _worker: WorkerLoop | None = None  # the one of a worker process; its pool has n
 def _start_worker(uploader: Uploader, options: EngineOptions, gauges: Gauges, parent: int) -> None:
     """In the child: Ctrl-C and SIGTERM are the parent's to decide, and so is the end."""
     global _worker
-    threading.Thread(target=_end_with, args=(parent,), name="pfu-parent", daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _belong_to(parent)
     lower_priority(options.nice)
     spare_collector()
     _worker = WorkerLoop(uploader, options, gauges)
+
+
+def _belong_to(parent: int) -> None:
+    threading.Thread(target=_end_with, args=(parent,), name="pfu-parent", daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _end_with(parent: int) -> None:
@@ -4206,6 +4230,72 @@ def lower_priority(nice: int) -> None:
     if os.getsid(0) == os.getpid():
         with contextlib.suppress(OSError):  # no such feature here
             Path("/proc/self/autogroup").write_text(str(nice))
+
+
+class Preparation:
+    """Uploader.prepare() beside other work: in a child process, or in a thread.
+
+    In a process it takes no time from the scan, and what it imports is gone when it ends; but it
+    costs 0.1 s more where the process cannot be forked, so there it is a thread.
+    """
+
+    def __init__(self, uploader: Uploader) -> None:
+        self._uploader = uploader
+        self._answer, answering = multiprocessing.Pipe(duplex=False)
+        self._beside: Any
+        if start_method() == "fork":
+            process_of = multiprocessing.get_context("fork").Process
+            self._beside = process_of(
+                target=_prepare_in_process, args=(uploader, answering, os.getpid()), daemon=True
+            )
+        else:
+            self._beside = threading.Thread(
+                target=_prepare, args=(uploader, answering), daemon=True
+            )
+        try:
+            self._beside.start()
+        except (OSError, RuntimeError) as error:
+            raise FatalError("start process", "", str(error)) from error
+        self._answering = answering
+
+    def is_done(self, seconds: float) -> bool:
+        """Whether result() has something to say, after ``seconds`` at the latest."""
+        return self._answer.poll(seconds) or not self._beside.is_alive()
+
+    def result(self) -> list[str]:
+        """The notes of prepare(); the uploader is as prepare() left it. Raises PfuError."""
+        if not self._answer.poll():
+            raise FatalError("prepare", self._uploader.destination, "the process that did it died")
+        notes: list[str]
+        state, notes, error = self._answer.recv()
+        self._beside.join()  # no thread may hold a lock of OpenSSL's at a fork
+        if error is not None:
+            raise error
+        self._uploader.__setstate__(state)
+        return notes
+
+    def close(self) -> None:
+        """Give it up."""
+        if isinstance(self._beside, multiprocessing.process.BaseProcess):
+            self._beside.kill()
+            self._beside.join()
+
+
+def _prepare(uploader: Uploader, answering: Any) -> None:
+    notes: list[str] = []
+    problem: PfuError | None = None
+    try:
+        notes = uploader.prepare()
+    except PfuError as error:
+        problem = error
+    except Exception as error:  # noqa: BLE001  said by the run, not by a traceback
+        problem = FatalError("prepare", uploader.destination, internal_error(error))
+    answering.send((uploader.__getstate__(), notes, problem))
+
+
+def _prepare_in_process(uploader: Uploader, answering: Any, parent: int) -> None:
+    _belong_to(parent)
+    _prepare(uploader, answering)
 
 
 class Engine:
@@ -4450,7 +4540,7 @@ class BatchJobModel(BatchJobRow):
         self._taken: dict[str, FileModel] = {}
         self._denied = 0
         self._memory = MemoryGauge()
-        self._preparing: Future[list[str]] | None = None
+        self._preparation: Preparation | None = None
         self.summary = Summary(mode=self.options.mode)
         super().__init__(
             id=uuid.uuid4().hex,
@@ -4515,11 +4605,11 @@ class BatchJobModel(BatchJobRow):
 
     # -- the session, step by step
 
-    def _prepare(self) -> None:
+    def _prepare(self) -> Preparation:
         """See to the destination, once, beside the scan that found something to upload."""
-        if self._preparing is None:
-            self._preparer = ThreadPoolExecutor(1)
-            self._preparing = self._preparer.submit(self.uploader.prepare)
+        if self._preparation is None:
+            self._preparation = Preparation(self.uploader)
+        return self._preparation
 
     def _find_ends(self) -> None:
         """Both ends of the way: ROOT can be read, the destination is known."""
@@ -4553,6 +4643,8 @@ class BatchJobModel(BatchJobRow):
             self._stop = Stop(ExitCode.STOPPED if began else error.exit_code, str(error))
         except Exception as error:  # noqa: BLE001  whatever it is, the ledger and a line say it
             self._stop = Stop(ExitCode.STOPPED, internal_error(error))
+        if self._preparation:
+            self._preparation.close()
         try:
             self._finish()
         except LedgerError as error:
@@ -4613,11 +4705,13 @@ class BatchJobModel(BatchJobRow):
         if not files or self._stopping():
             return
         self.observer.uploading(files, size)
-        for note in self._preparation():
+        preparation = self._prepare()
+        while not preparation.is_done(TICK_SECONDS):
+            if self._stopping():
+                return
+        for note in preparation.result():
             self.summary.notes.append(note)
             self.observer.note(note)
-        if self._stopping():
-            return
         spare_collector()
         with contextlib.closing(self._make_engine()) as engine:
             try:
@@ -4628,15 +4722,6 @@ class BatchJobModel(BatchJobRow):
             finally:
                 self._tick(engine)
                 self._count_traffic(engine)
-
-    def _preparation(self) -> list[str]:
-        self._prepare()
-        assert self._preparing is not None
-        while not self._stopping():
-            if wait_for_futures([self._preparing], TICK_SECONDS).done:
-                self._preparer.shutdown()  # no thread may hold a lock of OpenSSL's at a fork
-                return self._preparing.result()
-        return []
 
     def _make_engine(self) -> Engine:
         limiter = self.options.limiter(self.uploader.fast_lane_off is None)
@@ -4851,15 +4936,6 @@ def absolute(path: str | os.PathLike[str]) -> str:
     except OSError as error:
         cause = f"the working directory is gone: {os_cause(error)}"
         raise UsageError("find", os.fspath(path), cause, "cd to one that is there") from error
-
-
-def internal_error(error: Exception) -> str:
-    """One line for what should never be, with the place in this file."""
-    trace = error.__traceback__
-    while trace and trace.tb_next:
-        trace = trace.tb_next
-    line = trace.tb_lineno if trace else 0
-    return f"internal error: {type(error).__name__}: {error} (line {line}, pfu {__version__})"
 
 
 def batches(things: Iterable[T], size: int) -> Iterator[list[T]]:
