@@ -53,6 +53,7 @@ import gc
 import hashlib
 import hmac
 import importlib.util
+import io
 import itertools
 import json
 import mimetypes
@@ -146,9 +147,12 @@ MAX_REFUSALS = 20  # answers in a row that the fast lane does not understand, to
 MAX_WORKERS = 8  # processes, unless --workers says more
 DEFAULT_MEMORY = 128 * MIB  # for the bodies of files in flight, all processes together
 REPORT_SECONDS = 1.0  # an engine reports at least this often
+IDLE_REPORT_SECONDS = 0.1  # and this often while it could do more
+HASH_BYTES = MIB  # read and hashed at a time, so that it is still in the processor's cache
 TICK_SECONDS = 0.05  # the parent and the loops look at each other's gauges this often
 ORPHAN_SECONDS = 0.25  # a worker sees this late that its parent was killed
 STOP_SECONDS = 8.0  # what is in flight may take this long to finish after a stop
+MAX_OPEN_UPLOADS = 64  # large files under way at a time
 WORKER_DEATHS = 3  # times that a page is tried whose worker dies
 KILL_SECONDS = 1.0  # for a worker that was killed to end; one that waits for a disk may not
 CANCEL_ATTEMPTS = 5  # Python before 3.12 may lose one: asyncio.wait_for() swallows it at its end
@@ -241,6 +245,10 @@ class SlowDownError(RetryableError):
     """The store asks for fewer requests."""
 
 
+class UploadGoneError(TransferError):
+    """A multipart upload, or a part of it, is not there any more: it has to be begun anew."""
+
+
 class DeniedError(TransferError):
     """The store knows the caller and refuses this request."""
 
@@ -255,7 +263,8 @@ def internal_error(error: Exception) -> str:
     while trace and trace.tb_next:
         trace = trace.tb_next
     line = trace.tb_lineno if trace else 0
-    return f"internal error: {type(error).__name__}: {error} (line {line}, pfu {__version__})"
+    text = printable(f"{type(error).__name__}: {error}")
+    return f"internal error: {text} (line {line}, pfu {__version__})"
 
 
 def os_cause(error: OSError) -> str:
@@ -465,6 +474,9 @@ class OutcomeKind(IntEnum):
     RELEASED = 5  # not begun, or broken off: the run is stopping
     UNSENT = 6  # failed after all repetitions: the store could not be reached, or was too busy
     FATAL = 7  # no file can be uploaded any more: the run stops, the next one goes on
+    CHANGED = 8  # a large file changed under way
+    GONE = 9  # its multipart upload is not there any more
+    LARGE = 10  # the file has grown so large that it has to go up in parts
 
 
 STORED = frozenset((OutcomeKind.UPLOADED, OutcomeKind.UNCHANGED))
@@ -506,6 +518,37 @@ class OutcomeRow(BaseModel):
     uploaded_at: int | None
     inode: int
     racy: int
+
+
+@dataclass
+class UploadModel(BaseModel):
+    """A multipart upload that was begun, or was about to be: one for each large file at most."""
+
+    table: ClassVar[str] = "MultipartUpload"
+
+    id: str  # of the file
+    upload_id: str | None  # None: the store was about to be asked for one
+    created_at: int  # seconds since the epoch, before the store was asked
+    batch_id: str  # the run that began it
+    destination: str
+    endpoint: str
+    object_key: str
+    part_size: int = 0  # bytes
+    inode: int = 0
+    fingerprint: str = ""  # of the object's metadata: size, time and permissions among it
+
+
+@dataclass
+class PartModel(BaseModel):
+    """A part of an unfinished upload that the store has acknowledged."""
+
+    table: ClassVar[str] = "Part"
+
+    id: str  # of the file, a slash, and the number
+    number: int  # from 1
+    part_size: int  # bytes
+    etag: str
+    sha256: str  # hex
 
 
 @dataclass
@@ -681,7 +724,7 @@ class Ledger:
 
     def _create(self) -> None:
         with self._transaction() as db:
-            for model in (FileModel, BatchJobRow, OutcomeRow):
+            for model in (FileModel, BatchJobRow, OutcomeRow, UploadModel, PartModel):
                 for sql in model.create_sql():
                     db.execute(sql)
             db.execute(f"PRAGMA application_id={APPLICATION_ID}")
@@ -758,6 +801,8 @@ class Ledger:
     def forget_endpoint(self, endpoint: str) -> None:
         """Drop all files that were uploaded to ``endpoint``: that store is no more."""
         with self._transaction() as db:
+            for upload in list(self._uploads("AND endpoint=?", (endpoint,))):
+                self.forget_upload(upload.id)
             db.execute(
                 "DELETE FROM FileStat WHERE batch_id IN (SELECT id FROM BatchJob WHERE endpoint=?)",
                 (endpoint,),
@@ -782,8 +827,8 @@ class Ledger:
         return {row[0]: Known._make(row) for row in rows}
 
     @contextlib.contextmanager
-    def scanning(self) -> Iterator[None]:
-        """One transaction around many calls of take_in()."""
+    def together(self) -> Iterator[None]:
+        """One transaction around many calls."""
         with self._transaction():
             yield
 
@@ -861,6 +906,76 @@ class Ledger:
             db.execute(FOLD_SQL)
             db.execute(f"DELETE FROM {OutcomeRow.table}")
 
+    # -- parts of large files
+
+    def unfinished_upload(self, file_id: str) -> UploadModel | None:
+        """The upload of a file that was begun, if there is one."""
+        rows = self._rows(UploadModel.select_sql("WHERE id=?"), (file_id,))
+        return UploadModel(*map(python_path, rows[0])) if rows else None
+
+    def unfinished_uploads(self) -> Iterator[UploadModel]:
+        """All uploads that were begun, by the id of their file."""
+        return self._uploads("", ())
+
+    def left_over_uploads(self, job: BatchJobRow) -> Iterator[UploadModel]:
+        """Those that earlier runs like ``job`` began, of files that it has not to do any more.
+
+        None where the scan could not see all files.
+        """
+        unseen = "SELECT 1 FROM FileStat WHERE batch_id=? AND status=? AND attempts=0 LIMIT 1"
+        if self._rows(unseen, (job.id, FileStatus.FAILED)):
+            return iter(())
+        condition = (
+            "AND batch_id IN (SELECT id FROM BatchJob WHERE root_dir=? AND destination=? "
+            "AND endpoint=?) AND id NOT IN "
+            "(SELECT id FROM FileStat WHERE batch_id=? AND status != ?)"
+        )
+        return self._uploads(condition, (*_ends(job), job.id, FileStatus.SUCCESS))
+
+    def _uploads(self, condition: str, parameters: Sequence[Any]) -> Iterator[UploadModel]:
+        sql = UploadModel.select_sql(f"WHERE id > ? {condition} ORDER BY id LIMIT 1")
+        rows = self._rows(sql, ("", *parameters))
+        while rows:
+            yield UploadModel(*map(python_path, rows[0]))
+            rows = self._rows(sql, (rows[0][0], *parameters))
+
+    def parts(self, file_id: str) -> list[PartModel]:
+        """The parts of a file that the store has acknowledged, by number."""
+        where = "WHERE id > ? AND id < ? ORDER BY number"
+        rows = self._rows(PartModel.select_sql(where), (f"{file_id}/", f"{file_id}0"))
+        return [PartModel(*row) for row in rows]
+
+    def save_uploads(self, uploads: Iterable[UploadModel]) -> None:
+        """Write uploads that are begun or about to be; their files have no parts then."""
+        with self._transaction() as db:
+            for upload in uploads:
+                self._forget_parts(upload.id)
+                db.execute(UploadModel.insert_sql(updating=UploadModel.columns()), _row(upload))
+
+    def record_parts(self, parts: Iterable[PartModel]) -> None:
+        """Write parts that the store has acknowledged."""
+        sql = PartModel.insert_sql(updating=PartModel.columns())
+        with self._transaction() as db:
+            db.executemany(sql, [part.values() for part in parts])
+
+    def forget_parts(self, file_id: str, numbers: Iterable[int]) -> None:
+        """Drop parts that the store does not have after all."""
+        with self._transaction() as db:
+            ids = [(part_id(file_id, number),) for number in numbers]
+            db.executemany(f"DELETE FROM {PartModel.table} WHERE id=?", ids)
+
+    def forget_upload(self, file_id: str) -> None:
+        """Drop an upload that is complete or aborted."""
+        with self._transaction() as db:
+            self._forget_parts(file_id)
+            db.execute(f"DELETE FROM {UploadModel.table} WHERE id=?", (file_id,))
+
+    def _forget_parts(self, file_id: str) -> None:
+        sql = f"DELETE FROM {PartModel.table} WHERE id > ? AND id < ?"
+        self._db.execute(sql, (f"{file_id}/", f"{file_id}0"))
+
+    # -- the end of a run
+
     def retry_failed(self, batch_id: str) -> int:
         """Make pending again what an engine tried once and failed. Returns how many they are."""
         self.fold()
@@ -893,6 +1008,11 @@ class Ledger:
         """How many files of a run have ``status``."""
         sql = "SELECT count(*) FROM FileStat WHERE status=? AND batch_id=?"
         return int(self._rows(sql, (status, batch_id))[0][0])
+
+
+def part_id(file_id: str, number: int) -> str:
+    """PartModel.id; those of a file are all ids between ``file_id/`` and ``file_id0``."""
+    return f"{file_id}/{number:05d}"
 
 
 def _ends(job: BatchJobRow) -> tuple[str | bytes, ...]:
@@ -1003,6 +1123,7 @@ def _lock_file(file: IO[str]) -> None:
 # and without following links: a directory that is swapped for a link while the walk goes on is
 # not followed out of ROOT.
 
+HAS_PREADV = hasattr(os, "preadv")
 HAS_DIR_FD = os.open in os.supports_dir_fd and os.scandir in os.supports_fd
 NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 DIRECTORY_FLAGS = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0)
@@ -1405,6 +1526,22 @@ class SourceFile:
             offset, size = offset + len(chunk), size - len(chunk)
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
+    def read_into(self, view: memoryview, offset: int) -> None:
+        """Fill ``view`` from ``offset``. Raises SourceError if there are too few bytes."""
+        while view:
+            try:
+                if HAS_PREADV:
+                    count = os.preadv(self.fd, [view], offset)
+                else:
+                    piece = os.pread(self.fd, len(view), offset)
+                    count = len(piece)
+                    view[:count] = piece
+            except OSError as error:
+                raise SourceError("read", self.path, os_cause(error)) from error
+            if not count:
+                raise ChangedError("read", self.path, "it shrank while it was read")
+            view, offset = view[count:], offset + count
+
     def check_unchanged(self) -> None:
         """Raises ChangedError if the file is not what it was when it was opened."""
         now, then = os.fstat(self.fd), self.status
@@ -1414,6 +1551,32 @@ class SourceFile:
             then.st_ctime_ns,
         ):
             raise ChangedError("read", self.path, "it changed while it was read")
+
+
+class FileBody:
+    """Bytes that stay in their file until they are sent: a part too large to be held in memory.
+
+    Slices are bodies too; read() gives the bytes.
+    """
+
+    def __init__(self, source: SourceFile, offset: int, size: int) -> None:
+        self._source = source
+        self._offset = offset
+        self._size = size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, part: slice) -> FileBody:
+        start, stop, _ = part.indices(self._size)
+        return FileBody(self._source, self._offset + start, max(0, stop - start))
+
+    def read(self) -> bytes:
+        """Raises SourceError."""
+        return self._source.read(self._offset, self._size)
+
+
+Body = Union[bytes, memoryview, FileBody]
 
 
 # ======================================================================================
@@ -1900,6 +2063,10 @@ ERROR_CODES: Mapping[str, type[TransferError]] = {
     "XAmzContentSHA256Mismatch": RetryableError,
     "OperationAborted": RetryableError,
     "ConditionalRequestConflict": RetryableError,
+    # a multipart upload was aborted by someone else, or has ended
+    "NoSuchUpload": UploadGoneError,
+    "InvalidPart": UploadGoneError,
+    "InvalidPartOrder": UploadGoneError,
     # this request is not allowed
     "AccessDenied": DeniedError,
     "403": DeniedError,
@@ -1999,6 +2166,11 @@ LEAST_DROPS = 4
 DROP_SHARE = 0.02
 CHANGED_SHARE = 0.3
 AVERAGE_WEIGHT = 0.3
+
+
+PACE_SLACK = 0.1
+PACE_SLICE = 0.05
+SLICE = 256 * KIB
 
 
 class Tally(NamedTuple):
@@ -2194,6 +2366,34 @@ class Limiter:
         self._open_window(now, settle)
 
 
+class Pacer:
+    """Spreads bytes evenly over time: at most ``rate`` bytes a second, no limit if it is 0.
+
+    Whoever is about to send asks for the delay, and waits it out: turns are given in the order of
+    asking. What was not used for a while is lost, but for PACE_SLACK, so there is no burst. May be
+    asked from any thread.
+    """
+
+    def __init__(self) -> None:
+        self.rate = 0.0
+        self._free_at = 0.0
+        self._lock = threading.Lock()
+
+    def delay(self, nbytes: int, now: float) -> float:
+        """Seconds to wait before ``nbytes`` are sent; ``now`` is monotonic time."""
+        if not self.rate:
+            return 0.0
+        with self._lock:
+            turn = max(self._free_at, now - PACE_SLACK)
+            self._free_at = turn + nbytes / self.rate
+        return max(0.0, turn - now)
+
+    @property
+    def slice_size(self) -> int:
+        """Bytes to send at a time, so that a slice takes PACE_SLICE seconds at most."""
+        return max(KIB, int(self.rate * PACE_SLICE)) if self.rate else SLICE
+
+
 # ======================================================================================
 # Connections: the only sockets
 # ======================================================================================
@@ -2219,12 +2419,9 @@ SWEEP_SECONDS = 1.0
 RESOLVE_SECONDS = 30.0
 RECEIVE_BUFFER = 4 * KIB
 ONE_WRITE = 64 * KIB
-SLICE = 256 * KIB
 TLS_SLICE = 64 * KIB
 TLS_READ = 16 * KIB
 RESERVED_DESCRIPTORS = 64
-
-Body = Union[bytes, memoryview]
 
 
 class ConnectionStale(Rejected):
@@ -2244,8 +2441,9 @@ class Connection(asyncio.BufferedProtocol):
         self._waiter: asyncio.Future[Answer] | None = None
         self._buffer = bytearray(RECEIVE_BUFFER)
         self._received = b""
-        self._rest: memoryview | None = None
+        self._rest: memoryview | FileBody | None = None
         self._is_paused = False
+        self._is_waiting = False  # for the pacer
         self._is_used = False
 
     def exchange(self, head: bytes, body: Body) -> asyncio.Future[Answer]:
@@ -2254,12 +2452,15 @@ class Connection(asyncio.BufferedProtocol):
         self.deadline = self._pool.now + STALL_SECONDS
         if self._transport is None:
             self._lose(None)
-        elif len(body) <= ONE_WRITE:
-            self._write(b"".join((head, body)))
-        else:
-            self._rest = memoryview(body)
+        elif len(body) > ONE_WRITE or isinstance(body, FileBody):
+            self._rest = memoryview(body) if isinstance(body, bytes) else body
             self._write(head)
             self._send_slice()
+        elif self._pool.pacer.rate:
+            self._rest = memoryview(b"".join((head, body)))
+            self._send_slice()
+        else:
+            self._write(b"".join((head, body)))
         return waiter
 
     def abort(self) -> None:
@@ -2328,17 +2529,39 @@ class Connection(asyncio.BufferedProtocol):
     def _begin(self) -> None:
         self.ready.set_result(None)
 
-    def _write(self, data: Body) -> None:
+    def _write(self, data: bytes | memoryview) -> None:
         assert self._transport is not None
         self._transport.write(data)
 
     def _send_slice(self) -> None:
-        rest = self._rest
-        if rest is None or self._is_paused:
+        """Send the next slice when the kernel has taken the one before, and its turn has come."""
+        if self._rest is None or self._is_paused or self._is_waiting:
             return
-        size = self.slice_size
+        pacer = self._pool.pacer
+        size = min(self.slice_size, pacer.slice_size, len(self._rest))
+        delay = pacer.delay(size, self._pool.loop.time())
+        if delay:
+            self._is_waiting = True
+            self.deadline = self._pool.now + delay + STALL_SECONDS
+            self._pool.loop.call_later(delay, self._send_due_slice, size)
+        else:
+            self._send_now(size)
+
+    def _send_due_slice(self, size: int) -> None:
+        self._is_waiting = False
+        if self._rest is not None:
+            self._send_now(size)
+
+    def _send_now(self, size: int) -> None:
+        rest = self._rest
+        assert rest is not None
         self._rest = rest[size:] if len(rest) > size else None
-        self._write(rest[:size])
+        piece = rest[:size]
+        try:
+            self._write(piece.read() if isinstance(piece, FileBody) else piece)
+        except SourceError as error:
+            self._fail(Rejected(None, str(error)))
+            return
         if not self._is_paused and self._rest is not None:
             self._pool.loop.call_soon(self._send_slice)
 
@@ -2431,7 +2654,7 @@ class TlsConnection(Connection):
             pass
         return b"".join(pieces)
 
-    def _write(self, data: Body) -> None:
+    def _write(self, data: bytes | memoryview) -> None:
         try:
             self._tls.write(data)
         except ssl.SSLError as problem:
@@ -2456,8 +2679,11 @@ class TlsConnection(Connection):
 class ConnectionPool:
     """Connections to one origin, spread over all addresses of its name."""
 
-    def __init__(self, address: tuple[str, int], context: ssl.SSLContext | None) -> None:
+    def __init__(
+        self, address: tuple[str, int], context: ssl.SSLContext | None, pacer: Pacer
+    ) -> None:
         self.loop = asyncio.get_running_loop()
+        self.pacer = pacer
         self.host, self.port = address
         self.now = self.loop.time()
         self.idle: list[Connection] = []
@@ -2804,8 +3030,10 @@ class FastLane:
         template: RequestTemplate,
         credentials_source: Callable[[], Credentials],
         clock: Callable[[], float] = time.time,
+        pacer: Pacer | None = None,
     ) -> None:
         self.requests = 0
+        self._pacer = pacer or Pacer()
         self._template = template
         self._credentials_source = credentials_source
         self._clock = clock
@@ -2817,7 +3045,7 @@ class FastLane:
         self._writer = HeadWriter(self._template, self._credentials, self._clock)
         is_tls = self._template.scheme == "https"
         context = tls_context(self._template.ca_bundle) if is_tls else None
-        self._pool = ConnectionPool(self._template.address, context)
+        self._pool = ConnectionPool(self._template.address, context, self._pacer)
         self._tasks = [loop.create_task(self._sweep()), loop.create_task(self._refresh())]
 
     async def close(self) -> None:
@@ -2928,6 +3156,7 @@ class Receipt(NamedTuple):
 
     etag: str
     sha256: str = ""  # only where the uploader hashed what it sent; else the engine has done so
+    fast: bool = False  # it went by the fast lane
 
 
 class Upload(NamedTuple):
@@ -2971,16 +3200,52 @@ def combined_digest(digests: Sequence[bytes]) -> str:
     return f"{hashlib.sha256(b''.join(digests)).hexdigest()}-{len(digests)}"
 
 
+class Snapshot(NamedTuple):
+    """What tells whether a file was touched, as fstat says it."""
+
+    size: int  # bytes
+    modified: int  # nanoseconds since the epoch
+    changed: int  # the same, of the inode
+    inode: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Snapshot:
+        """The snapshot that fstat's answer stands for."""
+        return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+
+
+class StoredPart(NamedTuple):
+    """A part that a store has acknowledged."""
+
+    number: int  # from 1
+    size: int  # bytes
+    etag: str
+    sha256: str = ""  # hex
+
+
+class Part(NamedTuple):
+    """A part to be stored. ``body`` may be sent only until the call returns."""
+
+    path: str  # of the file that it is a part of
+    key: str
+    upload_id: str
+    number: int  # from 1
+    body: Body
+    sha256: str  # hex, of the body
+
+
 class Traffic:
     """Counts of what an uploader sent. add() may be called from threads.
 
-    ``fast_requests`` and ``fast_files`` belong to the event loop, and so does ``meter``.
+    ``fast_requests`` and ``fast_files`` belong to the event loop, and so does ``meter``. ``pacer``
+    is asked before bytes are sent.
     """
 
     def __init__(self) -> None:
         self.requests = self.retries = self.throttled = 0
         self.fast_requests = self.fast_files = 0
         self.meter = Meter()
+        self.pacer = Pacer()
         self._lock = threading.Lock()
 
     def add(self, *, requests: int = 0, retries: int = 0, throttled: int = 0) -> None:
@@ -3054,6 +3319,50 @@ class Uploader(ABC):
         return await asyncio.get_running_loop().run_in_executor(threads, self.put, upload)
 
 
+class MultipartUploader(Uploader):
+    """A provider that takes a large object in parts, in any order, from several processes.
+
+    All methods may block, but for send_part(), and raise TransferError as put() does;
+    UploadGoneError where the store does not know the upload, or a part of it, any more.
+    """
+
+    @abstractmethod
+    def begin(self, upload: Upload) -> str:
+        """Begin an object that will come in parts. Returns the id of the multipart upload."""
+
+    @abstractmethod
+    def put_part(self, part: Part) -> Receipt:
+        """Store one part; the last one stored under its number wins."""
+
+    async def send_part(self, part: Part, threads: ThreadPoolExecutor) -> Receipt:
+        """put_part() for an event loop."""
+        return await asyncio.get_running_loop().run_in_executor(threads, self.put_part, part)
+
+    @abstractmethod
+    def list_parts(self, key: str, upload_id: str) -> list[StoredPart]:
+        """The parts that the store has of an upload."""
+
+    @abstractmethod
+    def complete(self, upload: Upload, upload_id: str, parts: Sequence[StoredPart]) -> Receipt:
+        """Make the object of its parts, all of them, by number; see that the store has it."""
+
+    @abstractmethod
+    def is_complete(self, upload: Upload, parts: Sequence[StoredPart]) -> Receipt | None:
+        """The receipt if the object is there, made of these parts and with this metadata."""
+
+    @abstractmethod
+    def abort(self, key: str, upload_id: str) -> None:
+        """Give up an upload and its parts. One that is not there is no error."""
+
+    @abstractmethod
+    def find_uploads(self, key: str, since: float) -> list[str]:
+        """Ids of the unfinished uploads of ``key`` begun since then, seconds since the epoch."""
+
+    @abstractmethod
+    def fingerprint(self, upload: Upload) -> str:
+        """What the object will be, but for its bytes: an upload with another one is useless."""
+
+
 # -- S3
 
 
@@ -3096,12 +3405,15 @@ BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]|arn:[\w:/.-]+", re.
 DESTINATION = re.compile(
     r"s3://(?P<bucket>arn:[^/]*:accesspoint/[^/]+|[^/]*)(?:/(?P<prefix>.*))?", re.DOTALL
 )
+ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+NO_HEADERS = Headers((), ())
+CONFIGURATION_HINT = "check the AWS configuration, and credential_process if it names one"
 NO_CREDENTIALS_HINT = (
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; --sandbox needs neither"
 )
 
 
-class S3Uploader(Uploader):
+class S3Uploader(MultipartUploader):
     """A bucket of S3, or of a store that speaks S3.
 
     Safe lane: boto3's own calls, in threads. Fast lane: the PutObject that botocore would have
@@ -3153,6 +3465,9 @@ class S3Uploader(Uploader):
         """
         if importlib.util.find_spec("boto3") is None:
             raise UsageError("import boto3", "", "it is not installed", "pip install boto3")
+        for name in ENDPOINT_VARIABLES:
+            if not self.endpoint and os.environ.get(name):
+                check_endpoint(os.environ[name])
         if not self.endpoint and endpoint_is_configured():
             host = self._client_of("s3").meta.endpoint_url
             check_endpoint(host)
@@ -3281,8 +3596,13 @@ class S3Uploader(Uploader):
                 endpoint_url=self.options.endpoint_url,
                 config=config,
             )
-        except (BotoCoreError, ValueError) as error:
+        except BotoCoreError as error:
             raise UsageError("set up", service, str(error), "check the options") from error
+        except Exception as error:  # whatever a credential_process does; it may tell secrets
+            cause = os_cause(error) if isinstance(error, OSError) else type(error).__name__
+            where = getattr(error, "filename", None)
+            cause = f"{where}: {cause}" if where else cause
+            raise UsageError("set up", service, cause, CONFIGURATION_HINT) from error
 
     def _credentials(self) -> Credentials:
         """What to sign with now. May block to renew it. Raises FatalError.
@@ -3317,6 +3637,7 @@ class S3Uploader(Uploader):
                 events.register("request-created.s3", self._count_request)
                 events.register("response-received.s3", self._count_throttling)
                 events.register("before-sign.s3", drop_expect_header)
+                events.register("before-send.s3", self._pace)
                 self._client = client
             return self._client
 
@@ -3329,7 +3650,7 @@ class S3Uploader(Uploader):
     async def enter_loop(self) -> None:
         """Open the fast lane, if the gate is open."""
         if self._template is not None:
-            lane = FastLane(self._template, self._credentials)
+            lane = FastLane(self._template, self._credentials, pacer=self.traffic.pacer)
             await lane.open()
             self._lane = lane
 
@@ -3352,22 +3673,39 @@ class S3Uploader(Uploader):
         try:
             etag = await lane.put(upload.key, headers, upload.body, upload.sha256)
         except Rejected as rejected:
-            self._weigh_rejection(rejected, began, upload)
+            self._weigh_rejection(rejected, began, upload.source.path, upload.key)
             return await super().send(upload, threads)
         finally:
             self.traffic.fast_requests = lane.requests
         self.traffic.fast_files += 1
         self._refusals = 0
-        return Receipt(etag)
+        return Receipt(etag, fast=True)
 
-    def _weigh_rejection(self, rejected: Rejected, began: float, upload: Upload) -> None:
+    async def send_part(self, part: Part, threads: ThreadPoolExecutor) -> Receipt:
+        """By the fast lane if that is open, else by the safe lane."""
+        lane = self._lane
+        if lane is None or self.fast_lane_off:
+            return await super().send_part(part, threads)
+        began = time.monotonic()
+        upload_id = urllib.parse.quote(part.upload_id, safe="")
+        query = f"partNumber={part.number}&uploadId={upload_id}"
+        try:
+            etag = await lane.put(part.key, NO_HEADERS, part.body, part.sha256, query)
+        except Rejected as rejected:
+            self._weigh_rejection(rejected, began, part.path, part.key)
+            return await super().send_part(part, threads)
+        finally:
+            self.traffic.fast_requests = lane.requests
+        self._refusals = 0
+        return Receipt(etag, fast=True)
+
+    def _weigh_rejection(self, rejected: Rejected, began: float, path: str, key: str) -> None:
         """Tell the limiter of a drop; give the lane up if it understands nothing any more."""
         if rejected.dropped:
             self.traffic.meter.dropped(began, time.monotonic())
         if rejected.status in DROP_STATUSES:
             self.traffic.add(throttled=1, retries=1)
-            subject = f"{upload.source.path} to s3://{self.bucket}/{upload.key}"
-            raise SlowDownError("upload", subject, str(rejected))
+            raise SlowDownError("upload", self._way(path, key), str(rejected))
         self._refusals += 1
         if self._refusals >= MAX_REFUSALS:
             self.fast_lane_off = f"given up on the way: {rejected}"
@@ -3376,70 +3714,214 @@ class S3Uploader(Uploader):
         attempts = request.context.get("retries", {}).get("attempt", 1)
         self.traffic.add(requests=1, retries=int(attempts > 1))
 
+    def _pace(self, request: Any, **_: Any) -> None:
+        pacer = self.traffic.pacer
+        if isinstance(request.body, PartBody):
+            request.body.pacer = pacer
+        elif request.body and pacer.rate:
+            time.sleep(pacer.delay(len(request.body), time.monotonic()))
+
     def _count_throttling(self, response_dict: Any, **_: Any) -> None:
         if response_dict and response_dict.get("status_code") in (429, 503, 509):
             self.traffic.add(throttled=1)
 
+    def _way(self, path: str, key: str) -> str:
+        return f"{path} to s3://{self.bucket}/{key}"
+
+    def _object(self, upload: Upload) -> dict[str, Any]:
+        """What PutObject and CreateMultipartUpload say of an object."""
+        return {
+            "Bucket": self.bucket,
+            "Key": upload.key,
+            "ContentType": upload.content_type,
+            "Metadata": upload.metadata,
+            **self.options.put_arguments(),
+        }
+
+    def _upload(self, key: str, upload_id: str) -> dict[str, Any]:
+        """What all further calls say of a multipart upload."""
+        return {"Bucket": self.bucket, "Key": key, "UploadId": upload_id, **self._owner()}
+
     def put(self, upload: Upload) -> Receipt:
-        """One PutObject, or a multipart upload where the body is not in memory."""
-        with translated("upload", f"{upload.source.path} to s3://{self.bucket}/{upload.key}"):
-            if upload.body is None:
-                return self._put_parts(upload)
-            answer = self._safe_client().put_object(
-                Bucket=self.bucket,
-                Key=upload.key,
-                Body=upload.body,
-                ContentType=upload.content_type,
-                Metadata=upload.metadata,
-                **self.options.put_arguments(),
+        """One PutObject: the body is in memory, larger files come in parts."""
+        with translated("upload", self._way(upload.source.path, upload.key)):
+            assert upload.body is not None
+            answer = self._safe_client().put_object(Body=upload.body, **self._object(upload))
+            return Receipt(etag_of(answer))
+
+    # -- large files
+
+    def fingerprint(self, upload: Upload) -> str:
+        """A hash of all that CreateMultipartUpload says."""
+        told = json.dumps(self._object(upload), sort_keys=True)
+        return hashlib.sha256(told.encode()).hexdigest()
+
+    def begin(self, upload: Upload) -> str:
+        """CreateMultipartUpload."""
+        with translated("begin upload of", self._way(upload.source.path, upload.key)):
+            answer = self._safe_client().create_multipart_upload(**self._object(upload))
+            if not answer.get("UploadId"):
+                raise RetryableError("read answer", upload.key, "it names no upload")
+            return str(answer["UploadId"])
+
+    def put_part(self, part: Part) -> Receipt:
+        """UploadPart."""
+        with translated("upload", f"part {part.number} of {self._way(part.path, part.key)}"):
+            answer = self._safe_client().upload_part(
+                PartNumber=part.number,
+                Body=PartBody(part.body),
+                **self._upload(part.key, part.upload_id),
             )
             return Receipt(etag_of(answer))
 
-    def _put_parts(self, upload: Upload) -> Receipt:
-        target = {"Bucket": self.bucket, "Key": upload.key}
-        upload_id = self._safe_client().create_multipart_upload(
-            **target,
-            ContentType=upload.content_type,
-            Metadata=upload.metadata,
-            **self.options.put_arguments(),
-        )["UploadId"]
-        target["UploadId"] = upload_id
+    def list_parts(self, key: str, upload_id: str) -> list[StoredPart]:
+        """ListParts, to the end."""
+        with translated("list parts of", f"s3://{self.bucket}/{key}"):
+            pages = self._safe_client().get_paginator("list_parts")
+            return [
+                StoredPart(part["PartNumber"], part["Size"], part["ETag"].strip('"'))
+                for page in pages.paginate(**self._upload(key, upload_id))
+                for part in page.get("Parts", [])
+            ]
+
+    def complete(self, upload: Upload, upload_id: str, parts: Sequence[StoredPart]) -> Receipt:
+        """CompleteMultipartUpload, then a look at the object.
+
+        An upload that is not there may be one that an earlier try has completed.
+        """
+        named = [{"PartNumber": part.number, "ETag": part.etag} for part in parts]
+        with translated("complete", self._way(upload.source.path, upload.key)):
+            try:
+                answer = self._safe_client().complete_multipart_upload(
+                    **self._upload(upload.key, upload_id), MultipartUpload={"Parts": named}
+                )
+            except self._safe_client().exceptions.NoSuchUpload:
+                receipt = self.is_complete(upload, parts)
+                if receipt is None:
+                    raise
+                return receipt
+        receipt = Receipt(etag_of(answer), combined_sha256(parts))
+        self._check_stored(upload)
+        return receipt
+
+    def _check_stored(self, upload: Upload) -> None:
+        """Raises TransferError if the object is not as it should be, and that can be known."""
         try:
-            return self._send_parts(upload, target)
-        except BaseException:
-            self._abort(target)
-            raise
+            head = self._head(upload.key)
+        except DeniedError:
+            return  # PutObject is permission enough
+        if not head or not describes(head, upload):
+            cause = "the store has acknowledged it, and holds something else"
+            raise TransferError("complete", self._way(upload.source.path, upload.key), cause)
 
-    def _send_parts(self, upload: Upload, target: dict[str, str]) -> Receipt:
-        parts, digests = [], []
-        for number, body in upload.parts():
-            answer = self._safe_client().upload_part(
-                **target, PartNumber=number, Body=body, **self._owner()
-            )
-            parts.append({"PartNumber": number, "ETag": etag_of(answer)})
-            digests.append(hashlib.sha256(body).digest())
-        upload.source.check_unchanged()
-        answer = self._safe_client().complete_multipart_upload(
-            **target, MultipartUpload={"Parts": parts}, **self._owner()
-        )
-        return Receipt(etag_of(answer), combined_digest(digests))
+    def _head(self, key: str) -> Mapping[str, Any] | None:
+        with translated("look at", f"s3://{self.bucket}/{key}"):
+            try:
+                head: Mapping[str, Any] = self._safe_client().head_object(
+                    Bucket=self.bucket, Key=key, **self._owner()
+                )
+            except self._safe_client().exceptions.ClientError as error:
+                if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
+                    return None
+                raise
+            return head
 
-    def _abort(self, target: dict[str, str]) -> None:
-        from botocore.exceptions import BotoCoreError, ClientError
+    def is_complete(self, upload: Upload, parts: Sequence[StoredPart]) -> Receipt | None:
+        """By HeadObject: size, metadata and, where the parts' ETags are MD5, the ETag tell."""
+        head = self._head(upload.key)
+        if not head or not describes(head, upload) or combined_etag(parts) != etag_of(head):
+            return None
+        return Receipt(etag_of(head), combined_sha256(parts))
 
-        with contextlib.suppress(BotoCoreError, ClientError):
-            self._safe_client().abort_multipart_upload(**target, **self._owner())
+    def abort(self, key: str, upload_id: str) -> None:
+        """AbortMultipartUpload."""
+        with (
+            contextlib.suppress(UploadGoneError),
+            translated("abort upload of", f"s3://{self.bucket}/{key}"),
+        ):
+            self._safe_client().abort_multipart_upload(**self._upload(key, upload_id))
+
+    def find_uploads(self, key: str, since: float) -> list[str]:
+        """ListMultipartUploads; none where that is not allowed."""
+        try:
+            with translated("list uploads to", f"s3://{self.bucket}/{key}"):
+                pages = self._safe_client().get_paginator("list_multipart_uploads")
+                return [
+                    upload["UploadId"]
+                    for page in pages.paginate(Bucket=self.bucket, Prefix=key, **self._owner())
+                    for upload in page.get("Uploads", [])
+                    if upload["Key"] == key
+                    and upload["Initiated"].timestamp() > since - CLOCK_SKEW_SECONDS
+                ]
+        except DeniedError:
+            return []
+
+
+class PartBody(io.RawIOBase):
+    """A part as botocore reads it: to hash it, then, from its start again, to send it."""
+
+    def __init__(self, body: Body) -> None:
+        super().__init__()
+        self._body = body
+        self._position = 0
+        self.pacer: Pacer | None = None  # while it is sent, not while it is hashed
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Only the three ways of a file."""
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: len(self._body)}
+        self._position = base[whence] + offset
+        self.pacer = None
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        piece = self._body[self._position : self._position + len(buffer)]
+        if self.pacer:
+            time.sleep(self.pacer.delay(len(piece), time.monotonic()))
+        buffer[: len(piece)] = piece.read() if isinstance(piece, FileBody) else piece
+        self._position += len(piece)
+        return len(piece)
+
+
+def describes(head: Mapping[str, Any], upload: Upload) -> bool:
+    """Whether HeadObject's answer is that of this object, as far as it says."""
+    stored = {name.lower(): value for name, value in head["Metadata"].items()}
+    return head["ContentLength"] == upload.size and all(
+        stored.get(name) == value for name, value in upload.metadata.items()
+    )
+
+
+def combined_etag(parts: Sequence[StoredPart]) -> str:
+    """The ETag of an object in parts, where those of the parts are MD5 digests; else nothing."""
+    etags = "".join(part.etag for part in parts)
+    if len(etags) != 32 * len(parts) or not re.fullmatch("[0-9a-f]*", etags):
+        return ""
+    digest = hashlib.md5(bytes.fromhex(etags), usedforsecurity=False).hexdigest()
+    return f"{digest}-{len(parts)}"
+
+
+def combined_sha256(parts: Iterable[StoredPart]) -> str:
+    """combined_digest() of parts that are stored."""
+    return combined_digest([bytes.fromhex(part.sha256) for part in parts])
 
 
 def etag_of(answer: Mapping[str, Any]) -> str:
-    """The ETag of an acknowledgement. Raises RetryableError where there is none.
+    """The ETag of an acknowledgement, without quotes. Raises RetryableError where there is none.
 
     botocore takes an answer that breaks off within its headers for a success.
     """
-    etag = answer.get("ETag")
+    etag = str(answer.get("ETag") or "").strip('"')
     if not etag:
         raise RetryableError("read answer", "", "it broke off: there is no ETag")
-    return str(etag)
+    return etag
 
 
 def parse_destination(text: str) -> tuple[str, str]:
@@ -3457,16 +3939,20 @@ def parse_destination(text: str) -> tuple[str, str]:
 
 def check_endpoint(url: str) -> None:
     """Raises UsageError, and does not repeat what may hold a password."""
-    if not re.fullmatch(r"https?://[^/\s]+(/\S*)?", url) or not url.isascii():
-        raise UsageError("--endpoint-url is no http:// or https:// URL", hint="see --help")
-    if "@" in urllib.parse.urlsplit(url).netloc:
+    if "@" in url:
         hint = "credentials go into the environment or the AWS configuration"
-        raise UsageError("--endpoint-url holds a user or a password", hint=hint)
+        raise UsageError("the endpoint's URL holds a user or a password", hint=hint)
+    try:
+        is_url = urllib.parse.urlsplit(url).hostname and url.isascii()
+    except ValueError:  # such as http://[::1
+        is_url = None
+    if not is_url or not re.fullmatch(r"https?://[^/\s]+(/\S*)?", url):
+        raise UsageError("the endpoint is no http:// or https:// URL", hint="see --endpoint-url")
 
 
 def endpoint_is_configured() -> bool:
     """Whether boto3 may find an endpoint in the environment or in its configuration file."""
-    if os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
+    if any(os.environ.get(name) for name in ENDPOINT_VARIABLES):
         return True
     path = os.path.expanduser(os.environ.get("AWS_CONFIG_FILE") or "~/.aws/config")
     try:
@@ -3510,9 +3996,9 @@ def translated(operation: str, subject: str) -> Iterator[None]:
         raise kind(operation, subject, str(error), hint) from error
     except OSError as error:  # such as a credential_process that is not there
         cause = f"{error.filename}: {os_cause(error)}" if error.filename else os_cause(error)
-        raise FatalError(operation, subject, cause, "check the AWS configuration") from error
+        raise FatalError(operation, subject, cause, CONFIGURATION_HINT) from error
     except ValueError as error:  # such as the answer of a credential_process that is not JSON
-        raise FatalError(operation, subject, str(error), "check the AWS configuration") from error
+        raise FatalError(operation, subject, type(error).__name__, CONFIGURATION_HINT) from error
 
 
 def classify_client_error(error: Exception) -> tuple[type[TransferError], str]:
@@ -3604,6 +4090,9 @@ def _ask(question: Callable[[], Any], absent: Any) -> tuple[Any, str]:
 # returns, as soon as there is room for the next one, all outcomes that have come since. The slots
 # never stop between two pages, so there is no barrier; a runner holds two pages at the most.
 #
+# A large file is several tasks: one begins its multipart upload, one for each part, one completes
+# it. What follows from an outcome is the batch run's business: see WorkList.
+#
 # An Engine keeps its runners fed. Mode concurrent is one runner on a loop in the thread that also
 # keeps the ledger: two threads would take the GIL from each other at every system call. Mode
 # parallel is one runner in each of several processes, on a loop that runs on between two pages;
@@ -3631,11 +4120,99 @@ class Task(NamedTuple):
         return seen == (status.st_size, ledger_time(status), f"0{status.st_mode:o}")
 
 
-class Report(NamedTuple):
-    """A runner's answer to a page: what became of files of this page and earlier ones."""
+class BeginTask(NamedTuple):
+    """A large file whose upload is to be begun, or gone on with."""
 
-    outcomes: list[Outcome]
-    waiting: int  # files that no slot has taken yet
+    id: str
+    file: Task
+    known: UploadModel | None  # what the ledger knows of an earlier one
+    parts: tuple[StoredPart, ...]  # those of it that were acknowledged
+    anew: bool  # do not go on with the earlier one
+    asked_at: int  # seconds since the epoch; no upload was begun for this file before
+
+    @property
+    def size(self) -> int:
+        """Bytes that it brings into memory."""
+        return 0
+
+
+class PartTask(NamedTuple):
+    """One part of a large file."""
+
+    id: str
+    path: str
+    key: str
+    upload_id: str
+    number: int  # from 1
+    offset: int  # bytes
+    size: int  # bytes
+    snapshot: Snapshot  # of the file when its upload was begun
+
+
+class CompleteTask(NamedTuple):
+    """A large file whose parts are all in the store."""
+
+    id: str
+    file: Task
+    upload_id: str
+    parts: tuple[StoredPart, ...]  # by number
+    snapshot: Snapshot
+    racy: int
+    size: int = 0
+
+
+class AbortTask(NamedTuple):
+    """A multipart upload that is not wanted any more."""
+
+    id: str
+    key: str
+    upload_id: str | None  # None: those that a killed run may have begun at created_at or later
+    created_at: int
+    size: int = 0
+
+
+AnyTask = Union[Task, BeginTask, PartTask, CompleteTask, AbortTask]
+
+
+class Begun(NamedTuple):
+    """A multipart upload has been begun, or may be gone on with."""
+
+    id: str
+    upload_id: str
+    fingerprint: str
+    part_size: int
+    parts: tuple[StoredPart, ...]  # those that need not be sent again
+    snapshot: Snapshot
+    racy: int
+
+    @property
+    def part_count(self) -> int:
+        """How many parts the file has; an empty one has one, which is empty."""
+        return max(1, -(-self.snapshot.size // self.part_size))
+
+
+class PartDone(NamedTuple):
+    """A part is in the store."""
+
+    id: str
+    part: StoredPart
+    fast: bool  # it went by the fast lane
+
+
+class Aborted(NamedTuple):
+    """A multipart upload is no more."""
+
+    id: str
+
+
+AnyOutcome = Union[Outcome, Begun, PartDone, Aborted]
+
+
+class Report(NamedTuple):
+    """A runner's answer to a page: what became of tasks of this page and earlier ones."""
+
+    outcomes: list[AnyOutcome]
+    has_room: bool  # for another page
     fast_lane_off: str | None = None  # why it is off, or was given up
 
 
@@ -3652,7 +4229,7 @@ class EngineOptions:
 class Gauges:
     """Figures that one runner and the parent share, without locks: each has one writer."""
 
-    FROM_PARENT = ("stopping", "limit", "cut_at")
+    FROM_PARENT = ("stopping", "limit", "cut_at", "rate")
     FROM_RUNNER = (
         *("files", "bytes", "requests", "retries", "throttled", "fast_files"),
         *("work", "completions", "busy", "drops"),
@@ -3678,13 +4255,31 @@ class ByteBudget:
         self._limit = limit
         self._used = 0
         self._queue: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._spare: list[bytearray] = []
 
     def take(self, size: int) -> bool:
         """Take ``size`` bytes, if they fit now and nobody waits."""
         if self._queue or not self._fits(size):
             return False
-        self._used += size
+        self._grant(size)
         return True
+
+    def _grant(self, size: int) -> None:
+        """A buffer that was kept is memory too, unless it is what the ``size`` bytes are for."""
+        self._used += size
+        while self._spare and self._used - size + sum(map(len, self._spare)) > self._limit:
+            self._spare.pop()
+
+    def buffer(self, size: int) -> bytearray:
+        """A buffer of ``size`` bytes or more, for who has taken them; one that was used, if any."""
+        if self._spare and len(self._spare[-1]) >= size:
+            return self._spare.pop()
+        self._spare.clear()
+        return bytearray(size)
+
+    def keep(self, buffer: bytearray) -> None:
+        """Take a buffer back; it is to be used again as long as there is room for it."""
+        self._spare.append(buffer)
 
     async def wait_for(self, size: int) -> None:
         """Wait until ``size`` bytes are free, and take them."""
@@ -3697,7 +4292,7 @@ class ByteBudget:
         self._used -= size
         while self._queue and self._fits(self._queue[0][0]):
             waiting, turn = self._queue.popleft()
-            self._used += waiting
+            self._grant(waiting)
             if not turn.done():
                 turn.set_result(None)
 
@@ -3745,9 +4340,11 @@ class PageRunner:
         self.gauges = gauges
         self._files = self._bytes = 0
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="pfu-thread")
-        self._budget = ByteBudget(options.memory)
+        self.budget = ByteBudget(options.memory)
         self._reading = ReadingPlace()
-        self._outcomes: list[Outcome] = []
+        self._outcomes: list[AnyOutcome] = []
+        self._is_awaited = False  # something follows from an outcome
+        self._waiting_bytes = 0
         self._busy = 0
         self._limit = 0
         self._slots: set[asyncio.Task[None]] = set()
@@ -3757,25 +4354,29 @@ class PageRunner:
 
     # -- what an engine uses
 
-    async def exchange(self, page: Sequence[Task], more: bool) -> Report:
+    async def exchange(self, page: Sequence[AnyTask], more: bool) -> Report:
         """Take in a page; report when there is room for another one, or after REPORT_SECONDS.
 
-        ``more``: further pages will come. If not, report when all is done.
+        ``more``: a further page is ready. If not, report when all is done, or when something
+        follows from what was done.
         """
         if self._watching is None:
             await self._open()
         for task in page:
             self._waiting.put_nowait(task)
+            self._waiting_bytes += task.size
         self._more = more
         self._look_at_gauges()
         if not self._is_reportable():
             self._reporting = self._loop.create_future()
-            timer = self._loop.call_later(REPORT_SECONDS, self._report)
+            seconds = REPORT_SECONDS if more else IDLE_REPORT_SECONDS
+            timer = self._loop.call_later(seconds, self._report)
             await self._reporting
             timer.cancel()
         outcomes, self._outcomes = self._outcomes, []
+        self._is_awaited = False
         self._show_gauges()
-        return Report(outcomes, self._waiting.qsize(), self.uploader.fast_lane_off)
+        return Report(outcomes, self._has_room(), self.uploader.fast_lane_off)
 
     async def close(self) -> None:
         """Give up connections and threads; what is in flight is abandoned."""
@@ -3794,14 +4395,18 @@ class PageRunner:
 
     async def _open(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._waiting: asyncio.Queue[Task] = asyncio.Queue()
+        self._waiting: asyncio.Queue[AnyTask] = asyncio.Queue()
         self.uploader.open(THREADS)
         await self.uploader.enter_loop()
         self._watching = asyncio.ensure_future(self._watch())
 
     def _is_reportable(self) -> bool:
-        waiting = self._waiting.qsize()
-        return waiting < PAGE_ROWS if self._more else waiting + self._busy == 0
+        if self._more:
+            return self._has_room()
+        return self._is_awaited or self._waiting.qsize() + self._busy == 0
+
+    def _has_room(self) -> bool:
+        return self._waiting.qsize() < PAGE_ROWS and self._waiting_bytes < PAGE_BYTES
 
     def _report(self) -> None:
         if self._reporting is not None and not self._reporting.done():
@@ -3825,6 +4430,7 @@ class PageRunner:
     def _look_at_gauges(self) -> None:
         """Follow the parent: its limit, and its wish to stop."""
         self.uploader.traffic.meter.cut_at = self.gauges["cut_at"]
+        self.uploader.traffic.pacer.rate = self.gauges["rate"]
         self._limit = int(self.gauges["limit"])
         while len(self._slots) < self._limit:
             slot = asyncio.ensure_future(self._slot())
@@ -3835,24 +4441,28 @@ class PageRunner:
 
     def _release_waiting(self) -> None:
         while not self._waiting.empty():
-            self._outcomes.append(Outcome(self._waiting.get_nowait().id, OutcomeKind.RELEASED))
+            task = self._waiting.get_nowait()
+            self._waiting_bytes -= task.size
+            self._outcomes.append(Outcome(task.id, OutcomeKind.RELEASED))
         self._report()
 
     async def _slot(self) -> None:
         while len(self._slots) <= self._limit:
             task = await self._waiting.get()
             self._busy += 1
-            size = min(task.size, self.options.part_size)
-            if not self._budget.take(size):
-                await self._budget.wait_for(size)
+            self._waiting_bytes -= task.size
+            transfer = TRANSFERS[type(task)](task, self)
+            size = transfer.memory
+            if not self.budget.take(size):
+                await self.budget.wait_for(size)
             try:
-                outcome = await Transfer(task, self).run()
+                outcome = await transfer.run()
             except Exception as error:  # noqa: BLE001  a slot outlives whatever a file does to it
-                cause = f"internal error: {type(error).__name__}: {error}"
-                outcome = Outcome(task.id, OutcomeKind.FAILED, cause, 1)
-            self._budget.give_back(size)
+                outcome = Outcome(task.id, OutcomeKind.FAILED, internal_error(error), 1)
+            self.budget.give_back(size)
             self._busy -= 1
             self._outcomes.append(outcome)
+            self._is_awaited |= type(task) is not Task
             if self._reporting is not None and self._is_reportable():
                 self._report()
 
@@ -3881,18 +4491,33 @@ class PageRunner:
         self._bytes += upload.size
         return receipt
 
+    def count_file(self) -> None:
+        """A file whose bytes are counted already is in the store."""
+        self._files += 1
+
+    async def send_part(self, part: Part) -> Receipt:
+        """Have the uploader store a part."""
+        assert isinstance(self.uploader, MultipartUploader)
+        began = time.monotonic()
+        receipt = await self.uploader.send_part(part, self._threads)
+        self.uploader.traffic.meter.completed(len(part.body), began, time.monotonic())
+        self._bytes += len(part.body)
+        return receipt
+
     @property
     def is_stopping(self) -> bool:
         """Whether nothing new is to be begun."""
         return bool(self.gauges["stopping"])
 
 
-class Transfer:
-    """One file's way into the store: read, hash, send; again where that may help."""
+class Transfer(ABC):
+    """What is done about one task: tried again where that may help."""
 
     __slots__ = ("attempts", "began", "options", "readings", "runner", "task")
+    readings_allowed: ClassVar[int] = 1  # of a file that changes meanwhile
+    kind_if_changed: ClassVar[OutcomeKind] = OutcomeKind.CHANGED
 
-    def __init__(self, task: Task, runner: PageRunner) -> None:
+    def __init__(self, task: Any, runner: PageRunner) -> None:
         self.task = task
         self.runner = runner
         self.options = runner.options
@@ -3900,8 +4525,13 @@ class Transfer:
         self.readings = 0
         self.began = time.monotonic()
 
-    async def run(self) -> Outcome:
-        """Never raises for what concerns this file alone."""
+    @property
+    def memory(self) -> int:
+        """Bytes that it will hold in memory."""
+        return 0
+
+    async def run(self) -> AnyOutcome:
+        """Never raises for what concerns this task alone."""
         while True:
             self.attempts += 1
             try:
@@ -3910,8 +4540,8 @@ class Transfer:
                 return self._failed(OutcomeKind.VANISHED, error)
             except ChangedError as error:
                 self.readings += 1
-                if self.readings >= READ_ATTEMPTS:
-                    return self._failed(OutcomeKind.FAILED, error)
+                if self.readings >= self.readings_allowed:
+                    return self._failed(self.kind_if_changed, error)
             except TransferError as error:
                 if not self._may_repeat(error):
                     return self._failed(_kind_of_failure(error), error)
@@ -3921,51 +4551,24 @@ class Transfer:
             except PfuError as error:
                 return self._failed(OutcomeKind.FAILED, error)
 
+    @abstractmethod
+    async def _try(self) -> AnyOutcome: ...
+
     def _may_repeat(self, error: TransferError) -> bool:
         """A store that is busy is given time; other failures may recur a few times only."""
         if isinstance(error, SlowDownError):
             return time.monotonic() - self.began < THROTTLED_SECONDS
         return error.retryable and self.attempts < SEND_ATTEMPTS
 
-    async def _try(self) -> Outcome:
-        upload = await self.runner.read(self._read, self.task.size)
-        source = upload.source
-        try:
-            if self._is_stored(upload):
-                return self._outcome(upload, OutcomeKind.UNCHANGED, Receipt(""))
-            receipt = await self.runner.send(upload)
-            sha256 = receipt.sha256 or upload.sha256
-            if not sha256:
-                sha256 = await self.runner.in_thread(functools.partial(hash_parts, upload))
-            if upload.body is None:
-                source.check_unchanged()
-            return self._outcome(upload, OutcomeKind.UPLOADED, Receipt(receipt.etag, sha256))
-        finally:
-            source.close()
+    def _failed(self, kind: OutcomeKind, error: PfuError) -> Outcome:
+        return Outcome(self.task.id, kind, str(error), self.attempts)
 
-    def _is_stored(self, upload: Upload) -> bool:
-        """Whether the store has these bytes, and their metadata, already."""
-        known = self.task.known_sha256
-        return known != "" and known == upload.sha256 and self.task.is_as_scanned(upload.status)
+    def _open(self, path: str) -> SourceFile:
+        return SourceFile(path, follow_symlinks=self.options.follow_symlinks)
 
-    def _read(self) -> Upload:
-        """Open, read and hash. A large file is only opened, and hashed where that may spare it."""
-        source = SourceFile(self.task.path, follow_symlinks=self.options.follow_symlinks)
-        try:
-            upload = self._upload_of(source)
-            source.check_unchanged()
-        except BaseException:
-            source.close()
-            raise
-        if upload.body is not None:
-            source.close()
-        return upload
-
-    def _upload_of(self, source: SourceFile) -> Upload:
-        is_small = source.size <= self.options.part_size
-        body = source.read(0, source.size) if is_small else None
-        upload = Upload(
-            self.task.key,
+    def _describe(self, file: Task, source: SourceFile, body: bytes | None) -> Upload:
+        return Upload(
+            file.key,
             source,
             body,
             "" if body is None else hashlib.sha256(body).hexdigest(),
@@ -3973,13 +4576,10 @@ class Transfer:
             content_type(source.path),
             self.options.part_size,
         )
-        if body is not None:
-            return upload
-        if source.size > MAX_OBJECT_SIZE:
-            raise SourceError("upload", source.path, too_large(self.task.key, source.size))
-        return upload._replace(sha256=hash_parts(upload)) if self.task.known_sha256 else upload
 
-    def _outcome(self, upload: Upload, kind: OutcomeKind, receipt: Receipt) -> Outcome:
+    def _outcome(
+        self, upload: Upload, kind: OutcomeKind, receipt: Receipt, racy: int | None = None
+    ) -> Outcome:
         status = upload.status
         return Outcome(
             self.task.id,
@@ -3990,19 +4590,269 @@ class Transfer:
             ledger_time(status),
             f"0{status.st_mode:o}",
             ledger_inode(status),
-            int(upload.source.racy),
+            int(upload.source.racy) if racy is None else racy,
             receipt.etag.strip('"'),
             receipt.sha256 or upload.sha256,
             int(time.time()),
         )
 
-    def _failed(self, kind: OutcomeKind, error: PfuError) -> Outcome:
-        return Outcome(self.task.id, kind, str(error), self.attempts)
+
+class FileTransfer(Transfer):
+    """One file's way into the store: read, hash, send."""
+
+    __slots__ = ()
+    readings_allowed = READ_ATTEMPTS
+    kind_if_changed = OutcomeKind.FAILED
+
+    @property
+    def memory(self) -> int:
+        task: Task = self.task
+        return min(task.size, self.options.part_size)
+
+    async def _try(self) -> Outcome:
+        upload = await self.runner.read(self._read, self.task.size)
+        source = upload.source
+        try:
+            if _is_stored(upload, self.task):
+                return self._outcome(upload, OutcomeKind.UNCHANGED, Receipt(""))
+            if upload.body is None and isinstance(self.runner.uploader, MultipartUploader):
+                return Outcome(self.task.id, OutcomeKind.LARGE)
+            receipt = await self.runner.send(upload)
+            sha256 = receipt.sha256 or upload.sha256
+            if not sha256:
+                sha256 = await self.runner.in_thread(functools.partial(hash_parts, upload))
+            if upload.body is None:
+                source.check_unchanged()
+            return self._outcome(upload, OutcomeKind.UPLOADED, Receipt(receipt.etag, sha256))
+        finally:
+            source.close()
+
+    def _read(self) -> Upload:
+        """Open, read and hash. A large file is only opened, and hashed where that may spare it."""
+        source = self._open(self.task.path)
+        try:
+            is_small = source.size <= self.options.part_size
+            body = source.read(0, source.size) if is_small else None
+            upload = self._describe(self.task, source, body)
+            if body is None and self.task.known_sha256:
+                upload = upload._replace(sha256=hash_parts(upload))
+            source.check_unchanged()
+        except BaseException:
+            source.close()
+            raise
+        if body is not None:
+            source.close()
+        return upload
+
+
+class LargeTransfer(Transfer):
+    """A step of a large file's way. Each looks whether the file is as it was at the first."""
+
+    __slots__ = ()
+
+    @property
+    def uploader(self) -> MultipartUploader:
+        """The engine hands such tasks to nobody else."""
+        assert isinstance(self.runner.uploader, MultipartUploader)
+        return self.runner.uploader
+
+    def _open_again(self, path: str, snapshot: Snapshot) -> SourceFile:
+        """Raises ChangedError if the file is not what it was."""
+        source = self._open(path)
+        if Snapshot.of(source.status) != snapshot:
+            source.close()
+            raise ChangedError("read", path, "it changed while it was read")
+        return source
+
+
+class BeginTransfer(LargeTransfer):
+    """Begins a multipart upload, or finds out how far an earlier one came."""
+
+    __slots__ = ()
+
+    async def _try(self) -> AnyOutcome:
+        return await self.runner.in_thread(self._begin)
+
+    def _begin(self) -> AnyOutcome:
+        file: Task = self.task.file
+        source = self._open(file.path)
+        try:
+            if source.size > MAX_OBJECT_SIZE:
+                raise SourceError("upload", source.path, too_large(file.key, source.size))
+            upload = self._describe(file, source, None)
+            if file.known_sha256:
+                upload = upload._replace(sha256=hash_parts(upload))
+            if _is_stored(upload, file):
+                return self._outcome(upload, OutcomeKind.UNCHANGED, Receipt(""))
+            outcome = self._go_on(upload) or self._begin_anew(upload)
+            source.check_unchanged()
+            return outcome
+        finally:
+            source.close()
+
+    def _go_on(self, upload: Upload) -> AnyOutcome | None:
+        """What can be made of the earlier upload; None where it cannot be used, or is not there."""
+        known: UploadModel | None = self.task.known
+        if known is None or known.upload_id is None or self.task.anew:
+            return None
+        is_same = known.inode == ledger_inode(upload.status)
+        if not is_same or known.fingerprint != self.uploader.fingerprint(upload):
+            return None
+        parts = self.task.parts
+        try:
+            stored = self.uploader.list_parts(upload.key, known.upload_id)
+            there = {part[:3] for part in stored}
+            parts = tuple(part for part in parts if part[:3] in there)
+        except DeniedError:
+            pass  # PutObject is permission enough; the store will tell when it is completed
+        except UploadGoneError:
+            receipt = self.uploader.is_complete(upload, parts)
+            return receipt and self._outcome(upload, OutcomeKind.UPLOADED, receipt)
+        return self._begun(upload, known.upload_id, known.part_size, parts)
+
+    def _begin_anew(self, upload: Upload) -> Begun:
+        known: UploadModel | None = self.task.known
+        if known is not None:
+            abort_uploads(self.uploader, upload.key, known.upload_id, known.created_at)
+        part_size = part_size_for(upload.size, self.options.part_size)
+        return self._begun(upload, self.uploader.begin(upload), part_size, ())
+
+    def _begun(
+        self, upload: Upload, upload_id: str, part_size: int, parts: tuple[StoredPart, ...]
+    ) -> Begun:
+        return Begun(
+            self.task.id,
+            upload_id,
+            self.uploader.fingerprint(upload),
+            part_size,
+            parts,
+            Snapshot.of(upload.status),
+            int(upload.source.racy),
+        )
+
+
+class PartTransfer(LargeTransfer):
+    """Reads, hashes and sends one part."""
+
+    __slots__ = ()
+
+    @property
+    def memory(self) -> int:
+        task: PartTask = self.task
+        return task.size if self._fits() else HASH_BYTES
+
+    def _fits(self) -> bool:
+        return bool(self.task.size <= self.options.memory)
+
+    async def _try(self) -> PartDone:
+        task: PartTask = self.task
+        source = self._open_again(task.path, task.snapshot)
+        buffer = self.runner.budget.buffer(task.size) if self._fits() else None
+        try:
+            reading = functools.partial(read_part, source, task.offset, task.size, buffer)
+            body, sha256 = await self.runner.in_thread(reading)
+            source.check_unchanged()
+            part = Part(task.path, task.key, task.upload_id, task.number, body, sha256)
+            receipt = await self.runner.send_part(part)
+        finally:
+            source.close()
+            if buffer is not None:
+                self.runner.budget.keep(buffer)
+        stored = StoredPart(task.number, task.size, receipt.etag.strip('"'), sha256)
+        return PartDone(task.id, stored, receipt.fast)
+
+
+class CompleteTransfer(LargeTransfer):
+    """Has the store make the object of its parts, if the file is still the one they are of."""
+
+    __slots__ = ()
+
+    async def _try(self) -> Outcome:
+        outcome = await self.runner.in_thread(self._complete)
+        self.runner.count_file()
+        return outcome
+
+    def _complete(self) -> Outcome:
+        task: CompleteTask = self.task
+        source = self._open_again(task.file.path, task.snapshot)
+        try:
+            upload = self._describe(task.file, source, None)
+            receipt = self.uploader.complete(upload, task.upload_id, task.parts)
+            return self._outcome(upload, OutcomeKind.UPLOADED, receipt, task.racy)
+        finally:
+            source.close()
+
+
+class AbortTransfer(LargeTransfer):
+    """Gives up what is left of a multipart upload."""
+
+    __slots__ = ()
+
+    async def _try(self) -> Aborted:
+        task: AbortTask = self.task
+        aborting = functools.partial(
+            abort_uploads, self.uploader, task.key, task.upload_id, task.created_at
+        )
+        await self.runner.in_thread(aborting)
+        return Aborted(task.id)
+
+
+TRANSFERS: Mapping[type, type[Transfer]] = {
+    Task: FileTransfer,
+    BeginTask: BeginTransfer,
+    PartTask: PartTransfer,
+    CompleteTask: CompleteTransfer,
+    AbortTask: AbortTransfer,
+}
+
+
+def again(task: AnyTask) -> AnyTask:
+    """The task as it is to be done once more, when nobody knows how far it came."""
+    if isinstance(task, BeginTask) and task.known is None:
+        asked = UploadModel(task.file.id, None, task.asked_at, "", "", "", task.file.key)
+        return task._replace(known=asked)
+    return task
+
+
+def abort_uploads(
+    uploader: MultipartUploader, key: str, upload_id: str | None, created_at: int
+) -> None:
+    """Abort an upload; where its id is not known, those that were begun when it was."""
+    for found in [upload_id] if upload_id else uploader.find_uploads(key, created_at):
+        uploader.abort(key, found)
+
+
+def read_part(
+    source: SourceFile, offset: int, size: int, buffer: bytearray | None
+) -> tuple[Body, str]:
+    """The bytes of a part, and their SHA-256 in hex; without a buffer they stay in the file."""
+    view = memoryview(buffer if buffer is not None else bytearray(HASH_BYTES))
+    digest = hashlib.sha256()
+    for start in range(0, size, HASH_BYTES):
+        piece = view[start : min(start + HASH_BYTES, size)]
+        if buffer is None:
+            piece = view[: min(HASH_BYTES, size - start)]
+        source.read_into(piece, offset + start)
+        digest.update(piece)
+    if buffer is None:
+        return FileBody(source, offset, size), digest.hexdigest()
+    return view[:size], digest.hexdigest()
 
 
 def hash_parts(upload: Upload) -> str:
     """The digest of a large file, as it will be composed when its parts have been sent."""
-    return combined_digest([hashlib.sha256(body).digest() for _, body in upload.parts()])
+    size = part_size_for(upload.size, upload.part_size)
+    digests = [
+        read_part(upload.source, offset, min(size, upload.size - offset), None)[1]
+        for offset in range(0, upload.size, size)
+    ]
+    return combined_digest([bytes.fromhex(digest) for digest in digests])
+
+
+def _is_stored(upload: Upload, file: Task) -> bool:
+    """Whether the store has these bytes, and their metadata, already."""
+    known = file.known_sha256
+    return known != "" and known == upload.sha256 and file.is_as_scanned(upload.status)
 
 
 def _kind_of_failure(error: TransferError) -> OutcomeKind:
@@ -4010,6 +4860,8 @@ def _kind_of_failure(error: TransferError) -> OutcomeKind:
         return OutcomeKind.FATAL
     if isinstance(error, DeniedError):
         return OutcomeKind.DENIED
+    if isinstance(error, UploadGoneError):
+        return OutcomeKind.GONE
     return OutcomeKind.UNSENT if error.retryable else OutcomeKind.FAILED
 
 
@@ -4025,10 +4877,10 @@ class Runner(ABC):
 
     def __init__(self) -> None:
         self.gauges = Gauges()
-        self.in_flight: dict[str, Task] = {}
+        self.in_flight: dict[str, AnyTask] = {}
         self._buried: Counter[str] = Counter()  # figures of those that died
 
-    def submit(self, page: Sequence[Task], more: bool) -> Any:
+    def submit(self, page: Sequence[AnyTask], more: bool) -> Any:
         """Hand in a page; the result is the report."""
         self.in_flight.update((task.id, task) for task in page)
         return self._exchange(page, more)
@@ -4055,7 +4907,7 @@ class Runner(ABC):
         """Those that are done, of any runners of this kind, after ``seconds`` at the latest."""
 
     @abstractmethod
-    def _exchange(self, page: Sequence[Task], more: bool) -> Any: ...
+    def _exchange(self, page: Sequence[AnyTask], more: bool) -> Any: ...
 
     @property
     def has_started(self) -> bool:
@@ -4079,7 +4931,7 @@ class LocalRunner(Runner):
         self._runner = PageRunner(uploader, options, self.gauges)
         self._loop = asyncio.new_event_loop()
 
-    def _exchange(self, page: Sequence[Task], more: bool) -> asyncio.Task[Report]:
+    def _exchange(self, page: Sequence[AnyTask], more: bool) -> asyncio.Task[Report]:
         return self._loop.create_task(self._runner.exchange(page, more))
 
     def wait(self, futures: Iterable[Any], seconds: float) -> Iterable[Any]:
@@ -4119,7 +4971,7 @@ class WorkerRunner(Runner):
             raise FatalError("start worker", "", str(error), hint) from error
         self._processes = set(multiprocessing.active_children()) - others
 
-    def _exchange(self, page: Sequence[Task], more: bool) -> Future[Report]:
+    def _exchange(self, page: Sequence[AnyTask], more: bool) -> Future[Report]:
         try:
             return self._pool.submit(_exchange_in_worker, page, more)
         except BrokenProcessPool as error:
@@ -4161,7 +5013,7 @@ class WorkerLoop:
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="pfu-loop", daemon=True).start()
 
-    def exchange(self, page: Sequence[Task], more: bool) -> Report:
+    def exchange(self, page: Sequence[AnyTask], more: bool) -> Report:
         """PageRunner.exchange(), from the thread that the pool calls."""
         exchanging = self._runner.exchange(page, more)
         return asyncio.run_coroutine_threadsafe(exchanging, self._loop).result()
@@ -4192,7 +5044,7 @@ def _end_with(parent: int) -> None:
     os._exit(ExitCode.STOPPED)
 
 
-def _exchange_in_worker(page: Sequence[Task], more: bool) -> Report:
+def _exchange_in_worker(page: Sequence[AnyTask], more: bool) -> Report:
     assert _worker is not None
     return _worker.exchange(page, more)
 
@@ -4301,43 +5153,62 @@ def _prepare_in_process(uploader: Uploader, answering: Any, parent: int) -> None
 class Engine:
     """Feeds runners with pages and yields what they report; steers how much is in flight."""
 
-    def __init__(self, runners: Sequence[Runner], limiter: Limiter) -> None:
+    def __init__(self, runners: Sequence[Runner], limiter: Limiter, rate: float = 0.0) -> None:
+        """``rate``: bytes a second that may be sent, all runners together; 0: no limit."""
         self.runners = runners
         self.deaths = 0
         self.fast_lane_off: str | None = None
         self._limiter = limiter
+        self._rate = rate
         self._counted = {id(runner): Tally(0, 0, 0, 0) for runner in runners}
         self._deaths_of: Counter[str] = Counter()
-        self._redo: list[Task] = []
+        self._redo: list[AnyTask] = []
         self._share_limit()
+        self._steer(len(runners))
 
     def upload(
-        self, pages: Iterator[list[Task]], tick: Callable[[], bool]
-    ) -> Iterator[list[Outcome]]:
-        """Yield outcomes, report by report, until all pages are done.
+        self, next_page: Callable[[], Sequence[AnyTask]], tick: Callable[[], bool]
+    ) -> Iterator[list[AnyOutcome]]:
+        """Yield outcomes, report by report, until ``next_page`` has no more and all are done.
 
-        ``tick`` is called several times a second; once it returns True no further page is taken,
-        and what is in flight has STOP_SECONDS to finish.
+        ``next_page`` may have nothing now, and something after outcomes have been yielded. ``tick``
+        is called several times a second; once it returns True no further page is taken, and what
+        is in flight has STOP_SECONDS to finish.
         """
-        waiting = {runner.submit(next(pages, []), True): runner for runner in self.runners}
+        idle = list(self.runners)
+        waiting: dict[Any, Runner] = {}
         deadline = float("inf")
-        while waiting and time.monotonic() < deadline:
+        while time.monotonic() < deadline:
+            for runner in idle:
+                self._feed(runner, next_page, waiting)
+            if not waiting:
+                return
             done = self.runners[0].wait(waiting, TICK_SECONDS)
-            self._steer()
+            self._steer(len(waiting))
             if tick() and deadline == float("inf"):
                 deadline = time.monotonic() + STOP_SECONDS
-                pages = self._stop()
+                next_page = self._stop()
             for future in done:
                 runner = waiting.pop(future)
                 outcomes, has_room = self._collect(runner, future)
-                page = self._next_page(pages) if has_room else []
-                if page or runner.in_flight:
-                    waiting[runner.submit(page, bool(page) or not has_room)] = runner
+                if not has_room:
+                    waiting[runner.submit([], True)] = runner
                 yield outcomes
+            idle = [runner for runner in self.runners if runner not in waiting.values()]
 
-    def _steer(self) -> None:
-        """Tell the limiter what was done, and the runners their share of the limit."""
+    def _feed(
+        self, runner: Runner, next_page: Callable[[], Sequence[AnyTask]], waiting: dict[Any, Runner]
+    ) -> None:
+        page = self._redo or next_page()
+        self._redo = []
+        if page or runner.in_flight:
+            waiting[runner.submit(page, bool(page))] = runner
+
+    def _steer(self, working: int) -> None:
+        """Tell the limiter what was done, and the runners, their share of the limits."""
         now = time.monotonic()
+        for runner in self.runners:
+            runner.gauges["rate"] = self._rate / max(working, 1)
         for runner in self.runners:
             tally = Tally._make(map(runner.figure, Tally._fields))
             before, self._counted[id(runner)] = self._counted[id(runner)], tally
@@ -4350,37 +5221,31 @@ class Engine:
             runner.gauges["limit"] = max(1, share + (number < rest))
             runner.gauges["cut_at"] = self._limiter.cut_at
 
-    def _stop(self) -> Iterator[list[Task]]:
+    def _stop(self) -> Callable[[], Sequence[AnyTask]]:
         for runner in self.runners:
             runner.gauges["stopping"] = 1
-        return iter(())
+        return list
 
-    def _next_page(self, pages: Iterator[list[Task]]) -> list[Task]:
-        if self._redo:
-            page, self._redo = self._redo, []
-            return page
-        return next(pages, [])
-
-    def _collect(self, runner: Runner, future: Any) -> tuple[list[Outcome], bool]:
+    def _collect(self, runner: Runner, future: Any) -> tuple[list[AnyOutcome], bool]:
         try:
             report = runner.collect(future)
         except WorkerDiedError:
             return self._bury(runner), True
         self.fast_lane_off = self.fast_lane_off or report.fast_lane_off
-        return report.outcomes, report.waiting < PAGE_ROWS
+        return report.outcomes, report.has_room
 
-    def _bury(self, runner: Runner) -> list[Outcome]:
+    def _bury(self, runner: Runner) -> list[AnyOutcome]:
         """After a death: begin the worker anew, and its files, but not for ever.
 
         Raises FatalError where workers cannot even start.
         """
-        self.deaths += 1
-        lost, runner.in_flight = list(runner.in_flight.values()), {}
+        lost, runner.in_flight = list(map(again, runner.in_flight.values())), {}
         if runner.has_started:
             self._deaths_of.update(task.id for task in lost)
-        elif self.deaths >= WORKER_DEATHS:
+        elif self.deaths >= WORKER_DEATHS - 1:
             hint = "--mode concurrent needs no workers"
-            raise FatalError("start worker", "", f"{self.deaths} of them died at once", hint)
+            raise FatalError("start worker", "", f"{WORKER_DEATHS} of them died at once", hint)
+        self.deaths += 1
         hopeless = [task for task in lost if self._deaths_of[task.id] >= WORKER_DEATHS]
         self._redo += [task for task in lost if self._deaths_of[task.id] < WORKER_DEATHS]
         runner.bury()
@@ -4412,6 +5277,7 @@ class RunOptions:
     concurrency: int = 0  # requests in flight, all processes together; 0: pfu decides
     part_size: int = DEFAULT_PART_SIZE  # bytes
     max_memory: int = DEFAULT_MEMORY  # bytes, all processes together
+    bwlimit: int = 0  # bytes a second, all processes together; 0: no limit
     max_duration: float = 0.0  # seconds; 0: no limit
     nice: int = 19
     force: bool = False  # upload what is in the store already, too
@@ -4426,10 +5292,11 @@ class RunOptions:
         return min(processes, self.concurrency) if self.concurrency else processes
 
     def engine(self) -> EngineOptions:
-        """The share of one process."""
+        """The share of one process; two parts at least fit into its memory."""
+        memory = min(self.max_memory, memory_of_machine() // 4) // self.processes()
         return EngineOptions(
-            part_size=self.part_size,
-            memory=self.max_memory // self.processes(),
+            part_size=min(self.part_size, max(MIN_PART_SIZE, memory // 2)),
+            memory=memory,
             follow_symlinks=self.scan.follow_symlinks,
             nice=self.nice,
         )
@@ -4442,6 +5309,38 @@ class RunOptions:
             fixed = min(wanted, possible)
             return Limiter(time.monotonic(), fixed, fixed, fixed)
         return Limiter(time.monotonic(), highest=min(HIGHEST_LIMIT, possible))
+
+
+CGROUP_LIMITS = (
+    "/sys/fs/cgroup{}/memory.max",
+    "/sys/fs/cgroup{}/memory.high",
+    "/sys/fs/cgroup/memory{}/memory.limit_in_bytes",
+)
+
+
+@functools.lru_cache(maxsize=1)
+def memory_of_machine() -> int:
+    """Bytes of memory that this process may count on: the machine's, or its cgroup's if less."""
+    limits = [1 << 62]
+    with contextlib.suppress(ValueError, OSError, AttributeError):
+        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    for path in _cgroups():
+        for pattern in CGROUP_LIMITS:
+            with contextlib.suppress(ValueError, OSError):
+                limits.append(int(Path(pattern.format(path)).read_text()))
+    return min(limit for limit in limits if limit > 0)
+
+
+def _cgroups() -> set[str]:
+    """The cgroups of this process and all above them; in a container they may all be the root."""
+    found = {""}
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            path = line.split(":", 2)[2].rstrip("/")
+            while path:
+                found.add(path)
+                path = path.rpartition("/")[0]
+    return found
 
 
 def usable_processors() -> int:
@@ -4504,8 +5403,308 @@ class Observer:
     def progress(self, files: int, size: int) -> None:
         """So many files and bytes are in the store; called several times a second."""
 
+    def resumed(self, size: int) -> None:
+        """So many bytes of what waits are in the store already, as parts of unfinished uploads."""
+
     def planned(self, change: Change) -> None:
         """In a dry run: this would be looked at."""
+
+
+class LargeFile:
+    """A file on its way in parts."""
+
+    __slots__ = (
+        *("begun", "file", "in_flight", "is_fast", "known", "missing", "problem", "restarts"),
+    )
+
+    def __init__(self, file: FileModel, known: UploadModel | None) -> None:
+        self.file = file
+        self.known = known  # what the ledger has of it
+        self.begun: Begun | None = None
+        self.missing = 0  # parts that are not in the store
+        self.in_flight = 0  # tasks
+        self.problem: Outcome | None = None
+        self.restarts = 0
+        self.is_fast = True  # no part went by the safe lane
+
+
+class WorkList:
+    """What is to be done next, and what follows from what was done.
+
+    Pending files come from the ledger, page by page, smallest first. A large one is begun, its
+    parts are handed out in order, and when the store has them all it is completed. What is ready
+    goes before what is not begun, so few large files are under way at a time.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        job: BatchJobRow,
+        uploader: Uploader,
+        options: RunOptions,
+        files: int,
+    ) -> None:
+        """``files`` is how many are pending."""
+        self.fast_files = 0  # large ones that went by the fast lane altogether
+        self.resumed_bytes = 0  # that need not be sent, since this was last set to 0
+        self._ledger = ledger
+        self._job = job
+        self._files = files
+        self._page_share = 2 * options.processes()
+        takes_parts = isinstance(uploader, MultipartUploader)
+        self._threshold = options.engine().part_size if takes_parts else sys.maxsize
+        self._position = (-1, "")
+        self._taken: dict[str, FileModel] = {}
+        self._large: dict[str, LargeFile] = {}
+        self._parts: dict[str, Iterator[PartTask]] = {}
+        self._ready: deque[AnyTask] = deque()
+        self._left_over = ledger.left_over_uploads(job) if takes_parts else iter(())
+
+    def next_page(self) -> list[AnyTask]:
+        """What can be done now; empty if something is under way that has to end first, or all."""
+        page = self._take_ready()
+        page += self._take_parts(PAGE_BYTES)
+        return page or self._take_pending() or self._take_left_over()
+
+    def take_back(self, outcomes: Sequence[AnyOutcome]) -> list[Outcome]:
+        """Write outcomes into the ledger. Returns those of files that are done with."""
+        if not outcomes:
+            return []
+        with self._ledger.together():
+            ended = [end for end in map(self._follow, outcomes) if end]
+            self._record(ended)
+        return ended
+
+    # -- out
+
+    def _take_ready(self) -> list[AnyTask]:
+        return [self._ready.popleft() for _ in range(min(len(self._ready), PAGE_ROWS))]
+
+    def _take_parts(self, size: int) -> list[AnyTask]:
+        page: list[AnyTask] = []
+        while self._parts and size > 0:
+            file_id, parts = next(iter(self._parts.items()))
+            part = next(parts, None)
+            if part is None:
+                del self._parts[file_id]
+                continue
+            self._large[file_id].in_flight += 1
+            page.append(part)
+            size -= part.size
+        return page
+
+    def _take_pending(self) -> list[AnyTask]:
+        """Pages get smaller towards the end, so that all processes end together."""
+        if len(self._large) >= MAX_OPEN_UPLOADS:
+            return []
+        rows = max(20, min(PAGE_ROWS, self._files // self._page_share))
+        page = self._ledger.begin_page(self._job.id, self._position, rows, PAGE_BYTES)
+        if not page:
+            return []
+        self._files -= len(page)
+        self._position = (page[-1].file_size, page[-1].id)
+        self._taken.update((file.id, file) for file in page)
+        if page[-1].file_size <= self._threshold:
+            return list(map(task_of, page))
+        with self._ledger.together():
+            return [
+                task_of(file) if file.file_size <= self._threshold else self._open(file)
+                for file in page
+            ]
+
+    def _take_left_over(self) -> list[AnyTask]:
+        return [
+            AbortTask(f"{upload.id}/abort", upload.object_key, upload.upload_id, upload.created_at)
+            for upload in itertools.islice(self._left_over, MAX_OPEN_UPLOADS)
+        ]
+
+    # -- back
+
+    def _follow(self, outcome: AnyOutcome) -> Outcome | None:
+        """Do what follows. Returns the outcome of a file that is done with."""
+        file_id, _, step = outcome.id.partition("/")
+        if step == "abort":
+            if isinstance(outcome, Aborted):
+                self._ledger.forget_upload(file_id)
+            return None
+        if not step:
+            assert isinstance(outcome, Outcome)
+            if outcome.kind is not OutcomeKind.LARGE:
+                return outcome
+            self._ready.append(self._open(self._taken[file_id]))
+            return None
+        return self._follow_large(self._large[file_id], outcome)
+
+    def _follow_large(self, large: LargeFile, outcome: AnyOutcome) -> Outcome | None:
+        large.in_flight -= 1
+        if isinstance(outcome, Begun):
+            self._take_begun(large, outcome)
+        elif isinstance(outcome, PartDone):
+            self._take_part(large, outcome)
+        elif isinstance(outcome, Outcome):
+            if outcome.kind in STORED:
+                return self._end(large, outcome)
+            large.problem = large.problem or outcome
+            self._parts.pop(large.file.id, None)
+        if large.problem:
+            return None if large.in_flight else self._give_up(large, large.problem)
+        if not large.missing:
+            self._complete(large)
+        return None
+
+    def _record(self, ended: Sequence[Outcome]) -> None:
+        files: list[FileModel] = []
+        gone: list[FileModel] = []
+        for outcome in ended:
+            file = self._taken.pop(outcome.id)
+            if outcome.kind is OutcomeKind.VANISHED:
+                gone.append(file)
+            else:
+                file.apply(outcome)
+                files.append(file)
+        self._ledger.record(files, gone)
+
+    # -- large files
+
+    def _open(self, file: FileModel) -> BeginTask:
+        """Before the store is asked for an upload, the ledger knows that it will be."""
+        large = LargeFile(file, self._ledger.unfinished_upload(file.id))
+        self._large[file.id] = large
+        if large.known is None:
+            self._ledger.save_uploads([self._upload_row(large, None)])
+        return self._begin(large)
+
+    def _begin(self, large: LargeFile) -> BeginTask:
+        file, known = large.file, large.known
+        parts = self._ledger.parts(file.id) if known else []
+        large.in_flight += 1
+        stored = tuple(StoredPart(p.number, p.part_size, p.etag, p.sha256) for p in parts)
+        anew = large.restarts > 0
+        return BeginTask(
+            f"{file.id}/begin", task_of(file), known, stored, anew, self._job.created_at
+        )
+
+    def _upload_row(self, large: LargeFile, begun: Begun | None) -> UploadModel:
+        row = UploadModel(
+            id=large.file.id,
+            upload_id=None,
+            created_at=int(time.time()),
+            batch_id=self._job.id,
+            destination=self._job.destination,
+            endpoint=self._job.endpoint,
+            object_key=large.file.object_key,
+        )
+        if begun is None:
+            return row
+        return dataclasses.replace(
+            row,
+            upload_id=begun.upload_id,
+            part_size=begun.part_size,
+            inode=begun.snapshot.inode & MAX_INTEGER,
+            fingerprint=begun.fingerprint,
+        )
+
+    def _take_begun(self, large: LargeFile, begun: Begun) -> None:
+        known, file_id = large.known, large.file.id
+        if known and known.upload_id == begun.upload_id:
+            before = {part.number for part in self._ledger.parts(file_id)}
+            self._ledger.forget_parts(file_id, before - {part.number for part in begun.parts})
+        else:
+            large.known = self._upload_row(large, begun)
+            self._ledger.save_uploads([large.known])
+        large.begun = begun
+        stored = {part.number for part in begun.parts}
+        large.missing = begun.part_count - len(stored)
+        self.resumed_bytes += sum(part.size for part in begun.parts)
+        self._parts[file_id] = parts_of(large.file, begun, stored)
+
+    def _take_part(self, large: LargeFile, done: PartDone) -> None:
+        number, size, etag, sha256 = done.part
+        row = PartModel(part_id(large.file.id, number), number, size, etag, sha256)
+        self._ledger.record_parts([row])
+        large.missing -= 1
+        large.is_fast &= done.fast
+
+    def _complete(self, large: LargeFile) -> None:
+        begun, file_id = large.begun, large.file.id
+        assert begun is not None
+        rows = self._ledger.parts(file_id)
+        parts = tuple(StoredPart(p.number, p.part_size, p.etag, p.sha256) for p in rows)
+        large.in_flight += 1
+        self._ready.append(
+            CompleteTask(
+                f"{file_id}/complete",
+                task_of(large.file),
+                begun.upload_id,
+                parts,
+                begun.snapshot,
+                begun.racy,
+            )
+        )
+
+    def _end(self, large: LargeFile, outcome: Outcome) -> Outcome:
+        file_id = large.file.id
+        del self._large[file_id]
+        self._parts.pop(file_id, None)
+        if outcome.kind is OutcomeKind.UPLOADED:
+            self._ledger.forget_upload(file_id)
+            self.fast_files += large.is_fast and large.begun is not None
+        else:
+            self._abort(large)
+        return outcome._replace(id=file_id)
+
+    def _give_up(self, large: LargeFile, problem: Outcome) -> Outcome | None:
+        """A large file cannot be uploaded as it was begun: begin anew, or end it."""
+        kind = problem.kind
+        if kind in (OutcomeKind.CHANGED, OutcomeKind.GONE):
+            if large.restarts < READ_ATTEMPTS - 1:
+                large.restarts += 1
+                large.problem = None
+                self._ready.append(self._begin(large))
+                return None
+            kind = OutcomeKind.FAILED
+        del self._large[large.file.id]
+        if kind in (OutcomeKind.FAILED, OutcomeKind.VANISHED):
+            self._abort(large)
+        return problem._replace(id=large.file.id, kind=kind)
+
+    def _abort(self, large: LargeFile) -> None:
+        known = large.known
+        if known is None or known.upload_id is None:
+            self._ledger.forget_upload(large.file.id)
+            return
+        task_id = f"{large.file.id}/abort"
+        self._ready.append(AbortTask(task_id, known.object_key, known.upload_id, known.created_at))
+
+
+def task_of(file: FileModel) -> Task:
+    """What a runner has to know of a file."""
+    return Task(
+        file.id,
+        file.file_path,
+        file.object_key,
+        file.file_size,
+        file.last_modified,
+        file.permissions,
+        file.sha256 or "",
+    )
+
+
+def parts_of(file: FileModel, begun: Begun, stored: Collection[int]) -> Iterator[PartTask]:
+    """The parts of a file that are not stored, in their order."""
+    for number in range(1, begun.part_count + 1):
+        if number not in stored:
+            offset = (number - 1) * begun.part_size
+            yield PartTask(
+                part_id(file.id, number),
+                file.file_path,
+                file.object_key,
+                begun.upload_id,
+                number,
+                offset,
+                min(begun.part_size, begun.snapshot.size - offset),
+                begun.snapshot,
+            )
 
 
 class Stop(NamedTuple):
@@ -4537,7 +5736,6 @@ class BatchJobModel(BatchJobRow):
         self._began = time.monotonic()
         self._stop: Stop | None = None
         self._refused_in_a_row = 0
-        self._taken: dict[str, FileModel] = {}
         self._denied = 0
         self._memory = MemoryGauge()
         self._preparation: Preparation | None = None
@@ -4659,7 +5857,7 @@ class BatchJobModel(BatchJobRow):
         """Scan ROOT into the ledger."""
         scan = self._scan()
         for many in batches(self._changes(scan), SCAN_COMMIT):
-            with self._ledger.scanning():
+            with self._ledger.together():
                 for few in batches(many, SCAN_BATCH):
                     self._prepare()
                     self._ledger.take_in(few, self.id, self.created_at)
@@ -4702,7 +5900,7 @@ class BatchJobModel(BatchJobRow):
 
     def _upload_all(self) -> None:
         files, size = self._ledger.pending(self.id)
-        if not files or self._stopping():
+        if self._stopping() or not (files or any(self._ledger.left_over_uploads(self))):
             return
         self.observer.uploading(files, size)
         preparation = self._prepare()
@@ -4716,18 +5914,23 @@ class BatchJobModel(BatchJobRow):
         with contextlib.closing(self._make_engine()) as engine:
             try:
                 self._upload_pending(engine, files)
-                if not self._stopping():
+                again = 0 if self._stopping() else self._ledger.retry_failed(self.id)
+                if again:
                     self._denied = 0
-                    self._upload_pending(engine, self._ledger.retry_failed(self.id))
+                    self._upload_pending(engine, again)
             finally:
                 self._tick(engine)
                 self._count_traffic(engine)
+        if engine.deaths:
+            note = f"{engine.deaths} worker process(es) died and were replaced"
+            self.summary.notes.append(note)
+            self.observer.problem(note)
 
     def _make_engine(self) -> Engine:
         limiter = self.options.limiter(self.uploader.fast_lane_off is None)
         options = self.options.engine()
         if self.options.mode == "concurrent":
-            return Engine([LocalRunner(self.uploader, options)], limiter)
+            return Engine([LocalRunner(self.uploader, options)], limiter, self.options.bwlimit)
         method = start_method()
         with contextlib.ExitStack() as started:
             runners: list[Runner] = []
@@ -4735,59 +5938,22 @@ class BatchJobModel(BatchJobRow):
                 runner = WorkerRunner(self.uploader, options, method)
                 started.callback(runner.close, kill=True)
                 runners.append(runner)
-            engine = Engine(runners, limiter)
+            engine = Engine(runners, limiter, self.options.bwlimit)
             started.pop_all()
         return engine
 
     def _upload_pending(self, engine: Engine, files: int) -> None:
-        if not files:
-            return
-        pages = self.pages(files)
-        for outcomes in engine.upload(pages, lambda: self._tick(engine)):
-            self._take_back(outcomes)
+        work = WorkList(self._ledger, self, self.uploader, self.options, files)
+        for outcomes in engine.upload(work.next_page, lambda: self._tick(engine)):
+            for outcome in work.take_back(outcomes):
+                self._count(outcome)
+            self._count_resumed(work)
+        self.summary.fast_lane += work.fast_files
 
-    def pages(self, files: int) -> Iterator[list[Task]]:
-        """The pending files, smallest first, a page at a time; ``files`` is how many they are.
-
-        Pages get smaller towards the end, so that all processes end together.
-        """
-        position = (-1, "")
-        while True:
-            rows = max(20, min(PAGE_ROWS, files // (2 * self.options.processes())))
-            page = self._ledger.begin_page(self.id, position, rows, PAGE_BYTES)
-            if not page:
-                return
-            files -= len(page)
-            position = (page[-1].file_size, page[-1].id)
-            self._taken.update((file.id, file) for file in page)
-            yield [
-                Task(
-                    file.id,
-                    file.file_path,
-                    file.object_key,
-                    file.file_size,
-                    file.last_modified,
-                    file.permissions,
-                    file.sha256 or "",
-                )
-                for file in page
-            ]
-
-    def _take_back(self, outcomes: Sequence[Outcome]) -> None:
-        """Write a report of results into the ledger; what is there, and only that, counts."""
-        files: list[FileModel] = []
-        gone: list[FileModel] = []
-        for outcome in outcomes:
-            file = self._taken.pop(outcome.id)
-            if outcome.kind is OutcomeKind.VANISHED:
-                gone.append(file)
-            else:
-                file.apply(outcome)
-                files.append(file)
-        if outcomes:
-            self._ledger.record(files, gone)
-        for outcome in outcomes:
-            self._count(outcome)
+    def _count_resumed(self, work: WorkList) -> None:
+        if work.resumed_bytes:
+            self.observer.resumed(work.resumed_bytes)
+            work.resumed_bytes = 0
 
     def _count(self, outcome: Outcome) -> None:
         kind, summary = outcome.kind, self.summary
@@ -4833,12 +5999,8 @@ class BatchJobModel(BatchJobRow):
         self.summary.requests = int(engine.total("requests"))
         self.summary.retries = int(engine.total("retries"))
         self.summary.throttled = int(engine.total("throttled"))
-        self.summary.fast_lane = int(engine.total("fast_files"))
+        self.summary.fast_lane += int(engine.total("fast_files"))
         self.summary.fast_lane_off = engine.fast_lane_off or self.uploader.fast_lane_off
-        if engine.deaths:
-            note = f"{engine.deaths} worker process(es) died and were replaced"
-            self.summary.notes.append(note)
-            self.observer.problem(note)
 
     # -- the end
 
@@ -5154,6 +6316,10 @@ class Console(Observer):
         self._files, self._size, self._began = files, size, time.monotonic()
         self.detail(f"{count_of(files, 'file')} to upload, {bytes_text(size)}")
 
+    def resumed(self, size: int) -> None:
+        self._size -= size
+        self.detail(f"{bytes_text(size)} were in the store already, as parts")
+
     def progress(self, files: int, size: int) -> None:
         seconds = max(time.monotonic() - self._began, 0.001)
         percent = 100 * size / self._size if self._size else 100 * files / max(self._files, 1)
@@ -5287,7 +6453,8 @@ class Parser(argparse.ArgumentParser):
     """Its errors are one line, and exit 2 as argparse's are."""
 
     def error(self, message: str) -> Any:
-        print(f"pfu: {printable(message)} (see --help)", file=sys.stderr)
+        with contextlib.suppress(OSError):
+            print(f"pfu: {printable(message)} (see --help)", file=sys.stderr, flush=True)
         sys.exit(ExitCode.CANNOT_START)
 
 
@@ -5395,14 +6562,26 @@ def _add_engine_options(group: argparse._ArgumentGroup) -> None:
         default=DEFAULT_MEMORY,
         help="for file contents in flight (default: 128M)",
     )
+    add(
+        "--bwlimit",
+        metavar="RATE",
+        type=parse_size,
+        default=0,
+        help="bytes a second, as 20M (default: no limit)",
+    )
     add("--max-duration", metavar="TIME", type=parse_time, default=0.0, help="stop after, as 2h")
     add("--nice", metavar="N", type=in_range(0, 19), default=19, help="priority (default: 19)")
 
 
 def _add_other_actions(group: argparse._ArgumentGroup) -> None:
     only_one = group.add_mutually_exclusive_group()
-    only_one.add_argument("--dry-run", action="store_true", help="say what would go, and why")
     only_one.add_argument("--status", action="store_true", help="show the last runs of the ledger")
+    only_one.add_argument(
+        "--cleanup", action="store_true", help="abort unfinished uploads of large files"
+    )
+    group.add_argument(
+        "--dry-run", action="store_true", help="say what would go, and why (or be cleaned up)"
+    )
 
 
 def _add_output_options(group: argparse._ArgumentGroup) -> None:
@@ -5419,8 +6598,12 @@ def check_options(options: argparse.Namespace) -> None:
     def refuse(option: str, cause: str, hint: str = "see --help") -> None:
         raise UsageError(f"{option} {cause}", hint=hint)
 
-    if not options.root and not options.status:
+    if not options.root and not options.status and not options.cleanup:
         refuse("ROOT", "is missing", "python pfu.py DIRECTORY, or --help")
+    if options.status and options.dry_run:
+        refuse("--status", "writes nothing in any case")
+    if options.cleanup and options.sandbox:
+        refuse("--cleanup", "has nothing to do in a new sandbox")
     if options.sandbox and (options.endpoint_url or options.profile):
         refuse("--sandbox", "has an endpoint and credentials of its own")
     if options.quiet and options.verbose:
@@ -5463,6 +6646,84 @@ def show_status(options: argparse.Namespace, console: Console) -> ExitCode:
     else:
         console.say("\n".join(jobs_text(jobs)) or "the ledger has no runs")
     return ExitCode.OK
+
+
+def clean_up(options: argparse.Namespace, console: Console) -> ExitCode:
+    """--cleanup: abort what this ledger began and did not complete, wherever that was."""
+    path = absolute(options.db)
+    if not os.path.exists(path):
+        raise UsageError("read ledger", options.db, "there is none", "name one with --db")
+    with contextlib.ExitStack() as closing:
+        if not options.dry_run:
+            closing.callback(LedgerLock(path).close)
+        ledger = Ledger(path, read_only=options.dry_run)
+        closing.callback(ledger.close)
+        cleanup = Cleanup(ledger, s3_options(options))
+        for line in cleanup.run(dry_run=options.dry_run):
+            if not options.json:
+                console.say(line)
+    for problem in cleanup.problems:
+        console.problem(problem)
+    if options.json:
+        console.say(json.dumps(cleanup.as_json()))
+    return ExitCode.INCOMPLETE if cleanup.problems else ExitCode.OK
+
+
+class Cleanup:
+    """Aborts all unfinished uploads that a ledger knows of, at any destination."""
+
+    def __init__(self, ledger: Ledger, options: S3Options) -> None:
+        self.problems: list[str] = []
+        self.uploads: list[dict[str, Any]] = []
+        self._ledger = ledger
+        self._options = options
+        self._uploaders: dict[tuple[str, str], S3Uploader] = {}
+
+    def run(self, *, dry_run: bool) -> Iterator[str]:
+        """Yield a line for each upload, and one for all."""
+        size = 0
+        for upload in self._ledger.unfinished_uploads():
+            stored = sum(part.part_size for part in self._ledger.parts(upload.id))
+            where = f"{parse_destination(upload.destination)[0]}/{upload.object_key}"
+            if not dry_run and not self._abort(upload):
+                continue
+            size += stored
+            self.uploads.append(
+                {"object": f"s3://{where}", "upload_id": upload.upload_id, "bytes": stored}
+            )
+            yield f"s3://{printable(where)}  {bytes_text(stored)}"
+        what = "would be aborted" if dry_run else "aborted"
+        yield f"{count_of(len(self.uploads), 'unfinished upload')} {what}, {bytes_text(size)}"
+
+    def _abort(self, upload: UploadModel) -> bool:
+        try:
+            uploader = self._uploader_of(upload)
+            abort_uploads(uploader, upload.object_key, upload.upload_id, upload.created_at)
+        except TransferError as error:
+            self.problems.append(str(error))
+            return False
+        self._ledger.forget_upload(upload.id)
+        return True
+
+    def _uploader_of(self, upload: UploadModel) -> S3Uploader:
+        place = upload.destination, upload.endpoint
+        if place not in self._uploaders:
+            endpoint = self._options.endpoint_url or upload.endpoint or None
+            options = dataclasses.replace(self._options, endpoint_url=endpoint)
+            uploader = S3Uploader(upload.destination, options)
+            uploader.resolve()
+            self._uploaders[place] = uploader
+        return self._uploaders[place]
+
+    def as_json(self) -> dict[str, Any]:
+        """What --json prints."""
+        return {
+            "version": __version__,
+            "aborted": len(self.uploads),
+            "bytes": sum(upload["bytes"] for upload in self.uploads),
+            "uploads": self.uploads,
+            "problems": self.problems,
+        }
 
 
 def upload(options: argparse.Namespace, console: Console, sandbox: Sandbox | None) -> ExitCode:
@@ -5513,6 +6774,8 @@ def run_command(options: argparse.Namespace, console: Console) -> ExitCode:
     check_options(options)
     if options.status:
         return show_status(options, console)
+    if options.cleanup:
+        return clean_up(options, console)
     if options.sandbox:
         with Sandbox() as sandbox:
             options.endpoint_url = sandbox.endpoint_url
