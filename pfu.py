@@ -122,7 +122,8 @@ MIN_PART_SIZE = 5 * MIB  # the same page; the last part may be smaller
 MAX_PART_SIZE = 5 * GIB  # the same page; also the largest single PUT
 MAX_OBJECT_SIZE = MAX_PARTS * MAX_PART_SIZE
 
-DEFAULT_PART_SIZE = 16 * MIB  # files above it go up in parts of this size, or larger
+DEFAULT_THRESHOLD = 16 * MIB  # files above it go up in parts
+DEFAULT_PART_SIZE = 8 * MIB  # or larger, so that MAX_PARTS suffice
 RACY_NS = 2_000_000_000  # a change within 2 s of the read may leave the mtime as it was (FAT: 2 s)
 READ_ATTEMPTS = 3  # readings of a file that changes meanwhile
 SEND_ATTEMPTS = 4  # sendings of a file, or a part, whose failure may pass
@@ -145,7 +146,8 @@ INLINE_PROBE = 200  # reads in threads, before one on the loop is tried again
 THROTTLED_SECONDS = 300  # a file is repeated this long while the store asks to slow down
 MAX_REFUSALS = 20  # answers in a row that the fast lane does not understand, to give it up
 MAX_WORKERS = 8  # processes, unless --workers says more
-DEFAULT_MEMORY = 128 * MIB  # for the bodies of files in flight, all processes together
+DEFAULT_MEMORY = 128 * MIB  # for the contents of files in flight, all processes together
+CLIENT_MEMORY = 24 * MIB  # of each process's share is left to boto3's client, which it may need
 REPORT_SECONDS = 1.0  # an engine reports at least this often
 IDLE_REPORT_SECONDS = 0.1  # and this often while it could do more
 HASH_BYTES = MIB  # read and hashed at a time, so that it is still in the processor's cache
@@ -488,7 +490,7 @@ class Outcome(NamedTuple):
 
     id: str
     kind: OutcomeKind
-    error: str = ""
+    error: str = ""  # of one that is in the store: what a user should know
     attempts: int = 0  # tries
     file_size: int = 0
     last_modified: int = 0  # nanoseconds since the epoch
@@ -3157,6 +3159,7 @@ class Receipt(NamedTuple):
     etag: str
     sha256: str = ""  # only where the uploader hashed what it sent; else the engine has done so
     fast: bool = False  # it went by the fast lane
+    note: str = ""  # what a user should know
 
 
 class Upload(NamedTuple):
@@ -3800,19 +3803,23 @@ class S3Uploader(MultipartUploader):
                 if receipt is None:
                     raise
                 return receipt
-        receipt = Receipt(etag_of(answer), combined_sha256(parts))
-        self._check_stored(upload)
-        return receipt
+        return Receipt(etag_of(answer), combined_sha256(parts), note=self._check_stored(upload))
 
-    def _check_stored(self, upload: Upload) -> None:
-        """Raises TransferError if the object is not as it should be, and that can be known."""
+    def _check_stored(self, upload: Upload) -> str:
+        """Raises TransferError if the object is not as it should be. Returns why it is not known.
+
+        A refusal is no reason: PutObject is permission enough.
+        """
         try:
             head = self._head(upload.key)
         except DeniedError:
-            return  # PutObject is permission enough
-        if not head or not describes(head, upload):
+            return ""
+        if head is None:
+            return "large objects could not be checked: the store acknowledged them, and finds none"
+        if not describes(head, upload):
             cause = "the store has acknowledged it, and holds something else"
             raise TransferError("complete", self._way(upload.source.path, upload.key), cause)
+        return ""
 
     def _head(self, key: str) -> Mapping[str, Any] | None:
         with translated("look at", f"s3://{self.bucket}/{key}"):
@@ -4220,7 +4227,8 @@ class Report(NamedTuple):
 class EngineOptions:
     """How an engine works; the same in every process."""
 
-    part_size: int = DEFAULT_PART_SIZE  # bytes; files above it go up in parts
+    threshold: int = DEFAULT_THRESHOLD  # bytes; files above it go up in parts
+    part_size: int = DEFAULT_PART_SIZE  # bytes, of a part at least
     memory: int = DEFAULT_MEMORY  # bytes of bodies in flight in one process
     follow_symlinks: bool = False
     nice: int = 19
@@ -4584,7 +4592,7 @@ class Transfer(ABC):
         return Outcome(
             self.task.id,
             kind,
-            "",
+            receipt.note,
             self.attempts,
             status.st_size,
             ledger_time(status),
@@ -4607,7 +4615,7 @@ class FileTransfer(Transfer):
     @property
     def memory(self) -> int:
         task: Task = self.task
-        return min(task.size, self.options.part_size)
+        return min(task.size, self.options.threshold)
 
     async def _try(self) -> Outcome:
         upload = await self.runner.read(self._read, self.task.size)
@@ -4631,7 +4639,7 @@ class FileTransfer(Transfer):
         """Open, read and hash. A large file is only opened, and hashed where that may spare it."""
         source = self._open(self.task.path)
         try:
-            is_small = source.size <= self.options.part_size
+            is_small = source.size <= self.options.threshold
             body = source.read(0, source.size) if is_small else None
             upload = self._describe(self.task, source, body)
             if body is None and self.task.known_sha256:
@@ -5150,6 +5158,9 @@ def _prepare_in_process(uploader: Uploader, answering: Any, parent: int) -> None
     _prepare(uploader, answering)
 
 
+PageSource = Callable[[bool], Sequence[AnyTask]]
+
+
 class Engine:
     """Feeds runners with pages and yields what they report; steers how much is in flight."""
 
@@ -5166,14 +5177,13 @@ class Engine:
         self._share_limit()
         self._steer(len(runners))
 
-    def upload(
-        self, next_page: Callable[[], Sequence[AnyTask]], tick: Callable[[], bool]
-    ) -> Iterator[list[AnyOutcome]]:
+    def upload(self, next_page: PageSource, tick: Callable[[], bool]) -> Iterator[list[AnyOutcome]]:
         """Yield outcomes, report by report, until ``next_page`` has no more and all are done.
 
-        ``next_page`` may have nothing now, and something after outcomes have been yielded. ``tick``
-        is called several times a second; once it returns True no further page is taken, and what
-        is in flight has STOP_SECONDS to finish.
+        ``next_page`` may have nothing now, and something after outcomes have been yielded; it is
+        told whether it is asked for the first runner. ``tick`` is called several times a second;
+        once it returns True no further page is taken, and what is in flight has STOP_SECONDS to
+        finish.
         """
         idle = list(self.runners)
         waiting: dict[Any, Runner] = {}
@@ -5196,10 +5206,8 @@ class Engine:
                 yield outcomes
             idle = [runner for runner in self.runners if runner not in waiting.values()]
 
-    def _feed(
-        self, runner: Runner, next_page: Callable[[], Sequence[AnyTask]], waiting: dict[Any, Runner]
-    ) -> None:
-        page = self._redo or next_page()
+    def _feed(self, runner: Runner, next_page: PageSource, waiting: dict[Any, Runner]) -> None:
+        page = self._redo or next_page(runner is self.runners[0])
         self._redo = []
         if page or runner.in_flight:
             waiting[runner.submit(page, bool(page))] = runner
@@ -5221,10 +5229,10 @@ class Engine:
             runner.gauges["limit"] = max(1, share + (number < rest))
             runner.gauges["cut_at"] = self._limiter.cut_at
 
-    def _stop(self) -> Callable[[], Sequence[AnyTask]]:
+    def _stop(self) -> PageSource:
         for runner in self.runners:
             runner.gauges["stopping"] = 1
-        return list
+        return lambda _: []
 
     def _collect(self, runner: Runner, future: Any) -> tuple[list[AnyOutcome], bool]:
         try:
@@ -5275,7 +5283,7 @@ class RunOptions:
     mode: str = "parallel"
     workers: int = 0  # processes in mode parallel; 0: one for each usable processor
     concurrency: int = 0  # requests in flight, all processes together; 0: pfu decides
-    part_size: int = DEFAULT_PART_SIZE  # bytes
+    part_size: int = 0  # bytes, also what a file has to exceed; 0: pfu decides
     max_memory: int = DEFAULT_MEMORY  # bytes, all processes together
     bwlimit: int = 0  # bytes a second, all processes together; 0: no limit
     max_duration: float = 0.0  # seconds; 0: no limit
@@ -5294,8 +5302,10 @@ class RunOptions:
     def engine(self) -> EngineOptions:
         """The share of one process; two parts at least fit into its memory."""
         memory = min(self.max_memory, memory_of_machine() // 4) // self.processes()
+        memory = max(memory - CLIENT_MEMORY, 2 * MIN_PART_SIZE)
         return EngineOptions(
-            part_size=min(self.part_size, max(MIN_PART_SIZE, memory // 2)),
+            threshold=min(self.part_size or DEFAULT_THRESHOLD, memory // 2),
+            part_size=min(self.part_size or DEFAULT_PART_SIZE, memory // 2),
             memory=memory,
             follow_symlinks=self.scan.follow_symlinks,
             nice=self.nice,
@@ -5452,7 +5462,7 @@ class WorkList:
         self._files = files
         self._page_share = 2 * options.processes()
         takes_parts = isinstance(uploader, MultipartUploader)
-        self._threshold = options.engine().part_size if takes_parts else sys.maxsize
+        self._threshold = options.engine().threshold if takes_parts else sys.maxsize
         self._position = (-1, "")
         self._taken: dict[str, FileModel] = {}
         self._large: dict[str, LargeFile] = {}
@@ -5460,11 +5470,18 @@ class WorkList:
         self._ready: deque[AnyTask] = deque()
         self._left_over = ledger.left_over_uploads(job) if takes_parts else iter(())
 
-    def next_page(self) -> list[AnyTask]:
-        """What can be done now; empty if something is under way that has to end first, or all."""
-        page = self._take_ready()
+    def next_page(self, is_first: bool) -> list[AnyTask]:
+        """What can be done now; empty if something is under way that has to end first, or all.
+
+        What boto3 has to do goes to the first runner alone: its client takes 30 MB.
+        """
+        page = self._take_ready() if is_first else []
         page += self._take_parts(PAGE_BYTES)
-        return page or self._take_pending() or self._take_left_over()
+        if not page:
+            page = self._take_pending()
+        if not page and is_first:
+            page = self._take_ready() or self._take_left_over()
+        return page
 
     def take_back(self, outcomes: Sequence[AnyOutcome]) -> list[Outcome]:
         """Write outcomes into the ledger. Returns those of files that are done with."""
@@ -5506,11 +5523,10 @@ class WorkList:
         self._taken.update((file.id, file) for file in page)
         if page[-1].file_size <= self._threshold:
             return list(map(task_of, page))
+        large = [file for file in page if file.file_size > self._threshold]
         with self._ledger.together():
-            return [
-                task_of(file) if file.file_size <= self._threshold else self._open(file)
-                for file in page
-            ]
+            self._ready.extend(map(self._open, large))
+        return list(map(task_of, page[: len(page) - len(large)]))
 
     def _take_left_over(self) -> list[AnyTask]:
         return [
@@ -5908,8 +5924,7 @@ class BatchJobModel(BatchJobRow):
             if self._stopping():
                 return
         for note in preparation.result():
-            self.summary.notes.append(note)
-            self.observer.note(note)
+            self._note(note)
         spare_collector()
         with contextlib.closing(self._make_engine()) as engine:
             try:
@@ -5925,6 +5940,12 @@ class BatchJobModel(BatchJobRow):
             note = f"{engine.deaths} worker process(es) died and were replaced"
             self.summary.notes.append(note)
             self.observer.problem(note)
+
+    def _note(self, note: str) -> None:
+        """Tell the user once."""
+        if note not in self.summary.notes:
+            self.summary.notes.append(note)
+            self.observer.note(note)
 
     def _make_engine(self) -> Engine:
         limiter = self.options.limiter(self.uploader.fast_lane_off is None)
@@ -5961,6 +5982,8 @@ class BatchJobModel(BatchJobRow):
             summary.uploaded += 1
             summary.bytes_uploaded += outcome.file_size
             self._refused_in_a_row = 0
+            if outcome.error:
+                self._note(outcome.error)
         elif kind is OutcomeKind.UNCHANGED:
             summary.unchanged += 1
         elif kind is OutcomeKind.VANISHED:
@@ -6552,15 +6575,15 @@ def _add_engine_options(group: argparse._ArgumentGroup) -> None:
         "--part-size",
         metavar="SIZE",
         type=parse_size,
-        default=DEFAULT_PART_SIZE,
-        help="files above it go up in parts (default: 16M)",
+        default=0,
+        help="files above it go up in parts of it (default: above 16M, in parts of 8M)",
     )
     add(
         "--max-memory",
         metavar="SIZE",
         type=parse_size,
         default=DEFAULT_MEMORY,
-        help="for file contents in flight (default: 128M)",
+        help="for file contents in flight, at most a quarter of the machine's (default: 128M)",
     )
     add(
         "--bwlimit",
@@ -6610,7 +6633,7 @@ def check_options(options: argparse.Namespace) -> None:
         refuse("--quiet", "contradicts --verbose")
     if options.sse_kms_key_id and options.sse != "aws:kms":
         refuse("--sse-kms-key-id", "needs --sse aws:kms")
-    if not MIN_PART_SIZE <= options.part_size <= MAX_PART_SIZE:
+    if options.part_size and not MIN_PART_SIZE <= options.part_size <= MAX_PART_SIZE:
         refuse("--part-size", "S3 takes parts from 5 MiB to 5 GiB")
     if options.mode == "concurrent" and options.workers > 1:
         refuse("--workers", "--mode concurrent has one process")

@@ -3845,7 +3845,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(pfu, f"{name}_SECONDS", seconds)
 
 
-async def put(lane: pfu.FastLane, key: str = "k", body: pfu.Body = b"body", **named: Any) -> str:
+async def put(
+    lane: pfu.FastLane, key: str = "k", body: bytes | memoryview = b"body", **named: Any
+) -> str:
     headers = headers_of([("content-type", "text/plain"), ("x-amz-meta-mode", "0100644")])
     return await lane.put(key, headers, body, hashlib.sha256(body).hexdigest(), **named)
 
