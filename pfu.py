@@ -537,6 +537,8 @@ class UploadModel(BaseModel):
     object_key: str
     part_size: int = 0  # bytes
     inode: int = 0
+    changed_at: int = 0  # nanoseconds since the epoch: the inode's ctime
+    racy: int = 0  # 1: the file was modified within two seconds of being read first
     fingerprint: str = ""  # of the object's metadata: size, time and permissions among it
 
 
@@ -924,7 +926,10 @@ class Ledger:
 
         None where the scan could not see all files.
         """
-        unseen = "SELECT 1 FROM FileStat WHERE batch_id=? AND status=? AND attempts=0 LIMIT 1"
+        unseen = (
+            "SELECT 1 FROM FileStat WHERE batch_id=? AND status=? AND attempts=0 "
+            "AND error LIKE 'cannot read%' LIMIT 1"
+        )
         if self._rows(unseen, (job.id, FileStatus.FAILED)):
             return iter(())
         condition = (
@@ -935,6 +940,8 @@ class Ledger:
         return self._uploads(condition, (*_ends(job), job.id, FileStatus.SUCCESS))
 
     def _uploads(self, condition: str, parameters: Sequence[Any]) -> Iterator[UploadModel]:
+        if self._pragma("user_version") < SCHEMA_VERSION:
+            return  # the table came with it
         sql = UploadModel.select_sql(f"WHERE id > ? {condition} ORDER BY id LIMIT 1")
         rows = self._rows(sql, ("", *parameters))
         while rows:
@@ -3262,7 +3269,8 @@ class Traffic:
 class Uploader(ABC):
     """A provider: stores one file at a time. Subclasses need put(); all else has a default.
 
-    The parent process calls resolve() and prepare(), once. Every process that uploads calls
+    The parent process calls resolve(), and prepare() is called once, in a process of its own where
+    the system can fork: what it finds out it keeps in attributes. Every process that uploads calls
     open(), then enter_loop() on its event loop, then send() there, which calls put() in threads;
     in the end leave_loop() and close(). Between the two processes the object may be pickled:
     what `process_state` names stays behind.
@@ -3718,11 +3726,8 @@ class S3Uploader(MultipartUploader):
         self.traffic.add(requests=1, retries=int(attempts > 1))
 
     def _pace(self, request: Any, **_: Any) -> None:
-        pacer = self.traffic.pacer
         if isinstance(request.body, PartBody):
-            request.body.pacer = pacer
-        elif request.body and pacer.rate:
-            time.sleep(pacer.delay(len(request.body), time.monotonic()))
+            request.body.pacer = self.traffic.pacer
 
     def _count_throttling(self, response_dict: Any, **_: Any) -> None:
         if response_dict and response_dict.get("status_code") in (429, 503, 509):
@@ -3749,7 +3754,8 @@ class S3Uploader(MultipartUploader):
         """One PutObject: the body is in memory, larger files come in parts."""
         with translated("upload", self._way(upload.source.path, upload.key)):
             assert upload.body is not None
-            answer = self._safe_client().put_object(Body=upload.body, **self._object(upload))
+            body = PartBody(memoryview(upload.body))
+            answer = self._safe_client().put_object(Body=body, **self._object(upload))
             return Receipt(etag_of(answer))
 
     # -- large files
@@ -3761,11 +3767,17 @@ class S3Uploader(MultipartUploader):
 
     def begin(self, upload: Upload) -> str:
         """CreateMultipartUpload."""
+        began = time.time()
         with translated("begin upload of", self._way(upload.source.path, upload.key)):
             answer = self._safe_client().create_multipart_upload(**self._object(upload))
-            if not answer.get("UploadId"):
-                raise RetryableError("read answer", upload.key, "it names no upload")
-            return str(answer["UploadId"])
+        upload_id = str(answer.get("UploadId", ""))
+        if not upload_id:
+            raise RetryableError("read answer", upload.key, "it names no upload")
+        if answer["ResponseMetadata"].get("RetryAttempts"):  # an answer that was lost named another
+            for other in self.find_uploads(upload.key, began):
+                if other != upload_id:
+                    self.abort(upload.key, other)
+        return upload_id
 
     def put_part(self, part: Part) -> Receipt:
         """UploadPart."""
@@ -3814,7 +3826,10 @@ class S3Uploader(MultipartUploader):
             head = self._head(upload.key)
         except DeniedError:
             return ""
-        if head is None:
+        if head is None and not self.endpoint:
+            cause = "the store has acknowledged it, and does not find it"
+            raise RetryableError("complete", self._way(upload.source.path, upload.key), cause)
+        if head is None:  # S3 finds at once what it has; of others it is not known
             return "large objects could not be checked: the store acknowledged them, and finds none"
         if not describes(head, upload):
             cause = "the store has acknowledged it, and holds something else"
@@ -3835,7 +3850,10 @@ class S3Uploader(MultipartUploader):
 
     def is_complete(self, upload: Upload, parts: Sequence[StoredPart]) -> Receipt | None:
         """By HeadObject: size, metadata and, where the parts' ETags are MD5, the ETag tell."""
-        head = self._head(upload.key)
+        try:
+            head = self._head(upload.key)
+        except DeniedError:
+            return None  # then it is sent once more
         if not head or not describes(head, upload) or combined_etag(parts) != etag_of(head):
             return None
         return Receipt(etag_of(head), combined_sha256(parts))
@@ -3865,7 +3883,7 @@ class S3Uploader(MultipartUploader):
 
 
 class PartBody(io.RawIOBase):
-    """A part as botocore reads it: to hash it, then, from its start again, to send it."""
+    """A body as botocore reads it: to hash it, then, from its start again, to send it."""
 
     def __init__(self, body: Body) -> None:
         super().__init__()
@@ -4275,8 +4293,12 @@ class ByteBudget:
     def _grant(self, size: int) -> None:
         """A buffer that was kept is memory too, unless it is what the ``size`` bytes are for."""
         self._used += size
-        while self._spare and self._used - size + sum(map(len, self._spare)) > self._limit:
-            self._spare.pop()
+        while self._spare:
+            last = len(self._spare[-1])
+            kept = sum(map(len, self._spare)) - (last if last >= size else 0)
+            if self._used + kept <= self._limit:
+                break
+            self._spare.pop(0)
 
     def buffer(self, size: int) -> bytearray:
         """A buffer of ``size`` bytes or more, for who has taken them; one that was used, if any."""
@@ -4703,8 +4725,9 @@ class BeginTransfer(LargeTransfer):
         known: UploadModel | None = self.task.known
         if known is None or known.upload_id is None or self.task.anew:
             return None
-        is_same = known.inode == ledger_inode(upload.status)
-        if not is_same or known.fingerprint != self.uploader.fingerprint(upload):
+        inode, changed_at = ledger_inode(upload.status), min(upload.status.st_ctime_ns, MAX_INTEGER)
+        told = self.uploader.fingerprint(upload)
+        if (known.inode, known.changed_at, known.fingerprint) != (inode, changed_at, told):
             return None
         parts = self.task.parts
         try:
@@ -4715,13 +4738,17 @@ class BeginTransfer(LargeTransfer):
             pass  # PutObject is permission enough; the store will tell when it is completed
         except UploadGoneError:
             receipt = self.uploader.is_complete(upload, parts)
-            return receipt and self._outcome(upload, OutcomeKind.UPLOADED, receipt)
-        return self._begun(upload, known.upload_id, known.part_size, parts)
+            racy = known.racy | upload.source.racy
+            return receipt and self._outcome(upload, OutcomeKind.UPLOADED, receipt, racy)
+        begun = self._begun(upload, known.upload_id, known.part_size, parts)
+        return begun._replace(racy=known.racy | begun.racy)
 
     def _begin_anew(self, upload: Upload) -> Begun:
         known: UploadModel | None = self.task.known
         if known is not None:
             abort_uploads(self.uploader, upload.key, known.upload_id, known.created_at)
+        elif self.attempts > 1:  # the one before may have begun one
+            abort_uploads(self.uploader, upload.key, None, self.task.asked_at)
         part_size = part_size_for(upload.size, self.options.part_size)
         return self._begun(upload, self.uploader.begin(upload), part_size, ())
 
@@ -4825,9 +4852,10 @@ def again(task: AnyTask) -> AnyTask:
 def abort_uploads(
     uploader: MultipartUploader, key: str, upload_id: str | None, created_at: int
 ) -> None:
-    """Abort an upload; where its id is not known, those that were begun when it was."""
-    for found in [upload_id] if upload_id else uploader.find_uploads(key, created_at):
-        uploader.abort(key, found)
+    """Abort an upload, and any that were begun after it, or after its id was to be recorded."""
+    found = uploader.find_uploads(key, created_at)
+    for unwanted in dict.fromkeys([*([upload_id] if upload_id else []), *found]):
+        uploader.abort(key, unwanted)
 
 
 def read_part(
@@ -5071,9 +5099,8 @@ def start_method() -> str:
     """
     alone = sys.platform == "linux" and threading.active_count() == 1
     method = os.environ.get("PFU_START_METHOD") or ("fork" if alone else "spawn")
-    if method not in multiprocessing.get_all_start_methods():
-        known = ", ".join(multiprocessing.get_all_start_methods())
-        raise UsageError("PFU_START_METHOD is no way to start a process", hint=f"it may be {known}")
+    if method not in {"fork", "spawn"} & set(multiprocessing.get_all_start_methods()):
+        raise UsageError("PFU_START_METHOD is no way to start a worker", hint="fork or spawn")
     return method
 
 
@@ -5110,7 +5137,7 @@ class Preparation:
             )
         else:
             self._beside = threading.Thread(
-                target=_prepare, args=(uploader, answering), daemon=True
+                target=_prepare_in_thread, args=(uploader, answering), daemon=True
             )
         try:
             self._beside.start()
@@ -5124,14 +5151,16 @@ class Preparation:
 
     def result(self) -> list[str]:
         """The notes of prepare(); the uploader is as prepare() left it. Raises PfuError."""
-        if not self._answer.poll():
-            raise FatalError("prepare", self._uploader.destination, "the process that did it died")
-        notes: list[str]
-        state, notes, error = self._answer.recv()
+        answer = self._answer.recv() if self._answer.poll() else None
         self._beside.join()  # no thread may hold a lock of OpenSSL's at a fork
+        if answer is None:  # the process was killed, or cannot send what it found
+            return self._uploader.prepare()
+        notes: list[str]
+        state, notes, error = answer
         if error is not None:
             raise error
-        self._uploader.__setstate__(state)
+        if state is not None:
+            self._uploader.__setstate__(state)
         return notes
 
     def close(self) -> None:
@@ -5141,21 +5170,26 @@ class Preparation:
             self._beside.join()
 
 
-def _prepare(uploader: Uploader, answering: Any) -> None:
-    notes: list[str] = []
-    problem: PfuError | None = None
+def _prepare(uploader: Uploader) -> tuple[list[str], PfuError | None]:
     try:
-        notes = uploader.prepare()
+        return uploader.prepare(), None
     except PfuError as error:
-        problem = error
+        return [], error
     except Exception as error:  # noqa: BLE001  said by the run, not by a traceback
-        problem = FatalError("prepare", uploader.destination, internal_error(error))
-    answering.send((uploader.__getstate__(), notes, problem))
+        return [], FatalError("prepare", uploader.destination, internal_error(error))
+
+
+def _prepare_in_thread(uploader: Uploader, answering: Any) -> None:
+    answering.send((None, *_prepare(uploader)))
 
 
 def _prepare_in_process(uploader: Uploader, answering: Any, parent: int) -> None:
     _belong_to(parent)
-    _prepare(uploader, answering)
+    notes, problem = _prepare(uploader)
+    try:
+        answering.send((uploader.__getstate__(), notes, problem))
+    except Exception:  # noqa: BLE001  it cannot be pickled: the parent does it itself
+        answering.send(None)
 
 
 PageSource = Callable[[bool], Sequence[AnyTask]]
@@ -5172,6 +5206,7 @@ class Engine:
         self._limiter = limiter
         self._rate = rate
         self._counted = {id(runner): Tally(0, 0, 0, 0) for runner in runners}
+        self._failed_starts = 0  # in a row
         self._deaths_of: Counter[str] = Counter()
         self._redo: list[AnyTask] = []
         self._share_limit()
@@ -5248,9 +5283,10 @@ class Engine:
         Raises FatalError where workers cannot even start.
         """
         lost, runner.in_flight = list(map(again, runner.in_flight.values())), {}
+        self._failed_starts = 0 if runner.has_started else self._failed_starts + 1
         if runner.has_started:
             self._deaths_of.update(task.id for task in lost)
-        elif self.deaths >= WORKER_DEATHS - 1:
+        elif self._failed_starts >= WORKER_DEATHS:
             hint = "--mode concurrent needs no workers"
             raise FatalError("start worker", "", f"{WORKER_DEATHS} of them died at once", hint)
         self.deaths += 1
@@ -5425,13 +5461,16 @@ class LargeFile:
 
     __slots__ = (
         *("begun", "file", "in_flight", "is_fast", "known", "missing", "problem", "restarts"),
+        *("unsent", "was_known"),
     )
 
     def __init__(self, file: FileModel, known: UploadModel | None) -> None:
         self.file = file
         self.known = known  # what the ledger has of it
+        self.was_known = known is not None  # from an earlier run
         self.begun: Begun | None = None
         self.missing = 0  # parts that are not in the store
+        self.unsent = 0  # bytes of parts that no engine has
         self.in_flight = 0  # tasks
         self.problem: Outcome | None = None
         self.restarts = 0
@@ -5457,6 +5496,8 @@ class WorkList:
         """``files`` is how many are pending."""
         self.fast_files = 0  # large ones that went by the fast lane altogether
         self.resumed_bytes = 0  # that need not be sent, since this was last set to 0
+        self.failed_abort = ""  # why an upload that is not wanted is still there
+        self._aborting: set[str] = set()
         self._ledger = ledger
         self._job = job
         self._files = files
@@ -5476,7 +5517,7 @@ class WorkList:
         What boto3 has to do goes to the first runner alone: its client takes 30 MB.
         """
         page = self._take_ready() if is_first else []
-        page += self._take_parts(PAGE_BYTES)
+        page += self._take_parts()
         if not page:
             page = self._take_pending()
         if not page and is_first:
@@ -5497,15 +5538,19 @@ class WorkList:
     def _take_ready(self) -> list[AnyTask]:
         return [self._ready.popleft() for _ in range(min(len(self._ready), PAGE_ROWS))]
 
-    def _take_parts(self, size: int) -> list[AnyTask]:
+    def _take_parts(self) -> list[AnyTask]:
+        """Like the other pages, those of parts get smaller towards the end."""
         page: list[AnyTask] = []
-        while self._parts and size > 0:
+        waiting = sum(self._large[file_id].unsent for file_id in self._parts)
+        size = min(PAGE_BYTES, waiting // self._page_share)
+        while self._parts and (size > 0 or not page):
             file_id, parts = next(iter(self._parts.items()))
             part = next(parts, None)
             if part is None:
                 del self._parts[file_id]
                 continue
             self._large[file_id].in_flight += 1
+            self._large[file_id].unsent -= part.size
             page.append(part)
             size -= part.size
         return page
@@ -5529,10 +5574,8 @@ class WorkList:
         return list(map(task_of, page[: len(page) - len(large)]))
 
     def _take_left_over(self) -> list[AnyTask]:
-        return [
-            AbortTask(f"{upload.id}/abort", upload.object_key, upload.upload_id, upload.created_at)
-            for upload in itertools.islice(self._left_over, MAX_OPEN_UPLOADS)
-        ]
+        """Uploads that earlier runs began, and nobody wants any more."""
+        return list(itertools.islice(self._abort_tasks(self._left_over), MAX_OPEN_UPLOADS))
 
     # -- back
 
@@ -5542,6 +5585,8 @@ class WorkList:
         if step == "abort":
             if isinstance(outcome, Aborted):
                 self._ledger.forget_upload(file_id)
+            elif isinstance(outcome, Outcome) and outcome.error:
+                self.failed_abort = outcome.error
             return None
         if not step:
             assert isinstance(outcome, Outcome)
@@ -5587,15 +5632,16 @@ class WorkList:
         large = LargeFile(file, self._ledger.unfinished_upload(file.id))
         self._large[file.id] = large
         if large.known is None:
-            self._ledger.save_uploads([self._upload_row(large, None)])
+            large.known = self._upload_row(large, None)
+            self._ledger.save_uploads([large.known])
         return self._begin(large)
 
     def _begin(self, large: LargeFile) -> BeginTask:
-        file, known = large.file, large.known
+        file, anew = large.file, large.restarts > 0
+        known = large.known if large.was_known or anew else None
         parts = self._ledger.parts(file.id) if known else []
         large.in_flight += 1
         stored = tuple(StoredPart(p.number, p.part_size, p.etag, p.sha256) for p in parts)
-        anew = large.restarts > 0
         return BeginTask(
             f"{file.id}/begin", task_of(file), known, stored, anew, self._job.created_at
         )
@@ -5617,6 +5663,8 @@ class WorkList:
             upload_id=begun.upload_id,
             part_size=begun.part_size,
             inode=begun.snapshot.inode & MAX_INTEGER,
+            changed_at=min(begun.snapshot.changed, MAX_INTEGER),
+            racy=begun.racy,
             fingerprint=begun.fingerprint,
         )
 
@@ -5631,7 +5679,9 @@ class WorkList:
         large.begun = begun
         stored = {part.number for part in begun.parts}
         large.missing = begun.part_count - len(stored)
-        self.resumed_bytes += sum(part.size for part in begun.parts)
+        resumed = sum(part.size for part in begun.parts)
+        self.resumed_bytes += resumed
+        large.unsent = begun.snapshot.size - resumed
         self._parts[file_id] = parts_of(large.file, begun, stored)
 
     def _take_part(self, large: LargeFile, done: PartDone) -> None:
@@ -5665,8 +5715,10 @@ class WorkList:
         if outcome.kind is OutcomeKind.UPLOADED:
             self._ledger.forget_upload(file_id)
             self.fast_files += large.is_fast and large.begun is not None
-        else:
+        elif large.was_known or large.restarts:
             self._abort(large)
+        else:
+            self._ledger.forget_upload(file_id)
         return outcome._replace(id=file_id)
 
     def _give_up(self, large: LargeFile, problem: Outcome) -> Outcome | None:
@@ -5685,12 +5737,16 @@ class WorkList:
         return problem._replace(id=large.file.id, kind=kind)
 
     def _abort(self, large: LargeFile) -> None:
-        known = large.known
-        if known is None or known.upload_id is None:
-            self._ledger.forget_upload(large.file.id)
-            return
-        task_id = f"{large.file.id}/abort"
-        self._ready.append(AbortTask(task_id, known.object_key, known.upload_id, known.created_at))
+        assert large.known is not None
+        self._ready.extend(self._abort_tasks([large.known]))
+
+    def _abort_tasks(self, uploads: Iterable[UploadModel]) -> Iterator[AbortTask]:
+        """None for those that have been asked for already."""
+        for upload in uploads:
+            if upload.id not in self._aborting:
+                self._aborting.add(upload.id)
+                task_id = f"{upload.id}/abort"
+                yield AbortTask(task_id, upload.object_key, upload.upload_id, upload.created_at)
 
 
 def task_of(file: FileModel) -> Task:
@@ -5970,6 +6026,9 @@ class BatchJobModel(BatchJobRow):
                 self._count(outcome)
             self._count_resumed(work)
         self.summary.fast_lane += work.fast_files
+        if work.failed_abort:
+            hint = "the next run and --cleanup try again"
+            self._note(f"an unfinished upload is still there: {work.failed_abort} ({hint})")
 
     def _count_resumed(self, work: WorkList) -> None:
         if work.resumed_bytes:
@@ -6340,7 +6399,7 @@ class Console(Observer):
         self.detail(f"{count_of(files, 'file')} to upload, {bytes_text(size)}")
 
     def resumed(self, size: int) -> None:
-        self._size -= size
+        self._size = max(0, self._size - size)
         self.detail(f"{bytes_text(size)} were in the store already, as parts")
 
     def progress(self, files: int, size: int) -> None:
@@ -6707,22 +6766,23 @@ class Cleanup:
         size = 0
         for upload in self._ledger.unfinished_uploads():
             stored = sum(part.part_size for part in self._ledger.parts(upload.id))
-            where = f"{parse_destination(upload.destination)[0]}/{upload.object_key}"
             if not dry_run and not self._abort(upload):
                 continue
             size += stored
-            self.uploads.append(
-                {"object": f"s3://{where}", "upload_id": upload.upload_id, "bytes": stored}
-            )
-            yield f"s3://{printable(where)}  {bytes_text(stored)}"
+            place = {"destination": upload.destination, "key": upload.object_key}
+            self.uploads.append({**place, "upload_id": upload.upload_id, "bytes": stored})
+            what = f"{upload.object_key} of {upload.destination}"
+            yield f"{printable(what)}  {bytes_text(stored)}"
         what = "would be aborted" if dry_run else "aborted"
         yield f"{count_of(len(self.uploads), 'unfinished upload')} {what}, {bytes_text(size)}"
 
     def _abort(self, upload: UploadModel) -> bool:
+        """Whether it is no more, or was in a sandbox, which is no more."""
         try:
-            uploader = self._uploader_of(upload)
-            abort_uploads(uploader, upload.object_key, upload.upload_id, upload.created_at)
-        except TransferError as error:
+            if upload.endpoint != SANDBOX_ENDPOINT:
+                uploader = self._uploader_of(upload)
+                abort_uploads(uploader, upload.object_key, upload.upload_id, upload.created_at)
+        except PfuError as error:
             self.problems.append(str(error))
             return False
         self._ledger.forget_upload(upload.id)
@@ -6736,6 +6796,11 @@ class Cleanup:
             uploader = S3Uploader(upload.destination, options)
             uploader.resolve()
             self._uploaders[place] = uploader
+        if self._uploaders[place].endpoint != upload.endpoint:
+            cause = (
+                f"it was begun at {upload.endpoint or 'AWS'}, and another endpoint is configured"
+            )
+            raise UsageError("abort upload of", upload.object_key, cause)
         return self._uploaders[place]
 
     def as_json(self) -> dict[str, Any]:

@@ -4948,6 +4948,417 @@ class TestS3Uploader(Conformance):
 
 
 # ======================================================================================
+# Large files: parts, resuming, leftovers
+# ======================================================================================
+
+PART = ("--part-size", "5M")
+
+
+def puts_of_parts(server: S3Server, after: int = 0) -> list[tuple[str, str]]:
+    """Key and number of each part that was acknowledged, in order, after so many requests."""
+    return [
+        (request.key, request.query["partNumber"])
+        for request in server.log[after:]
+        if request.operation == "UploadPart" and request.acknowledged
+    ]
+
+
+def run_broken_off(place: Place, parts: int, *arguments: str) -> int:
+    """A run that ends once so many parts were acknowledged. Returns how many requests it made."""
+    gone = Fault(Action("error", 403, "InvalidAccessKeyId"), operation="UploadPart", after=parts)
+    place.server.faults.append(gone)
+    run = place.run(*PART, "--concurrency", "1", *arguments)
+    assert run.code == 2, run.err
+    place.server.faults.clear()
+    return len(place.server.log)
+
+
+@BOTH_MODES
+def test_killed_in_the_middle_of_large_files(place: Place, mode: str) -> None:
+    rng = random.Random(mode)
+    for number, size in enumerate((11, 17, 23)):
+        place.file(f"large{number}", rng.randbytes(size * MIB + number))
+    place.files(5)
+    place.server.faults.append(Fault(Action("slow", seconds=0.4), operation="UploadPart"))
+    workers = 2 if mode == "parallel" else 1
+    kills, arguments = 0, (*PART, "--mode", mode, "--workers", workers, "--concurrency", "2")
+    for _ in range(7):
+        run = place.start(*arguments, start_new_session=True)
+        try:
+            run.wait(timeout=rng.uniform(0.3, 1.6))
+        except subprocess.TimeoutExpired:
+            os.killpg(run.pid, signal.SIGKILL)
+            kills += 1
+        run.communicate()
+        place.check_ledger_is_honest()
+    place.server.faults.clear()
+    assert place.run(*arguments).code == 0
+    assert kills > 2
+    assert place.stored() == place.local()
+    assert not place.server.uploads(BUCKET)
+    repeated = Counter(puts_of_parts(place.server))
+    assert sum(repeated.values()) - len(repeated) <= kills * pfu.PAGE_BYTES // (5 * MIB)
+    for path in place.root.glob("large*"):
+        stored = place.server.objects(BUCKET)[f"p/{path.name}"]
+        assert stored.headers["x-amz-meta-file-mtime"] == f"{path.stat().st_mtime_ns}ns"
+
+
+def replaced(path: Path) -> None:
+    """Another file of the same name, size and time."""
+    copy = path.with_name("copy")
+    copy.write_bytes(path.read_bytes()[::-1])
+    os.utime(copy, (LONG_AGO, LONG_AGO))
+    copy.rename(path)
+
+
+def aborted_by_others(place: Place) -> None:
+    place.server.bucket(BUCKET).uploads.clear()
+
+
+def part_replaced(place: Place) -> None:
+    (upload,) = place.server.uploads(BUCKET).values()
+    upload.parts[1] = dataclasses.replace(upload.parts[1], etag="0" * 32)
+
+
+def upload_not_recorded(place: Place) -> None:
+    with contextlib.closing(sqlite3.connect(place.path / "pfu.db")) as db, db:
+        db.execute("UPDATE MultipartUpload SET upload_id=NULL")
+        db.execute("DELETE FROM Part")
+
+
+INTERLUDES: list[tuple[str, Callable[[Place], Any], int, bool]] = [
+    ("nothing", lambda place: None, 2, True),
+    ("touched", lambda place: os.utime(place.root / "large"), 4, False),
+    ("other mode", lambda place: (place.root / "large").chmod(0o640), 4, False),
+    ("other size", lambda place: place.file("large", b"n" * (11 * MIB)), 3, False),
+    ("another inode", lambda place: replaced(place.root / "large"), 4, False),
+    ("aborted by others", aborted_by_others, 4, False),
+    ("a part replaced", part_replaced, 3, True),
+    ("listing denied", lambda place: place.server.deny.add("ListParts"), 2, True),
+    ("upload not recorded", upload_not_recorded, 4, False),
+]
+
+
+@pytest.mark.parametrize(
+    "name, interlude, sent, resumes", INTERLUDES, ids=[row[0] for row in INTERLUDES]
+)
+def test_a_run_goes_on_with_the_parts_that_are_missing(
+    place: Place, name: str, interlude: Callable[[Place], Any], sent: int, resumes: bool
+) -> None:
+    place.file("large", os.urandom(20 * MIB))
+    done = run_broken_off(place, 2, "--mode", "concurrent")
+    interlude(place)
+    run = place.run(*PART, "--mode", "concurrent", "--json")
+    assert (run.code, run.json["uploaded"]) == (0, 1), run.err
+    assert len(puts_of_parts(place.server, done)) == sent
+    begun = [r for r in place.server.log[done:] if r.operation == "CreateMultipartUpload"]
+    assert bool(begun) != resumes
+    assert place.stored() == place.local()
+    assert not place.server.uploads(BUCKET)
+    assert place.rows("SELECT * FROM MultipartUpload") == place.rows("SELECT * FROM Part") == []
+
+
+def test_parts_of_a_file_that_vanished_are_given_up(place: Place) -> None:
+    path = place.file("large", os.urandom(11 * MIB))
+    place.file("other")
+    run_broken_off(place, 1, "--mode", "concurrent")
+    path.unlink()
+    assert len(place.server.uploads(BUCKET)) == 1
+    assert place.run(*PART).code == 0
+    assert not place.server.uploads(BUCKET)
+
+
+def test_an_acknowledgement_that_was_not_recorded_is_found_out(place: Place) -> None:
+    place.file("large", os.urandom(11 * MIB))
+    run_broken_off(place, 2, "--mode", "concurrent")
+    copy = place.path / "before.db"
+    with contextlib.closing(sqlite3.connect(place.path / "pfu.db")) as db:
+        db.execute("VACUUM INTO ?", (str(copy),))
+    assert place.run(*PART, "--mode", "concurrent").code == 0
+    with contextlib.closing(sqlite3.connect(place.path / "pfu.db")) as db:
+        parts = [(row[0], *row[1:]) for row in db.execute("SELECT * FROM Part")]
+    assert not parts
+    with contextlib.closing(sqlite3.connect(copy)) as db, db:
+        (stored,) = place.server.objects(BUCKET).values()
+        (row,) = place.rows("SELECT id FROM FileStat")
+        for part in stored.parts:
+            values = (
+                f"{row['id']}/{part.number:05d}",
+                part.number,
+                part.size,
+                part.etag,
+                part.sha256,
+            )
+            db.execute("INSERT OR REPLACE INTO Part VALUES(?, ?, ?, ?, ?)", values)
+    for end in ("", "-wal", "-shm"):
+        with contextlib.suppress(FileNotFoundError):
+            (place.path / f"pfu.db{end}").unlink()
+    copy.rename(place.path / "pfu.db")
+    done = len(place.server.log)
+    run = place.run(*PART, "--mode", "concurrent", "--json")
+    assert (run.code, run.json["uploaded"]) == (0, 1), run.err
+    assert not puts_of_parts(place.server, done)
+    assert place.check_ledger_is_honest() == 1
+
+
+PART_FAULTS = [
+    Action("error", 500, "InternalError"),
+    Action("error", 503, "SlowDown"),
+    Action("reset_before_body"),
+    Action("reset_after_body"),
+    Action("half_headers"),
+    Action("error", 400, "BadDigest"),
+    Action("error", 404, "NoSuchUpload"),
+]
+
+
+@BOTH_MODES
+@pytest.mark.parametrize("lane", ["fast", "safe"])
+@pytest.mark.parametrize("action", PART_FAULTS, ids=[f"{a.kind} {a.code}" for a in PART_FAULTS])
+def test_faults_of_parts(place: Place, mode: str, lane: str, action: Action) -> None:
+    place.file("large", os.urandom(11 * MIB))
+    if lane == "safe":
+        place.server.faults.append(LaneFault(Action("error", 500), operation="UploadPart"))
+    place.server.faults.append(Fault(action, operation="UploadPart", times=2))
+    run = place.run(*PART, "--mode", mode, "--workers", 2 if mode == "parallel" else 1, "--json")
+    assert (run.code, run.json["uploaded"]) == (0, 1), run.err
+    if lane == "safe":
+        assert run.json["fast_lane"] == 0
+    assert place.stored() == place.local()
+    assert not place.server.uploads(BUCKET)
+
+
+HEAD_FAULTS = [
+    (Action("error", 403, "AccessDenied"), 0, ""),
+    (Action("error", 404, "NoSuchKey"), 0, "large objects could not be checked"),
+]
+
+
+@pytest.mark.parametrize("action, code, says", HEAD_FAULTS, ids=["denied", "not found"])
+def test_a_look_at_what_was_stored(place: Place, action: Action, code: int, says: str) -> None:
+    place.file("large", os.urandom(11 * MIB))
+    place.server.faults.append(Fault(action, operation="HeadObject", times=None))
+    run = place.run(*PART, "--mode", "concurrent")
+    assert (run.code, says in run.err) == (code, True), run.err
+
+
+@BOTH_MODES
+def test_sizes_at_every_edge(place: Place, mode: str) -> None:
+    five = 5 * MIB
+    for size in (0, 1, five - 1, five, five + 1, 2 * five, 2 * five + 1):
+        place.file(f"f{size}", os.urandom(size))
+    sparse = place.file("sparse", b"")
+    os.truncate(sparse, 12 * MIB)
+    run = place.run(*PART, "--mode", mode, "--json")
+    assert (run.code, run.json["uploaded"], run.json["fast_lane"]) == (0, 8, 8)
+    assert place.stored() == place.local()
+    assert place.run(*PART, "--mode", mode, "--json").json["unchanged"] == 8
+
+
+def test_a_file_that_grows_large_under_way_goes_up_in_parts(place: Place) -> None:
+    path = place.file("growing", b"small")
+    grow = Action("call", function=lambda: path.write_bytes(b"g" * (11 * MIB)))
+    place.file("first", b"x")
+    place.server.faults.append(Fault(grow, operation="PutObject", key="first"))
+    run = place.run(*PART, "--mode", "concurrent", "--concurrency", "1", "--json")
+    assert (run.code, run.json["uploaded"]) == (0, 2), run.err
+    assert place.stored() == place.local()
+
+
+def test_a_touch_under_way_begins_the_file_anew(place: Place) -> None:
+    path = place.file("touched", os.urandom(11 * MIB))
+    touch = Action("call", function=lambda: os.utime(path, (5, 5)))
+    place.server.faults.append(Fault(touch, operation="UploadPart", times=1))
+    run = place.run(*PART, "--mode", "concurrent", "--json")
+    assert (run.code, run.json["uploaded"]) == (0, 1), run.err
+    (stored,) = place.server.objects(BUCKET).values()
+    assert stored.headers["x-amz-meta-file-mtime"] == "5000000000ns"
+    assert not place.server.uploads(BUCKET)
+
+
+def test_a_worker_that_dies_leaves_no_upload_behind(place: Place) -> None:
+    for number in range(3):
+        place.file(f"large{number}", os.urandom(16 * MIB))
+    place.server.faults.append(Fault(Action("slow", seconds=0.3), operation="UploadPart"))
+    run = place.start(*PART, "--workers", "2", "--concurrency", "2", "--json")
+    wait_for(lambda: len(puts_of_parts(place.server)) > 1)
+    os.kill(children_of(run.pid)[0], signal.SIGKILL)
+    place.server.faults.clear()
+    out, err = run.communicate(timeout=60)
+    assert (run.returncode, "died and were replaced" in err) == (0, True), err
+    assert json.loads(out)["uploaded"] == 3
+    assert place.stored() == place.local()
+    assert not place.server.uploads(BUCKET)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@BOTH_MODES
+def test_an_interrupted_large_file_is_gone_on_with(place: Place, mode: str) -> None:
+    place.file("large", os.urandom(30 * MIB))
+    slow = Fault(Action("slow", seconds=0.4), operation="UploadPart", times=None)
+    place.server.faults.append(slow)
+    run = place.start(*PART, "--mode", mode, "--concurrency", "2")
+    wait_for(lambda: len(puts_of_parts(place.server)) > 1)
+    run.send_signal(signal.SIGINT)
+    run.communicate(timeout=30)
+    assert run.returncode == 4
+    place.server.faults.clear()
+    before = len(puts_of_parts(place.server))
+    assert place.run(*PART, "--mode", mode).code == 0
+    assert len(puts_of_parts(place.server)) == 6
+    assert 2 <= before < 6
+    assert place.stored() == place.local()
+
+
+def test_cleanup_gives_up_what_the_ledger_began(place: Place) -> None:
+    for number in range(2):
+        place.file(f"large{number}", os.urandom(11 * MIB + number))
+    gone = Fault(Action("error", 403, "AccessDenied"), operation="CompleteMultipartUpload")
+    gone.times = None
+    place.server.faults.append(gone)
+    assert place.run(*PART, "--mode", "concurrent").code in (1, 2)
+    planned = place.run("--cleanup", "--dry-run", to=None)
+    assert planned.code == 0
+    assert "2 unfinished uploads would be aborted, 22.0 MiB" in planned.out
+    assert len(place.server.uploads(BUCKET)) == 2
+    place.server.deny.add("AbortMultipartUpload")
+    refused = place.run("--cleanup", to=None)
+    assert (refused.code, len(refused.err.splitlines())) == (1, 2)
+    place.server.deny.clear()
+    done = place.run("--cleanup", "--json", to=None)
+    assert (done.code, done.json["aborted"], done.json["problems"]) == (0, 2, [])
+    assert not place.server.uploads(BUCKET)
+    assert "0 unfinished uploads aborted" in place.run("--cleanup", to=None).out
+
+
+def test_cleanup_needs_a_ledger(place: Place) -> None:
+    run = place.run("--cleanup", to=None)
+    assert (run.code, "there is none" in run.err) == (2, True)
+
+
+# -- memory and pace
+
+
+def run_in_process(place: Place, observer: pfu.Observer | None = None) -> pfu.Summary:
+    """A run to the server, in this process."""
+    os.environ.update(place.server.environment())
+    uploader = pfu.S3Uploader(f"s3://{BUCKET}/p", pfu.S3Options(endpoint_url=place.endpoint))
+    options = pfu.RunOptions(mode="concurrent", nice=0, part_size=5 * MIB, concurrency=1)
+    return pfu.BatchJobModel(place.root, uploader, place.path / "l.db", options, observer).run()
+
+
+def test_buffers_are_used_again_and_given_up_for_others() -> None:
+    budget = pfu.ByteBudget(3 * MIB)
+    assert budget.take(MIB)
+    first = budget.buffer(MIB)
+    budget.keep(first)
+    budget.give_back(MIB)
+    assert budget.take(MIB)
+    assert budget.buffer(MIB - 1) is first
+    budget.keep(first)
+    budget.give_back(MIB)
+    assert budget.take(5 * MIB), "one body always passes"
+    assert not budget._spare
+    assert not budget.take(1)
+
+
+def test_nothing_waits_for_ever_on_the_budget() -> None:
+    async def scenario() -> list[int]:
+        budget, order = pfu.ByteBudget(10), []
+
+        async def use(size: int) -> None:
+            if not budget.take(size):
+                await budget.wait_for(size)
+            await asyncio.sleep(0)
+            order.append(size)
+            budget.give_back(size)
+
+        sizes = [8, 3, 100, 1, 10, 2, 50]
+        await asyncio.wait_for(asyncio.gather(*map(use, sizes)), 5)
+        return order
+
+    assert asyncio.run(scenario()) == [8, 3, 100, 1, 10, 2, 50]
+
+
+@pytest.mark.parametrize("limit", [96 * MIB, 1 << 40])
+def test_memory_is_a_quarter_of_the_machines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    (tmp_path / "memory.max").write_text(f"{limit}\n")
+    monkeypatch.setattr(pfu, "CGROUP_LIMITS", (f"{tmp_path}/memory.max{{}}", f"{tmp_path}/none"))
+    pfu.memory_of_machine.cache_clear()
+    engine = pfu.RunOptions(mode="concurrent", max_memory=1 << 50).engine()
+    pfu.memory_of_machine.cache_clear()
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    expected = min(limit, machine) // 4 - pfu.CLIENT_MEMORY
+    assert engine.memory == max(expected, 2 * pfu.MIN_PART_SIZE)
+    assert engine.part_size <= engine.memory // 2
+
+
+@pytest.mark.parametrize("lane", ["fast", "safe"])
+def test_a_part_larger_than_memory_stays_in_its_file(
+    place: Place, monkeypatch: pytest.MonkeyPatch, lane: str
+) -> None:
+    place.file("large", os.urandom(11 * MIB))
+    if lane == "safe":
+        place.server.faults.append(LaneFault(Action("error", 500), operation="UploadPart"))
+    options = pfu.EngineOptions(threshold=MIB, part_size=5 * MIB, memory=4 * MIB, nice=0)
+    monkeypatch.setattr(pfu.RunOptions, "engine", lambda _: options)
+    summary = run_in_process(place)
+    assert (summary.exit_code, summary.uploaded) == (0, 1), summary
+    assert place.stored() == place.local()
+
+
+@pytest.mark.parametrize("size", [8 * KIB, 64 * KIB, 256 * KIB])
+def test_a_pacer_keeps_its_rate(size: int) -> None:
+    pacer, now, sent = pfu.Pacer(), 100.0, 0
+    pacer.rate = 20e6
+    while now < 110:
+        now += pacer.delay(size, now) + 1e-5
+        sent += size
+    assert 0.95 <= sent / 10 / 20e6 <= 1.05
+    assert pacer.slice_size <= 20e6 * pfu.PACE_SLICE
+
+
+def test_a_pacer_without_a_rate_never_waits() -> None:
+    assert pfu.Pacer().delay(1 << 40, 1.0) == 0
+
+
+@BOTH_MODES
+@pytest.mark.parametrize("content", ["small", "large"])
+def test_bwlimit_holds_for_all_processes_together(place: Place, mode: str, content: str) -> None:
+    if content == "large":
+        place.file("large", os.urandom(6 * MIB))
+    else:
+        for number in range(48):
+            place.file(f"f{number}", os.urandom(128 * KIB))
+    run = place.run(*PART, "--mode", mode, "--bwlimit", "4M", "--json")
+    assert (run.code, place.stored() == place.local()) == (0, True)
+    assert run.json["elapsed_seconds"] > 1.2
+
+
+def test_progress_moves_within_one_file(place: Place) -> None:
+    place.file("large", os.urandom(20 * MIB))
+    place.server.faults.append(
+        Fault(Action("slow", seconds=0.2), operation="UploadPart", times=None)
+    )
+    seen = set()
+
+    class Watcher(pfu.Observer):
+        def progress(self, files: int, size: int) -> None:
+            seen.add(size)
+
+    assert run_in_process(place, Watcher()).exit_code == 0
+    assert {5 * MIB, 10 * MIB, 20 * MIB} <= seen
+
+
+# ======================================================================================
 # More trouble: changes under way, odd figures, broken surroundings
 # ======================================================================================
 
@@ -5248,7 +5659,7 @@ MORE_TROUBLE: list[tuple[str, Trouble, str, str]] = [
     ),
     ("no working directory", removed_folder, "--db x.db", "the working directory is gone"),
     ("destination not UTF-8", odd_destination, "", "it is not UTF-8"),
-    ("start method", odd_start_method, "", "PFU_START_METHOD is no way to start a process"),
+    ("start method", odd_start_method, "", "PFU_START_METHOD is no way to start a worker"),
     ("size of 22 digits", nothing, f"--max-memory {'9' * 21}T", "is no size"),
     ("size of 400 digits", nothing, f"--max-memory {'9' * 400}", "is no size"),
     ("time of 400 digits", nothing, f"--max-duration {'9' * 400}", "is no time"),
@@ -5617,7 +6028,7 @@ def commands() -> list[str]:
 @pytest.mark.parametrize("command", commands())
 def test_the_commands_of_the_readme_work(place: Place, command: str) -> None:
     readme_place(place)
-    if "--status" in command:
+    if "--status" in command or "--cleanup" in command:
         subprocess.run(
             [sys.executable, "pfu.py", "samples"], cwd=place.path, env=place.environment, check=True
         )
@@ -5723,3 +6134,20 @@ def test_localstack(place: Place, mode: str) -> None:
         assert stored["Body"].read() == body
         assert stored["Metadata"]["file-size"] == str(len(body))
     assert place.run(*arguments, to=bucket).json["unchanged"] == len(place.local())
+
+
+# ======================================================================================
+# Halves: PFU_TEST_SHARD=1/2 leaves every second test to another process
+# ======================================================================================
+
+
+def leave_to_others(names: dict[str, Any], shard: str) -> None:
+    """Drop the tests that are not in a shard, as ``1/2``; they mostly wait, so two go together."""
+    number, _, count = shard.partition("/")
+    tests = [name for name in names if name.startswith(("test_", "Test"))]
+    for place, name in enumerate(tests):
+        if place % int(count or 1) != int(number or 1) - 1:
+            del names[name]
+
+
+leave_to_others(globals(), os.environ.get("PFU_TEST_SHARD", "1/1"))
