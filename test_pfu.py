@@ -5012,7 +5012,9 @@ def replaced(path: Path) -> None:
 
 
 def aborted_by_others(place: Place) -> None:
-    place.server.bucket(BUCKET).uploads.clear()
+    bucket = place.server.bucket(BUCKET)
+    assert bucket
+    bucket.uploads.clear()
 
 
 def part_replaced(place: Place) -> None:
@@ -5112,8 +5114,9 @@ PART_FAULTS = [
 ]
 
 
-@BOTH_MODES
-@pytest.mark.parametrize("lane", ["fast", "safe"])
+@pytest.mark.parametrize(
+    "mode, lane", [("concurrent", "fast"), ("parallel", "fast"), ("concurrent", "safe")]
+)
 @pytest.mark.parametrize("action", PART_FAULTS, ids=[f"{a.kind} {a.code}" for a in PART_FAULTS])
 def test_faults_of_parts(place: Place, mode: str, lane: str, action: Action) -> None:
     place.file("large", os.urandom(11 * MIB))
@@ -5155,9 +5158,13 @@ def test_sizes_at_every_edge(place: Place, mode: str) -> None:
     assert place.run(*PART, "--mode", mode, "--json").json["unchanged"] == 8
 
 
+def rewrite(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
 def test_a_file_that_grows_large_under_way_goes_up_in_parts(place: Place) -> None:
     path = place.file("growing", b"small")
-    grow = Action("call", function=lambda: path.write_bytes(b"g" * (11 * MIB)))
+    grow = Action("call", function=lambda: rewrite(path, b"g" * (11 * MIB)))
     place.file("first", b"x")
     place.server.faults.append(Fault(grow, operation="PutObject", key="first"))
     run = place.run(*PART, "--mode", "concurrent", "--concurrency", "1", "--json")
@@ -5235,6 +5242,45 @@ def test_cleanup_gives_up_what_the_ledger_began(place: Place) -> None:
     assert (done.code, done.json["aborted"], done.json["problems"]) == (0, 2, [])
     assert not place.server.uploads(BUCKET)
     assert "0 unfinished uploads aborted" in place.run("--cleanup", to=None).out
+
+
+@pytest.mark.parametrize("kind", ["lost_ack", "call"])
+def test_what_an_unlucky_begin_leaves_is_given_up(place: Place, kind: str) -> None:
+    path = place.file("large", os.urandom(11 * MIB))
+    action = Action(kind, function=lambda: os.utime(path))
+    place.server.faults.append(Fault(action, operation="CreateMultipartUpload", times=1))
+    run = place.run(*PART, "--mode", "concurrent", "--json")
+    assert (run.code, run.json["uploaded"]) == (0, 1), run.err
+    assert place.server.count("CreateMultipartUpload") == 2
+    assert not place.server.uploads(BUCKET)
+
+
+def test_a_resumed_file_is_as_racy_as_it_was(place: Place) -> None:
+    place.file("large", os.urandom(11 * MIB), mtime=int(time.time()))
+    run_broken_off(place, 1, "--mode", "concurrent")
+    time.sleep(2.1)
+    assert place.run(*PART, "--mode", "concurrent").code == 0
+    assert [row["racy"] for row in place.rows()] == [1]
+
+
+def test_cleanup_leaves_what_was_begun_elsewhere(place: Place) -> None:
+    place.file("large", os.urandom(11 * MIB))
+    run_broken_off(place, 1, "--mode", "concurrent")
+    with S3Server() as other:
+        place.endpoint = other.endpoint
+        run = place.run("--cleanup", to=None)
+    assert (run.code, "another endpoint is configured" in run.err) == (1, True)
+    assert len(place.rows("SELECT * FROM MultipartUpload")) == 1
+
+
+def test_bwlimit_holds_on_the_safe_lane(place: Place) -> None:
+    place.server.faults.append(LaneFault(Action("error", 500), operation="PutObject"))
+    for number in range(40):
+        place.file(f"f{number}", os.urandom(128 * KIB))
+    run = place.run("--mode", "concurrent", "--bwlimit", "4M", "--json")
+    assert (run.code, run.json["fast_lane"]) == (0, 0), run.err
+    assert run.json["elapsed_seconds"] > 1
+    assert place.stored() == place.local()
 
 
 def test_cleanup_needs_a_ledger(place: Place) -> None:
@@ -5330,8 +5376,7 @@ def test_a_pacer_without_a_rate_never_waits() -> None:
     assert pfu.Pacer().delay(1 << 40, 1.0) == 0
 
 
-@BOTH_MODES
-@pytest.mark.parametrize("content", ["small", "large"])
+@pytest.mark.parametrize("mode, content", [("parallel", "small"), ("concurrent", "large")])
 def test_bwlimit_holds_for_all_processes_together(place: Place, mode: str, content: str) -> None:
     if content == "large":
         place.file("large", os.urandom(6 * MIB))
