@@ -60,6 +60,7 @@ import mimetypes
 import multiprocessing
 import operator
 import os
+import queue
 import random
 import re
 import signal
@@ -76,7 +77,7 @@ import urllib.parse
 import uuid
 from abc import ABC, abstractmethod
 from collections import Counter, deque
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for_futures
 from concurrent.futures.process import BrokenProcessPool
@@ -628,6 +629,45 @@ class Found(NamedTuple):
     problem: str = ""
 
 
+class StoredRow(NamedTuple):
+    """What the ledger remembers of a file, as far as --verify has to know it."""
+
+    id: str
+    file_size: int
+    last_modified: int
+    permissions: str
+    status: int
+    etag: str | None
+    sha256: str | None
+
+
+class Listed(NamedTuple):
+    """An object as a listing shows it."""
+
+    key: str
+    size: int  # bytes
+    etag: str
+
+
+class Inspected(NamedTuple):
+    """An object as the store describes it."""
+
+    size: int  # bytes
+    etag: str
+    sha256: str  # hex, of objects in parts as combined_digest(); empty where it is not kept
+    metadata: Mapping[str, str]
+    stored_at: int  # nanoseconds since the epoch
+
+    def is_of(self, found: Found) -> bool:
+        """Whether its metadata are those of a file: size, time and permissions."""
+        told = self.metadata.get
+        return (self.size, told("file-mtime"), told("file-permissions")) == (
+            found.file_size,
+            f"{found.last_modified}ns",
+            found.permissions,
+        )
+
+
 class Change(NamedTuple):
     """Why a file that was found has to be looked at."""
 
@@ -862,6 +902,55 @@ class Ledger:
         with self._transaction() as db:
             return int(db.execute(sql, where).rowcount)
 
+    # -- verification
+
+    def begin_listing(self) -> None:
+        """Make room, on disk, for what the store has; it lasts as long as the ledger is open."""
+        columns = "key TEXT PRIMARY KEY, size INTEGER, etag TEXT, found INTEGER DEFAULT 0"
+        with self._transaction() as db:
+            db.execute(f"CREATE TEMP TABLE Listed({columns}) WITHOUT ROWID")
+
+    def add_listed(self, objects: Iterable[Listed]) -> None:
+        """Take in a page of a listing."""
+        with self._transaction() as db:
+            db.executemany("INSERT OR REPLACE INTO Listed(key, size, etag) VALUES(?,?,?)", objects)
+
+    def listed(self, keys: Sequence[str]) -> dict[str, Listed]:
+        """Those of ``keys`` that the store has."""
+        marks = ",".join("?" * len(keys))
+        rows = self._rows(f"SELECT key, size, etag FROM Listed WHERE key IN ({marks})", keys)
+        return {row[0]: Listed._make(row) for row in rows}
+
+    def mark_found(self, keys: Iterable[str]) -> None:
+        """Files stand for these keys."""
+        with self._transaction() as db:
+            db.executemany("UPDATE Listed SET found=1 WHERE key=?", [(key,) for key in keys])
+
+    def not_found(self, count: int) -> tuple[int, list[str]]:
+        """How many objects no file stands for, and the first of them."""
+        total = self._rows("SELECT count(*) FROM Listed WHERE found=0")[0][0]
+        rows = self._rows("SELECT key FROM Listed WHERE found=0 ORDER BY key LIMIT ?", (count,))
+        return int(total), [row[0] for row in rows]
+
+    def stored(self, ids: Sequence[str]) -> dict[str, StoredRow]:
+        """What is remembered of ``ids``."""
+        where = f"WHERE id IN ({','.join('?' * len(ids))})"
+        rows = self._rows(FileModel.select_sql(where, StoredRow._fields), ids)
+        return {row[0]: StoredRow._make(row) for row in rows}
+
+    def doubt(self, ids: Iterable[str]) -> None:
+        """The store does not have these as the rows say: they are to be uploaded again."""
+        sql = FileModel.update_sql(("status", "etag", "sha256"))
+        with self._transaction() as db:
+            db.executemany(sql, [(FileStatus.PENDING, None, None, file_id) for file_id in ids])
+
+    def adopt(self, files: Iterable[tuple[Found, Inspected]], batch_id: str, now: int) -> None:
+        """Take in files that the store has, though the ledger did not know."""
+        sql = FileModel.insert_sql(updating=FileModel.columns()[1:])
+        with self._transaction() as db:
+            for found, stored in files:
+                db.execute(sql, _row(_adopted(found, stored, batch_id, now)))
+
     # -- pages
 
     def pending(self, batch_id: str) -> tuple[int, int]:
@@ -1049,6 +1138,26 @@ def _found_row(found: Found, batch_id: str, now: int) -> tuple[Any, ...]:
     status = FileStatus.FAILED if problem else FileStatus.PENDING
     attributes = (size, last_modified, permissions, stored_path, int(status), batch_id, key)
     return (file_id, now, *attributes, problem or None, inode, 0, 0)
+
+
+def _adopted(found: Found, stored: Inspected, batch_id: str, now: int) -> FileModel:
+    racy = abs(stored.stored_at - found.last_modified) < RACY_NS
+    return FileModel(
+        id=found.id,
+        created_at=now,
+        file_size=found.file_size,
+        last_modified=found.last_modified,
+        permissions=found.permissions,
+        file_path=found.path,
+        status=FileStatus.SUCCESS,
+        batch_id=batch_id,
+        object_key=found.key,
+        etag=stored.etag,
+        sha256=stored.sha256 or None,
+        uploaded_at=stored.stored_at // 10**9,
+        inode=found.inode,
+        racy=int(racy),
+    )
 
 
 def sql_path(path: str) -> str | bytes:
@@ -3374,6 +3483,22 @@ class MultipartUploader(Uploader):
         """What the object will be, but for its bytes: an upload with another one is useless."""
 
 
+class InspectableUploader(Uploader):
+    """A provider that can tell what it has below the prefix. All methods may block."""
+
+    @abstractmethod
+    def list_objects(self, threads: ThreadPoolExecutor) -> Iterator[list[Listed]]:
+        """All objects below the prefix, in pages, in any order."""
+
+    @abstractmethod
+    def inspect(self, key: str) -> Inspected | None:
+        """What the store says of an object; None if there is none."""
+
+    @abstractmethod
+    def stored_sha256(self, key: str, known: str) -> str:
+        """The digest of an object's bytes, composed as ``known`` is; read back if need be."""
+
+
 # -- S3
 
 
@@ -3424,7 +3549,7 @@ NO_CREDENTIALS_HINT = (
 )
 
 
-class S3Uploader(MultipartUploader):
+class S3Uploader(MultipartUploader, InspectableUploader):
     """A bucket of S3, or of a store that speaks S3.
 
     Safe lane: boto3's own calls, in threads. Fast lane: the PutObject that botocore would have
@@ -3836,11 +3961,11 @@ class S3Uploader(MultipartUploader):
             raise TransferError("complete", self._way(upload.source.path, upload.key), cause)
         return ""
 
-    def _head(self, key: str) -> Mapping[str, Any] | None:
+    def _head(self, key: str, **more: Any) -> Mapping[str, Any] | None:
         with translated("look at", f"s3://{self.bucket}/{key}"):
             try:
                 head: Mapping[str, Any] = self._safe_client().head_object(
-                    Bucket=self.bucket, Key=key, **self._owner()
+                    Bucket=self.bucket, Key=key, **more, **self._owner()
                 )
             except self._safe_client().exceptions.ClientError as error:
                 if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
@@ -3880,6 +4005,116 @@ class S3Uploader(MultipartUploader):
                 ]
         except DeniedError:
             return []
+
+    # -- what is there
+
+    def list_objects(self, threads: ThreadPoolExecutor) -> Iterator[list[Listed]]:
+        """ListObjectsV2, of all prefixes one level down side by side."""
+        pages: queue.Queue[list[Listed] | BaseException | None] = queue.Queue(LISTED_PAGES)
+        listing = 0
+        for page in self._list_pages(self.prefix, Delimiter="/"):
+            yield listed_in(page)
+            for below in page.get("CommonPrefixes", []):
+                while listing >= LISTED_PREFIXES:
+                    listing -= yield from _next_listed(pages)
+                threads.submit(self._list_into, pages, below["Prefix"])
+                listing += 1
+        while listing:
+            listing -= yield from _next_listed(pages)
+
+    def _list_pages(self, prefix: str, **more: str) -> Iterator[Mapping[str, Any]]:
+        with translated("list", f"s3://{self.bucket}/{prefix}"):
+            pages = self._safe_client().get_paginator("list_objects_v2")
+            yield from pages.paginate(Bucket=self.bucket, Prefix=prefix, **more, **self._owner())
+
+    def _list_into(
+        self, pages: queue.Queue[list[Listed] | BaseException | None], prefix: str
+    ) -> None:
+        try:
+            for page in self._list_pages(prefix):
+                pages.put(listed_in(page))
+            pages.put(None)
+        except Exception as error:  # noqa: BLE001  raised where it is awaited
+            pages.put(error)
+
+    def inspect(self, key: str) -> Inspected | None:
+        """HeadObject."""
+        head = self._head(key, ChecksumMode="ENABLED")
+        if head is None:
+            return None
+        metadata = {name.lower(): value for name, value in head["Metadata"].items()}
+        stored_at = int(head["LastModified"].timestamp()) * 10**9
+        sha256 = hex_of_checksum(head.get("ChecksumSHA256", ""))
+        return Inspected(head["ContentLength"], etag_of(head), sha256, metadata, stored_at)
+
+    def stored_sha256(self, key: str, known: str) -> str:
+        """The checksum that the store keeps; else GetObject, cut as the parts were."""
+        head = self._head(key, ChecksumMode="ENABLED")
+        if head is None:
+            raise TransferError("look at", f"s3://{self.bucket}/{key}", "it is not there")
+        kept = hex_of_checksum(head.get("ChecksumSHA256", ""))
+        if kept:
+            return kept
+        part_size = 0
+        if "-" in known:
+            first = self._head(key, PartNumber=1) or head
+            part_size = first["ContentLength"]
+        with translated("read back", f"s3://{self.bucket}/{key}"):
+            answer = self._safe_client().get_object(Bucket=self.bucket, Key=key, **self._owner())
+            return digest_of(answer["Body"], part_size)
+
+
+LISTED_PAGES = 16  # of 1,000 objects, that wait to be taken in
+LISTED_PREFIXES = 16  # listed side by side
+
+
+def _next_listed(
+    pages: queue.Queue[list[Listed] | BaseException | None],
+) -> Generator[list[Listed], None, int]:
+    """Yield the next page. Returns 1 if a prefix has come to its end, else 0."""
+    page = pages.get()
+    if isinstance(page, BaseException):
+        raise page
+    if page is None:
+        return 1
+    yield page
+    return 0
+
+
+def listed_in(page: Mapping[str, Any]) -> list[Listed]:
+    """The objects of a page of a listing."""
+    return [
+        Listed(stored["Key"], stored["Size"], stored["ETag"].strip('"'))
+        for stored in page.get("Contents", [])
+    ]
+
+
+def hex_of_checksum(text: str) -> str:
+    """``x-amz-checksum-sha256`` as the ledger writes it; with the number of parts if there are."""
+    digest, dash, count = text.partition("-")
+    return base64.b64decode(digest).hex() + dash + count
+
+
+def digest_of(body: Any, part_size: int) -> str:
+    """SHA-256 in hex of what a stream holds; with a part size, the combined digest."""
+    if not part_size:
+        whole = hashlib.sha256()
+        for piece in iter(lambda: body.read(HASH_BYTES), b""):
+            whole.update(piece)
+        return whole.hexdigest()
+    digests = []
+    while True:
+        digest, left = hashlib.sha256(), part_size
+        while left:
+            piece = body.read(min(HASH_BYTES, left))
+            if not piece:
+                break
+            digest.update(piece)
+            left -= len(piece)
+        if left < part_size:
+            digests.append(digest.digest())
+        if left:
+            return combined_digest(digests)
 
 
 class PartBody(io.RawIOBase):
@@ -5859,7 +6094,7 @@ class BatchJobModel(BatchJobRow):
         return summary
 
     def _plan(self) -> None:
-        scan = self._scan()
+        scan = self.scan()
         for change in self._changes(scan):
             failed = bool(change.found.problem)
             self.summary.failed += failed
@@ -5867,6 +6102,41 @@ class BatchJobModel(BatchJobRow):
             self.summary.bytes_uploaded += change.found.file_size
             self.observer.planned(change)
         self._count_skipped(scan)
+
+    def verify(self) -> Verdict:
+        """Compare the store with the ledger and the tree; what differs becomes pending.
+
+        With the option ``checksum`` each object's bytes are checked too. Raises PfuError.
+        """
+        self._find_ends()
+        lower_priority(self.options.nice)
+        with contextlib.ExitStack() as closing:
+            closing.callback(LedgerLock(self.db).close)
+            self._ledger = Ledger(self.db)
+            closing.callback(self._ledger.close)
+            self._ledger.fold()
+            self._save(JobStatus.SCANNING)
+            verdict = Verification(self, self._ledger, checksum=self.options.checksum).run()
+            if self._stop:
+                verdict.status = "interrupted"
+                verdict.exit_code, verdict.error = self._stop
+            self._conclude_verification(verdict)
+        return verdict
+
+    def _conclude_verification(self, verdict: Verdict) -> None:
+        """One row of BatchJob tells of it, so that adopted files have their run."""
+        self.seen, self.unchanged, self.failed = (
+            verdict.checked,
+            verdict.verified,
+            verdict.differing,
+        )
+        self.finished_at, self.error = int(time.time()), verdict.error
+        if self._stop:
+            self._save(JobStatus.INTERRUPTED)
+            return
+        self.move_to(JobStatus.UPLOADING)
+        differs = verdict.exit_code != ExitCode.OK
+        self._save(JobStatus.COMPLETE_WITH_FAILURES if differs else JobStatus.COMPLETE)
 
     def stop(self, reason: str, exit_code: ExitCode = ExitCode.STOPPED) -> None:
         """Take no further work; finish or drop what is in flight. Safe in a signal handler."""
@@ -5927,7 +6197,7 @@ class BatchJobModel(BatchJobRow):
 
     def _take_in_tree(self) -> None:
         """Scan ROOT into the ledger."""
-        scan = self._scan()
+        scan = self.scan()
         for many in batches(self._changes(scan), SCAN_COMMIT):
             with self._ledger.together():
                 for few in batches(many, SCAN_BATCH):
@@ -5941,13 +6211,14 @@ class BatchJobModel(BatchJobRow):
             raise UsageError("read root", self.root_dir, cause, "is it mounted?")
         self._ledger.forget_vanished(self)
 
-    def _scan(self) -> Scan:
+    def scan(self) -> Scan:
+        """A walk over the root, as it goes to the destination."""
         identity = f"{self.endpoint} {self.destination}"
         return Scan(self.root_dir, identity, self.uploader.prefix, self.options.scan, self.db)
 
     def _changes(self, scan: Scan) -> Iterator[Change]:
         """What has to be looked at, as the scan finds it; a stop ends the scan."""
-        going_on = itertools.takewhile(lambda _: not self._stopping(), batches(scan, SCAN_BATCH))
+        going_on = itertools.takewhile(lambda _: not self.is_stopping(), batches(scan, SCAN_BATCH))
         return itertools.chain.from_iterable(map(self._compare, going_on))
 
     def _compare(self, batch: Sequence[Found]) -> list[Change]:
@@ -5972,12 +6243,12 @@ class BatchJobModel(BatchJobRow):
 
     def _upload_all(self) -> None:
         files, size = self._ledger.pending(self.id)
-        if self._stopping() or not (files or any(self._ledger.left_over_uploads(self))):
+        if self.is_stopping() or not (files or any(self._ledger.left_over_uploads(self))):
             return
         self.observer.uploading(files, size)
         preparation = self._prepare()
         while not preparation.is_done(TICK_SECONDS):
-            if self._stopping():
+            if self.is_stopping():
                 return
         for note in preparation.result():
             self._note(note)
@@ -5985,7 +6256,7 @@ class BatchJobModel(BatchJobRow):
         with contextlib.closing(self._make_engine()) as engine:
             try:
                 self._upload_pending(engine, files)
-                again = 0 if self._stopping() else self._ledger.retry_failed(self.id)
+                again = 0 if self.is_stopping() else self._ledger.retry_failed(self.id)
                 if again:
                     self._denied = 0
                     self._upload_pending(engine, again)
@@ -6066,7 +6337,8 @@ class BatchJobModel(BatchJobRow):
         elif self._refused_in_a_row >= MAX_UNSENT:
             self.stop(f"{MAX_UNSENT} files in a row failed, the last: {outcome.error}")
 
-    def _stopping(self) -> bool:
+    def is_stopping(self) -> bool:
+        """Whether nothing new is to be begun: a signal came, or the time is over."""
         limit = self.options.max_duration
         if limit and time.monotonic() - self._began > limit:
             self.stop(f"the time limit of {limit:g} s is over")
@@ -6075,7 +6347,7 @@ class BatchJobModel(BatchJobRow):
     def _tick(self, engine: Engine) -> bool:
         self._memory.look()
         self.observer.progress(int(engine.total("files")), int(engine.total("bytes")))
-        return self._stopping()
+        return self.is_stopping()
 
     def _count_traffic(self, engine: Engine) -> None:
         self.summary.requests = int(engine.total("requests"))
@@ -6238,6 +6510,171 @@ def _peak_resident_set() -> int:
     unit = 1 if sys.platform == "darwin" else KIB
     kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     return sum(resource.getrusage(kind).ru_maxrss for kind in kinds) * unit
+
+
+# ======================================================================================
+# Verification: the store compared with the ledger and the tree
+# ======================================================================================
+#
+# The store is listed once, 1,000 keys a request, prefixes side by side, into a temporary table on
+# disk. Then the tree is walked, and each file looked up in the ledger and in the listing: memory
+# stays flat. What differs becomes pending, so that the next run mends it. A file that the ledger
+# does not know, whose object says that it is just this file, is taken into the ledger: so a lost
+# ledger is made anew.
+
+
+@dataclass
+class Verdict:
+    """What --verify found; the fields are the keys of its --json."""
+
+    version: str = __version__
+    root: str = ""
+    destination: str = ""
+    status: str = "verified"
+    checked: int = 0  # files of the tree
+    objects: int = 0  # below the prefix
+    verified: int = 0  # files that are in the store as they are
+    adopted: int = 0  # of them, files that the ledger did not know
+    differing: int = 0
+    extra: int = 0  # objects that no file of the tree stands for
+    skipped: int = 0
+    by_reason: dict[str, int] = field(default_factory=dict)
+    differences: list[dict[str, str]] = field(default_factory=list)  # the first ones
+    extra_keys: list[str] = field(default_factory=list)  # the first ones
+    elapsed_seconds: float = 0.0
+    notes: list[str] = field(default_factory=list)
+    error: str | None = None
+    exit_code: int = ExitCode.OK
+
+
+class Verification:
+    """Compares what a job's root holds with the ledger and with the store."""
+
+    def __init__(self, job: BatchJobModel, ledger: Ledger, *, checksum: bool) -> None:
+        """``checksum``: ask or hash each object too, not only compare what a listing says."""
+        if not isinstance(job.uploader, InspectableUploader):
+            raise UsageError("verify", job.destination, "this provider cannot list what it has")
+        self.verdict = Verdict(root=job.root_dir, destination=job.destination)
+        self._job = job
+        self._uploader: InspectableUploader = job.uploader
+        self._ledger = ledger
+        self._checksum = checksum
+        self._threads = ThreadPoolExecutor(SAFE_CONCURRENCY, thread_name_prefix="pfu-verify")
+
+    def run(self) -> Verdict:
+        """List, walk, compare. Raises PfuError."""
+        began = time.monotonic()
+        self._uploader.open(SAFE_CONCURRENCY)
+        try:
+            self._take_listing()
+            scan = self._job.scan()
+            for batch in batches(scan, SCAN_BATCH):
+                if self._job.is_stopping():
+                    break
+                self._compare(batch)
+            self.verdict.skipped = sum(scan.skipped.values())
+            self._count_extra()
+        finally:
+            self._threads.shutdown(wait=False)
+            self._uploader.close()
+        verdict = self.verdict
+        verdict.elapsed_seconds = round(time.monotonic() - began, 3)
+        if verdict.differing or verdict.extra:
+            verdict.status, verdict.exit_code = "differs", ExitCode.INCOMPLETE
+        return verdict
+
+    def _take_listing(self) -> None:
+        self._ledger.begin_listing()
+        for page in self._uploader.list_objects(self._threads):
+            self._ledger.add_listed(page)
+            self.verdict.objects += len(page)
+            self._job.observer.scanned(self.verdict.objects)
+            if self._job.is_stopping():
+                return
+
+    def _compare(self, batch: Sequence[Found]) -> None:
+        rows = self._ledger.stored([found.id for found in batch])
+        listed = self._ledger.listed([found.key for found in batch])
+        reasons = {
+            found.id: difference(found, rows.get(found.id), listed.get(found.key))
+            for found in batch
+        }
+        self._adopt(
+            [
+                (found, listed[found.key])
+                for found in batch
+                if found.id not in rows and found.key in listed and not found.problem
+            ],
+            reasons,
+        )
+        if self._checksum:
+            good = [found for found in batch if not reasons[found.id]]
+            checked = self._threads.map(lambda f: self._deep_difference(f, rows.get(f.id)), good)
+            reasons.update(zip((found.id for found in good), checked))
+        self._count(batch, reasons)
+
+    def _adopt(self, candidates: Sequence[tuple[Found, Listed]], reasons: dict[str, str]) -> None:
+        """Take in files whose objects say that they are just these files."""
+        heads = self._threads.map(lambda pair: self._uploader.inspect(pair[0].key), candidates)
+        adopted = [
+            (found, stored)
+            for (found, _), stored in zip(candidates, heads)
+            if stored and stored.is_of(found)
+        ]
+        self._ledger.adopt(adopted, self._job.id, int(time.time()))
+        self.verdict.adopted += len(adopted)
+        reasons.update((found.id, "") for found, _ in adopted)
+
+    def _deep_difference(self, found: Found, row: StoredRow | None) -> str:
+        if row is None or not row.sha256:
+            return ""
+        try:
+            sha256 = self._uploader.stored_sha256(found.key, row.sha256)
+        except TransferError as error:
+            return f"cannot be checked: {error.cause}"
+        return "" if sha256 == row.sha256 else "the store has other bytes"
+
+    def _count(self, batch: Sequence[Found], reasons: Mapping[str, str]) -> None:
+        verdict = self.verdict
+        verdict.checked += len(batch)
+        doubtful = []
+        for found in batch:
+            reason = reasons[found.id]
+            if not reason:
+                verdict.verified += 1
+                continue
+            verdict.differing += 1
+            verdict.by_reason[reason] = verdict.by_reason.get(reason, 0) + 1
+            if reason != NOT_UPLOADED and not found.problem:
+                doubtful.append(found.id)
+            if len(verdict.differences) < REPORTED_FAILURES:
+                told = {"path": found.path, "key": found.key, "reason": reason}
+                verdict.differences.append(told)
+        self._ledger.doubt(doubtful)
+        self._ledger.mark_found([found.key for found in batch])
+
+    def _count_extra(self) -> None:
+        self.verdict.extra, self.verdict.extra_keys = self._ledger.not_found(REPORTED_FAILURES)
+
+
+NOT_UPLOADED = "not uploaded"
+
+
+def difference(found: Found, row: StoredRow | None, listed: Listed | None) -> str:
+    """Why a file is not in the store as it is; nothing if it is, as far as a listing tells."""
+    if found.problem:
+        return found.problem
+    if row is None or row.status != FileStatus.SUCCESS:
+        return NOT_UPLOADED
+    if (found.file_size, found.last_modified, found.permissions) != row[1:4]:
+        return "changed since it was uploaded"
+    if listed is None:
+        return "missing in the store"
+    if listed.size != found.file_size:
+        return "the store has another size"
+    if listed.etag != row.etag:
+        return "the store has another ETag"
+    return ""
 
 
 # ======================================================================================
@@ -6659,6 +7096,9 @@ def _add_other_actions(group: argparse._ArgumentGroup) -> None:
     only_one = group.add_mutually_exclusive_group()
     only_one.add_argument("--status", action="store_true", help="show the last runs of the ledger")
     only_one.add_argument(
+        "--verify", action="store_true", help="compare the store with the ledger and the tree"
+    )
+    only_one.add_argument(
         "--cleanup", action="store_true", help="abort unfinished uploads of large files"
     )
     group.add_argument(
@@ -6684,8 +7124,10 @@ def check_options(options: argparse.Namespace) -> None:
         refuse("ROOT", "is missing", "python pfu.py DIRECTORY, or --help")
     if options.status and options.dry_run:
         refuse("--status", "writes nothing in any case")
-    if options.cleanup and options.sandbox:
-        refuse("--cleanup", "has nothing to do in a new sandbox")
+    if options.sandbox and (options.cleanup or options.verify):
+        refuse("--sandbox", "is empty when it starts: there is nothing to verify or clean up")
+    if options.verify and options.dry_run:
+        refuse("--verify", "uploads nothing in any case")
     if options.sandbox and (options.endpoint_url or options.profile):
         refuse("--sandbox", "has an endpoint and credentials of its own")
     if options.quiet and options.verbose:
@@ -6714,6 +7156,41 @@ def run_options(options: argparse.Namespace) -> RunOptions:
     return RunOptions(
         scan=ScanOptions(options.follow_symlinks, options.one_file_system),
         **{name: getattr(options, name) for name in names},
+    )
+
+
+def verify(options: argparse.Namespace, console: Console) -> ExitCode:
+    """--verify: compare, and tell what differs."""
+    job = job_of(options, console, None)
+    with stopping_on_signals(job):
+        verdict = job.verify()
+    console.finish()
+    if options.json:
+        console.say(json.dumps(dataclasses.asdict(verdict)))
+    else:
+        for line in verdict_text(verdict, quiet=options.quiet):
+            console.say(line)
+    if verdict.error:
+        console.problem(f"stopped: {printable(verdict.error)}")
+    return ExitCode(verdict.exit_code)
+
+
+def verdict_text(verdict: Verdict, *, quiet: bool) -> Iterator[str]:
+    """What --verify found, as a person reads it."""
+    for told in verdict.differences:
+        yield f"{printable(told['reason'])}: {printable(told['path'])}"
+    more = verdict.differing - len(verdict.differences)
+    if more > 0:
+        yield f"and {count_of(more, 'more file')} that differ"
+    for key in verdict.extra_keys:
+        yield f"no file of the tree: {printable(key)}"
+    if quiet:
+        return
+    yield (
+        f"{verdict.status}: {printable(verdict.root)} and {printable(verdict.destination)}: "
+        f"{count_of(verdict.checked, 'file')}, {verdict.verified:,} are in the store as they are "
+        f"({verdict.adopted:,} of them new to the ledger), {verdict.differing:,} differ; "
+        f"{count_of(verdict.objects, 'object')}, {verdict.extra:,} of no file"
     )
 
 
@@ -6814,13 +7291,18 @@ class Cleanup:
         }
 
 
-def upload(options: argparse.Namespace, console: Console, sandbox: Sandbox | None) -> ExitCode:
-    """The main job, or its dry run; prints the summary."""
+def job_of(options: argparse.Namespace, console: Console, sandbox: Sandbox | None) -> BatchJobModel:
+    """The session that the command line asks for."""
     destination = options.destination or os.environ.get("PFU_DESTINATION") or None
     uploader = S3Uploader(destination, s3_options(options))
     if sandbox:
         uploader.endpoint = SANDBOX_ENDPOINT
-    job = BatchJobModel(options.root, uploader, options.db, run_options(options), console)
+    return BatchJobModel(options.root, uploader, options.db, run_options(options), console)
+
+
+def upload(options: argparse.Namespace, console: Console, sandbox: Sandbox | None) -> ExitCode:
+    """The main job, or its dry run; prints the summary."""
+    job = job_of(options, console, sandbox)
     with stopping_on_signals(job):
         summary = job.dry_run() if options.dry_run else job.run()
     console.finish()
@@ -6832,7 +7314,8 @@ def upload(options: argparse.Namespace, console: Console, sandbox: Sandbox | Non
     elif not options.quiet:
         console.say(plan_text(summary) if options.dry_run else summary_text(summary))
     if sandbox and not (options.dry_run or options.quiet or options.json):
-        console.say("\n".join(sandbox.contents(uploader)))
+        assert isinstance(job.uploader, S3Uploader)
+        console.say("\n".join(sandbox.contents(job.uploader)))
     return ExitCode(summary.exit_code)
 
 
@@ -6864,6 +7347,8 @@ def run_command(options: argparse.Namespace, console: Console) -> ExitCode:
         return show_status(options, console)
     if options.cleanup:
         return clean_up(options, console)
+    if options.verify:
+        return verify(options, console)
     if options.sandbox:
         with Sandbox() as sandbox:
             options.endpoint_url = sandbox.endpoint_url

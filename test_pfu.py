@@ -371,14 +371,14 @@ OPERATIONS = operation_table(
     "PutObject PUT key - -",
     "UploadPart PUT key partNumber,uploadId -",
     "GetObject GET key - -",
-    "HeadObject HEAD key - -",
+    "HeadObject HEAD key - partNumber",
     "DeleteObject DELETE key - -",
     "CreateMultipartUpload POST key uploads -",
     "CompleteMultipartUpload POST key uploadId -",
     "AbortMultipartUpload DELETE key uploadId -",
     "ListParts GET key uploadId max-parts,part-number-marker,encoding-type",
     "ListObjectsV2 GET bucket list-type"
-    " prefix,continuation-token,start-after,max-keys,encoding-type,fetch-owner",
+    " prefix,delimiter,continuation-token,start-after,max-keys,encoding-type,fetch-owner",
     "ListMultipartUploads GET bucket uploads"
     " prefix,key-marker,upload-id-marker,max-uploads,encoding-type",
     "CreateBucket PUT bucket - -",
@@ -740,7 +740,9 @@ class Store:
     def head_object(self, request: Request) -> Answer:
         stored = self._object(request)
         answer = Answer(headers=returned(stored.headers))
-        answer.headers["content-length"] = str(stored.size)
+        number = int(request.query.get("partNumber", 0))
+        size = stored.parts[number - 1].size if number and stored.parts else stored.size
+        answer.headers["content-length"] = str(size)
         answer.headers["etag"] = f'"{stored.etag}"'
         answer.headers["last-modified"] = formatdate(stored.modified, usegmt=True)
         return answer
@@ -767,7 +769,8 @@ class Store:
         query, encode = request.query, key_encoder(request.query)
         bucket, prefix = self.bucket(request.bucket), query.get("prefix", "")
         limit = number_of(query, "max-keys", 1000, 1000)
-        found = keys_after(bucket.keys(), prefix, list_start(query), limit + 1)
+        delimiter, start = query.get("delimiter", ""), list_start(query)
+        found = names_after(bucket.keys(), prefix, start, delimiter, limit + 1)
         keys, truncated = found[:limit], len(found) > limit > 0
         fields: list[tuple[str, Any]] = [("Name", bucket.name), ("Prefix", encode(prefix))]
         fields += [("KeyCount", len(keys)), ("MaxKeys", limit), ("IsTruncated", truncated)]
@@ -776,6 +779,9 @@ class Store:
         if truncated:
             fields.append(("NextContinuationToken", encode64(keys[-1].encode())))
         for key in keys:
+            if delimiter and key.endswith(delimiter):
+                fields.append(("CommonPrefixes", [("Prefix", encode(key))]))
+                continue
             stored = bucket.objects[key]
             entry = listed("Key", encode(key), stored.etag, stored.size, stored.modified)
             storage_class = stored.headers.get("x-amz-storage-class", "STANDARD")
@@ -987,6 +993,19 @@ def keys_after(keys: list[str], prefix: str, start: str, limit: int) -> list[str
     first = max(bisect.bisect_right(keys, start), bisect.bisect_left(keys, prefix))
     chosen = keys[first : first + limit]
     return [key for key in chosen if key.startswith(prefix)]
+
+
+def names_after(keys: list[str], prefix: str, start: str, delimiter: str, limit: int) -> list[str]:
+    """Keys, and what those that have the delimiter behind the prefix have up to it."""
+    if not delimiter:
+        return keys_after(keys, prefix, start, limit)
+    names: dict[str, None] = {}
+    for key in keys_after(keys, prefix, "", len(keys)):
+        cut = key.find(delimiter, len(prefix))
+        name = key if cut < 0 else key[: cut + len(delimiter)]
+        if name > start:
+            names[name] = None
+    return list(names)[:limit]
 
 
 def listed(tag: str, key: str, etag: str, size: int, modified: float) -> list[tuple[str, Any]]:
@@ -5404,6 +5423,107 @@ def test_progress_moves_within_one_file(place: Place) -> None:
 
 
 # ======================================================================================
+# Verification: the store compared with the ledger and the tree
+# ======================================================================================
+
+
+def alter(place: Place, key: str, **changes: Any) -> None:
+    bucket = place.server.bucket(BUCKET)
+    assert bucket
+    bucket.put(f"p/{key}", dataclasses.replace(bucket.objects[f"p/{key}"], **changes))
+
+
+def lose(place: Place, key: str) -> None:
+    bucket = place.server.bucket(BUCKET)
+    assert bucket
+    bucket.delete(f"p/{key}")
+
+
+DAMAGES: list[tuple[str, Callable[[Place], Any], str]] = [
+    ("lost", lambda place: lose(place, "d1/f00001"), "missing in the store"),
+    ("cut", lambda place: alter(place, "d1/f00001", size=3), "the store has another size"),
+    ("replaced", lambda place: alter(place, "d1/f00001", etag='"x"'), "another ETag"),
+    ("new", lambda place: place.file("new"), "not uploaded"),
+    ("changed", lambda place: place.file("d1/f00001", b"changed"), "changed since"),
+]
+
+
+@pytest.mark.parametrize("name, damage, says", DAMAGES, ids=[row[0] for row in DAMAGES])
+def test_verify_finds_a_difference_and_the_next_run_mends_it(
+    place: Place, name: str, damage: Callable[[Place], Any], says: str
+) -> None:
+    place.files(30)
+    assert place.run("--mode", "concurrent").code == 0
+    clean = place.run("--verify", "--json")
+    assert (clean.code, clean.json["verified"], clean.json["differing"]) == (0, 30, 0)
+    damage(place)
+    run = place.run("--verify", "--json")
+    assert (run.code, run.json["differing"]) == (1, 1), run.err
+    assert says in run.json["differences"][0]["reason"]
+    again = place.run("--verify")
+    assert (again.code, "1 differ" in again.out) == (1, True), again.out
+    assert place.run("--mode", "concurrent", "--json").json["uploaded"] == 1
+    assert place.run("--verify").code == 0
+    assert place.stored() == place.local()
+
+
+def test_verify_tells_of_objects_of_no_file_and_leaves_them(place: Place) -> None:
+    place.files(3)
+    assert place.run().code == 0
+    (place.root / "d1/f00001").unlink()
+    run = place.run("--verify", "--json")
+    assert (run.code, run.json["extra"], run.json["extra_keys"]) == (1, 1, ["p/d1/f00001"])
+    assert len(place.stored()) == 3
+
+
+def test_a_lost_ledger_is_made_anew(place: Place) -> None:
+    place.files(2500)
+    place.file("large", os.urandom(5 * MIB + 1))
+    for name in ODD_NAMES:
+        place.file(name, os.fsencode(name))
+    assert place.run(*PART).code == 0
+    before = {row["id"]: row["etag"] for row in place.rows()}
+    for end in ("", "-wal", "-shm"):
+        (place.path / f"pfu.db{end}").unlink(missing_ok=True)
+    place.file("d1/f00001", b"changed meanwhile")
+    run = place.run("--verify", "--json")
+    assert (run.code, run.json["adopted"], run.json["differing"]) == (1, len(before) - 1, 1)
+    after = {row["id"]: row["etag"] for row in place.rows()}
+    assert after.items() <= before.items()
+    puts = place.server.count("PutObject")
+    run = place.run(*PART, "--json")
+    assert (run.json["uploaded"], run.json["unchanged"]) == (1, len(before) - 1)
+    assert place.server.count("PutObject") == puts + 1
+
+
+@pytest.mark.parametrize("name", ["small", "large"])
+def test_verify_with_checksum_reads_what_it_cannot_ask(place: Place, name: str) -> None:
+    place.file("small", b"content")
+    place.file("large", os.urandom(11 * MIB))
+    assert place.run(*PART).code == 0
+    clean = place.run("--verify", "--checksum", "--json")
+    assert (clean.code, clean.json["verified"]) == (0, 2), clean.out
+    stored = place.server.objects(BUCKET)[f"p/{name}"]
+    assert stored.body is not None
+    alter(place, name, body=b"X" + bytes(stored.body)[1:])
+    assert place.run("--verify").code == 0
+    run = place.run("--verify", "--checksum", "--json")
+    assert run.code == 1
+    told = run.json["differences"]
+    assert [d["reason"] for d in told] == ["the store has other bytes"]
+    assert told[0]["path"].endswith(name)
+
+
+def test_verify_needs_a_store_that_may_be_listed(place: Place) -> None:
+    place.files(2)
+    assert place.run().code == 0
+    place.server.deny.add("ListObjectsV2")
+    run = place.run("--verify")
+    assert (run.code, "AccessDenied" in run.err) == (2, True)
+    assert place.run("--json").json["unchanged"] == 2
+
+
+# ======================================================================================
 # More trouble: changes under way, odd figures, broken surroundings
 # ======================================================================================
 
@@ -6073,9 +6193,13 @@ def commands() -> list[str]:
 @pytest.mark.parametrize("command", commands())
 def test_the_commands_of_the_readme_work(place: Place, command: str) -> None:
     readme_place(place)
-    if "--status" in command or "--cleanup" in command:
+    needs_a_run = {"--status", "--cleanup", "--verify"} & set(command.split())
+    if needs_a_run:
         subprocess.run(
-            [sys.executable, "pfu.py", "samples"], cwd=place.path, env=place.environment, check=True
+            [sys.executable, "pfu.py", "samples", "s3://my-bucket/backup"],
+            cwd=place.path,
+            env=place.environment,
+            check=True,
         )
     words = [sys.executable, *command.split()[1:]]
     done = subprocess.run(words, cwd=place.path, env=place.environment, capture_output=True)
