@@ -2011,17 +2011,31 @@ def test_a_signal_stops_cleanly(place: Place, mode: str, number: int) -> None:
     assert place.server.count("PutObject") <= 300 + 4
 
 
-@BOTH_MODES
-def test_a_stop_does_not_wait_for_a_store_that_hangs(place: Place, mode: str) -> None:
+def test_a_stop_does_not_wait_for_a_store_that_hangs(place: Place) -> None:
     place.files(20)
     place.server.faults.append(Fault(Action("slow", seconds=60), operation="PutObject"))
-    process = place.start("--mode", mode)
+    process = place.start("--mode", "parallel")
     time.sleep(1.5)
     began = time.monotonic()
     process.terminate()
     process.communicate(timeout=30)
     assert process.returncode == 4
     assert time.monotonic() - began < 11
+
+
+def test_a_stop_gives_up_what_hangs_on_one_loop_too(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pfu, "STOP_SECONDS", 0.5)
+    place.files(20)
+    place.server.faults.append(Fault(Action("slow", seconds=60), operation="PutObject"))
+    os.environ.update(place.server.environment())
+    uploader = pfu.S3Uploader(f"s3://{BUCKET}/p", pfu.S3Options(endpoint_url=place.endpoint))
+    options = pfu.RunOptions(mode="concurrent", nice=0)
+    job = pfu.BatchJobModel(place.root, uploader, place.path / "l.db", options)
+    threading.Timer(1.5, job.stop, ["enough"]).start()
+    summary = job.run()
+    assert (summary.exit_code, summary.error, summary.pending) == (4, "enough", 20)
 
 
 @BOTH_MODES
@@ -5439,30 +5453,30 @@ def lose(place: Place, key: str) -> None:
     bucket.delete(f"p/{key}")
 
 
-DAMAGES: list[tuple[str, Callable[[Place], Any], str]] = [
-    ("lost", lambda place: lose(place, "d1/f00001"), "missing in the store"),
-    ("cut", lambda place: alter(place, "d1/f00001", size=3), "the store has another size"),
-    ("replaced", lambda place: alter(place, "d1/f00001", etag='"x"'), "another ETag"),
-    ("new", lambda place: place.file("new"), "not uploaded"),
-    ("changed", lambda place: place.file("d1/f00001", b"changed"), "changed since"),
-]
+DAMAGES: dict[str, tuple[Callable[[Place, str], Any], str]] = {
+    "d1/f00001": (lose, "missing in the store"),
+    "d2/f00002": (lambda place, key: alter(place, key, size=3), "the store has another size"),
+    "d3/f00003": (lambda place, key: alter(place, key, etag="x"), "the store has another ETag"),
+    "new": (lambda place, key: place.file(key), "not uploaded"),
+    "d5/f00005": (
+        lambda place, key: place.file(key, b"changed"),
+        "changed since it was uploaded",
+    ),
+}
 
 
-@pytest.mark.parametrize("name, damage, says", DAMAGES, ids=[row[0] for row in DAMAGES])
-def test_verify_finds_a_difference_and_the_next_run_mends_it(
-    place: Place, name: str, damage: Callable[[Place], Any], says: str
-) -> None:
+def test_verify_finds_what_differs_and_the_next_run_mends_it(place: Place) -> None:
     place.files(30)
     assert place.run("--mode", "concurrent").code == 0
-    clean = place.run("--verify", "--json")
-    assert (clean.code, clean.json["verified"], clean.json["differing"]) == (0, 30, 0)
-    damage(place)
+    for key, (damage, _) in DAMAGES.items():
+        damage(place, key)
     run = place.run("--verify", "--json")
-    assert (run.code, run.json["differing"]) == (1, 1), run.err
-    assert says in run.json["differences"][0]["reason"]
+    assert (run.code, run.json["differing"], run.json["verified"]) == (1, 5, 26), run.err
+    told = {found["key"][2:]: found["reason"] for found in run.json["differences"]}
+    assert told == {key: says for key, (_, says) in DAMAGES.items()}
     again = place.run("--verify")
-    assert (again.code, "1 differ" in again.out) == (1, True), again.out
-    assert place.run("--mode", "concurrent", "--json").json["uploaded"] == 1
+    assert (again.code, "5 differ" in again.out) == (1, True), again.out
+    assert place.run("--mode", "concurrent", "--json").json["uploaded"] == 5
     assert place.run("--verify").code == 0
     assert place.stored() == place.local()
 
