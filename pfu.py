@@ -1286,7 +1286,7 @@ class Ids:
     def of(self, name: str) -> str:
         """128 bits in hex; they differ wherever destination, path or name differ."""
         name_hash = self._hash.copy()
-        name_hash.update(os.fsencode(name))
+        name_hash.update(name.encode() if name.isascii() else os.fsencode(name))
         return self._folder + name_hash.hexdigest()
 
 
@@ -1410,7 +1410,7 @@ class Scan:
 
     def _file(self, entry: os.DirEntry[str], directory: OpenDirectory) -> Found | None:
         name = entry.name
-        if self._is_ledger(name, directory.place):
+        if name in self._ledger_names and self._is_ledger(name, directory.place):
             return self._skipping(OWN_LEDGER)
         status = entry.stat(follow_symlinks=self.options.follow_symlinks)
         key = directory.key + (name if name.isascii() else encode_name(name))
@@ -1486,7 +1486,9 @@ class Scan:
         )
         is_odd = len(key) > MAX_KEY_BYTES // 4 or size > MAX_PART_SIZE
         problem = too_large(key, size) if is_odd else ""
-        mtime, inode = ledger_time(status), ledger_inode(status)
+        mtime, inode = status.st_mtime_ns, status.st_ino
+        if not -MAX_INTEGER < mtime < MAX_INTEGER or inode > MAX_INTEGER:
+            mtime, inode = ledger_time(status), ledger_inode(status)
         return Found(file_id, path, key, size, mtime, permissions, inode, problem)
 
     def _problem(self, directory: OpenDirectory, name: str, cause: str) -> Found:
