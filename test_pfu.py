@@ -3,7 +3,7 @@
 Sections: the S3 server; what the tests share; the main job; rerun, resume, incremental; crashes,
 signals, dying workers; what a tree may hold; trouble; privacy; output; pure parts; fast lane:
 signing, gate, answers; limiter; fast lane: connections, TLS, in a run; where files are read;
-uploaders; README.md; other servers.
+uploaders; large files; more trouble; README.md; other servers.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import calendar
 import contextlib
 import ctypes
 import dataclasses
+import functools
 import hashlib
 import heapq
 import http.client
@@ -62,6 +63,7 @@ from botocore.auth import S3SigV4Auth, SigV4Auth
 from botocore.awsrequest import AWSRequest, AWSResponse
 from botocore.config import Config
 from botocore.credentials import Credentials, ReadOnlyCredentials
+from botocore.loaders import create_loader
 
 import pfu
 
@@ -5006,136 +5008,6 @@ def run_broken_off(place: Place, parts: int, *arguments: str) -> int:
     return len(place.server.log)
 
 
-@BOTH_MODES
-def test_killed_in_the_middle_of_large_files(place: Place, mode: str) -> None:
-    rng = random.Random(mode)
-    for number, size in enumerate((11, 17, 23)):
-        place.file(f"large{number}", rng.randbytes(size * MIB + number))
-    place.files(5)
-    place.server.faults.append(Fault(Action("slow", seconds=0.4), operation="UploadPart"))
-    workers = 2 if mode == "parallel" else 1
-    kills, arguments = 0, (*PART, "--mode", mode, "--workers", workers, "--concurrency", "2")
-    for _ in range(7):
-        run = place.start(*arguments, start_new_session=True)
-        try:
-            run.wait(timeout=rng.uniform(0.3, 1.6))
-        except subprocess.TimeoutExpired:
-            os.killpg(run.pid, signal.SIGKILL)
-            kills += 1
-        run.communicate()
-        place.check_ledger_is_honest()
-    place.server.faults.clear()
-    assert place.run(*arguments).code == 0
-    assert kills > 2
-    assert place.stored() == place.local()
-    assert not place.server.uploads(BUCKET)
-    repeated = Counter(puts_of_parts(place.server))
-    assert sum(repeated.values()) - len(repeated) <= kills * pfu.PAGE_BYTES // (5 * MIB)
-    for path in place.root.glob("large*"):
-        stored = place.server.objects(BUCKET)[f"p/{path.name}"]
-        assert stored.headers["x-amz-meta-file-mtime"] == f"{path.stat().st_mtime_ns}ns"
-
-
-def replaced(path: Path) -> None:
-    """Another file of the same name, size and time."""
-    copy = path.with_name("copy")
-    copy.write_bytes(path.read_bytes()[::-1])
-    os.utime(copy, (LONG_AGO, LONG_AGO))
-    copy.rename(path)
-
-
-def aborted_by_others(place: Place) -> None:
-    bucket = place.server.bucket(BUCKET)
-    assert bucket
-    bucket.uploads.clear()
-
-
-def part_replaced(place: Place) -> None:
-    (upload,) = place.server.uploads(BUCKET).values()
-    upload.parts[1] = dataclasses.replace(upload.parts[1], etag="0" * 32)
-
-
-def upload_not_recorded(place: Place) -> None:
-    with contextlib.closing(sqlite3.connect(place.path / "pfu.db")) as db, db:
-        db.execute("UPDATE MultipartUpload SET upload_id=NULL")
-        db.execute("DELETE FROM Part")
-
-
-INTERLUDES: list[tuple[str, Callable[[Place], Any], int, bool]] = [
-    ("nothing", lambda place: None, 2, True),
-    ("touched", lambda place: os.utime(place.root / "large"), 4, False),
-    ("other mode", lambda place: (place.root / "large").chmod(0o640), 4, False),
-    ("other size", lambda place: place.file("large", b"n" * (11 * MIB)), 3, False),
-    ("another inode", lambda place: replaced(place.root / "large"), 4, False),
-    ("aborted by others", aborted_by_others, 4, False),
-    ("a part replaced", part_replaced, 3, True),
-    ("listing denied", lambda place: place.server.deny.add("ListParts"), 2, True),
-    ("upload not recorded", upload_not_recorded, 4, False),
-]
-
-
-@pytest.mark.parametrize(
-    "name, interlude, sent, resumes", INTERLUDES, ids=[row[0] for row in INTERLUDES]
-)
-def test_a_run_goes_on_with_the_parts_that_are_missing(
-    place: Place, name: str, interlude: Callable[[Place], Any], sent: int, resumes: bool
-) -> None:
-    place.file("large", os.urandom(20 * MIB))
-    done = run_broken_off(place, 2, "--mode", "concurrent")
-    interlude(place)
-    run = place.run(*PART, "--mode", "concurrent", "--json")
-    assert (run.code, run.json["uploaded"]) == (0, 1), run.err
-    assert len(puts_of_parts(place.server, done)) == sent
-    begun = [r for r in place.server.log[done:] if r.operation == "CreateMultipartUpload"]
-    assert bool(begun) != resumes
-    assert place.stored() == place.local()
-    assert not place.server.uploads(BUCKET)
-    assert place.rows("SELECT * FROM MultipartUpload") == place.rows("SELECT * FROM Part") == []
-
-
-def test_parts_of_a_file_that_vanished_are_given_up(place: Place) -> None:
-    path = place.file("large", os.urandom(11 * MIB))
-    place.file("other")
-    run_broken_off(place, 1, "--mode", "concurrent")
-    path.unlink()
-    assert len(place.server.uploads(BUCKET)) == 1
-    assert place.run(*PART).code == 0
-    assert not place.server.uploads(BUCKET)
-
-
-def test_an_acknowledgement_that_was_not_recorded_is_found_out(place: Place) -> None:
-    place.file("large", os.urandom(11 * MIB))
-    run_broken_off(place, 2, "--mode", "concurrent")
-    copy = place.path / "before.db"
-    with contextlib.closing(sqlite3.connect(place.path / "pfu.db")) as db:
-        db.execute("VACUUM INTO ?", (str(copy),))
-    assert place.run(*PART, "--mode", "concurrent").code == 0
-    with contextlib.closing(sqlite3.connect(place.path / "pfu.db")) as db:
-        parts = [(row[0], *row[1:]) for row in db.execute("SELECT * FROM Part")]
-    assert not parts
-    with contextlib.closing(sqlite3.connect(copy)) as db, db:
-        (stored,) = place.server.objects(BUCKET).values()
-        (row,) = place.rows("SELECT id FROM FileStat")
-        for part in stored.parts:
-            values = (
-                f"{row['id']}/{part.number:05d}",
-                part.number,
-                part.size,
-                part.etag,
-                part.sha256,
-            )
-            db.execute("INSERT OR REPLACE INTO Part VALUES(?, ?, ?, ?, ?)", values)
-    for end in ("", "-wal", "-shm"):
-        with contextlib.suppress(FileNotFoundError):
-            (place.path / f"pfu.db{end}").unlink()
-    copy.rename(place.path / "pfu.db")
-    done = len(place.server.log)
-    run = place.run(*PART, "--mode", "concurrent", "--json")
-    assert (run.code, run.json["uploaded"]) == (0, 1), run.err
-    assert not puts_of_parts(place.server, done)
-    assert place.check_ledger_is_honest() == 1
-
-
 PART_FAULTS = [
     Action("error", 500, "InternalError"),
     Action("error", 503, "SlowDown"),
@@ -5164,24 +5036,21 @@ def test_faults_of_parts(place: Place, mode: str, lane: str, action: Action) -> 
     assert not place.server.uploads(BUCKET)
 
 
-HEAD_FAULTS = [
-    (Action("error", 403, "AccessDenied"), 0, ""),
-    (Action("error", 404, "NoSuchKey"), 0, "large objects could not be checked"),
-]
+EDGES = (0, 1, 5 * MIB - 1, 5 * MIB, 5 * MIB + 1, 10 * MIB, 10 * MIB + 1)
 
 
-@pytest.mark.parametrize("action, code, says", HEAD_FAULTS, ids=["denied", "not found"])
-def test_a_look_at_what_was_stored(place: Place, action: Action, code: int, says: str) -> None:
-    place.file("large", os.urandom(11 * MIB))
-    place.server.faults.append(Fault(action, operation="HeadObject", times=None))
-    run = place.run(*PART, "--mode", "concurrent")
-    assert (run.code, says in run.err) == (code, True), run.err
+@BOTH_MODES
+def test_motos_server_takes_sizes_at_every_edge(place: Place, mode: str) -> None:
+    for size in EDGES:
+        place.file(f"f{size}", os.urandom(size))
+    place.endpoint = ""
+    run = place.run(*PART, "--sandbox", "--mode", mode, "--json")
+    assert (run.code, run.json["uploaded"]) == (0, len(EDGES)), run.err
 
 
 @BOTH_MODES
 def test_sizes_at_every_edge(place: Place, mode: str) -> None:
-    five = 5 * MIB
-    for size in (0, 1, five - 1, five, five + 1, 2 * five, 2 * five + 1):
+    for size in EDGES:
         place.file(f"f{size}", os.urandom(size))
     sparse = place.file("sparse", b"")
     os.truncate(sparse, 12 * MIB)
@@ -5535,6 +5404,1030 @@ def test_verify_needs_a_store_that_may_be_listed(place: Place) -> None:
     run = place.run("--verify")
     assert (run.code, "AccessDenied" in run.err) == (2, True)
     assert place.run("--json").json["unchanged"] == 2
+
+
+# ======================================================================================
+# Large files: any moment, any change, nothing left behind
+# ======================================================================================
+
+LEAST_PART = 5 * MIB
+PIECE = 512 * KIB
+IN_PARTS = ("--part-size", "5M", "--json")
+
+
+model_loader = functools.lru_cache(maxsize=None)(create_loader)
+
+
+class SafeFault(Fault):
+    """A fault that only the safe lane meets."""
+
+    def _concerns(self, request: Request) -> bool:
+        return super()._concerns(request) and IS_SAFE_LANE in request.headers
+
+
+def stall(after: int, operation: str = "UploadPart", key: str | None = None) -> Fault:
+    """Lets so many requests pass and answers no further one."""
+    return Fault(Action("slow", seconds=60), operation, key, after=after)
+
+
+@pytest.fixture
+def at_hand(place: Place, no_environment: None, monkeypatch: pytest.MonkeyPatch) -> Place:
+    """A place for runs in this process, which take small parts and do not pause between tries."""
+    for name, value in place.server.environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(pfu, "MIN_PART_SIZE", PIECE)
+    place.server._store.min_part_size = PIECE
+    monkeypatch.setattr(pfu, "full_jitter", lambda attempt: 0.0)
+    monkeypatch.setattr("botocore.session.create_loader", model_loader)
+    backoff = "botocore.retries.standard.ExponentialBackoff.delay_amount"
+    monkeypatch.setattr(backoff, lambda *_: 0.0)
+    return place
+
+
+def s3_job(
+    place: Place, observer: pfu.Observer | None = None, storage_class: str = "", **options: Any
+) -> pfu.BatchJobModel:
+    """A run in this process, to the place's own server."""
+    s3 = pfu.S3Options(endpoint_url=place.endpoint, storage_class=storage_class or None)
+    settings = pfu.RunOptions(**{"mode": "concurrent", "nice": 0, "part_size": PIECE, **options})
+    uploader = pfu.S3Uploader(f"s3://{BUCKET}/p", s3)
+    return pfu.BatchJobModel(place.root, uploader, place.path / "pfu.db", settings, observer)
+
+
+def recorded(place: Place) -> int:
+    return len(place.rows("SELECT id FROM Part"))
+
+
+class Killed(BaseException):
+    """Ends a run as SIGKILL would: it writes nothing more."""
+
+
+class Witness(pfu.Observer):
+    """Keeps what it is told; ends the run when it is to."""
+
+    def __init__(self, is_to_end: Callable[[], bool] = lambda: False) -> None:
+        self.is_to_end = is_to_end
+        self.deadline = time.monotonic() + 30
+        self.sizes: list[int] = []
+        self.resumed_sizes: list[int] = []
+
+    def progress(self, files: int, size: int) -> None:
+        self.sizes.append(size)
+        assert time.monotonic() < self.deadline
+        if self.is_to_end():
+            raise Killed
+
+    def resumed(self, size: int) -> None:
+        self.resumed_sizes.append(size)
+
+
+def killed(
+    place: Place, parts: int, *faults: Fault, **options: Any
+) -> Counter[tuple[str, str, int]]:
+    """Have a run killed once so many parts are recorded; returns the parts acknowledged."""
+    place.server.faults += faults or [stall(parts)]
+    with pytest.raises(Killed):
+        s3_job(place, Witness(lambda: recorded(place) >= parts), **options).run()
+    place.server.faults.clear()
+    return place.server.part_acknowledgements(BUCKET)
+
+
+def combined(stored: StoredObject) -> str:
+    """What the ledger should hold of an object's bytes."""
+    if not stored.parts:
+        return stored.sha256
+    digests = b"".join(bytes.fromhex(part.sha256) for part in stored.parts)
+    return f"{hashlib.sha256(digests).hexdigest()}-{len(stored.parts)}"
+
+
+def assert_all_is_there(place: Place, *failed: str) -> None:
+    """The store has the very files with their metadata, and nothing unfinished is left."""
+    objects = {key[2:]: stored for key, stored in place.server.objects(BUCKET).items()}
+    local = {key: hashlib.sha256(body).hexdigest() for key, body in place.local().items()}
+    for name in failed:
+        del local[name]
+    assert {key: stored.sha256 for key, stored in objects.items()} == local
+    rows = place.rows("SELECT * FROM FileStat WHERE status = 2")
+    assert len(rows) == len(local) == len(place.rows()) - len(failed)
+    for row in rows:
+        stored, status = objects[row["object_key"][2:]], os.stat(pfu.python_path(row["file_path"]))
+        assert row["etag"] == stored.etag
+        assert row["sha256"] == combined(stored)
+        assert stored.headers["x-amz-meta-file-size"] == str(status.st_size)
+        assert stored.headers["x-amz-meta-file-mtime"] == f"{status.st_mtime_ns}ns"
+        assert stored.headers["x-amz-meta-mode"] == f"0{status.st_mode:o}"
+    assert not place.server.uploads(BUCKET)
+    assert not place.rows("SELECT id FROM MultipartUpload UNION SELECT id FROM Part")
+
+
+def is_large(stored: StoredObject) -> bool:
+    return len(stored.parts) > 1
+
+
+def kill_group(process: Any) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def without_pauses(place: Place) -> None:
+    """Have the program wait for nothing before it tries again."""
+    pause = "time.sleep = lambda seconds, sleep=time.sleep: sleep(min(seconds, 0.01))"
+    sitecustomize(place, "import time", pause)
+
+
+# -- crashes and resume
+
+
+FIRST_STEPS = ("HeadBucket",)
+LARGE_STEPS = ("CreateMultipartUpload", "ListParts")
+
+
+def count_of(server: S3Server, operations: tuple[str, ...]) -> int:
+    return sum(map(server.count, operations))
+
+
+@BOTH_MODES
+def test_large_files_outlive_kills_at_any_moment(place: Place, mode: str) -> None:
+    for size in (11 * MIB, 13 * MIB + 1, 16 * MIB):
+        place.file(f"large{size}", os.urandom(size))
+    place.files(20, 300)
+    arguments = ("--mode", mode, "--concurrency", "4", *IN_PARTS)
+    place.server.faults.append(Fault(Action("slow", seconds=0.25), "UploadPart"))
+    for operation in ("CreateMultipartUpload", "CompleteMultipartUpload"):
+        place.server.faults.append(Fault(Action("slow", seconds=0.1), operation))
+    generator = random.Random(mode)
+    kills = in_the_middle = 0
+    for number in range(5):
+        operations = LARGE_STEPS if number % 2 else FIRST_STEPS
+        seen = count_of(place.server, operations)
+        process = place.start(*arguments, start_new_session=True)
+        while process.poll() is None and count_of(place.server, operations) == seen:
+            time.sleep(0.005)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(generator.random() * 0.4)
+        kills += process.poll() is None
+        kill_group(process)
+        in_the_middle += bool(place.server.uploads(BUCKET))
+    place.server.faults.clear()
+    run = place.run(*arguments)
+    assert (run.code, run.err) == (0, "")
+    assert min(kills, in_the_middle) >= 3
+    assert_all_is_there(place)
+    assert sum(map(is_large, place.server.objects(BUCKET).values())) == 3
+    sent = place.server.part_acknowledgements(BUCKET)
+    assert len({upload_id for _, upload_id, _ in sent}) == 3
+    assert len(sent) == 3 + 3 + 4
+    assert sum(sent.values()) - len(sent) <= 4
+
+
+def touched(place: Place) -> None:
+    os.utime(place.root / "large", (LONG_AGO + 1, LONG_AGO + 1))
+
+
+def other_mode(place: Place) -> None:
+    (place.root / "large").chmod(0o600)
+
+
+def grown(place: Place) -> None:
+    path = place.root / "large"
+    path.write_bytes(path.read_bytes() + os.urandom(PIECE))
+
+
+def shrunk(place: Place) -> None:
+    place.file("large", b"small")
+
+
+def other_inode(place: Place) -> None:
+    path = place.root / "large"
+    copy = place.file("copy", os.urandom(path.stat().st_size))
+    os.replace(copy, path)
+
+
+def rewritten(place: Place) -> None:
+    rewrite_in_place(place.root / "large")
+
+
+def upload_of(place: Place) -> StoredUpload:
+    bucket = place.server.bucket(BUCKET)
+    assert bucket
+    (upload,) = bucket.uploads.values()
+    return upload
+
+
+def vanished(place: Place) -> None:
+    (place.root / "large").unlink()
+
+
+def part_overwritten(place: Place) -> None:
+    parts, number = upload_of(place).parts, place.rows("SELECT number FROM Part")[0]["number"]
+    body = os.urandom(parts[number].size)
+    etag, sha256 = hashlib.md5(body).hexdigest(), hashlib.sha256(body).hexdigest()
+    parts[number] = dataclasses.replace(parts[number], body=body, etag=etag, sha256=sha256)
+
+
+def part_lost(place: Place) -> None:
+    del upload_of(place).parts[place.rows("SELECT number FROM Part")[0]["number"]]
+
+
+def aborted(place: Place) -> None:
+    vars(place.server.bucket(BUCKET))["uploads"].clear()
+
+
+def aborted_beside_a_twin(place: Place) -> None:
+    """An object that differs by its bytes alone is there."""
+    headers, body = upload_of(place).headers, bytes((place.root / "large").stat().st_size)
+    digests = hashlib.sha256(body).hexdigest(), hashlib.md5(body).hexdigest()
+    twin = StoredObject(body, len(body), *digests, headers, time.time())
+    vars(place.server.bucket(BUCKET))["objects"]["p/large"] = twin
+    aborted(place)
+
+
+def no_list(place: Place) -> None:
+    place.server.deny.add("ListParts")
+
+
+def no_list_and_aborted(place: Place) -> None:
+    no_list(place)
+    aborted(place)
+
+
+def no_head_and_aborted(place: Place) -> None:
+    place.server.deny.add("HeadObject")
+    aborted(place)
+
+
+MEANWHILE: list[tuple[Callable[[Place], None], dict[str, Any], int, bool]] = [
+    (nothing, {}, 2, True),
+    (nothing, {"part_size": 2 * PIECE}, 2, True),
+    (nothing, {"storage_class": "STANDARD_IA"}, 3, False),
+    (touched, {}, 3, False),
+    (other_mode, {}, 3, False),
+    (grown, {}, 4, False),
+    (shrunk, {}, 0, False),
+    (other_inode, {}, 3, False),
+    (rewritten, {}, 3, False),
+    (part_overwritten, {}, 3, True),
+    (part_lost, {}, 3, True),
+    (aborted, {}, 3, False),
+    (aborted_beside_a_twin, {}, 3, False),
+    (no_list, {}, 2, True),
+    (no_list_and_aborted, {}, 3, False),
+    (no_head_and_aborted, {}, 3, False),
+]
+
+
+@pytest.mark.parametrize(
+    "meanwhile, options, sent, goes_on",
+    MEANWHILE,
+    ids=[" ".join([case[0].__name__, *case[1]]) for case in MEANWHILE],
+)
+def test_what_happened_since_the_kill_decides(
+    at_hand: Place,
+    meanwhile: Callable[[Place], None],
+    options: dict[str, Any],
+    sent: int,
+    goes_on: bool,
+) -> None:
+    at_hand.file("large", os.urandom(3 * PIECE - 7))
+    before = killed(at_hand, 1)
+    first = upload_of(at_hand).upload_id
+    meanwhile(at_hand)
+    summary = s3_job(at_hand, **options).run()
+    assert (summary.exit_code, summary.uploaded) == (0, 1), summary.failures
+    assert_all_is_there(at_hand)
+    new = at_hand.server.part_acknowledgements(BUCKET) - before
+    assert sum(new.values()) == sent
+    assert {upload_id == first for _, upload_id, _ in new} <= {goes_on}
+
+
+def test_a_file_that_vanished_since_the_kill_leaves_nothing(at_hand: Place) -> None:
+    at_hand.file("small")
+    at_hand.file("large", os.urandom(3 * PIECE))
+    killed(at_hand, 2)
+    vanished(at_hand)
+    summary = s3_job(at_hand).run()
+    assert (summary.exit_code, summary.seen, summary.unchanged) == (0, 1, 1)
+    assert at_hand.server.count("AbortMultipartUpload") == 1
+    assert_all_is_there(at_hand)
+
+
+def test_what_is_complete_is_not_sent_again(at_hand: Place) -> None:
+    at_hand.file("large", os.urandom(3 * PIECE))
+    at_hand.server.faults.append(stall(0, "CompleteMultipartUpload"))
+    with pytest.raises(Killed):
+        s3_job(at_hand, Witness(lambda: bool(at_hand.server.objects(BUCKET)))).run()
+    for name in ("uploaded", "unchanged"):
+        summary = s3_job(at_hand).run()
+        assert (summary.exit_code, getattr(summary, name)) == (0, 1)
+    assert set(at_hand.server.part_acknowledgements(BUCKET).values()) == {1}
+    assert at_hand.server.count("CreateMultipartUpload") == 1
+    assert_all_is_there(at_hand)
+
+
+ODD_LARGE_NAMES: list[str | bytes] = [
+    "plus+ &=%41?#'\"<>\\",
+    "new\nline \t",
+    b"half \xe2\x82 \xff",
+    "caf\u00e9 \U0001f600",
+    "\x1b[31mred",
+]
+
+
+@pytest.mark.parametrize("name", ODD_LARGE_NAMES)
+def test_an_upload_whose_id_is_not_known_is_found(at_hand: Place, name: str | bytes) -> None:
+    at_hand.file(name, os.urandom(PIECE + 1))
+    killed(at_hand, 1)
+    (key,) = [upload.key for upload in at_hand.server.uploads(BUCKET).values()]
+    others = [StoredUpload("1", f"{key}.", {}, time.time()), StoredUpload("2", key, {}, 1e9)]
+    bucket = at_hand.server.bucket(BUCKET)
+    assert bucket
+    bucket.uploads.update((other.upload_id, other) for other in others)
+    with sqlite3.connect(at_hand.path / "pfu.db") as db:
+        db.execute("UPDATE MultipartUpload SET upload_id = NULL")
+        db.execute("DELETE FROM Part")
+    assert s3_job(at_hand).run().exit_code == 0
+    assert set(at_hand.server.uploads(BUCKET)) == {"1", "2"}
+    bucket.uploads.clear()
+    assert_all_is_there(at_hand)
+
+
+@pytest.mark.parametrize(
+    "operation, is_first, again",
+    [
+        ("CreateMultipartUpload", True, 3),
+        ("CreateMultipartUpload", False, 3),
+        ("CompleteMultipartUpload", True, 0),
+    ],
+    ids=["begun", "begun anew", "completed"],
+)
+def test_killed_before_the_answer_is_read(
+    at_hand: Place, operation: str, is_first: bool, again: int
+) -> None:
+    at_hand.file("large", os.urandom(11 * MIB))
+    if not is_first:
+        killed(at_hand, 1, part_size=LEAST_PART)
+        touched(at_hand)
+    running: list[Any] = []
+    kill = Action("call", function=lambda: os.killpg(running[0].pid, signal.SIGKILL))
+    at_hand.server.faults.append(Fault(kill, operation, times=1))
+    running.append(at_hand.start("--mode", "concurrent", *IN_PARTS, start_new_session=True))
+    running[0].communicate(timeout=30)
+    assert running[0].returncode == -signal.SIGKILL
+    sent = at_hand.server.acknowledged("UploadPart")
+    assert s3_job(at_hand, part_size=LEAST_PART).run().exit_code == 0
+    assert at_hand.server.acknowledged("UploadPart") - sent == again
+    assert_all_is_there(at_hand)
+
+
+def worker_of(process: Any) -> int:
+    """The one child that is not multiprocessing's own."""
+    commands = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in children_of(process.pid)}
+    (worker,) = [pid for pid, command in commands.items() if "resource_tracker" not in command]
+    return worker
+
+
+@pytest.mark.parametrize("meanwhile", [nothing, touched])
+def test_workers_that_die_under_way_leave_nothing(
+    at_hand: Place, meanwhile: Callable[[Place], None]
+) -> None:
+    at_hand.file("large", os.urandom(11 * MIB))
+    if meanwhile is not nothing:
+        killed(at_hand, 1, part_size=LEAST_PART)
+        meanwhile(at_hand)
+    running: list[Any] = []
+    kill = Action("call", function=lambda: os.kill(worker_of(running[0]), signal.SIGKILL))
+    operations = ["CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload"]
+    at_hand.server.faults += [Fault(kill, operation, times=1) for operation in operations]
+    running.append(at_hand.start("--workers", "1", "--concurrency", "2", *IN_PARTS))
+    out, err = running[0].communicate(timeout=30)
+    assert [fault.applied for fault in at_hand.server.faults] == [1, 1, 1]
+    assert err == "pfu: 3 worker process(es) died and were replaced\n"
+    assert (running[0].returncode, json.loads(out)["uploaded"]) == (0, 1)
+    assert_all_is_there(at_hand)
+
+
+def test_more_parts_than_one_list_holds(at_hand: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pfu, "MIN_PART_SIZE", KIB)
+    at_hand.server._store.min_part_size = KIB
+    at_hand.file("large", os.urandom(1100 * KIB))
+    before = killed(at_hand, 1050, part_size=KIB)
+    witness = Witness()
+    assert s3_job(at_hand, witness, part_size=KIB).run().exit_code == 0
+    assert_all_is_there(at_hand)
+    new = at_hand.server.part_acknowledgements(BUCKET) - before
+    assert 0 < sum(new.values()) <= 50
+    assert at_hand.server.count("ListParts") == 2
+    assert sum(witness.resumed_sizes) == (1100 - sum(new.values())) * KIB
+
+
+# -- faults
+
+BOTH_LANES = pytest.mark.parametrize("lane", ["fast", "safe"])
+
+
+def aborting(place: Place, key: str) -> Action:
+    """Someone else aborts the upload of a key."""
+
+    def abort() -> None:
+        uploads = vars(place.server.bucket(BUCKET))["uploads"]
+        for upload_id in [i for i, upload in uploads.items() if upload.key == key]:
+            del uploads[upload_id]
+
+    return Action("call", function=abort)
+
+
+def test_faults_of_the_end(place: Place) -> None:
+    without_pauses(place)
+    wrong = Action("error", 200, headers={"content-length": "7"})
+    faults = {
+        "error": ("CompleteMultipartUpload", Action("error200"), 2),
+        "lost": ("CompleteMultipartUpload", Action("lost_ack"), 1),
+        "denied": ("HeadObject", Action("error", 403), None),
+        "absent": ("HeadObject", Action("error", 404), None),
+        "absent too": ("HeadObject", Action("error", 404), None),
+        "wrong": ("HeadObject", wrong, None),
+    }
+    for name, (operation, action, times) in faults.items():
+        place.file(name, os.urandom(LEAST_PART + 1))
+        place.server.faults.append(Fault(action, operation, f"/{name}$", times))
+    run = place.run("--mode", "parallel", *IN_PARTS)
+    assert (run.code, run.json["uploaded"]) == (1, 5)
+    assert all(fault.applied for fault in place.server.faults)
+    note = "large objects could not be checked: the store acknowledged them, and finds none"
+    assert run.json["notes"] == [note]
+    (failure,) = run.json["failures"]
+    assert failure["path"] == str(place.root / "wrong")
+    assert failure["reason"].endswith("the store has acknowledged it, and holds something else")
+    assert not place.server.uploads(BUCKET)
+    assert place.rows("SELECT count(*) n FROM MultipartUpload") == [{"n": 0}]
+
+
+@BOTH_LANES
+def test_an_upload_that_is_aborted_under_way_is_begun_anew(
+    at_hand: Place, monkeypatch: pytest.MonkeyPatch, lane: str
+) -> None:
+    if lane == "safe":
+        monkeypatch.setattr(pfu, "client_refusal", lambda client: "the test says so")
+    at_hand.file("large", os.urandom(5 * PIECE))
+    at_hand.server.faults.append(Fault(aborting(at_hand, "p/large"), "UploadPart", times=1))
+    summary = s3_job(at_hand).run()
+    assert (summary.exit_code, summary.uploaded) == (0, 1), summary.failures
+    assert at_hand.server.faults[0].applied == 1
+    assert at_hand.server.count("CreateMultipartUpload") == 2
+    assert_all_is_there(at_hand)
+
+
+def test_put_object_is_permission_enough_to_complete(at_hand: Place) -> None:
+    at_hand.file("large", os.urandom(PIECE + 1))
+    at_hand.server.deny |= {"HeadObject", "ListParts", "ListMultipartUploads"}
+    at_hand.server.faults.append(Fault(Action("lost_ack"), "CompleteMultipartUpload", times=1))
+    summary = s3_job(at_hand).run()
+    assert (summary.exit_code, summary.uploaded, summary.notes) == (0, 1, [])
+    assert_all_is_there(at_hand)
+
+
+@pytest.mark.parametrize("kind", ["lost_ack", "half_headers", "half_body", "garbage"])
+def test_an_upload_that_was_begun_without_a_word_leaves_nothing(at_hand: Place, kind: str) -> None:
+    at_hand.file("large", os.urandom(PIECE + 1))
+    at_hand.server.faults.append(Fault(Action(kind), "CreateMultipartUpload", times=1))
+    summary = s3_job(at_hand).run()
+    assert (summary.exit_code, summary.uploaded) == (0, 1)
+    assert_all_is_there(at_hand)
+
+
+# -- edges, and files that do not hold still
+
+
+@pytest.mark.parametrize(
+    "size, wanted, expected",
+    [
+        (0, 1, LEAST_PART),
+        (1, LEAST_PART, LEAST_PART),
+        (10_000 * LEAST_PART, LEAST_PART, LEAST_PART),
+        (10_000 * LEAST_PART + 1, LEAST_PART, LEAST_PART + 1),
+        (10_000 * LEAST_PART + 10_000, LEAST_PART, LEAST_PART + 1),
+        (10_000 * LEAST_PART + 10_001, LEAST_PART, LEAST_PART + 2),
+        (1 << 40, 8 * MIB, -(-(1 << 40) // 10_000)),
+        (10_000 * 5 * pfu.GIB - 10_000, LEAST_PART, 5 * pfu.GIB - 1),
+        (10_000 * 5 * pfu.GIB - 9_999, LEAST_PART, 5 * pfu.GIB),
+        (10_000 * 5 * pfu.GIB, LEAST_PART, 5 * pfu.GIB),
+        (1, 5 * pfu.GIB, 5 * pfu.GIB),
+    ],
+)
+def test_ten_thousand_parts_suffice(size: int, wanted: int, expected: int) -> None:
+    assert pfu.part_size_for(size, wanted) == expected
+    assert pfu.MAX_OBJECT_SIZE == 10_000 * 5 * pfu.GIB
+
+
+def test_a_file_that_no_store_can_hold_is_refused(
+    at_hand: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pfu, "MAX_OBJECT_SIZE", 2 * PIECE)
+    at_hand.file("fits", bytes(2 * PIECE))
+    at_hand.file("too large", bytes(2 * PIECE + 1))
+    later = at_hand.file("too large later", bytes(PIECE + 1))
+    grow = Action("call", function=lambda: os.truncate(later, 3 * PIECE))
+    at_hand.server.faults.append(Fault(grow, "HeadBucket"))
+    summary = s3_job(at_hand).run()
+    assert (summary.exit_code, summary.uploaded) == (1, 1)
+    reasons = {failure["path"]: failure["reason"] for failure in summary.failures}
+    assert list(map(os.path.basename, sorted(reasons))) == ["too large", "too large later"]
+    assert all(f"bytes, S3 takes {2 * PIECE}" in reason for reason in reasons.values())
+    assert {r.key for r in at_hand.server.log} == {"", "p/fits"}
+
+
+def test_files_that_change_between_scan_and_read(place: Place) -> None:
+    grows, shrinks, empties, vanishes, becomes_fifo = (
+        place.file(name, os.urandom(size))
+        for name, size in (
+            ("grows", 100),
+            ("shrinks", 11 * MIB),
+            ("empties", 11 * MIB),
+            ("vanishes", 11 * MIB),
+            ("becomes a FIFO", 11 * MIB),
+        )
+    )
+
+    def change() -> None:
+        grows.write_bytes(os.urandom(11 * MIB))
+        shrinks.write_bytes(os.urandom(LEAST_PART + 1))
+        empties.write_bytes(b"")
+        vanishes.unlink()
+        becomes_fifo.unlink()
+        os.mkfifo(becomes_fifo)
+
+    place.server.faults.append(Fault(Action("call", function=change), "HeadBucket", times=1))
+    run = place.run("--mode", "concurrent", *IN_PARTS)
+    assert (run.code, run.err, run.json["uploaded"]) == (0, "", 3)
+    assert run.json["skipped_by_reason"] == {"vanished": 2}
+    assert_accounts(run.json)
+    assert_all_is_there(place)
+    assert len(place.server.objects(BUCKET)["p/grows"].parts) == 3
+    puts = [request.key for request in place.server.log if request.operation == "PutObject"]
+    assert "p/grows" not in puts
+
+
+def test_files_that_change_while_their_parts_go_up(place: Place) -> None:
+    names = ("touched", "rewritten", "grows", "vanishes", "restless")
+    paths = {name: place.file(name, os.urandom(LEAST_PART + 1)) for name in names}
+    changes: dict[str, Callable[[], Any]] = {
+        "touched": lambda: os.utime(paths["touched"]),
+        "rewritten": lambda: rewrite_in_place(paths["rewritten"]),
+        "grows": lambda: paths["grows"].write_bytes(os.urandom(11 * MIB)),
+        "vanishes": paths["vanishes"].unlink,
+    }
+    for name, change in changes.items():
+        once = Action("call", function=change)
+        place.server.faults.append(Fault(once, "UploadPart", f"/{name}$", times=1))
+    always = Action("call", function=lambda: os.utime(paths["restless"]))
+    place.server.faults.append(Fault(always, "UploadPart", "/restless$"))
+    run = place.run("--mode", "parallel", *IN_PARTS)
+    assert (run.code, run.json["uploaded"], run.json["failed"]) == (1, 3, 1)
+    assert run.json["skipped_by_reason"] == {"vanished": 1}
+    assert_accounts(run.json)
+    (failure,) = run.json["failures"]
+    assert failure["reason"] == f"read {paths['restless']}: it changed while it was read"
+    assert not place.server.uploads(BUCKET)
+    begun = Counter(r.key for r in place.server.log if r.operation == "CreateMultipartUpload")
+    assert begun.pop("p/restless") == 2 * pfu.READ_ATTEMPTS
+    assert begun == {"p/touched": 2, "p/rewritten": 2, "p/grows": 2, "p/vanishes": 1}
+    assert_all_is_there(place, "restless")
+
+
+@pytest.mark.parametrize(
+    "operation, change",
+    [
+        ("CreateMultipartUpload", touched),
+        ("CreateMultipartUpload", shrunk),
+        ("CreateMultipartUpload", vanished),
+        ("CompleteMultipartUpload", touched),
+        ("CompleteMultipartUpload", shrunk),
+    ],
+)
+def test_a_file_that_changes_while_the_store_answers(
+    at_hand: Place, operation: str, change: Callable[[Place], None]
+) -> None:
+    at_hand.file("other")
+    at_hand.file("large", os.urandom(3 * PIECE))
+    once = Action("call", function=lambda: change(at_hand))
+    at_hand.server.faults.append(Fault(once, operation, times=1))
+    at_hand.server.deny.add("ListMultipartUploads")
+    for _ in range(2):
+        assert s3_job(at_hand).run().exit_code == 0
+    assert_all_is_there(at_hand)
+
+
+# -- memory
+
+
+def test_the_budget_is_first_come_first_served() -> None:
+    async def scenario() -> None:
+        budget, order = pfu.ByteBudget(10), list[int]()
+
+        async def wait(size: int) -> None:
+            await budget.wait_for(size)
+            order.append(size)
+
+        assert budget.take(6)
+        assert budget.take(4)
+        waiting = [asyncio.ensure_future(wait(size)) for size in (7, 1, 0, 3, 2)]
+        await asyncio.sleep(0)
+        budget.give_back(4)
+        assert not budget.take(0), "it would overtake"
+        await asyncio.sleep(0)
+        assert order == []
+        budget.give_back(6)
+        await asyncio.sleep(0)
+        assert order == [7, 1, 0]
+        budget.give_back(1)
+        await asyncio.sleep(0)
+        assert order == [7, 1, 0, 3]
+        budget.give_back(7)
+        await asyncio.gather(*waiting)
+        assert order == [7, 1, 0, 3, 2]
+        assert budget.take(5)
+        assert not budget.take(1)
+
+    asyncio.run(scenario())
+
+
+def test_a_body_that_is_larger_than_the_budget_passes_alone() -> None:
+    async def scenario() -> None:
+        budget = pfu.ByteBudget(10)
+        assert budget.take(1)
+        assert not budget.take(25)
+        giant = asyncio.ensure_future(budget.wait_for(25))
+        await asyncio.sleep(0)
+        assert not giant.done()
+        budget.give_back(1)
+        await giant
+        assert not budget.take(1)
+        budget.give_back(25)
+        assert budget.take(10)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_nothing_waits_for_ever_and_the_budget_is_kept(seed: int) -> None:
+    generator = random.Random(seed)
+    held: list[int] = []
+
+    async def hold(budget: pfu.ByteBudget, size: int) -> None:
+        if not budget.take(size):
+            await budget.wait_for(size)
+        held.append(size)
+        assert sum(held) <= 100 or [s for s in held if s] == [size]
+        for _ in range(generator.randrange(4)):
+            await asyncio.sleep(0)
+        held.remove(size)
+        budget.give_back(size)
+
+    async def scenario() -> None:
+        budget = pfu.ByteBudget(100)
+        sizes = [generator.choice([0, 1, 20, 60, 100, 150]) for _ in range(400)]
+        await asyncio.wait_for(asyncio.gather(*(hold(budget, size) for size in sizes)), 10)
+        assert budget.take(100)
+
+    asyncio.run(scenario())
+
+
+def test_buffers_are_used_again_while_there_is_room() -> None:
+    budget = pfu.ByteBudget(30)
+    assert budget.take(10)
+    buffer = budget.buffer(10)
+    budget.keep(buffer)
+    budget.give_back(10)
+    for size in (10, 3):
+        assert budget.take(size)
+        assert budget.buffer(size) is buffer
+        budget.keep(buffer)
+        budget.give_back(size)
+    assert budget.take(11)
+    other = budget.buffer(11)
+    assert len(other) == 11
+    budget.keep(other)
+    budget.give_back(11)
+    assert budget.take(5)
+    assert budget.buffer(5) is other, "the smaller one is gone"
+
+
+def test_buffers_give_way_to_other_things() -> None:
+    budget = pfu.ByteBudget(30)
+    buffers = [bytearray(10), bytearray(10)]
+    for buffer in buffers:
+        budget.keep(buffer)
+    assert all(budget.take(10) for _ in range(3))
+    taken = [budget.buffer(10) for _ in range(3)]
+    assert sum(any(one is buffer for buffer in buffers) for one in taken) == 1
+    budget.give_back(30)
+    budget.keep(buffers[0])
+    assert budget.take(25)
+    assert budget.buffer(5) is not buffers[0]
+
+
+ENGINES = [
+    ({"mode": "concurrent"}, 64 * pfu.GIB, (16, 8, 104)),
+    ({"mode": "concurrent", "max_memory": 1}, 64 * pfu.GIB, (5, 5, 10)),
+    ({"mode": "concurrent", "max_memory": 50 * MIB}, 64 * pfu.GIB, (13, 8, 26)),
+    ({"mode": "concurrent"}, 256 * MIB, (16, 8, 40)),
+    ({"mode": "concurrent"}, MIB, (5, 5, 10)),
+    ({"mode": "concurrent", "part_size": 100 * MIB}, 64 * pfu.GIB, (52, 52, 104)),
+    ({"mode": "concurrent", "part_size": 6 * MIB}, 64 * pfu.GIB, (6, 6, 104)),
+    ({"workers": 2}, 64 * pfu.GIB, (16, 8, 40)),
+    ({"workers": 8}, 64 * pfu.GIB, (5, 5, 10)),
+    ({"workers": 8, "max_memory": pfu.GIB}, 64 * pfu.GIB, (16, 8, 104)),
+    ({"workers": 8, "concurrency": 2, "max_memory": pfu.GIB}, 1 * pfu.GIB, (16, 8, 104)),
+]
+
+
+@pytest.mark.parametrize("options, machine, expected", ENGINES)
+def test_memory_decides_what_is_large(
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
+    machine: int,
+    expected: tuple[int, int, int],
+) -> None:
+    monkeypatch.setattr(pfu, "memory_of_machine", lambda: machine)
+    engine = pfu.RunOptions(**options).engine()
+    found = engine.threshold, engine.part_size, engine.memory
+    assert found == tuple(number * MIB for number in expected)
+
+
+@pytest.mark.parametrize(
+    "limits, expected",
+    [
+        ({"max": "1048576\n"}, 1048576),
+        ({"max": "max\n", "high": "2097152\n"}, 2097152),
+        ({"max": "4096\n", "slice/max": "2048\n", "slice/job/high": "max\n"}, 2048),
+        ({"slice/job/max": "1024\n", "other/max": "1\n"}, 1024),
+        ({"max": "0\n", "high": ""}, None),
+        ({"max": "9223372036854771712\n"}, None),
+        ({}, None),
+    ],
+)
+def test_memory_of_a_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limits: dict[str, str], expected: int | None
+) -> None:
+    for name, text in limits.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    patterns = tuple(f"{tmp_path}{{}}/{name}" for name in ("max", "high"))
+    monkeypatch.setattr(pfu, "CGROUP_LIMITS", patterns)
+    monkeypatch.setattr(pfu, "_cgroups", lambda: {"", "/slice", "/slice/job"})
+    pfu.memory_of_machine.cache_clear()
+    found = pfu.memory_of_machine()
+    pfu.memory_of_machine.cache_clear()
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert found == (expected or machine)
+
+
+def tiny_memory(monkeypatch: pytest.MonkeyPatch, lane: str) -> list[type]:
+    """No part fits into memory. Returns the kinds of bodies that are sent."""
+    kinds: list[type] = []
+    engine, send_part = pfu.RunOptions.engine, pfu.S3Uploader.send_part
+
+    async def send(uploader: pfu.S3Uploader, part: pfu.Part, threads: Any) -> pfu.Receipt:
+        kinds.append(type(part.body))
+        return await send_part(uploader, part, threads)
+
+    monkeypatch.setattr(pfu.S3Uploader, "send_part", send)
+    monkeypatch.setattr(
+        pfu.RunOptions, "engine", lambda self: dataclasses.replace(engine(self), memory=100 * KIB)
+    )
+    if lane == "safe":
+        monkeypatch.setattr(pfu, "client_refusal", lambda client: "the test says so")
+    return kinds
+
+
+@BOTH_LANES
+def test_parts_larger_than_the_memory_go_up_from_the_file(
+    at_hand: Place, monkeypatch: pytest.MonkeyPatch, lane: str
+) -> None:
+    kinds = tiny_memory(monkeypatch, lane)
+    at_hand.file("large", os.urandom(11 * MIB + 1))
+    at_hand.server.faults.append(Fault(Action("reset_within_body"), "UploadPart", times=1))
+    summary = s3_job(at_hand, part_size=LEAST_PART).run()
+    assert (summary.exit_code, summary.fast_lane) == (0, 0), summary.failures
+    assert kinds == [pfu.FileBody] * 3
+    assert_all_is_there(at_hand)
+    lanes = [IS_SAFE_LANE in r.headers for r in at_hand.server.log if r.operation == "UploadPart"]
+    assert sorted(lanes) == ([False] * 3 + [True] if lane == "fast" else [True] * 4)
+
+
+@BOTH_LANES
+@pytest.mark.parametrize("kind", ["rewrite", "shrink"])
+def test_a_part_that_changes_between_hash_and_sending_is_not_stored(
+    at_hand: Place, monkeypatch: pytest.MonkeyPatch, lane: str, kind: str
+) -> None:
+    tiny_memory(monkeypatch, lane)
+    path = at_hand.file("large", os.urandom(3 * PIECE))
+    changes: dict[str, Callable[[Path], None]] = {
+        "rewrite": rewrite_in_place,
+        "shrink": lambda path: os.truncate(path, PIECE + 9),
+    }
+    checks = itertools.count()
+
+    def check(source: pfu.SourceFile) -> None:
+        if next(checks) == 3:
+            changes[kind](path)
+
+    monkeypatch.setattr(pfu.SourceFile, "check_unchanged", check)
+    summary = s3_job(at_hand).run()
+    assert (summary.exit_code, summary.uploaded) == (0, 1), summary.failures
+    assert_all_is_there(at_hand)
+
+
+# -- pace
+
+
+def test_the_pacer_gives_turns() -> None:
+    pacer = pfu.Pacer()
+    assert pacer.delay(10**12, 5.0) == 0.0
+    pacer.rate = 100.0
+    waits = [pacer.delay(size, now) for size, now in [(10, 50.0), (5, 50.0), (20, 50.0), (1, 50.1)]]
+    assert waits == pytest.approx([0.0, 0.0, 0.05, 0.15])
+    assert pacer.delay(30, 90.0) == 0.0, "what was not used is lost"
+    assert pacer.delay(1, 90.0) == pytest.approx(0.2)
+    assert pacer.delay(1, 90.3) == 0.0
+
+
+@pytest.mark.parametrize(
+    "rate, size", [(0.0, 256 * KIB), (20e6, 1_000_000), (1e6, 50_000), (100.0, KIB)]
+)
+def test_slices_are_short(rate: float, size: int) -> None:
+    pacer = pfu.Pacer()
+    pacer.rate = rate
+    assert pacer.slice_size == size
+
+
+@pytest.mark.parametrize("senders", [1, 8, 100])
+def test_the_pacer_keeps_its_rate(senders: int) -> None:
+    pacer, sent = pfu.Pacer(), 0
+    pacer.rate = 20e6
+    ready = [(1000.0, number) for number in range(senders)]
+    while ready[0][0] < 1010.0:
+        now, number = heapq.heappop(ready)
+        sent += pacer.slice_size
+        heapq.heappush(ready, (now + pacer.delay(pacer.slice_size, now) + 0.001, number))
+    in_flight = senders * pacer.slice_size
+    assert 0.95 * 200e6 <= sent - in_flight <= sent <= 1.05 * 200e6 + in_flight
+
+
+def test_the_safe_lane_keeps_the_rate(at_hand: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pfu, "client_refusal", lambda client: "the test says so")
+    began: list[float] = []
+    mark = Action("call", function=lambda: began.append(time.time()))
+    at_hand.server.faults.append(Fault(mark, "HeadBucket", times=1))
+    at_hand.file("large", os.urandom(2 * PIECE))
+    for number in range(10):
+        at_hand.file(f"small{number}", os.urandom(50 * KIB))
+    assert s3_job(at_hand, bwlimit=3 * MIB).run().exit_code == 0
+    assert_all_is_there(at_hand)
+    ended = max(stored.modified for stored in at_hand.server.objects(BUCKET).values())
+    assert ended - began[0] >= 0.35
+    assert not puts_of(at_hand.server)["fast"]
+
+
+# -- progress
+
+
+def test_progress_within_one_large_file(at_hand: Place) -> None:
+    at_hand.file("large", os.urandom(4 * PIECE))
+    at_hand.server.faults.append(stall(2))
+    first, second = Witness(lambda: recorded(at_hand) == 2), Witness()
+    with pytest.raises(Killed):
+        s3_job(at_hand, first).run()
+    assert [size for size in first.sizes if 0 < size < 4 * PIECE]
+    assert first.resumed_sizes == []
+    at_hand.server.faults[:] = [Fault(Action("slow", seconds=0.1), "UploadPart")]
+    assert s3_job(at_hand, second, concurrency=1).run().exit_code == 0
+    assert second.resumed_sizes == [2 * PIECE]
+    assert second.sizes == sorted(second.sizes)
+    assert set(second.sizes) == {0, PIECE, 2 * PIECE}
+
+
+# -- --cleanup
+
+
+Unfinished = dict[str, tuple[str, int]]
+
+
+@pytest.fixture
+def unfinished(at_hand: Place) -> Unfinished:
+    """Two uploads that a killed run left: key -> upload id, bytes that the ledger knows of."""
+    at_hand.file("a", os.urandom(2 * PIECE))
+    at_hand.file("b \u20ac", os.urandom(3 * PIECE))
+    killed(at_hand, 3, stall(1, key="a$"), stall(2, key="b"))
+    at_hand.endpoint = ""
+    known = {upload.key: upload_id for upload_id, upload in at_hand.server.uploads(BUCKET).items()}
+    return {"p/a": (known["p/a"], PIECE), "p/b \u20ac": (known["p/b \u20ac"], 2 * PIECE)}
+
+
+def assert_told(run: Run, end: str) -> None:
+    assert (run.code, run.err) == (0, "")
+    *lines, last = run.out.splitlines()
+    assert sorted(lines) == ["p/a of s3://bkt/p  512.0 KiB", "p/b \u20ac of s3://bkt/p  1.0 MiB"]
+    assert last == end
+
+
+def known_uploads(place: Place) -> set[str]:
+    return {row["upload_id"] for row in place.rows("SELECT upload_id FROM MultipartUpload")}
+
+
+def test_cleanup_aborts_what_a_killed_run_left(at_hand: Place, unfinished: Unfinished) -> None:
+    ids = {upload_id for upload_id, _ in unfinished.values()}
+    planned = at_hand.run("--cleanup", "--dry-run", to=None)
+    assert_told(planned, "2 unfinished uploads would be aborted, 1.5 MiB")
+    assert set(at_hand.server.uploads(BUCKET)) == known_uploads(at_hand) == ids
+    assert_told(at_hand.run("--cleanup", to=None), "2 unfinished uploads aborted, 1.5 MiB")
+    assert not at_hand.server.uploads(BUCKET)
+    assert not known_uploads(at_hand)
+    assert recorded(at_hand) == 0
+    requests = at_hand.server.count()
+    again = at_hand.run("--cleanup", to=None)
+    assert (again.code, again.out) == (0, "0 unfinished uploads aborted, 0 B\n")
+    assert at_hand.server.count() == requests
+
+
+def test_cleanup_in_json(at_hand: Place, unfinished: Unfinished) -> None:
+    run = at_hand.run("--cleanup", "--json", to=None)
+    assert (run.code, run.err, run.out.count("\n")) == (0, "", 1)
+    assert (run.json["aborted"], run.json["bytes"], run.json["problems"]) == (2, 3 * PIECE, [])
+    rows = {row["key"]: (row["upload_id"], row["bytes"]) for row in run.json["uploads"]}
+    assert rows == unfinished
+    assert {row["destination"] for row in run.json["uploads"]} == {f"s3://{BUCKET}/p"}
+    assert not at_hand.server.uploads(BUCKET)
+
+
+def unreachable(place: Place) -> None:
+    place.server.stop()
+
+
+def one_refused(place: Place) -> None:
+    denied = Action("error", 403, "AccessDenied")
+    place.server.faults.append(Fault(denied, "AbortMultipartUpload", "a$"))
+
+
+@pytest.mark.parametrize(
+    "trouble, says, left",
+    [
+        (unreachable, "Could not connect to the endpoint URL", 2),
+        (closed_port, "and another endpoint is configured", 2),
+        (one_refused, "AccessDenied", 1),
+    ],
+)
+def test_cleanup_forgets_nothing_that_it_could_not_abort(
+    at_hand: Place,
+    unfinished: Unfinished,
+    trouble: Callable[[Place], None],
+    says: str,
+    left: int,
+) -> None:
+    without_pauses(at_hand)
+    trouble(at_hand)
+    run = at_hand.run("--cleanup", to=None)
+    assert (run.code, run.err.count("\n")) == (1, left)
+    assert all(line.startswith("pfu: ") and says in line for line in run.err.splitlines())
+    assert len(known_uploads(at_hand)) == len(at_hand.server.uploads(BUCKET)) == left
+    assert recorded(at_hand) == (3 if left == 2 else 1)
+    assert f"{2 - left} unfinished upload" in run.out
+
+
+def test_cleanup_finds_an_upload_whose_id_is_not_known(
+    at_hand: Place, unfinished: Unfinished
+) -> None:
+    with sqlite3.connect(at_hand.path / "pfu.db") as db:
+        db.execute("UPDATE MultipartUpload SET upload_id = NULL")
+    assert at_hand.run("--cleanup", to=None).code == 0
+    assert not at_hand.server.uploads(BUCKET)
+    assert not known_uploads(at_hand)
+
+
+def test_cleanup_after_a_sandbox_that_is_no_more(at_hand: Place, unfinished: Unfinished) -> None:
+    with sqlite3.connect(at_hand.path / "pfu.db") as db:
+        db.execute("UPDATE MultipartUpload SET endpoint = 'sandbox' WHERE object_key = 'p/a'")
+    run = at_hand.run("--cleanup", to=None)
+    assert (run.code, run.err) == (0, "")
+    assert [upload.key for upload in at_hand.server.uploads(BUCKET).values()] == ["p/a"]
+    assert not known_uploads(at_hand)
+
+
+def test_cleanup_without_a_ledger_makes_none(place: Place) -> None:
+    run = place.run("--cleanup", to=None)
+    assert (run.code, run.err) == (
+        2,
+        "pfu: read ledger pfu.db: there is none (name one with --db)\n",
+    )
+    assert not list(place.path.glob("pfu.db*"))
 
 
 # ======================================================================================
@@ -6299,7 +7192,8 @@ def test_localstack(place: Place, mode: str) -> None:
     for name in ODD_NAMES:
         if b"\xff" not in os.fsencode(name):
             place.file(name, os.fsencode(name))
-    place.file("large", os.urandom(5 * MIB + 1))
+    for size in EDGES:
+        place.file(f"edges/{size}", os.urandom(size))
     bucket = f"s3://pfu-test-{mode}-{os.getpid()}"
     arguments = ("--mode", mode, "--create-bucket", "--part-size", "5M", "--json")
     run = place.run(*arguments, to=bucket)
