@@ -44,6 +44,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import binascii
 import contextlib
 import dataclasses
 import email.utils
@@ -236,6 +237,8 @@ class TransferError(PfuError):
     """The store did not take a file. ``retryable``: the same request may succeed later."""
 
     retryable: ClassVar[bool] = False
+    code = ""  # what the store calls it
+    status = 0  # HTTP
 
 
 class RetryableError(TransferError):
@@ -491,7 +494,7 @@ class Outcome(NamedTuple):
 
     id: str
     kind: OutcomeKind
-    error: str = ""  # of one that is in the store: what a user should know
+    error: str = ""
     attempts: int = 0  # tries
     file_size: int = 0
     last_modified: int = 0  # nanoseconds since the epoch
@@ -1834,7 +1837,8 @@ MAX_HEAD = 16 * KIB
 MAX_ANSWER = 64 * KIB
 MAX_FORMATS = 64
 
-DROP_STATUSES = (429, 503)
+CHECKSUM_HEADER = "x-amz-checksum-sha256"
+DROP_STATUSES = (429, 503, 509)
 
 is_header_name = re.compile(r"[a-z0-9-]+").fullmatch
 is_query = re.compile(r"[A-Za-z0-9._~%=&-]*").fullmatch
@@ -1868,8 +1872,6 @@ class RequestTemplate:
     service: str
     user_agent: str
     ca_bundle: str | None
-    checksum_header: bool
-    """Whether `x-amz-checksum-sha256` goes along."""
 
 
 class Rejected(Exception):
@@ -1927,14 +1929,23 @@ class HeadFormat(NamedTuple):
     order: Callable[[Sequence[str]], tuple[str, ...]]
 
 
+class RequestKind(NamedTuple):
+    """What decides which header names a request has."""
+
+    names: tuple[str, ...]
+    """Of the headers given with each request; the digest and the date follow them."""
+    is_part: bool
+    checksum: bool
+    """Whether `x-amz-checksum-sha256` goes along."""
+
+
 def head_format(
-    template: RequestTemplate, credentials: Credentials, names: Sequence[str], is_part: bool
+    template: RequestTemplate, credentials: Credentials, kind: RequestKind
 ) -> HeadFormat:
-    """`names` are the headers given with each request; the digest and the date follow them."""
-    varying = [name.lower() for name in names] + ["x-amz-content-sha256", "x-amz-date"]
-    if template.checksum_header:
-        varying.append("x-amz-checksum-sha256")
-    static = dict(template.part_headers if is_part else template.headers)
+    varying = [name.lower() for name in kind.names] + ["x-amz-content-sha256", "x-amz-date"]
+    if kind.checksum:
+        varying.append(CHECKSUM_HEADER)
+    static = dict(template.part_headers if kind.is_part else template.headers)
     if credentials.token is not None:
         static["x-amz-security-token"] = credentials.token
     checked_headers(static.items(), varying)
@@ -1987,7 +1998,7 @@ class HeadWriter:
         self._template = template
         self._clock = clock
         self._stamper = Stamper(template.region, template.service)
-        self._formats: dict[tuple[tuple[str, ...], bool], HeadFormat] = {}
+        self._formats: dict[RequestKind, HeadFormat] = {}
         self.use(credentials)
 
     @property
@@ -2012,6 +2023,8 @@ class HeadWriter:
         length: int,
         sha256_hex: str,
         query: str = "",
+        *,
+        checksum: bool = False,
     ) -> bytes:
         """Raise ValueError if key, header or query cannot stand in a request."""
         now = self._clock()
@@ -2019,8 +2032,10 @@ class HeadWriter:
             self._renew(now)
         timestamp, scope, signer, _ = self._stamp
         names, values = headers
-        fill = self._formats.get((names, query != "")) or self._format(names, query != "")
-        ordered = fill.order((*values, sha256_hex, timestamp, *self._checksum(sha256_hex)))
+        kind = RequestKind(names, query != "", checksum)
+        fill = self._formats.get(kind) or self._format(kind)
+        sums = (base64_of(sha256_hex),) if checksum else ()
+        ordered = fill.order((*values, sha256_hex, timestamp, *sums))
         joined = "".join(ordered)
         if not is_printable(joined):
             raise ValueError("a header's value is not printable ASCII")
@@ -2031,22 +2046,20 @@ class HeadWriter:
         signed = signature(signer, string_to_sign(timestamp, scope, canonical))
         return (fill.head % (target, *ordered, scope, signed, length)).encode("ascii")
 
-    def _checksum(self, sha256_hex: str) -> tuple[str, ...]:
-        if not self._template.checksum_header:
-            return ()
-        return (base64.b64encode(bytes.fromhex(sha256_hex)).decode("ascii"),)
-
     def _renew(self, now: float) -> None:
         self._stamp = self._stamper.stamp(self._credentials, now)
         self._from = self._stamp.second - self.clock_offset
         self._until = self._from + 1
 
-    def _format(self, names: tuple[str, ...], is_part: bool) -> HeadFormat:
+    def _format(self, kind: RequestKind) -> HeadFormat:
         if len(self._formats) >= MAX_FORMATS:
             self._formats.clear()
-        made = head_format(self._template, self._credentials, names, is_part)
-        self._formats[names, is_part] = made
+        made = self._formats[kind] = head_format(self._template, self._credentials, kind)
         return made
+
+
+def base64_of(hex_digest: str) -> str:
+    return binascii.b2a_base64(bytes.fromhex(hex_digest), newline=False).decode("ascii")
 
 
 def checked_query(query: str) -> str:
@@ -2939,7 +2952,7 @@ FORBIDDEN = 403
 OWN_HEADERS = frozenset(
     (
         *("authorization", "connection", "content-length", "expect", "host", "user-agent"),
-        *("amz-sdk-invocation-id", "amz-sdk-request", "x-amz-checksum-sha256"),
+        *("amz-sdk-invocation-id", "amz-sdk-request", CHECKSUM_HEADER),
         *("x-amz-content-sha256", "x-amz-date", "x-amz-security-token", "x-amzn-trace-id"),
     )
 )
@@ -3123,7 +3136,6 @@ def template_of(client: Any, captured: CapturedRequest) -> RequestTemplate:
         service=signed["service"],
         user_agent=headers.get("user-agent", "pfu"),
         ca_bundle=get_cert_path(client._endpoint.http_session._verify),
-        checksum_header="x-amz-checksum-sha256" in headers,
     )
 
 
@@ -3192,30 +3204,35 @@ class FastLane:
         body: Body,
         sha256_hex: str,
         query: str = "",
+        *,
+        checksum: bool = False,
     ) -> str:
         """Return the ETag, in its quotes. Raises Rejected; the body must not change until then.
 
         `query` is percent-encoded, as `partNumber=3&uploadId=...`.
         """
+
+        def head() -> bytes:
+            length = len(body)
+            return self._writer.head(key, headers, length, sha256_hex, query, checksum=checksum)
+
         offset = self._writer.clock_offset
         try:
-            return await self._put(key, headers, body, sha256_hex, query)
+            return await self._put(head, body)
         except ConnectionStale:
-            connection = await self._pool.connect()
-            head = self._writer.head(key, headers, len(body), sha256_hex, query)
-            return await self._send(connection, head, body)
+            return await self._send(await self._pool.connect(), head(), body)
         except Rejected as rejected:
             if not self._corrects_clock(rejected, offset):
                 raise
-            return await self._put(key, headers, body, sha256_hex, query)
+            return await self._put(head, body)
         except ValueError as problem:
             raise Rejected(None, str(problem)) from problem
 
-    async def _put(self, key: str, headers: Headers, body: Body, digest: str, query: str) -> str:
+    async def _put(self, make_head: Callable[[], bytes], body: Body) -> str:
         idle = self._pool.idle
         connection = idle.pop() if idle else await self._pool.connect()
         try:
-            head = self._writer.head(key, headers, len(body), digest, query)
+            head = make_head()
         except ValueError:
             self._pool.give_back(connection)
             raise
@@ -3277,7 +3294,6 @@ class Receipt(NamedTuple):
     etag: str
     sha256: str = ""  # only where the uploader hashed what it sent; else the engine has done so
     fast: bool = False  # it went by the fast lane
-    note: str = ""  # what a user should know
 
 
 class Upload(NamedTuple):
@@ -3359,7 +3375,7 @@ class Traffic:
     """Counts of what an uploader sent. add() may be called from threads.
 
     ``fast_requests`` and ``fast_files`` belong to the event loop, and so does ``meter``. ``pacer``
-    is asked before bytes are sent.
+    is asked before bytes are sent. ``notes`` are for the user, and go up with the next report.
     """
 
     def __init__(self) -> None:
@@ -3367,6 +3383,7 @@ class Traffic:
         self.fast_requests = self.fast_files = 0
         self.meter = Meter()
         self.pacer = Pacer()
+        self.notes: deque[str] = deque()
         self._lock = threading.Lock()
 
     def add(self, *, requests: int = 0, retries: int = 0, throttled: int = 0) -> None:
@@ -3570,6 +3587,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         super().__init__()
         self._forget_process()
         self._template: RequestTemplate | None = None
+        self._takes_checksums = True  # until the store refuses one
         self._fixed_credentials: Credentials | None = None
         self.options = options or S3Options()
         self.endpoint = self.options.endpoint_url or ""
@@ -3804,16 +3822,20 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         lane = self._lane
         if lane is None or self.fast_lane_off or upload.body is None:
             return await super().send(upload, threads)
-        began = time.monotonic()
+        began, checksum = time.monotonic(), self._takes_checksums
         headers = Headers(
             header_names_of(tuple(upload.metadata)),
             (upload.content_type, *upload.metadata.values()),
         )
         try:
-            etag = await lane.put(upload.key, headers, upload.body, upload.sha256)
+            etag = await lane.put(
+                upload.key, headers, upload.body, upload.sha256, checksum=checksum
+            )
         except Rejected as rejected:
             self._weigh_rejection(rejected, began, upload.source.path, upload.key)
-            return await super().send(upload, threads)
+            receipt = await super().send(upload, threads)
+            self._count_refusal(rejected, checksum)
+            return receipt
         finally:
             self.traffic.fast_requests = lane.requests
         self.traffic.fast_files += 1
@@ -3825,26 +3847,36 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         lane = self._lane
         if lane is None or self.fast_lane_off:
             return await super().send_part(part, threads)
-        began = time.monotonic()
-        upload_id = urllib.parse.quote(part.upload_id, safe="")
+        began, handle = time.monotonic(), UploadHandle.read(part.upload_id)
+        checksum = handle.checksum and self._takes_checksums
+        upload_id = urllib.parse.quote(handle.upload_id, safe="")
         query = f"partNumber={part.number}&uploadId={upload_id}"
         try:
-            etag = await lane.put(part.key, NO_HEADERS, part.body, part.sha256, query)
+            etag = await lane.put(
+                part.key, NO_HEADERS, part.body, part.sha256, query, checksum=checksum
+            )
         except Rejected as rejected:
             self._weigh_rejection(rejected, began, part.path, part.key)
-            return await super().send_part(part, threads)
+            receipt = await super().send_part(part, threads)
+            self._count_refusal(rejected, checksum)
+            return receipt
         finally:
             self.traffic.fast_requests = lane.requests
         self._refusals = 0
         return Receipt(etag, fast=True)
 
     def _weigh_rejection(self, rejected: Rejected, began: float, path: str, key: str) -> None:
-        """Tell the limiter of a drop; give the lane up if it understands nothing any more."""
+        """Tell the limiter of a drop. Raises SlowDownError where the store asks for fewer."""
         if rejected.dropped:
             self.traffic.meter.dropped(began, time.monotonic())
         if rejected.status in DROP_STATUSES:
             self.traffic.add(throttled=1, retries=1)
             raise SlowDownError("upload", self._way(path, key), str(rejected))
+
+    def _count_refusal(self, rejected: Rejected, checksum: bool) -> None:
+        """Give the fast lane up if it is refused, time after time, what the safe lane is not."""
+        if checksum and not self._takes_checksums:
+            return  # that was why
         self._refusals += 1
         if self._refusals >= MAX_REFUSALS:
             self.fast_lane_off = f"given up on the way: {rejected}"
@@ -3876,15 +3908,40 @@ class S3Uploader(MultipartUploader, InspectableUploader):
 
     def _upload(self, key: str, upload_id: str) -> dict[str, Any]:
         """What all further calls say of a multipart upload."""
-        return {"Bucket": self.bucket, "Key": key, "UploadId": upload_id, **self._owner()}
+        of_s3 = UploadHandle.read(upload_id).upload_id
+        return {"Bucket": self.bucket, "Key": key, "UploadId": of_s3, **self._owner()}
 
     def put(self, upload: Upload) -> Receipt:
         """One PutObject: the body is in memory, larger files come in parts."""
-        with translated("upload", self._way(upload.source.path, upload.key)):
-            assert upload.body is not None
-            body = PartBody(memoryview(upload.body))
-            answer = self._safe_client().put_object(Body=body, **self._object(upload))
-            return Receipt(etag_of(answer))
+
+        def send(checksum: bool) -> Receipt:
+            with translated("upload", self._way(upload.source.path, upload.key)):
+                assert upload.body is not None
+                answer = self._safe_client().put_object(
+                    Body=PartBody(memoryview(upload.body)),
+                    **self._object(upload),
+                    **checksum_of(upload.sha256, checksum),
+                )
+                return Receipt(etag_of(answer))
+
+        return self._with_checksum(send)
+
+    def _with_checksum(self, call: Callable[[bool], T], *, wanted: bool = True) -> T:
+        """call(True), to send a checksum; call(False) where that is what the store refuses."""
+        if not wanted or not self._takes_checksums:
+            return call(False)
+        try:
+            return call(True)
+        except TransferError as refused:
+            if not may_concern_checksum(refused):
+                raise
+            try:
+                answer = call(False)
+            except TransferError:
+                raise refused from None
+            self._takes_checksums = False
+            self.traffic.notes.append(f"this store refuses {CHECKSUM_HEADER}: {refused.cause}")
+            return answer
 
     # -- large files
 
@@ -3894,10 +3951,16 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         return hashlib.sha256(told.encode()).hexdigest()
 
     def begin(self, upload: Upload) -> str:
-        """CreateMultipartUpload."""
+        """CreateMultipartUpload. Returns an UploadHandle, as text."""
+
+        def create(checksum: bool) -> tuple[Any, bool]:
+            algorithm = {"ChecksumAlgorithm": "SHA256"} if checksum else {}
+            with translated("begin upload of", self._way(upload.source.path, upload.key)):
+                client = self._safe_client()
+                return client.create_multipart_upload(**self._object(upload), **algorithm), checksum
+
         began = time.time()
-        with translated("begin upload of", self._way(upload.source.path, upload.key)):
-            answer = self._safe_client().create_multipart_upload(**self._object(upload))
+        answer, checksum = self._with_checksum(create)
         upload_id = str(answer.get("UploadId", ""))
         if not upload_id:
             raise RetryableError("read answer", upload.key, "it names no upload")
@@ -3905,24 +3968,34 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             for other in self.find_uploads(upload.key, began):
                 if other != upload_id:
                     self.abort(upload.key, other)
-        return upload_id
+        return str(UploadHandle(upload_id, checksum))
 
     def put_part(self, part: Part) -> Receipt:
         """UploadPart."""
-        with translated("upload", f"part {part.number} of {self._way(part.path, part.key)}"):
-            answer = self._safe_client().upload_part(
-                PartNumber=part.number,
-                Body=PartBody(part.body),
-                **self._upload(part.key, part.upload_id),
-            )
-            return Receipt(etag_of(answer))
+
+        def send(checksum: bool) -> Receipt:
+            with translated("upload", f"part {part.number} of {self._way(part.path, part.key)}"):
+                answer = self._safe_client().upload_part(
+                    PartNumber=part.number,
+                    Body=PartBody(part.body),
+                    **self._upload(part.key, part.upload_id),
+                    **checksum_of(part.sha256, checksum),
+                )
+                return Receipt(etag_of(answer))
+
+        return self._with_checksum(send, wanted=UploadHandle.read(part.upload_id).checksum)
 
     def list_parts(self, key: str, upload_id: str) -> list[StoredPart]:
         """ListParts, to the end."""
         with translated("list parts of", f"s3://{self.bucket}/{key}"):
             pages = self._safe_client().get_paginator("list_parts")
             return [
-                StoredPart(part["PartNumber"], part["Size"], part["ETag"].strip('"'))
+                StoredPart(
+                    part["PartNumber"],
+                    part["Size"],
+                    part["ETag"].strip('"'),
+                    hex_of_checksum(part.get("ChecksumSHA256", "")),
+                )
                 for page in pages.paginate(**self._upload(key, upload_id))
                 for part in page.get("Parts", [])
             ]
@@ -3932,37 +4005,46 @@ class S3Uploader(MultipartUploader, InspectableUploader):
 
         An upload that is not there may be one that an earlier try has completed.
         """
-        named = [{"PartNumber": part.number, "ETag": part.etag} for part in parts]
-        with translated("complete", self._way(upload.source.path, upload.key)):
-            try:
-                answer = self._safe_client().complete_multipart_upload(
+
+        def end(checksum: bool) -> Any:
+            named = [
+                {"PartNumber": p.number, "ETag": p.etag, **checksum_of(p.sha256, checksum)}
+                for p in parts
+            ]
+            with translated("complete", self._way(upload.source.path, upload.key)):
+                return self._safe_client().complete_multipart_upload(
                     **self._upload(upload.key, upload_id), MultipartUpload={"Parts": named}
                 )
-            except self._safe_client().exceptions.NoSuchUpload:
-                receipt = self.is_complete(upload, parts)
-                if receipt is None:
-                    raise
-                return receipt
-        return Receipt(etag_of(answer), combined_sha256(parts), note=self._check_stored(upload))
 
-    def _check_stored(self, upload: Upload) -> str:
-        """Raises TransferError if the object is not as it should be. Returns why it is not known.
+        try:
+            answer = self._with_checksum(end, wanted=UploadHandle.read(upload_id).checksum)
+        except UploadGoneError:
+            receipt = self.is_complete(upload, parts)
+            if receipt is None:
+                raise
+            return receipt
+        etag = etag_of(answer)
+        self._check_stored(upload)
+        return Receipt(etag, combined_sha256(parts))
+
+    def _check_stored(self, upload: Upload) -> None:
+        """Raises TransferError if the object is not as it should be.
 
         A refusal is no reason: PutObject is permission enough.
         """
         try:
             head = self._head(upload.key)
         except DeniedError:
-            return ""
+            return
+        way = self._way(upload.source.path, upload.key)
         if head is None and not self.endpoint:
             cause = "the store has acknowledged it, and does not find it"
-            raise RetryableError("complete", self._way(upload.source.path, upload.key), cause)
+            raise RetryableError("complete", way, cause)
         if head is None:  # S3 finds at once what it has; of others it is not known
-            return "large objects could not be checked: the store acknowledged them, and finds none"
-        if not describes(head, upload):
+            self.traffic.notes.append(NOT_FOUND_NOTE)
+        elif not describes(head, upload):
             cause = "the store has acknowledged it, and holds something else"
-            raise TransferError("complete", self._way(upload.source.path, upload.key), cause)
-        return ""
+            raise TransferError("complete", way, cause)
 
     def _head(self, key: str, **more: Any) -> Mapping[str, Any] | None:
         with translated("look at", f"s3://{self.bucket}/{key}"):
@@ -4065,6 +4147,39 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         with translated("read back", f"s3://{self.bucket}/{key}"):
             answer = self._safe_client().get_object(Bucket=self.bucket, Key=key, **self._owner())
             return digest_of(answer["Body"], part_size)
+
+
+NOT_FOUND_NOTE = (
+    "large objects could not be checked: the store acknowledged them, and finds none of them"
+)
+CHECKSUM_MARK = "#sha256"  # S3's own ids have no such character
+
+
+class UploadHandle(NamedTuple):
+    """What the ledger keeps as the id of an upload: S3's, and whether its parts are summed."""
+
+    upload_id: str
+    checksum: bool
+
+    def __str__(self) -> str:
+        return f"{self.upload_id}{CHECKSUM_MARK if self.checksum else ''}"
+
+    @classmethod
+    def read(cls, text: str) -> UploadHandle:
+        """The inverse of str()."""
+        upload_id, mark, rest = text.rpartition(CHECKSUM_MARK)
+        return cls(upload_id, True) if mark and not rest else cls(text, False)
+
+
+def checksum_of(sha256: str, wanted: bool) -> dict[str, str]:
+    """The argument of boto3's calls, and the entry of a part, that gives a digest."""
+    return {"ChecksumSHA256": base64_of(sha256)} if wanted else {}
+
+
+def may_concern_checksum(error: TransferError) -> bool:
+    """Whether the request might pass without its checksum. Some stores lump it with signatures."""
+    is_refusal = type(error) is TransferError and (400 <= error.status < 500 or error.status == 501)
+    return is_refusal or error.code == "SignatureDoesNotMatch"
 
 
 LISTED_PAGES = 16  # of 1,000 objects, that wait to be taken in
@@ -4261,8 +4376,9 @@ def translated(operation: str, subject: str) -> Iterator[None]:
         code = str(details.get("Code", ""))
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         cause = f"{code}: {details.get('Message', '')}" if code else str(error)
-        kind = classify(code, status)
-        raise kind(operation, subject, cause, ERROR_HINTS.get(code, "")) from error
+        problem = classify(code, status)(operation, subject, cause, ERROR_HINTS.get(code, ""))
+        problem.code, problem.status = code, status
+        raise problem from error
     except ResponseParserError as error:
         hint = "does --endpoint-url name an S3 server?"
         raise RetryableError(operation, subject, "the answer is not S3's", hint) from error
@@ -4489,6 +4605,7 @@ class Report(NamedTuple):
     outcomes: list[AnyOutcome]
     has_room: bool  # for another page
     fast_lane_off: str | None = None  # why it is off, or was given up
+    notes: tuple[str, ...] = ()  # for the user
 
 
 @dataclass(frozen=True)
@@ -4656,7 +4773,14 @@ class PageRunner:
         outcomes, self._outcomes = self._outcomes, []
         self._is_awaited = False
         self._show_gauges()
-        return Report(outcomes, self._has_room(), self.uploader.fast_lane_off)
+        return Report(
+            outcomes, self._has_room(), self.uploader.fast_lane_off, tuple(self._take_notes())
+        )
+
+    def _take_notes(self) -> Iterator[str]:
+        notes = self.uploader.traffic.notes
+        while notes:
+            yield notes.popleft()
 
     async def close(self) -> None:
         """Give up connections and threads; what is in flight is abandoned."""
@@ -4864,7 +4988,7 @@ class Transfer(ABC):
         return Outcome(
             self.task.id,
             kind,
-            receipt.note,
+            "",
             self.attempts,
             status.st_size,
             ledger_time(status),
@@ -4981,8 +5105,8 @@ class BeginTransfer(LargeTransfer):
         parts = self.task.parts
         try:
             stored = self.uploader.list_parts(upload.key, known.upload_id)
-            there = {part[:3] for part in stored}
-            parts = tuple(part for part in parts if part[:3] in there)
+            there = {part[:3]: part.sha256 for part in stored}
+            parts = tuple(p for p in parts if there.get(p[:3], "no") in ("", p.sha256))
         except DeniedError:
             pass  # PutObject is permission enough; the store will tell when it is completed
         except UploadGoneError:
@@ -5452,6 +5576,7 @@ class Engine:
         self.runners = runners
         self.deaths = 0
         self.fast_lane_off: str | None = None
+        self.notes: list[str] = []  # for the user
         self._limiter = limiter
         self._rate = rate
         self._counted = {id(runner): Tally(0, 0, 0, 0) for runner in runners}
@@ -5524,6 +5649,7 @@ class Engine:
         except WorkerDiedError:
             return self._bury(runner), True
         self.fast_lane_off = self.fast_lane_off or report.fast_lane_off
+        self.notes += report.notes
         return report.outcomes, report.has_room
 
     def _bury(self, runner: Runner) -> list[AnyOutcome]:
@@ -6314,6 +6440,9 @@ class BatchJobModel(BatchJobRow):
             for outcome in work.take_back(outcomes):
                 self._count(outcome)
             self._count_resumed(work)
+            for note in engine.notes:
+                self._note(note)
+            engine.notes.clear()
         self.summary.fast_lane += work.fast_files
         if work.failed_abort:
             hint = "the next run and --cleanup try again"
@@ -6330,8 +6459,6 @@ class BatchJobModel(BatchJobRow):
             summary.uploaded += 1
             summary.bytes_uploaded += outcome.file_size
             self._refused_in_a_row = 0
-            if outcome.error:
-                self._note(outcome.error)
         elif kind is OutcomeKind.UNCHANGED:
             summary.unchanged += 1
         elif kind is OutcomeKind.VANISHED:

@@ -1044,6 +1044,10 @@ def joined(parts: list[StoredPart], etag: str, headers: dict[str, str], now: flo
     else:
         sha256 = hashlib.sha256(body).hexdigest()
     size = sum(part.size for part in parts)
+    if "x-amz-checksum-algorithm" in headers:
+        digests = b"".join(base64.b64decode(part.checksum) for part in parts)
+        composite = f"{encode64(hashlib.sha256(digests).digest())}-{len(parts)}"
+        headers = {**headers, "x-amz-checksum-sha256": composite}
     return StoredObject(body, size, sha256, etag, headers, now, parts=tuple(parts))
 
 
@@ -3122,7 +3126,6 @@ def template_for(case: dict[str, Any]) -> pfu.RequestTemplate:
         service="s3",
         user_agent="pfu %s",
         ca_bundle=None,
-        checksum_header=False,
     )
 
 
@@ -3155,13 +3158,15 @@ def test_signature_equals_botocores(seed: int) -> None:
     rng = random.Random(seed)
     for _ in range(100):
         case = odd_case(rng)
-        peer = botocore_signs(case)
+        digest = hashlib.sha256(case["body"]).hexdigest()
+        checksum = rng.random() < 0.5
+        sums = [("x-amz-checksum-sha256", encode64(bytes.fromhex(digest)))] if checksum else []
+        peer = botocore_signs({**case, "headers": [*case["headers"], *sums]})
         now = seconds_of(peer.headers["X-Amz-Date"])
         clock = itertools.repeat(now + 0.5).__next__
         writer = pfu.HeadWriter(template_for(case), case["credentials"], clock)
-        digest = hashlib.sha256(case["body"]).hexdigest()
-        headers = headers_of(case["headers"])
-        head = writer.head(case["key"], headers, len(case["body"]), digest, case["query"])
+        headers, length = headers_of(case["headers"]), len(case["body"])
+        head = writer.head(case["key"], headers, length, digest, case["query"], checksum=checksum)
         first, sent = parse_head(head)
         url = urlsplit(peer.url)
         target = f"{url.path}?{url.query}" if url.query else url.path
@@ -3309,7 +3314,6 @@ def test_template_of_virtual_host() -> None:
     assert template.part_headers == (("x-amz-expected-bucket-owner", "123456789012"),)
     assert template.user_agent.startswith("Boto3/")
     assert template.ca_bundle.endswith(".pem")
-    assert not template.checksum_header
     assert pickle.loads(pickle.dumps(template)) == template
     assert "secret" not in repr(template)
 
@@ -3334,10 +3338,11 @@ def test_checksum_header_goes_along() -> None:
     digest = hashlib.sha256(pfu.PROBE_BODY).digest()
     value = base64.b64encode(digest).decode()
     template = capture(extra={"ChecksumSHA256": value})
-    assert template.checksum_header
-    head = pfu.HeadWriter(template, KEYS).head("k", NO_HEADERS, 3, digest.hex())
-    assert parse_head(head)[1]["x-amz-checksum-sha256"] == value
-    assert "x-amz-checksum-sha256" in parse_head(head)[1]["authorization"]
+    writer = pfu.HeadWriter(template, KEYS)
+    sent = parse_head(writer.head("k", NO_HEADERS, 3, digest.hex(), checksum=True))[1]
+    assert sent["x-amz-checksum-sha256"] == value
+    assert "x-amz-checksum-sha256" in sent["authorization"]
+    assert "x-amz-checksum-sha256" not in parse_head(writer.head("k", NO_HEADERS, 3, "0" * 64))[1]
 
 
 @IN_NO_ENVIRONMENT
@@ -4671,7 +4676,7 @@ class StubLane:
         self.answers = iter(answers)
         self.requests = 0
 
-    async def put(self, *_: Any) -> str:
+    async def put(self, *_: Any, **__: Any) -> str:
         self.requests += 1
         answer = next(self.answers)
         if answer is not None:
@@ -5306,6 +5311,126 @@ def test_progress_moves_within_one_file(place: Place) -> None:
 
 
 # ======================================================================================
+# Integrity: the store keeps the digest of what it has
+# ======================================================================================
+
+
+class ChecksumFault(Fault):
+    """A store that does not know checksums."""
+
+    def _concerns(self, request: Request) -> bool:
+        names = {"x-amz-checksum-sha256", "x-amz-checksum-algorithm"}
+        has_one = names & request.headers.keys() or b"ChecksumSHA256" in request.body
+        return bool(has_one) and super()._concerns(request)
+
+
+def checksum_lane(place: Place, lane: str) -> None:
+    if lane == "safe":
+        place.server.faults.append(LaneFault(Action("error", 500)))
+
+
+def base64_checksums(place: Place) -> dict[str, str]:
+    """By key below the prefix; of an object in parts what its parts came with."""
+    objects = place.server.objects(BUCKET).items()
+    return {
+        key[2:]: ",".join(part.checksum for part in stored.parts)
+        or stored.headers.get("x-amz-checksum-sha256", "")
+        for key, stored in objects
+    }
+
+
+def checksums_of(place: Place) -> dict[str, str]:
+    cut = {"large": (0, 5 * MIB, 10 * MIB)}
+    return {
+        key: ",".join(
+            encode64(
+                hashlib.sha256(
+                    body[start : start + 5 * MIB] if start or key == "large" else body
+                ).digest()
+            )
+            for start in cut.get(key, (0,))
+        )
+        for key, body in place.local().items()
+    }
+
+
+@BOTH_MODES
+@pytest.mark.parametrize("lane", ["fast", "safe"])
+def test_objects_and_parts_are_stored_with_their_sha256(place: Place, mode: str, lane: str) -> None:
+    place.files(12)
+    place.file("large", os.urandom(11 * MIB))
+    checksum_lane(place, lane)
+    run = place.run("--mode", mode, *PART, "--json")
+    assert (run.code, run.err, run.json["notes"]) == (0, "", [])
+    assert run.json["fast_lane"] == (13 if lane == "fast" else 0)
+    assert base64_checksums(place) == checksums_of(place)
+    assert all("x-amz-trailer" not in request.headers for request in place.server.log)
+    place.check_ledger_is_honest()
+
+
+@BOTH_MODES
+@pytest.mark.parametrize("lane", ["fast", "safe"])
+@pytest.mark.parametrize(
+    "status, code",
+    [(400, "InvalidArgument"), (501, "NotImplemented"), (403, "SignatureDoesNotMatch")],
+)
+def test_one_refusal_ends_checksums_for_the_run(
+    place: Place, mode: str, lane: str, status: int, code: str
+) -> None:
+    place.files(40)
+    place.file("large", os.urandom(11 * MIB))
+    fault = ChecksumFault(Action("error", status, code, "x-amz-checksum-sha256 is not known"))
+    place.server.faults.append(fault)
+    checksum_lane(place, lane)
+    run = place.run("--mode", mode, *PART, "--json")
+    assert (run.code, run.json["uploaded"], run.json["failed"]) == (0, 41, 0), run.err
+    assert len(run.json["notes"]) == 1
+    assert "this store refuses x-amz-checksum-sha256" in run.json["notes"][0]
+    assert fault.applied >= 1
+    assert set(base64_checksums(place).values()) <= {"", ",,"}
+    assert place.stored() == place.local()
+    if lane == "fast":
+        assert run.json["fast_lane_off"] is None
+    assert not place.server.uploads(BUCKET)
+
+
+@pytest.mark.parametrize("operation", ["UploadPart", "CompleteMultipartUpload"])
+def test_a_store_that_takes_checksums_only_at_first(place: Place, operation: str) -> None:
+    place.file("large", os.urandom(11 * MIB))
+    place.server.faults.append(ChecksumFault(Action("error", 400, "InvalidRequest"), operation))
+    run = place.run("--mode", "concurrent", *PART, "--json")
+    if operation == "UploadPart":  # a store that was promised digests and gets none refuses
+        assert run.code == 1
+        assert "InvalidRequest" in run.err
+    place.server.faults.clear()
+    assert place.run("--mode", "concurrent", *PART).code == 0
+    assert place.stored() == place.local()
+    assert not place.server.uploads(BUCKET)
+
+
+def test_a_refusal_for_another_reason_leaves_checksums_on(place: Place) -> None:
+    place.files(5)
+    place.server.faults.append(Fault(Action("error", 400, "InvalidRequest"), key="f00003"))
+    run = place.run("--mode", "concurrent", "--json")
+    assert (run.code, run.json["failed"], run.json["notes"]) == (1, 1, [])
+    assert all(base64_checksums(place).values())
+
+
+def test_what_was_begun_without_checksums_goes_on_without(place: Place) -> None:
+    place.file("large", os.urandom(16 * MIB))
+    place.server.faults += [
+        ChecksumFault(Action("error", 501, "NotImplemented"), "CreateMultipartUpload"),
+        Fault(Action("error", 403, "AccessDenied"), "UploadPart", after=2),
+    ]
+    assert place.run("--mode", "concurrent", *PART).code == 2
+    begun = set(place.server.uploads(BUCKET))
+    place.server.faults.clear()
+    assert place.run("--mode", "concurrent", *PART).code == 0
+    assert {r.query["uploadId"] for r in place.server.log if "uploadId" in r.query} == begun
+    assert place.stored() == place.local()
+
+
+# ======================================================================================
 # Verification: the store compared with the ledger and the tree
 # ======================================================================================
 
@@ -5379,17 +5504,34 @@ def test_a_lost_ledger_is_made_anew(place: Place) -> None:
     assert place.server.count("PutObject") == puts + 1
 
 
+def alter_body(place: Place, key: str) -> None:
+    stored = place.server.objects(BUCKET)[f"p/{key}"]
+    assert stored.body is not None
+    alter(place, key, body=b"X" + bytes(stored.body)[1:])
+
+
+def alter_checksum(place: Place, key: str) -> None:
+    headers = place.server.objects(BUCKET)[f"p/{key}"].headers
+    digest, dash, parts = headers["x-amz-checksum-sha256"].partition("-")
+    altered = encode64(b"X" + base64.b64decode(digest)[1:]) + dash + parts
+    alter(place, key, headers={**headers, "x-amz-checksum-sha256": altered})
+
+
 @pytest.mark.parametrize("name", ["small", "large"])
-def test_verify_with_checksum_reads_what_it_cannot_ask(place: Place, name: str) -> None:
+@pytest.mark.parametrize("keeps_checksums", [False, True])
+def test_verify_with_checksum_reads_what_it_cannot_ask(
+    place: Place, name: str, keeps_checksums: bool
+) -> None:
     place.file("small", b"content")
     place.file("large", os.urandom(11 * MIB))
+    if not keeps_checksums:
+        place.server.faults.append(ChecksumFault(Action("error", 501, "NotImplemented")))
     assert place.run(*PART).code == 0
     clean = place.run("--verify", "--checksum", "--json")
     assert (clean.code, clean.json["verified"]) == (0, 2), clean.out
-    stored = place.server.objects(BUCKET)[f"p/{name}"]
-    assert stored.body is not None
-    alter(place, name, body=b"X" + bytes(stored.body)[1:])
+    (alter_checksum if keeps_checksums else alter_body)(place, name)
     assert place.run("--verify").code == 0
+    assert (place.server.count("GetObject") == 0) == keeps_checksums
     run = place.run("--verify", "--checksum", "--json")
     assert run.code == 1
     told = run.json["differences"]
