@@ -2203,6 +2203,7 @@ ERROR_CODES: Mapping[str, type[TransferError]] = {
     # this request is not allowed
     "AccessDenied": DeniedError,
     "403": DeniedError,
+    "400": DeniedError,  # HeadObject's answer has no body that would tell more
     # no request can succeed
     "ExpiredToken": FatalError,
     "ExpiredTokenException": FatalError,
@@ -2242,6 +2243,15 @@ ERROR_HINTS: Mapping[str, str] = {
     "AccessDenied": "the credentials lack the permission, see README: Permissions",
     "403": "the credentials lack the permission, see README: Permissions",
 }
+
+
+CREDENTIAL_CODES = frozenset(
+    (
+        *("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidToken"),
+        *("InvalidAccessKeyId", "InvalidClientTokenId", "UnrecognizedClientException"),
+        *("SignatureDoesNotMatch", "RequestExpired"),
+    )
+)
 
 
 def classify(code: str, status: int) -> type[TransferError]:
@@ -3268,11 +3278,14 @@ class FastLane:
             await asyncio.sleep(CREDENTIALS_SECONDS)
             reading = loop.run_in_executor(None, self._credentials_source)
             await asyncio.wait([reading])
-            if reading.exception() is not None:
-                continue  # the ones at hand serve until the store refuses them
-            if reading.result() != self._credentials:
-                self._credentials = reading.result()
-                self._writer.use(self._credentials)
+            if reading.exception() is None:  # else those at hand serve until they are refused
+                self.use(reading.result())
+
+    def use(self, credentials: Credentials) -> None:
+        """Sign with these from now on. To be called on the loop."""
+        if credentials != self._credentials:
+            self._credentials = credentials
+            self._writer.use(credentials)
 
 
 def clock_skew(date: str, now: float) -> float:
@@ -3568,6 +3581,13 @@ NO_CREDENTIALS_HINT = (
 )
 
 
+class Terms(NamedTuple):
+    """What requests depend on, beside what they carry; it may change under way."""
+
+    checksums: bool = True  # until the store refuses one
+    renewals: int = 0  # of the credentials
+
+
 class S3Uploader(MultipartUploader, InspectableUploader):
     """A bucket of S3, or of a store that speaks S3.
 
@@ -3587,7 +3607,6 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         super().__init__()
         self._forget_process()
         self._template: RequestTemplate | None = None
-        self._takes_checksums = True  # until the store refuses one
         self._fixed_credentials: Credentials | None = None
         self.options = options or S3Options()
         self.endpoint = self.options.endpoint_url or ""
@@ -3605,9 +3624,11 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         self._session: Any = None
         self._client: Any = None
         self._lane: FastLane | None = None
+        self._lane_renewals = 0
         self._lock = threading.Lock()
         self._refusals = 0
         self._connections = 10
+        self._terms = self._acknowledged_terms = Terms()
 
     def _name_destination(self) -> None:
         self.destination = f"s3://{self.bucket}/{self.prefix}".rstrip("/")
@@ -3798,6 +3819,43 @@ class S3Uploader(MultipartUploader, InspectableUploader):
                 self._client = client
             return self._client
 
+    @contextlib.contextmanager
+    def _calling(self, operation: str, subject: str) -> Iterator[Any]:
+        """The safe lane's client, for one call; its errors come out as TransferError."""
+        client, terms = self._safe_client(), self._terms
+        try:
+            with translated(operation, subject):
+                yield client
+        except FatalError as error:
+            if error.code not in CREDENTIAL_CODES or not self._renew_credentials(client):
+                raise
+            hint = "the credentials were read again"
+            raise RetryableError(operation, subject, error.cause, hint) from error
+        self._acknowledged_terms = terms
+
+    def _renew_credentials(self, refused: Any) -> bool:
+        """Read the credentials again, from where they are kept. Whether there are others now.
+
+        Others that are refused in their turn, before anything was acknowledged, are the last.
+        """
+        with self._lock:
+            if self._client is not refused:
+                return True  # another thread has done so
+            if self._terms.renewals > self._acknowledged_terms.renewals:
+                return False
+            before = self._session, self._fixed_credentials
+            old, self._session, self._fixed_credentials = self._credentials(), None, None
+            try:
+                new = self._credentials()
+            except PfuError:
+                new = old
+            if new == old:
+                self._session, self._fixed_credentials = before
+                return False
+            self._client = None
+            self._terms = self._terms._replace(renewals=self._terms.renewals + 1)
+            return True
+
     def close(self) -> None:
         """Close the client's connections."""
         if self._client is not None:
@@ -3819,36 +3877,36 @@ class S3Uploader(MultipartUploader, InspectableUploader):
 
     async def send(self, upload: Upload, threads: ThreadPoolExecutor) -> Receipt:
         """By the fast lane if that is open and the body is in memory, else by the safe lane."""
-        lane = self._lane
-        if lane is None or self.fast_lane_off or upload.body is None:
+        lane = self._open_lane()
+        if lane is None or upload.body is None:
             return await super().send(upload, threads)
-        began, checksum = time.monotonic(), self._takes_checksums
+        began, terms = time.monotonic(), self._terms
         headers = Headers(
             header_names_of(tuple(upload.metadata)),
             (upload.content_type, *upload.metadata.values()),
         )
         try:
             etag = await lane.put(
-                upload.key, headers, upload.body, upload.sha256, checksum=checksum
+                upload.key, headers, upload.body, upload.sha256, checksum=terms.checksums
             )
         except Rejected as rejected:
             self._weigh_rejection(rejected, began, upload.source.path, upload.key)
             receipt = await super().send(upload, threads)
-            self._count_refusal(rejected, checksum)
+            self._count_refusal(rejected, terms)
             return receipt
         finally:
             self.traffic.fast_requests = lane.requests
         self.traffic.fast_files += 1
-        self._refusals = 0
+        self._refusals, self._acknowledged_terms = 0, terms
         return Receipt(etag, fast=True)
 
     async def send_part(self, part: Part, threads: ThreadPoolExecutor) -> Receipt:
         """By the fast lane if that is open, else by the safe lane."""
-        lane = self._lane
-        if lane is None or self.fast_lane_off:
+        lane = self._open_lane()
+        if lane is None:
             return await super().send_part(part, threads)
-        began, handle = time.monotonic(), UploadHandle.read(part.upload_id)
-        checksum = handle.checksum and self._takes_checksums
+        began, terms, handle = time.monotonic(), self._terms, UploadHandle.read(part.upload_id)
+        checksum = handle.checksum and terms.checksums
         upload_id = urllib.parse.quote(handle.upload_id, safe="")
         query = f"partNumber={part.number}&uploadId={upload_id}"
         try:
@@ -3858,12 +3916,21 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         except Rejected as rejected:
             self._weigh_rejection(rejected, began, part.path, part.key)
             receipt = await super().send_part(part, threads)
-            self._count_refusal(rejected, checksum)
+            self._count_refusal(rejected, terms)
             return receipt
         finally:
             self.traffic.fast_requests = lane.requests
-        self._refusals = 0
+        self._refusals, self._acknowledged_terms = 0, terms
         return Receipt(etag, fast=True)
+
+    def _open_lane(self) -> FastLane | None:
+        """The fast lane, signing with the newest credentials, if it is open."""
+        if self._lane is None or self.fast_lane_off:
+            return None
+        if self._lane_renewals != self._terms.renewals:
+            self._lane_renewals = self._terms.renewals
+            self._lane.use(self._credentials())
+        return self._lane
 
     def _weigh_rejection(self, rejected: Rejected, began: float, path: str, key: str) -> None:
         """Tell the limiter of a drop. Raises SlowDownError where the store asks for fewer."""
@@ -3873,9 +3940,9 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             self.traffic.add(throttled=1, retries=1)
             raise SlowDownError("upload", self._way(path, key), str(rejected))
 
-    def _count_refusal(self, rejected: Rejected, checksum: bool) -> None:
+    def _count_refusal(self, rejected: Rejected, terms: Terms) -> None:
         """Give the fast lane up if it is refused, time after time, what the safe lane is not."""
-        if checksum and not self._takes_checksums:
+        if terms != self._terms:
             return  # that was why
         self._refusals += 1
         if self._refusals >= MAX_REFUSALS:
@@ -3915,9 +3982,9 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         """One PutObject: the body is in memory, larger files come in parts."""
 
         def send(checksum: bool) -> Receipt:
-            with translated("upload", self._way(upload.source.path, upload.key)):
+            with self._calling("upload", self._way(upload.source.path, upload.key)) as client:
                 assert upload.body is not None
-                answer = self._safe_client().put_object(
+                answer = client.put_object(
                     Body=PartBody(memoryview(upload.body)),
                     **self._object(upload),
                     **checksum_of(upload.sha256, checksum),
@@ -3928,7 +3995,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
 
     def _with_checksum(self, call: Callable[[bool], T], *, wanted: bool = True) -> T:
         """call(True), to send a checksum; call(False) where that is what the store refuses."""
-        if not wanted or not self._takes_checksums:
+        if not wanted or not self._terms.checksums:
             return call(False)
         try:
             return call(True)
@@ -3939,7 +4006,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
                 answer = call(False)
             except TransferError:
                 raise refused from None
-            self._takes_checksums = False
+            self._terms = self._terms._replace(checksums=False)
             self.traffic.notes.append(f"this store refuses {CHECKSUM_HEADER}: {refused.cause}")
             return answer
 
@@ -3955,8 +4022,9 @@ class S3Uploader(MultipartUploader, InspectableUploader):
 
         def create(checksum: bool) -> tuple[Any, bool]:
             algorithm = {"ChecksumAlgorithm": "SHA256"} if checksum else {}
-            with translated("begin upload of", self._way(upload.source.path, upload.key)):
-                client = self._safe_client()
+            with self._calling(
+                "begin upload of", self._way(upload.source.path, upload.key)
+            ) as client:
                 return client.create_multipart_upload(**self._object(upload), **algorithm), checksum
 
         began = time.time()
@@ -3974,8 +4042,10 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         """UploadPart."""
 
         def send(checksum: bool) -> Receipt:
-            with translated("upload", f"part {part.number} of {self._way(part.path, part.key)}"):
-                answer = self._safe_client().upload_part(
+            with self._calling(
+                "upload", f"part {part.number} of {self._way(part.path, part.key)}"
+            ) as client:
+                answer = client.upload_part(
                     PartNumber=part.number,
                     Body=PartBody(part.body),
                     **self._upload(part.key, part.upload_id),
@@ -3987,8 +4057,8 @@ class S3Uploader(MultipartUploader, InspectableUploader):
 
     def list_parts(self, key: str, upload_id: str) -> list[StoredPart]:
         """ListParts, to the end."""
-        with translated("list parts of", f"s3://{self.bucket}/{key}"):
-            pages = self._safe_client().get_paginator("list_parts")
+        with self._calling("list parts of", f"s3://{self.bucket}/{key}") as client:
+            pages = client.get_paginator("list_parts")
             return [
                 StoredPart(
                     part["PartNumber"],
@@ -4011,8 +4081,8 @@ class S3Uploader(MultipartUploader, InspectableUploader):
                 {"PartNumber": p.number, "ETag": p.etag, **checksum_of(p.sha256, checksum)}
                 for p in parts
             ]
-            with translated("complete", self._way(upload.source.path, upload.key)):
-                return self._safe_client().complete_multipart_upload(
+            with self._calling("complete", self._way(upload.source.path, upload.key)) as client:
+                return client.complete_multipart_upload(
                     **self._upload(upload.key, upload_id), MultipartUpload={"Parts": named}
                 )
 
@@ -4047,12 +4117,12 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             raise TransferError("complete", way, cause)
 
     def _head(self, key: str, **more: Any) -> Mapping[str, Any] | None:
-        with translated("look at", f"s3://{self.bucket}/{key}"):
+        with self._calling("look at", f"s3://{self.bucket}/{key}") as client:
             try:
-                head: Mapping[str, Any] = self._safe_client().head_object(
+                head: Mapping[str, Any] = client.head_object(
                     Bucket=self.bucket, Key=key, **more, **self._owner()
                 )
-            except self._safe_client().exceptions.ClientError as error:
+            except client.exceptions.ClientError as error:
                 if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
                     return None
                 raise
@@ -4072,15 +4142,15 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         """AbortMultipartUpload."""
         with (
             contextlib.suppress(UploadGoneError),
-            translated("abort upload of", f"s3://{self.bucket}/{key}"),
+            self._calling("abort upload of", f"s3://{self.bucket}/{key}") as client,
         ):
-            self._safe_client().abort_multipart_upload(**self._upload(key, upload_id))
+            client.abort_multipart_upload(**self._upload(key, upload_id))
 
     def find_uploads(self, key: str, since: float) -> list[str]:
         """ListMultipartUploads; none where that is not allowed."""
         try:
-            with translated("list uploads to", f"s3://{self.bucket}/{key}"):
-                pages = self._safe_client().get_paginator("list_multipart_uploads")
+            with self._calling("list uploads to", f"s3://{self.bucket}/{key}") as client:
+                pages = client.get_paginator("list_multipart_uploads")
                 return [
                     upload["UploadId"]
                     for page in pages.paginate(Bucket=self.bucket, Prefix=key, **self._owner())
@@ -4108,8 +4178,8 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             listing -= yield from _next_listed(pages)
 
     def _list_pages(self, prefix: str, **more: str) -> Iterator[Mapping[str, Any]]:
-        with translated("list", f"s3://{self.bucket}/{prefix}"):
-            pages = self._safe_client().get_paginator("list_objects_v2")
+        with self._calling("list", f"s3://{self.bucket}/{prefix}") as client:
+            pages = client.get_paginator("list_objects_v2")
             yield from pages.paginate(Bucket=self.bucket, Prefix=prefix, **more, **self._owner())
 
     def _list_into(
@@ -4144,8 +4214,8 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         if "-" in known:
             first = self._head(key, PartNumber=1) or head
             part_size = first["ContentLength"]
-        with translated("read back", f"s3://{self.bucket}/{key}"):
-            answer = self._safe_client().get_object(Bucket=self.bucket, Key=key, **self._owner())
+        with self._calling("read back", f"s3://{self.bucket}/{key}") as client:
+            answer = client.get_object(Bucket=self.bucket, Key=key, **self._owner())
             return digest_of(answer["Body"], part_size)
 
 
