@@ -55,6 +55,7 @@ import hashlib
 import hmac
 import importlib.util
 import io
+import ipaddress
 import itertools
 import json
 import mimetypes
@@ -162,6 +163,8 @@ KILL_SECONDS = 1.0  # for a worker that was killed to end; one that waits for a 
 CANCEL_ATTEMPTS = 5  # Python before 3.12 may lose one: asyncio.wait_for() swallows it at its end
 
 CONNECT_SECONDS, READ_SECONDS = 10, 60  # time limits of one botocore request
+WATCH_SECONDS = 300.0  # in which nothing was read, sent or answered: the run is stopped
+GIVE_UP_SECONDS = 30.0  # more, and it is broken off
 APPLICATION_ID = 0x70667531  # "pfu1", written into the header of the ledger file
 SCHEMA_VERSION = 2
 MAX_INTEGER = (1 << 63) - 1  # SQLite's largest
@@ -741,7 +744,9 @@ class Ledger:
                 return sqlite3.connect(":memory:", isolation_level=None)
             uri = Path(self.path).absolute().as_uri() + "?mode=ro"
             return sqlite3.connect(uri, uri=True, isolation_level=None)
-        create_private(self.path)
+        for end in LEDGER_SUFFIXES[1:]:  # SQLite does not follow them either, since 2017 or so
+            refuse_link(self.path + end)
+        os.close(open_private(self.path))
         db = sqlite3.connect(self.path, isolation_level=None, timeout=10)
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA synchronous=FULL")
@@ -840,9 +845,7 @@ class Ledger:
 
     def last_jobs(self, count: int) -> list[BatchJobRow]:
         """The newest runs, newest first."""
-        rows = self._rows(
-            BatchJobRow.select_sql("ORDER BY created_at DESC, rowid DESC LIMIT ?"), (count,)
-        )
+        rows = self._rows(BatchJobRow.select_sql("ORDER BY rowid DESC LIMIT ?"), (count,))
         return [BatchJobRow(*map(python_path, row)) for row in rows]
 
     def forget_endpoint(self, endpoint: str) -> None:
@@ -1177,18 +1180,27 @@ def python_path(value: Any) -> Any:
     return os.fsdecode(value) if isinstance(value, bytes) else value
 
 
-def create_private(path: str) -> None:
-    """Make an empty file that only its owner may read, if there is none. No link is followed.
+LINK_CAUSE, LINK_HINT = "it is a symbolic link", "remove it, or name another --db"
+
+
+def open_private(path: str) -> int:
+    """A descriptor of a file that only its owner may read, made if need be. No link is followed.
 
     Raises LedgerError.
     """
+    refuse_link(path)
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
     try:
-        os.close(os.open(path, flags, 0o600))
+        return os.open(path, flags, 0o600)
     except OSError as error:
         hint = "name a file in a folder that is there and writable with --db"
-        cause = "is a symbolic link" if error.errno == errno.ELOOP else os_cause(error)
-        raise LedgerError("open", path, cause, hint) from error
+        raise LedgerError("open", path, os_cause(error), hint) from error
+
+
+def refuse_link(path: str) -> None:
+    """Raises LedgerError if a symbolic link lies there: who planted it chooses what is written."""
+    if os.path.islink(path):
+        raise LedgerError("open", path, LINK_CAUSE, LINK_HINT)
 
 
 class LedgerLock:
@@ -1201,8 +1213,7 @@ class LedgerLock:
     def __init__(self, ledger_path: str) -> None:
         """Take the lock. Raises LockedError, naming the holder, if another process has it."""
         self.path = ledger_path + LOCK_SUFFIX
-        create_private(self.path)
-        self._file: IO[str] = open(self.path, "r+", encoding="utf-8")  # noqa: SIM115
+        self._file: IO[str] = os.fdopen(open_private(self.path), "r+", encoding="utf-8")
         try:
             _lock_file(self._file)
         except OSError as error:
@@ -1268,6 +1279,9 @@ COMPRESSED_TYPES = {
 }
 DEFAULT_CONTENT_TYPE = "application/octet-stream"
 MAX_EXTENSION = 16  # characters; nothing longer has a media type
+KEPT_DIRECTORIES = 128  # open in each process, of those that files were read from
+RESERVED_DESCRIPTORS = 64  # of those that may be open, for all but connections
+UNLIMITED_DESCRIPTORS = 1 << 16
 OWN_LEDGER = "pfu's own ledger"
 
 
@@ -1344,8 +1358,9 @@ class Scan:
         self._identity = hashlib.sha256(os.fsencode(identity)).digest()
         self._ledger_place = _place(os.path.dirname(os.path.abspath(ledger_path)))
         self._ledger_names = {os.path.basename(ledger_path) + end for end in LEDGER_SUFFIXES}
+        self.is_single = False
+        self.root_place = -1, -1  # device and inode of the root, or of the folder of a single file
         self._permissions: dict[int, str] = {}
-        self._root_device = 0
         self._stack: list[OpenDirectory] = []
 
     def __iter__(self) -> Iterator[Found]:
@@ -1357,10 +1372,12 @@ class Scan:
                 self._stack.append(self._open(below, self.prefix, b"", None, None))
         except OSError as error:
             raise UsageError("read root", self.root, os_cause(error)) from error
-        self._root_device = status.st_dev
-        if not self._stack:
+        self.is_single = not self._stack
+        if self.is_single:
+            self.root_place = _place(os.path.dirname(self.root))
             yield from self._single(status)
             return
+        self.root_place = self._stack[0].place
         try:
             yield from self._walk()
         finally:
@@ -1374,6 +1391,11 @@ class Scan:
             return
         file_id = Ids(self._identity, b"").of(name)
         yield self._found(file_id, self.root, self.prefix + encode_name(name), status)
+
+    @property
+    def where(self) -> str:
+        """The directory that is being read."""
+        return self._stack[-1].path if self._stack else self.root
 
     def _is_ledger(self, name: str, place: tuple[int, int]) -> bool:
         return name in self._ledger_names and place == self._ledger_place
@@ -1454,7 +1476,7 @@ class Scan:
         return None
 
     def _reason_to_skip(self, below: OpenDirectory) -> str:
-        if self.options.one_file_system and below.device != self._root_device:
+        if self.options.one_file_system and below.device != self.root_place[0]:
             return "other file system"
         if self.options.follow_symlinks and any(
             above.place == below.place for above in self._stack
@@ -1596,16 +1618,154 @@ def object_metadata(status: os.stat_result) -> dict[str, str]:
     }
 
 
+def descriptor_limit() -> int:
+    """Raise the soft limit of open files to the hard one; return how many connections fit."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return UNLIMITED_DESCRIPTORS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft = hard
+    except (ValueError, OSError):
+        pass  # then the soft limit it is
+    return UNLIMITED_DESCRIPTORS if soft < 0 else max(soft - RESERVED_DESCRIPTORS, 1)
+
+
+class Root(NamedTuple):
+    """The directory that was scanned (of a single file, the one that it is in)."""
+
+    path: str
+    place: tuple[int, int]  # device and inode when it was scanned
+    follow_symlinks: bool = False
+
+    def check(self, status: os.stat_result) -> None:
+        """Raises FatalError if ``status`` is not of the directory that was scanned."""
+        if (status.st_dev, status.st_ino) != self.place:
+            cause = "it is not the directory any more that was scanned"
+            raise FatalError("read root", self.path, cause, "is it mounted?")
+
+    def check_is_there(self) -> None:
+        """Raises FatalError if the path does not lead to that directory any more."""
+        try:
+            status = os.stat(self.path)
+        except OSError as error:
+            raise FatalError("read root", self.path, os_cause(error), "is it mounted?") from error
+        self.check(status)
+
+
+class Tree:
+    """Opens files below a root, and none that are not: no link below the root is followed.
+
+    Each directory on the way is opened relative to the one above it. For the thread that made the
+    tree the last few stay open; other threads walk from the root each time.
+    """
+
+    def __init__(self, root: Root) -> None:
+        self.root = root
+        self._cut = len(os.path.join(root.path, ""))
+        self._fd: int | None = None
+        self._kept: dict[str, int] = {}  # by path below the root, the last used last
+        self._room = min(KEPT_DIRECTORIES, 1 + descriptor_limit() // 8)
+        self._owner = threading.get_ident()
+        self._lock = threading.Lock()
+
+    def open(self, path: str) -> int:
+        """A descriptor of the file, for reading. Raises OSError; FatalError if the root is gone."""
+        if self.root.follow_symlinks or not HAS_DIR_FD:
+            return os.open(path, FILE_FLAGS)
+        folder, _, name = path[self._cut :].rpartition("/")
+        if not folder:
+            return os.open(name, FILE_FLAGS | NO_FOLLOW, dir_fd=self._root_fd())
+        if threading.get_ident() != self._owner:
+            return self._open_below(folder, name)
+        try:
+            return os.open(name, FILE_FLAGS | NO_FOLLOW, dir_fd=self._keep(folder))
+        except FileNotFoundError:  # the folder may have been replaced by another one since
+            self.close_kept()
+            return self._open_below(folder, name)
+
+    def close(self) -> None:
+        """Close all directories; no thread may be reading any more."""
+        self.close_kept()
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+    def close_kept(self) -> None:
+        """Close the directories that only this thread uses."""
+        while self._kept:
+            os.close(self._kept.popitem()[1])
+
+    def _root_fd(self) -> int:
+        with self._lock:
+            if self._fd is None:
+                self._fd = self._open_root()
+            return self._fd
+
+    def _open_root(self) -> int:
+        try:
+            fd = os.open(self.root.path, DIRECTORY_FLAGS)
+        except OSError as error:
+            cause = os_cause(error)
+            raise FatalError("read root", self.root.path, cause, "is it mounted?") from error
+        try:
+            self.root.check(os.fstat(fd))
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def _keep(self, folder: str) -> int:
+        fd = self._kept.pop(folder, None)
+        if fd is None:
+            above, _, name = folder.rpartition("/")
+            parent = self._keep(above) if above else self._root_fd()
+            fd = os.open(name, DIRECTORY_FLAGS | NO_FOLLOW, dir_fd=parent)
+            if len(self._kept) >= self._room:
+                os.close(self._kept.pop(next(iter(self._kept))))
+        self._kept[folder] = fd
+        return fd
+
+    def _open_below(self, folder: str, name: str) -> int:
+        fd = parent = self._root_fd()
+        try:
+            for step in folder.split("/"):
+                below = os.open(step, DIRECTORY_FLAGS | NO_FOLLOW, dir_fd=fd)
+                if fd != parent:
+                    os.close(fd)
+                fd = below
+            return os.open(name, FILE_FLAGS | NO_FOLLOW, dir_fd=fd)
+        finally:
+            if fd != parent:
+                os.close(fd)
+
+
+def open_file(path: str) -> int:
+    """A descriptor of a file, for reading; its name may be no link. Raises OSError."""
+    return os.open(path, FILE_FLAGS | NO_FOLLOW)
+
+
 class SourceFile:
     """A regular file that is open for reading, and what fstat said of it when it was opened."""
 
-    __slots__ = ("fd", "path", "read_at", "status")
+    __slots__ = ("_beat", "fd", "path", "read_at", "status")
 
-    def __init__(self, path: str, *, follow_symlinks: bool = False) -> None:
-        """Raises VanishedError, NotRegularError or SourceError."""
+    def __init__(
+        self,
+        path: str,
+        opener: Callable[[str], int] = open_file,
+        beat: Callable[[], None] | None = None,
+    ) -> None:
+        """``beat`` is called whenever bytes were read.
+
+        Raises VanishedError, NotRegularError or SourceError; FatalError if the root is gone.
+        """
         self.path = path
+        self._beat = beat
         try:
-            self.fd = os.open(path, FILE_FLAGS if follow_symlinks else FILE_FLAGS | NO_FOLLOW)
+            self.fd = opener(path)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise VanishedError("read", path, "it vanished") from error
         except OSError as error:
@@ -1645,6 +1805,8 @@ class SourceFile:
                 raise SourceError("read", self.path, os_cause(error)) from error
             if not chunk:
                 raise ChangedError("read", self.path, "it shrank while it was read")
+            if self._beat:
+                self._beat()
             chunks.append(chunk)
             offset, size = offset + len(chunk), size - len(chunk)
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
@@ -1663,6 +1825,8 @@ class SourceFile:
                 raise SourceError("read", self.path, os_cause(error)) from error
             if not count:
                 raise ChangedError("read", self.path, "it shrank while it was read")
+            if self._beat:
+                self._beat()
             view, offset = view[count:], offset + count
 
     def check_unchanged(self) -> None:
@@ -1727,6 +1891,10 @@ class Credentials(NamedTuple):
     access_key: str
     secret_key: str
     token: str | None
+
+    def __repr__(self) -> str:
+        """No secret, whatever it is printed in."""
+        return f"Credentials({self.access_key!r}, ...)"
 
 
 def percent_encode_key(key: str) -> str:
@@ -2519,11 +2687,13 @@ class Pacer:
 
     def __init__(self) -> None:
         self.rate = 0.0
+        self.turns = 0  # given so far
         self._free_at = 0.0
         self._lock = threading.Lock()
 
     def delay(self, nbytes: int, now: float) -> float:
         """Seconds to wait before ``nbytes`` are sent; ``now`` is monotonic time."""
+        self.turns += 1
         if not self.rate:
             return 0.0
         with self._lock:
@@ -2564,7 +2734,6 @@ RECEIVE_BUFFER = 4 * KIB
 ONE_WRITE = 64 * KIB
 TLS_SLICE = 64 * KIB
 TLS_READ = 16 * KIB
-RESERVED_DESCRIPTORS = 64
 
 
 class ConnectionStale(Rejected):
@@ -2924,21 +3093,6 @@ def tls_context(ca_bundle: str | None) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=ca_bundle)
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     return context
-
-
-def descriptor_limit() -> int:
-    """Raise the soft limit of open files to the hard one; return how many connections fit."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return HIGHEST_LIMIT
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        soft = hard
-    except (ValueError, OSError):
-        pass  # then the soft limit it is
-    return HIGHEST_LIMIT if soft < 0 else max(soft - RESERVED_DESCRIPTORS, 1)
 
 
 # ======================================================================================
@@ -3397,7 +3551,12 @@ class Traffic:
         self.meter = Meter()
         self.pacer = Pacer()
         self.notes: deque[str] = deque()
+        self.beats = 0
         self._lock = threading.Lock()
+
+    def beat(self) -> None:
+        """Something moves: bytes were read or sent. What is silent for long is given up."""
+        self.beats += 1
 
     def add(self, *, requests: int = 0, retries: int = 0, throttled: int = 0) -> None:
         """Count what was sent by the safe lane."""
@@ -3664,6 +3823,11 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         found = self._find_bucket(client)
         notes = self._check_private(client) if found else self._create_bucket(client)
         self._open_gate(client)
+        url = urllib.parse.urlsplit(client.meta.endpoint_url)
+        if url.scheme == "http" and not is_loopback(url.hostname or ""):
+            notes.append(
+                f"http://{url.netloc} is not encrypted: the files can be read on their way"
+            )
         return notes
 
     def _open_gate(self, client: Any) -> None:
@@ -4216,7 +4380,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             part_size = first["ContentLength"]
         with self._calling("read back", f"s3://{self.bucket}/{key}") as client:
             answer = client.get_object(Bucket=self.bucket, Key=key, **self._owner())
-            return digest_of(answer["Body"], part_size)
+            return digest_of(answer["Body"], part_size, self.traffic.beat)
 
 
 NOT_FOUND_NOTE = (
@@ -4283,26 +4447,30 @@ def hex_of_checksum(text: str) -> str:
     return base64.b64decode(digest).hex() + dash + count
 
 
-def digest_of(body: Any, part_size: int) -> str:
+def digest_of(body: Any, part_size: int, beat: Callable[[], None]) -> str:
     """SHA-256 in hex of what a stream holds; with a part size, the combined digest."""
     if not part_size:
-        whole = hashlib.sha256()
-        for piece in iter(lambda: body.read(HASH_BYTES), b""):
-            whole.update(piece)
-        return whole.hexdigest()
+        return digest_of_next(body, MAX_OBJECT_SIZE, beat)[0].hex()
     digests = []
     while True:
-        digest, left = hashlib.sha256(), part_size
-        while left:
-            piece = body.read(min(HASH_BYTES, left))
-            if not piece:
-                break
-            digest.update(piece)
-            left -= len(piece)
-        if left < part_size:
-            digests.append(digest.digest())
-        if left:
+        digest, size = digest_of_next(body, part_size, beat)
+        if size:
+            digests.append(digest)
+        if size < part_size:
             return combined_digest(digests)
+
+
+def digest_of_next(body: Any, size: int, beat: Callable[[], None]) -> tuple[bytes, int]:
+    """SHA-256 of the next ``size`` bytes, and how many there were."""
+    digest, left = hashlib.sha256(), size
+    while left:
+        piece = body.read(min(HASH_BYTES, left))
+        if not piece:
+            break
+        beat()
+        digest.update(piece)
+        left -= len(piece)
+    return digest.digest(), size - left
 
 
 class PartBody(io.RawIOBase):
@@ -4396,6 +4564,15 @@ def check_endpoint(url: str) -> None:
         is_url = None
     if not is_url or not re.fullmatch(r"https?://[^/\s]+(/\S*)?", url):
         raise UsageError("the endpoint is no http:// or https:// URL", hint="see --endpoint-url")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether what is sent to ``host`` stays on this machine, whatever its name."""
+    try:
+        found = {str(entry[4][0]) for entry in socket.getaddrinfo(host, None)}
+    except OSError:
+        return False
+    return all(ipaddress.ip_address(address.partition("%")[0]).is_loopback for address in found)
 
 
 def endpoint_is_configured() -> bool:
@@ -4685,7 +4862,7 @@ class EngineOptions:
     threshold: int = DEFAULT_THRESHOLD  # bytes; files above it go up in parts
     part_size: int = DEFAULT_PART_SIZE  # bytes, of a part at least
     memory: int = DEFAULT_MEMORY  # bytes of bodies in flight in one process
-    follow_symlinks: bool = False
+    root: Root | None = None  # None: files are opened by their paths, wherever they lead
     nice: int = 19
 
 
@@ -4694,7 +4871,7 @@ class Gauges:
 
     FROM_PARENT = ("stopping", "limit", "cut_at", "rate")
     FROM_RUNNER = (
-        *("files", "bytes", "requests", "retries", "throttled", "fast_files"),
+        *("files", "bytes", "requests", "retries", "throttled", "fast_files", "beats"),
         *("work", "completions", "busy", "drops"),
     )
     INDEX: ClassVar[Mapping[str, int]] = {
@@ -4805,6 +4982,8 @@ class PageRunner:
         self.uploader = uploader
         self.options = options
         self.gauges = gauges
+        self.open_file = open_file
+        self._tree: Tree | None = None
         self._files = self._bytes = 0
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="pfu-thread")
         self.budget = ByteBudget(options.memory)
@@ -4864,10 +5043,15 @@ class PageRunner:
         await self.uploader.leave_loop()
         self._threads.shutdown(wait=False)
         self.uploader.close()
+        if self._tree and not self._busy:  # else an abandoned thread may still read there
+            self._tree.close()
 
     # -- within
 
     async def _open(self) -> None:
+        if self.options.root:
+            self._tree = Tree(self.options.root)
+            self.open_file = self._tree.open
         self._loop = asyncio.get_running_loop()
         self._waiting: asyncio.Queue[AnyTask] = asyncio.Queue()
         self.uploader.open(THREADS)
@@ -4896,6 +5080,7 @@ class PageRunner:
         traffic, meter, gauges = self.uploader.traffic, self.uploader.traffic.meter, self.gauges
         gauges["files"], gauges["bytes"] = self._files, self._bytes
         gauges["requests"] = traffic.requests + traffic.fast_requests
+        gauges["beats"] = traffic.beats + traffic.pacer.turns
         for name in ("retries", "throttled", "fast_files"):
             gauges[name] = getattr(traffic, name)
         for name in Tally._fields:
@@ -5011,7 +5196,7 @@ class Transfer(ABC):
             try:
                 return await self._try()
             except (VanishedError, NotRegularError) as error:
-                return self._failed(OutcomeKind.VANISHED, error)
+                return self._vanished(error)
             except ChangedError as error:
                 self.readings += 1
                 if self.readings >= self.readings_allowed:
@@ -5028,6 +5213,15 @@ class Transfer(ABC):
     @abstractmethod
     async def _try(self) -> AnyOutcome: ...
 
+    def _vanished(self, error: SourceError) -> Outcome:
+        """One file of a tree may vanish; if the tree has, none has."""
+        try:
+            if self.options.root:
+                self.options.root.check_is_there()
+        except FatalError as gone:
+            return self._failed(OutcomeKind.FATAL, gone)
+        return self._failed(OutcomeKind.VANISHED, error)
+
     def _may_repeat(self, error: TransferError) -> bool:
         """A store that is busy is given time; other failures may recur a few times only."""
         if isinstance(error, SlowDownError):
@@ -5038,7 +5232,7 @@ class Transfer(ABC):
         return Outcome(self.task.id, kind, str(error), self.attempts)
 
     def _open(self, path: str) -> SourceFile:
-        return SourceFile(path, follow_symlinks=self.options.follow_symlinks)
+        return SourceFile(path, self.runner.open_file, self.runner.uploader.traffic.beat)
 
     def _describe(self, file: Task, source: SourceFile, body: bytes | None) -> Upload:
         return Upload(
@@ -5296,8 +5490,9 @@ def abort_uploads(
     uploader: MultipartUploader, key: str, upload_id: str | None, created_at: int
 ) -> None:
     """Abort an upload, and any that were begun after it, or after its id was to be recorded."""
-    found = uploader.find_uploads(key, created_at)
-    for unwanted in dict.fromkeys([*([upload_id] if upload_id else []), *found]):
+    if upload_id:
+        uploader.abort(key, upload_id)
+    for unwanted in uploader.find_uploads(key, created_at):
         uploader.abort(key, unwanted)
 
 
@@ -5409,9 +5604,11 @@ class LocalRunner(Runner):
         super().__init__()
         self._runner = PageRunner(uploader, options, self.gauges)
         self._loop = asyncio.new_event_loop()
+        self._exchanging: asyncio.Task[Report] | None = None
 
     def _exchange(self, page: Sequence[AnyTask], more: bool) -> asyncio.Task[Report]:
-        return self._loop.create_task(self._runner.exchange(page, more))
+        self._exchanging = self._loop.create_task(self._runner.exchange(page, more))
+        return self._exchanging
 
     def wait(self, futures: Iterable[Any], seconds: float) -> Iterable[Any]:
         return self._loop.run_until_complete(asyncio.wait(futures, timeout=seconds))[0]
@@ -5421,6 +5618,8 @@ class LocalRunner(Runner):
 
     def close(self, *, kill: bool) -> None:
         self._loop.run_until_complete(self._runner.close())
+        if self._exchanging and self._exchanging.cancel():
+            self._loop.run_until_complete(asyncio.wait([self._exchanging]))
         self._loop.close()
 
 
@@ -5538,9 +5737,10 @@ def start_method() -> str:
     """How workers start: fork where it is safe (they share the parent's memory), else spawn.
 
     A fork copies locks as they are: one that another thread holds is never released in the
-    child. So it is safe as long as there is no other thread.
+    child. So it is safe as long as there is no other thread, but the watchdog, which holds none.
     """
-    alone = sys.platform == "linux" and threading.active_count() == 1
+    others = {t.name for t in threading.enumerate() if t is not threading.current_thread()}
+    alone = sys.platform == "linux" and others <= {WATCHDOG}
     method = os.environ.get("PFU_START_METHOD") or ("fork" if alone else "spawn")
     if method not in {"fork", "spawn"} & set(multiprocessing.get_all_start_methods()):
         raise UsageError("PFU_START_METHOD is no way to start a worker", hint="fork or spawn")
@@ -5623,7 +5823,8 @@ def _prepare(uploader: Uploader) -> tuple[list[str], PfuError | None]:
 
 
 def _prepare_in_thread(uploader: Uploader, answering: Any) -> None:
-    answering.send((None, *_prepare(uploader)))
+    with contextlib.suppress(OSError):  # nobody waits for it any more
+        answering.send((None, *_prepare(uploader)))
 
 
 def _prepare_in_process(uploader: Uploader, answering: Any, parent: int) -> None:
@@ -5632,7 +5833,8 @@ def _prepare_in_process(uploader: Uploader, answering: Any, parent: int) -> None
     try:
         answering.send((uploader.__getstate__(), notes, problem))
     except Exception:  # noqa: BLE001  it cannot be pickled: the parent does it itself
-        answering.send(None)
+        with contextlib.suppress(OSError):
+            answering.send(None)
 
 
 PageSource = Callable[[bool], Sequence[AnyTask]]
@@ -5742,6 +5944,14 @@ class Engine:
         cause = f"the worker process died {WORKER_DEATHS} times with this file in flight"
         return [Outcome(task.id, OutcomeKind.FAILED, cause, 1) for task in hopeless]
 
+    def waits_for(self) -> str:
+        """What is under way, as a user reads it."""
+        tasks = [task for runner in self.runners for task in list(runner.in_flight.values())]
+        keys = {task.key for task in tasks if not isinstance(task, (BeginTask, CompleteTask))}
+        keys |= {task.file.key for task in tasks if isinstance(task, (BeginTask, CompleteTask))}
+        first = f", among them {min(keys)}" if keys else ""
+        return f"{len(keys)} files on the way{first}"
+
     def total(self, name: str) -> float:
         """The sum of one gauge over all runners."""
         return sum(runner.figure(name) for runner in self.runners)
@@ -5788,7 +5998,6 @@ class RunOptions:
             threshold=min(self.part_size or DEFAULT_THRESHOLD, memory // 2),
             part_size=min(self.part_size or DEFAULT_PART_SIZE, memory // 2),
             memory=memory,
-            follow_symlinks=self.scan.follow_symlinks,
             nice=self.nice,
         )
 
@@ -5899,6 +6108,12 @@ class Observer:
 
     def planned(self, change: Change) -> None:
         """In a dry run: this would be looked at."""
+
+    def stuck(self, reason: str) -> None:
+        """The run does not end, though it was stopped: the system does not come back to it.
+
+        Called in a thread of its own, once. Nothing that was recorded is lost if the process ends.
+        """
 
 
 class LargeFile:
@@ -6260,6 +6475,11 @@ class BatchJobModel(BatchJobRow):
         self._denied = 0
         self._memory = MemoryGauge()
         self._preparation: Preparation | None = None
+        self._root: Root | None = None
+        self._scan: Scan | None = None
+        self._is_preparing = False
+        self._engine: Engine | None = None
+        self._verification: Verification | None = None
         self.summary = Summary(mode=self.options.mode)
         super().__init__(
             id=uuid.uuid4().hex,
@@ -6280,15 +6500,12 @@ class BatchJobModel(BatchJobRow):
         """
         self._find_ends()
         lower_priority(self.options.nice)
-        lock = LedgerLock(self.db)
-        try:
+        with contextlib.ExitStack() as closing:
+            closing.callback(LedgerLock(self.db).close)
+            closing.enter_context(self._watched())
             self._ledger = Ledger(self.db)
-            try:
-                self._run()
-            finally:
-                self._ledger.close()
-        finally:
-            lock.close()
+            closing.callback(self._ledger.close)
+            self._run()
         return self.summary
 
     def dry_run(self) -> Summary:
@@ -6326,11 +6543,13 @@ class BatchJobModel(BatchJobRow):
         lower_priority(self.options.nice)
         with contextlib.ExitStack() as closing:
             closing.callback(LedgerLock(self.db).close)
+            closing.enter_context(self._watched())
             self._ledger = Ledger(self.db)
             closing.callback(self._ledger.close)
             self._ledger.fold()
             self._save(JobStatus.SCANNING)
-            verdict = Verification(self, self._ledger, checksum=self.options.checksum).run()
+            self._verification = Verification(self, self._ledger, checksum=self.options.checksum)
+            verdict = self._verification.run()
             if self._stop:
                 verdict.status = "interrupted"
                 verdict.exit_code, verdict.error = self._stop
@@ -6356,6 +6575,40 @@ class BatchJobModel(BatchJobRow):
         """Take no further work; finish or drop what is in flight. Safe in a signal handler."""
         if self._stop is None:
             self._stop = Stop(exit_code, reason)
+
+    # -- never hangs
+
+    def _watched(self) -> Watchdog:
+        return Watchdog(
+            self._movement,
+            lambda: self.stop(self._silence(WATCH_SECONDS)),
+            lambda: self.observer.stuck(self._silence(WATCH_SECONDS + GIVE_UP_SECONDS)),
+        )
+
+    def _movement(self) -> tuple[float, ...]:
+        """What differs as long as anything moves."""
+        summary, traffic, engine = self.summary, self.uploader.traffic, self._engine
+        counts = (summary.seen, summary.uploaded, summary.unchanged, summary.skipped)
+        sent = tuple(map(engine.total, Gauges.FROM_RUNNER)) if engine else ()
+        return (self.status, *counts, *self._verified(), traffic.requests, traffic.beats, *sent)
+
+    def _verified(self) -> tuple[int, int]:
+        verdict = self._verification and self._verification.verdict
+        return (verdict.objects, verdict.checked) if verdict else (0, 0)
+
+    def _silence(self, seconds: float) -> str:
+        return f"nothing has moved for {seconds:.0f} s: waiting for {self._waits_for()}"
+
+    def _waits_for(self) -> str:
+        if self._engine:
+            return self._engine.waits_for()
+        if self._verification and self._scan is None:
+            return f"the store to list {self.destination}"
+        if self.status == JobStatus.SCANNING:
+            return f"the file system, at {self._scan.where if self._scan else self.root_dir}"
+        if self._is_preparing:
+            return f"the store to answer about {self.destination}"
+        return f"the ledger, {self.db}"
 
     # -- the session, step by step
 
@@ -6420,15 +6673,25 @@ class BatchJobModel(BatchJobRow):
         self._count_skipped(scan)
         if self._stop:
             return
+        self._root = self._scanned_root(scan)
         if not self.summary.seen and self._ledger.has_uploads(self):
             cause = "it is empty, but earlier runs have uploaded files from it"
             raise UsageError("read root", self.root_dir, cause, "is it mounted?")
         self._ledger.forget_vanished(self)
 
+    def _scanned_root(self, scan: Scan) -> Root:
+        """Raises FatalError if it is not there any more."""
+        is_link = scan.is_single and os.path.islink(self.root_dir)
+        folder = os.path.dirname(self.root_dir) if scan.is_single else self.root_dir
+        root = Root(folder, scan.root_place, self.options.scan.follow_symlinks or is_link)
+        root.check_is_there()
+        return root
+
     def scan(self) -> Scan:
         """A walk over the root, as it goes to the destination."""
         identity = f"{self.endpoint} {self.destination}"
-        return Scan(self.root_dir, identity, self.uploader.prefix, self.options.scan, self.db)
+        self._scan = Scan(self.root_dir, identity, self.uploader.prefix, self.options.scan, self.db)
+        return self._scan
 
     def _changes(self, scan: Scan) -> Iterator[Change]:
         """What has to be looked at, as the scan finds it; a stop ends the scan."""
@@ -6461,13 +6724,16 @@ class BatchJobModel(BatchJobRow):
             return
         self.observer.uploading(files, size)
         preparation = self._prepare()
+        self._is_preparing = True
         while not preparation.is_done(TICK_SECONDS):
             if self.is_stopping():
                 return
         for note in preparation.result():
             self._note(note)
+        self._is_preparing = False
         spare_collector()
         with contextlib.closing(self._make_engine()) as engine:
+            self._engine = engine
             try:
                 self._upload_pending(engine, files)
                 again = 0 if self.is_stopping() else self._ledger.retry_failed(self.id)
@@ -6477,6 +6743,7 @@ class BatchJobModel(BatchJobRow):
             finally:
                 self._tick(engine)
                 self._count_traffic(engine)
+        self._engine = None
         if engine.deaths:
             note = f"{engine.deaths} worker process(es) died and were replaced"
             self.summary.notes.append(note)
@@ -6490,7 +6757,7 @@ class BatchJobModel(BatchJobRow):
 
     def _make_engine(self) -> Engine:
         limiter = self.options.limiter(self.uploader.fast_lane_off is None)
-        options = self.options.engine()
+        options = dataclasses.replace(self.options.engine(), root=self._root)
         if self.options.mode == "concurrent":
             return Engine([LocalRunner(self.uploader, options)], limiter, self.options.bwlimit)
         method = start_method()
@@ -6683,6 +6950,53 @@ def cpu_seconds() -> float:
     """CPU time of this process and of all its children that have ended."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
+
+
+WATCHDOG = "pfu-watchdog"
+
+
+class Watchdog:
+    """Notices when nothing moves any more; stops the run, and gives it up if it does not end.
+
+    A thread that looks once a second and holds no lock, so it does no harm at a fork. Time in which
+    the whole process was stopped does not count.
+    """
+
+    TICK = 1.0  # seconds
+
+    def __init__(
+        self,
+        movement: Callable[[], object],
+        stop: Callable[[], None],
+        give_up: Callable[[], None],
+    ) -> None:
+        """``movement``: what differs as long as anything moves."""
+        self._movement = movement
+        self._steps = iter(((WATCH_SECONDS, stop), (GIVE_UP_SECONDS, give_up)))
+        self._is_over = False
+
+    def __enter__(self) -> Watchdog:
+        threading.Thread(target=self._watch, name=WATCHDOG, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over = True
+
+    def _watch(self) -> None:
+        for seconds, act in self._steps:
+            self._wait_until_still(seconds)
+            if self._is_over:
+                return
+            act()
+
+    def _wait_until_still(self, seconds: float) -> None:
+        """Return when nothing has moved for so long, or all is over."""
+        before, still, looked = self._movement(), 0.0, time.monotonic()
+        while still < seconds and not self._is_over:
+            time.sleep(self.TICK)
+            now, moved = time.monotonic(), self._movement()
+            still = 0.0 if moved != before else still + min(now - looked, 2 * self.TICK)
+            before, looked = moved, now
 
 
 class MemoryGauge:
@@ -7023,6 +7337,7 @@ class Console(Observer):
         plans: bool = True,
     ) -> None:
         """``plans``: list the files of a dry run on standard output."""
+        self.last_words: Callable[[str], None] = lambda reason: None  # when all is broken off
         self.quiet = quiet
         self.plans = plans
         self.verbose = verbose
@@ -7071,6 +7386,12 @@ class Console(Observer):
         reason = found.problem or change.reason
         self.say(f"{printable(found.path)}  {bytes_text(found.file_size)}  {printable(reason)}")
 
+    def stuck(self, reason: str) -> None:
+        self.finish()
+        self.problem(f"broken off: {printable(reason)}")
+        self.last_words(reason)
+        leave(ExitCode.STOPPED)
+
     def finish(self) -> None:
         """Take the live line away."""
         self._show("")
@@ -7088,7 +7409,7 @@ class Console(Observer):
         shown = self._shown
         self._show("")
         with contextlib.suppress(OSError):
-            print(text, file=sys.stderr, flush=True)
+            print(printable(text), file=sys.stderr, flush=True)
         self._show(shown)
 
     def say(self, text: str) -> None:
@@ -7100,6 +7421,14 @@ class Console(Observer):
         except OSError as error:
             silence(sys.stdout)
             self.problem(f"cannot write to standard output: {os_cause(error)}")
+
+
+def leave(code: int) -> None:
+    """End the process at once: a thread that waits for a store must not hold it up."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(code)
 
 
 def silence(stream: IO[str]) -> None:
@@ -7462,7 +7791,8 @@ class Cleanup:
                 continue
             size += stored
             place = {"destination": upload.destination, "key": upload.object_key}
-            self.uploads.append({**place, "upload_id": upload.upload_id, "bytes": stored})
+            of_s3 = UploadHandle.read(upload.upload_id).upload_id if upload.upload_id else None
+            self.uploads.append({**place, "upload_id": of_s3, "bytes": stored})
             what = f"{upload.object_key} of {upload.destination}"
             yield f"{printable(what)}  {bytes_text(stored)}"
         what = "would be aborted" if dry_run else "aborted"
@@ -7579,6 +7909,13 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
     live = sys.stderr.isatty() and not options.json
     plans = not options.quiet and not options.json
     console = Console(quiet=options.quiet, verbose=options.verbose, live=live, plans=plans)
+
+    def say_in_json(reason: str, code: ExitCode = ExitCode.STOPPED) -> None:
+        if options.json and not options.status:
+            summary = Summary(mode=options.mode, error=reason, exit_code=code)
+            console.say(json.dumps(dataclasses.asdict(summary)))
+
+    console.last_words = say_in_json
     try:
         return run_command(options, console)
     except PfuError as error:
@@ -7589,9 +7926,7 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
         code, reason = ExitCode.CANNOT_START, internal_error(error)
     console.finish()
     console.problem(reason)
-    if options.json and not options.status:
-        summary = Summary(mode=options.mode, error=reason, exit_code=code)
-        console.say(json.dumps(dataclasses.asdict(summary)))
+    say_in_json(reason, code)
     return code
 
 
@@ -7603,14 +7938,6 @@ def open_streams() -> None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-
-
-def leave(code: int) -> None:
-    """End the process at once: a thread that waits for a store must not hold it up."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError):
-            stream.flush()
-    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -6564,7 +6564,8 @@ def assert_told(run: Run, end: str) -> None:
 
 
 def known_uploads(place: Place) -> set[str]:
-    return {row["upload_id"] for row in place.rows("SELECT upload_id FROM MultipartUpload")}
+    rows = place.rows("SELECT upload_id FROM MultipartUpload")
+    return {pfu.UploadHandle.read(row["upload_id"]).upload_id for row in rows}
 
 
 def test_cleanup_aborts_what_a_killed_run_left(at_hand: Place, unfinished: Unfinished) -> None:
@@ -7292,6 +7293,316 @@ def test_one_request_needs_one_worker(place: Place) -> None:
     assert (process.returncode, json.loads(out)["uploaded"], err) == (0, 45, "")
     assert place.server.peak_in_flight == 1
     assert place.stored() == place.local()
+
+
+# ======================================================================================
+# Never hangs
+# ======================================================================================
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is silent for a second is given up."""
+    monkeypatch.setattr(pfu, "WATCH_SECONDS", 1.0)
+    monkeypatch.setattr(pfu, "GIVE_UP_SECONDS", 0.5)
+    monkeypatch.setattr(pfu, "STOP_SECONDS", 0.2)
+    monkeypatch.setattr(pfu.Watchdog, "TICK", 0.05)
+
+
+@IN_NO_ENVIRONMENT
+@pytest.mark.usefixtures("impatient")
+@BOTH_MODES
+@pytest.mark.parametrize("size", ["small", "large"])
+def test_a_store_that_never_ends_its_answers_ends_the_run(
+    at_hand: Place, monkeypatch: pytest.MonkeyPatch, mode: str, size: str
+) -> None:
+    monkeypatch.setenv("PFU_START_METHOD", "fork")
+    monkeypatch.setattr(pfu, "client_refusal", lambda client: "the test says so")
+    at_hand.file("file", b"x" if size == "small" else os.urandom(3 * PIECE))
+    operation = "PutObject" if size == "small" else "UploadPart"
+    at_hand.server.faults.append(Fault(Action("endless", seconds=0.05), operation))
+    summary = s3_job(at_hand, mode=mode, workers=1).run()
+    assert (summary.exit_code, summary.pending, summary.failed) == (4, 1, 0), summary
+    assert str(summary.error).startswith(
+        "nothing has moved for 1 s: waiting for 1 files on the way"
+    )
+    assert "p/file" in str(summary.error)
+    at_hand.server.faults.clear()
+    assert s3_job(at_hand, mode=mode).run().exit_code == 0
+    assert at_hand.stored() == at_hand.local()
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_store_that_says_nothing_of_its_bucket_ends_the_run(at_hand: Place) -> None:
+    at_hand.file("file")
+    at_hand.server.faults.append(Fault(Action("slow", seconds=30), "HeadBucket"))
+    summary = s3_job(at_hand).run()
+    assert (summary.exit_code, summary.pending) == (4, 1), summary
+    assert "waiting for the store to answer about s3://bkt/p" in str(summary.error)
+
+
+class Deaf(InstantUploader):
+    """Blocks its event loop, as a disk that does not answer would."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.released = threading.Event()
+
+    async def send(self, upload: pfu.Upload, threads: Any) -> pfu.Receipt:
+        self.released.wait(30)
+        return await super().send(upload, threads)
+
+
+class Listener(pfu.Observer):
+    """Lets the uploader go on when it hears that the run is stuck."""
+
+    def __init__(self, uploader: Deaf) -> None:
+        self.uploader = uploader
+        self.heard = ""
+
+    def stuck(self, reason: str) -> None:
+        self.heard = reason
+        self.uploader.released.set()
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_run_that_does_not_even_stop_is_told_to_be_stuck(place: Place) -> None:
+    place.file("file")
+    uploader = Deaf()
+    listener = Listener(uploader)
+    options = pfu.RunOptions(mode="concurrent", nice=0)
+    summary = pfu.BatchJobModel(place.root, uploader, place.path / "l.db", options, listener).run()
+    assert summary.exit_code == 4
+    assert listener.heard.startswith("nothing has moved for 2 s: waiting for 1 files on the way")
+
+
+def test_a_process_that_was_stopped_for_an_hour_is_not_stuck(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock, slept = itertools.count(0, 3600), itertools.count()
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("time.sleep", lambda seconds: next(slept))
+    watchdog = pfu.Watchdog(lambda: 0, lambda: None, lambda: None)
+    watchdog._wait_until_still(100.0)
+    assert next(slept) == 50  # looks, each worth two seconds at most
+
+
+def test_what_moves_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    moves = itertools.chain(range(100), itertools.repeat(0))
+    slept = itertools.count()
+    monkeypatch.setattr("time.sleep", lambda seconds: next(slept))
+    clock = itertools.count(0, 1)
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    watchdog = pfu.Watchdog(lambda: next(moves), lambda: None, lambda: None)
+    watchdog._wait_until_still(10.0)
+    assert next(slept) == 110
+
+
+# ======================================================================================
+# Security: ROOT is not left, nothing planted is followed, nothing secret is told
+# ======================================================================================
+
+
+def secret_folder(place: Place) -> Path:
+    folder = place.path / "secret"
+    folder.mkdir()
+    (folder / "f").write_bytes(b"not for the world")
+    return folder
+
+
+class Swapper(pfu.Observer):
+    """Puts something else in the place of a path once the scan is over."""
+
+    def __init__(self, swap: Callable[[], object]) -> None:
+        self.swap = swap
+
+    def uploading(self, files: int, size: int) -> None:
+        self.swap()
+
+
+def swap_for_link(path: Path, target: Path) -> None:
+    path.rename(path.with_name("was"))
+    path.symlink_to(target)
+
+
+@BOTH_MODES
+@pytest.mark.parametrize("level", ["a", "a/b", "a/b/f"])
+@pytest.mark.parametrize("size", [10, 3 * PIECE])
+def test_no_link_that_is_swapped_in_leads_out_of_root(
+    at_hand: Place, monkeypatch: pytest.MonkeyPatch, mode: str, level: str, size: int
+) -> None:
+    monkeypatch.setenv("PFU_START_METHOD", "fork")
+    for name in ("a/b/f", "c/f"):
+        at_hand.file(name, b"x" * size)
+    outside = at_hand.path / "outside"
+    shutil.copytree(at_hand.root / "a", outside)
+    secret = b"s" * size
+    (outside / "b/f").write_bytes(secret)
+    (outside / "f").write_bytes(secret)
+    path = at_hand.root / level
+    target = outside / level[2:] if level != "a" else outside
+    summary = s3_job(at_hand, Swapper(lambda: swap_for_link(path, target)), mode=mode).run()
+    assert (summary.exit_code, summary.uploaded) == (0, 1), summary
+    assert summary.skipped_by_reason == {"vanished": 1}
+    assert at_hand.stored() == {"c/f": b"x" * size}
+    assert secret not in at_hand.stored().values()
+
+
+def test_links_are_followed_where_that_was_asked_for(place: Place) -> None:
+    folder = secret_folder(place)
+    (place.root / "link").symlink_to(folder)
+    assert place.run("--mode", "concurrent", "--follow-symlinks").code == 0
+    assert place.stored() == {"link/f": b"not for the world"}
+
+
+def test_a_single_file_may_be_named_by_a_link(place: Place) -> None:
+    file = secret_folder(place) / "f"
+    shutil.rmtree(place.root)
+    place.root.symlink_to(file)
+    run = place.run("--mode", "concurrent", "--json")
+    assert (run.code, run.json["uploaded"]) == (0, 1), run.err
+    assert place.stored() == {"tree": b"not for the world"}
+
+
+def test_a_folder_that_was_replaced_meanwhile_is_read_as_it_is_now(at_hand: Place) -> None:
+    for name in ("d/a", "d/b"):
+        at_hand.file(name, name.encode() * 10)
+    tree = pfu.Tree(pfu.Root(str(at_hand.root), pfu._place(str(at_hand.root))))
+    os.close(tree.open(str(at_hand.root / "d/a")))
+    (at_hand.root / "d").rename(at_hand.path / "old")
+    (at_hand.path / "old/b").unlink()
+    at_hand.file("d/b", b"new")
+    fd = tree.open(str(at_hand.root / "d/b"))
+    assert os.read(fd, 10) == b"new"
+    os.close(fd)
+    tree.close()
+
+
+def test_the_tree_keeps_few_directories_open(at_hand: Place) -> None:
+    names = [f"{a}/{b}/{c}/f" for a in "xyz" for b in range(10) for c in range(10)]
+    for name in names:
+        at_hand.file(name, name.encode())
+    before = len(os.listdir("/proc/self/fd"))
+    tree = pfu.Tree(pfu.Root(str(at_hand.root), pfu._place(str(at_hand.root))))
+    for name in random.Random(1).sample(names * 3, 900):
+        fd = tree.open(str(at_hand.root / name))
+        assert os.read(fd, 100) == name.encode()
+        os.close(fd)
+    assert len(os.listdir("/proc/self/fd")) - before <= pfu.KEPT_DIRECTORIES + 1
+    tree.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def remove_root(place: Place) -> None:
+    shutil.rmtree(place.root)
+
+
+def replace_root(place: Place) -> None:
+    place.root.rename(place.path / "was")
+    place.root.mkdir()
+
+
+def empty_root(place: Place) -> None:
+    """As an unmount does: the path is there, and leads to another directory."""
+    replace_root(place)
+
+
+@BOTH_MODES
+@pytest.mark.parametrize("trouble", [remove_root, replace_root])
+@pytest.mark.parametrize("size", [10, 3 * PIECE])
+def test_a_root_that_goes_away_is_no_finished_run(
+    at_hand: Place,
+    monkeypatch: pytest.MonkeyPatch,
+    mode: str,
+    trouble: Callable[[Place], None],
+    size: int,
+) -> None:
+    monkeypatch.setenv("PFU_START_METHOD", "fork")
+    for number in range(5):
+        at_hand.file(f"d{number}/f", b"x" * size)
+    summary = s3_job(at_hand, Swapper(lambda: trouble(at_hand)), mode=mode).run()
+    assert (summary.exit_code, summary.uploaded, summary.failed) == (2, 0, 0), summary
+    assert "read root" in str(summary.error)
+    assert "is it mounted?" in str(summary.error)
+    assert (summary.pending, summary.skipped) == (5, 0)
+    assert len(at_hand.rows()) == 5
+
+
+def test_a_root_that_goes_away_while_it_is_scanned(at_hand: Place) -> None:
+    at_hand.files(20)
+    observer = pfu.Observer()
+    observer.scanned = lambda files: at_hand.root.exists() and replace_root(at_hand)  # type: ignore
+    job = s3_job(at_hand, observer)
+    observer.scanned = lambda files: Path(job.root_dir).rename(at_hand.path / "gone")  # type: ignore
+    summary = job.run()
+    assert summary.exit_code == 2
+    assert "is it mounted?" in str(summary.error)
+
+
+@pytest.mark.parametrize("end", ["", "-wal", "-shm", "-journal", ".lock"])
+def test_no_link_is_followed_where_the_ledger_lies(place: Place, end: str) -> None:
+    place.file("f")
+    victim = place.path / "victim"
+    victim.write_bytes(b"precious")
+    (place.path / f"pfu.db{end}").symlink_to(victim)
+    run = place.run("--mode", "concurrent")
+    assert (run.code, run.err.count("\n")) == (2, 1), run.err
+    assert "it is a symbolic link (remove it, or name another --db)" in run.err
+    assert victim.read_bytes() == b"precious"
+
+
+def test_the_files_of_the_ledger_are_for_their_owner_alone(place: Place) -> None:
+    place.files(30)
+    os.umask(os.umask(0))
+    place.server.faults.append(Fault(Action("slow", seconds=1), "PutObject"))
+    run = place.start("--mode", "concurrent")
+    assert place.server.wait_for("HeadBucket", 1)
+    time.sleep(0.3)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in place.path.glob("pfu.db*")}
+    run.communicate(timeout=60)
+    assert set(modes) == {"pfu.db", "pfu.db-wal", "pfu.db-shm", "pfu.db.lock"}
+    assert set(modes.values()) == {0o600}
+
+
+def test_a_store_without_encryption_is_warned_about(
+    at_hand: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_hand.file("f")
+    monkeypatch.setattr(pfu, "is_loopback", lambda host: host != "127.0.0.1")
+    summary = s3_job(at_hand).run()
+    assert [note for note in summary.notes if "is not encrypted" in note]
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize(
+    "host, is_here",
+    [
+        ("127.0.0.1", True),
+        ("127.8.8.8", True),
+        ("::1", True),
+        ("localhost", True),
+        ("10.0.0.1", False),
+        ("0.0.0.0", False),
+        ("nowhere.invalid", False),
+    ],
+)
+def test_what_is_loopback(host: str, is_here: bool) -> None:
+    assert pfu.is_loopback(host) == is_here
+
+
+def test_a_store_cannot_command_the_terminal(place: Place) -> None:
+    place.files(3)
+    text = "\x1b]0;owned\x07 \u202e \x9b31m"
+    place.server.faults.append(Fault(Action("error", 400, "InvalidRequest", text)))
+    run = place.run("--mode", "concurrent", "--verbose")
+    assert run.code in (1, 2)
+    assert not [c for c in run.err + run.out if not c.isprintable() and c != "\n"]
+
+
+def test_credentials_are_not_shown_in_any_error() -> None:
+    credentials = pfu.Credentials("AKID", "very-secret", "token-secret")
+    shown = f"{credentials} {credentials!r} {pfu.internal_error(KeyError(credentials))}"
+    assert "secret" not in shown
 
 
 # ======================================================================================
