@@ -5567,7 +5567,8 @@ def test_verify_tells_of_objects_of_no_file_and_leaves_them(place: Place) -> Non
 
 
 def test_a_lost_ledger_is_made_anew(place: Place) -> None:
-    place.files(2500)
+    place.server.verify_signatures = False  # for speed; all other tests look at them
+    place.files(10_000)
     place.file("large", os.urandom(5 * MIB + 1))
     for name in ODD_NAMES:
         place.file(name, os.fsencode(name))
@@ -7603,6 +7604,120 @@ def test_credentials_are_not_shown_in_any_error() -> None:
     credentials = pfu.Credentials("AKID", "very-secret", "token-secret")
     shown = f"{credentials} {credentials!r} {pfu.internal_error(KeyError(credentials))}"
     assert "secret" not in shown
+
+
+IAM_ACTIONS = {
+    **dict.fromkeys(
+        ("PutObject", "CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload"),
+        "s3:PutObject",
+    ),
+    "AbortMultipartUpload": "s3:AbortMultipartUpload",
+    "ListParts": "s3:ListMultipartUploadParts",
+    "ListMultipartUploads": "s3:ListBucketMultipartUploads",
+    **dict.fromkeys(("HeadBucket", "ListObjectsV2"), "s3:ListBucket"),
+    **dict.fromkeys(("HeadObject", "GetObject"), "s3:GetObject"),
+    "GetPublicAccessBlock": "s3:GetBucketPublicAccessBlock",
+    "GetBucketPolicyStatus": "s3:GetBucketPolicyStatus",
+    "GetBucketOwnershipControls": "s3:GetBucketOwnershipControls",
+    "GetBucketAcl": "s3:GetBucketAcl",
+}
+
+
+def policy_of_readme() -> dict[str, Any]:
+    text = (HERE / "README.md").read_text("utf-8")
+    policy: dict[str, Any] = json.loads(
+        next(block for block in re.findall(r"```json\n(.*?)```", text, re.S) if "Action" in block)
+    )
+    return policy
+
+
+def test_the_policy_in_the_readme_is_just_what_is_used(place: Place) -> None:
+    vars(place.server.bucket(BUCKET)).update(OPEN)
+    place.files(3)
+    large = place.file("large", os.urandom(11 * MIB))
+    place.server.faults.append(Fault(Action("error", 403, "AccessDenied"), "UploadPart", after=1))
+    assert place.run("--mode", "concurrent", *PART).code == 1
+    place.server.faults.clear()
+    place.server.faults.append(ChecksumFault(Action("error", 501, "NotImplemented")))
+    os.utime(large, (LONG_AGO, LONG_AGO))  # its inode has changed: begun anew, the other aborted
+    assert place.run("--mode", "concurrent", *PART).code == 0
+    assert place.run("--verify", "--checksum").code == 0
+    place.file("large", os.urandom(6 * MIB))
+    place.server.faults.append(stall(1))
+    run = place.start("--mode", "concurrent", *PART)
+    assert place.server.wait_for("CreateMultipartUpload", 3)
+    time.sleep(0.5)
+    run.kill()
+    run.communicate()
+    place.server.faults.clear()
+    assert place.run("--mode", "concurrent", *PART).code == 0
+    named = {
+        action for statement in policy_of_readme()["Statement"] for action in statement["Action"]
+    }
+    assert {IAM_ACTIONS[request.operation] for request in place.server.log} == named
+
+
+class EnforcingStore:
+    """moto's S3 and IAM, which let nobody do what no policy allows."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", pfu.SANDBOX_SERVER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        port = self.process.stdout.readline().strip()
+        self.endpoint = f"http://127.0.0.1:{port}"
+        self.address = ("127.0.0.1", int(port))
+
+    def client(self, service: str) -> Any:
+        keys = {"aws_access_key_id": "a", "aws_secret_access_key": "b"}
+        return boto3.client(service, endpoint_url=self.endpoint, region_name="us-east-1", **keys)
+
+    def user_with(self, policy: Mapping[str, Any]) -> dict[str, str]:
+        """A bucket, and the environment of a user who may do just this."""
+        bucket = "my-bucket"
+        self.client("s3").create_bucket(Bucket=bucket)
+        self.client("s3").put_public_access_block(
+            Bucket=bucket, PublicAccessBlockConfiguration=pfu.ALL_BLOCKS
+        )
+        iam = self.client("iam")
+        iam.create_user(UserName="u")
+        key = iam.create_access_key(UserName="u")["AccessKey"]
+        iam.put_user_policy(UserName="u", PolicyName="p", PolicyDocument=json.dumps(policy))
+        connection = http.client.HTTPConnection(*self.address)
+        connection.request("POST", "/moto-api/reset-auth", "0", {"Content-Type": "text/plain"})
+        assert connection.getresponse().status == 200
+        names = ("AccessKeyId", "SecretAccessKey")
+        return dict(zip(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), map(key.get, names)))
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+@pytest.mark.parametrize("statements", [1, 3])
+def test_the_policy_in_the_readme_is_enough_where_it_is_enforced(
+    place: Place, statements: int
+) -> None:
+    policy = policy_of_readme()
+    policy["Statement"] = policy["Statement"][:statements]
+    place.file("small")
+    place.file("large", os.urandom(6 * MIB))
+    store = EnforcingStore()
+    try:
+        place.environment.update(store.user_with(policy))
+        place.endpoint = store.endpoint
+        run = place.run("--mode", "concurrent", *PART, to="s3://my-bucket/backup")
+        assert (run.code, "cannot tell" in run.err) == (0, statements == 1), run.err
+        verified = place.run("--verify", "--checksum", to="s3://my-bucket/backup")
+        assert verified.code == (2 if statements == 1 else 0), verified.err
+        other = place.run("--mode", "concurrent", "--db", "x.db", to="s3://my-bucket/other")
+        assert (other.code, "AccessDenied" in other.err) == (2, True)
+    finally:
+        store.close()
 
 
 # ======================================================================================
