@@ -53,11 +53,14 @@ import functools
 import gc
 import hashlib
 import hmac
+import importlib
 import importlib.util
 import io
 import ipaddress
 import itertools
 import json
+import logging
+import logging.handlers
 import mimetypes
 import multiprocessing
 import operator
@@ -65,6 +68,7 @@ import os
 import queue
 import random
 import re
+import shlex
 import signal
 import socket
 import sqlite3
@@ -113,6 +117,9 @@ __all__ = [
 
 T = TypeVar("T")
 
+if __name__ in ("__main__", "__mp_main__"):  # a provider's module imports this one by its name
+    sys.modules.setdefault("pfu", sys.modules[__name__])
+
 # ======================================================================================
 # Constants: limits of S3, sizes and times
 # ======================================================================================
@@ -124,6 +131,7 @@ MAX_PARTS = 10_000  # S3 user guide, "Multipart upload limits"
 MIN_PART_SIZE = 5 * MIB  # the same page; the last part may be smaller
 MAX_PART_SIZE = 5 * GIB  # the same page; also the largest single PUT
 MAX_OBJECT_SIZE = MAX_PARTS * MAX_PART_SIZE
+MAX_TAGS = 10  # S3 user guide, "Categorizing your storage using tags"
 
 DEFAULT_THRESHOLD = 16 * MIB  # files above it go up in parts
 DEFAULT_PART_SIZE = 8 * MIB  # or larger, so that MAX_PARTS suffice
@@ -170,6 +178,8 @@ SCHEMA_VERSION = 2
 MAX_INTEGER = (1 << 63) - 1  # SQLite's largest
 LOCK_SUFFIX = ".lock"
 LEDGER_SUFFIXES = ("", "-wal", "-shm", "-journal", LOCK_SUFFIX)
+LOG_BYTES, LOG_FILES = 10 * MIB, 5  # of a log before it is rotated; old ones that are kept
+LOG_SUFFIXES = ("", ".new", *(f".{number}" for number in range(1, LOG_FILES + 1)))
 SANDBOX_ENDPOINT = "sandbox"  # what the ledger calls the endpoint of every sandbox
 
 
@@ -1183,7 +1193,7 @@ def python_path(value: Any) -> Any:
 LINK_CAUSE, LINK_HINT = "it is a symbolic link", "remove it, or name another --db"
 
 
-def open_private(path: str) -> int:
+def open_private(path: str, more_flags: int = 0) -> int:
     """A descriptor of a file that only its owner may read, made if need be. No link is followed.
 
     Raises LedgerError.
@@ -1191,7 +1201,7 @@ def open_private(path: str) -> int:
     refuse_link(path)
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
     try:
-        return os.open(path, flags, 0o600)
+        return os.open(path, flags | more_flags, 0o600)
     except OSError as error:
         hint = "name a file in a folder that is there and writable with --db"
         raise LedgerError("open", path, os_cause(error), hint) from error
@@ -1278,11 +1288,115 @@ COMPRESSED_TYPES = {
     "br": "application/x-brotli",
 }
 DEFAULT_CONTENT_TYPE = "application/octet-stream"
+DIRECTORY_TYPE = "application/x-directory"
+LINK_MODE, DIRECTORY_MODE = "012", "040"  # how the octal text of such a mode begins
 MAX_EXTENSION = 16  # characters; nothing longer has a media type
 KEPT_DIRECTORIES = 128  # open in each process, of those that files were read from
 RESERVED_DESCRIPTORS = 64  # of those that may be open, for all but connections
 UNLIMITED_DESCRIPTORS = 1 << 16
-OWN_LEDGER = "pfu's own ledger"
+OWN_LEDGER = "pfu's own ledger"  # or its log, or its metrics
+EXCLUDED = "excluded"
+LINK_SUFFIX = ".rclonelink"  # rclone's --links: an object that holds the target of a link
+is_shard_ledger = re.compile(r"pfu\.\d+-of-\d+\.db(-wal|-shm|-journal|\.lock)?").fullmatch
+
+
+@dataclass(frozen=True)
+class Glob:
+    """A pattern as in .gitignore, for paths below ROOT.
+
+    ``*`` and ``?`` do not match a slash, ``**`` does; ``[a-z]``, ``[!a-z]`` and a backslash are as
+    ever. With a slash within, or at its beginning, it is tied to ROOT, else it matches at any
+    level; with one at its end it matches directories alone.
+    """
+
+    text: str
+    pattern: re.Pattern[str]
+    only_directories: bool = False
+
+    @classmethod
+    def of(cls, text: str) -> Glob:
+        """Raises ValueError where the pattern makes no sense."""
+        body = text[:-1] if text.endswith("/") else text
+        tied = "/" in body
+        body = body[1:] if body.startswith("/") else body
+        if not body:
+            raise ValueError("the pattern is empty")
+        try:
+            pattern = re.compile(("" if tied else "(?:.*/)?") + glob_regex(body), re.DOTALL)
+        except re.error as error:
+            raise ValueError(str(error)) from error
+        return cls(text, pattern, text.endswith("/"))
+
+    def matches(self, path: str, *, is_directory: bool) -> bool:
+        """``path`` is below ROOT, and has no slash at its end."""
+        if self.only_directories and not is_directory:
+            return False
+        return self.pattern.fullmatch(path) is not None
+
+
+GLOB_TOKEN = re.compile(
+    r"(?P<anywhere>(?:^|(?<=/))\*\*/)|(?P<below>(?<=/)\*\*$)|(?P<many>\*+)|(?P<one>\?)"
+    r"|\[(?P<negated>[!^]?)(?P<set>\]?[^\]]*)\]|\\(?P<escaped>.)|(?P<plain>.)",
+    re.DOTALL,
+)
+
+
+def glob_regex(body: str) -> str:
+    """The regular expression that a glob without its outer slashes stands for."""
+    fixed = {"anywhere": "(?:.*/)?", "below": ".+", "many": "[^/]*", "one": "[^/]"}
+    pieces = []
+    for token in GLOB_TOKEN.finditer(body):
+        kind = token.lastgroup or ""
+        if kind in fixed:
+            pieces.append(fixed[kind])
+        elif kind == "set":
+            members = token["set"].replace("\\", "\\\\").replace("[", "\\[").replace("&&", "&\\&")
+            members = members.replace("]", "\\]").replace("~~", "~\\~").replace("||", "|\\|")
+            pieces.append(f"(?!/)[{'^' * bool(token['negated'])}{members}]")
+        else:
+            pieces.append(re.escape(token["escaped"] or token["plain"]))
+    return "".join(pieces)
+
+
+class Rule(NamedTuple):
+    """An --include or an --exclude."""
+
+    takes: bool
+    glob: Glob
+
+
+def rules_of_file(path: str) -> list[Rule]:
+    """The lines of a file in .gitignore's format: patterns to exclude, or to include behind ``!``.
+
+    Raises UsageError.
+    """
+    try:
+        lines = os.fsdecode(Path(path).read_bytes()).split("\n")
+    except OSError as error:
+        raise UsageError("read patterns", path, os_cause(error)) from error
+    rules = []
+    for number, line in enumerate(lines, start=1):
+        line = re.sub(r"(?<!\\)\s+$", "", line)
+        if not line or line.startswith("#"):
+            continue
+        takes = line.startswith("!")
+        try:
+            rules.append(Rule(takes, Glob.of(line[takes:])))
+        except ValueError as error:
+            raise UsageError("read patterns", path, f"line {number}: {error}") from error
+    return rules
+
+
+class Shard(NamedTuple):
+    """One of several shares of a tree, for as many machines; each has a ledger of its own."""
+
+    number: int  # from 1
+    total: int
+
+    def has(self, below_root: bytes) -> bool:
+        """Whether a path belongs to it: decided by the path alone, the same on all machines."""
+        digest = hashlib.blake2b(below_root, digest_size=8).digest()
+        return int.from_bytes(digest, "big") % self.total == self.number - 1
 
 
 @dataclass(frozen=True)
@@ -1291,6 +1405,57 @@ class ScanOptions:
 
     follow_symlinks: bool = False
     one_file_system: bool = False
+    links: bool = False  # store symbolic links, as rclone --links does
+    directory_markers: bool = False  # store directories, as rclone --s3-directory-markers does
+    rules: tuple[Rule, ...] = ()  # the last one that matches decides
+    min_age: float = 0.0  # seconds since the last modification
+    max_age: float = 0.0  # the same; 0: no limit
+    min_size: int = 0  # bytes
+    max_size: int = -1  # bytes; -1: no limit
+    shard: Shard | None = None
+    own_files: tuple[str, ...] = ()  # that pfu writes, beside the ledger: they are left out
+
+    @property
+    def takes_by_default(self) -> bool:
+        """Whether what no rule matches is taken: not if the first rule says what is."""
+        return not self.rules or not self.rules[0].takes
+
+    def decision(self, path: str, *, is_directory: bool) -> bool | None:
+        """What the rules say of a path below ROOT; None: nothing."""
+        for takes, glob in reversed(self.rules):
+            if glob.matches(path, is_directory=is_directory):
+                return takes
+        return None
+
+    def limits(self, now: float) -> Limits | None:
+        """Bounds on sizes and times, if there are any; ``now`` in seconds since the epoch."""
+        if (self.min_age, self.max_age, self.min_size, self.max_size) == (0.0, 0.0, 0, -1):
+            return None
+        oldest = now - self.max_age if self.max_age else float("-inf")
+        newest = now - self.min_age if self.min_age else float("inf")
+        largest = self.max_size if self.max_size >= 0 else sys.maxsize
+        return Limits(oldest, newest, self.min_size, largest)
+
+
+class Limits(NamedTuple):
+    """Bounds of what is taken."""
+
+    oldest: float  # modification, seconds since the epoch
+    newest: float
+    smallest: int  # bytes
+    largest: int
+
+    def refuse(self, status: os.stat_result) -> str:
+        """Why a file is not taken, or nothing."""
+        if status.st_mtime < self.oldest:
+            return "older than --max-age"
+        if status.st_mtime > self.newest:
+            return "newer than --min-age"
+        if status.st_size < self.smallest:
+            return "below --min-size"
+        if status.st_size > self.largest:
+            return "above --max-size"
+        return ""
 
 
 class Ids:
@@ -1319,6 +1484,7 @@ class OpenDirectory:
     fd: int | None
     entries: Iterator[os.DirEntry[str]]
     ids: Ids
+    takes: bool = True  # what no rule matches
 
     @property
     def place(self) -> tuple[int, int]:
@@ -1356,12 +1522,19 @@ class Scan:
         self.options = options or ScanOptions()
         self.skipped: Counter[str] = Counter()
         self._identity = hashlib.sha256(os.fsencode(identity)).digest()
+        own = [(ledger_path, LEDGER_SUFFIXES), *((p, LOG_SUFFIXES) for p in self.options.own_files)]
         self._ledger_place = _place(os.path.dirname(os.path.abspath(ledger_path)))
-        self._ledger_names = {os.path.basename(ledger_path) + end for end in LEDGER_SUFFIXES}
+        self._own = {
+            os.path.basename(path) + end: _place(os.path.dirname(os.path.abspath(path)))
+            for path, ends in own
+            for end in ends
+        }
         self.is_single = False
         self.root_place = -1, -1  # device and inode of the root, or of the folder of a single file
         self._permissions: dict[int, str] = {}
         self._stack: list[OpenDirectory] = []
+        self._cut = len(os.path.join(root, ""))
+        self._limits = self.options.limits(time.time())
 
     def __iter__(self) -> Iterator[Found]:
         """Raises UsageError where the root cannot be read."""
@@ -1369,7 +1542,9 @@ class Scan:
             status = os.stat(self.root)
             if stat.S_ISDIR(status.st_mode):
                 below = os.path.join(self.root, "")
-                self._stack.append(self._open(below, self.prefix, b"", None, None))
+                top = self._open(below, self.prefix, b"", None, None)
+                self._stack.append(top)
+                top.takes = self.options.takes_by_default
         except OSError as error:
             raise UsageError("read root", self.root, os_cause(error)) from error
         self.is_single = not self._stack
@@ -1386,8 +1561,14 @@ class Scan:
 
     def _single(self, status: os.stat_result) -> Iterator[Found]:
         folder, name = os.path.split(self.root)
-        if self._is_ledger(name, _place(folder)):
+        decision = self.options.decision(name, is_directory=False)
+        is_taken = self.options.takes_by_default if decision is None else decision
+        if self._is_own(name, _place(folder)):
             self._skipping(OWN_LEDGER)
+            return
+        reason = self._limits.refuse(status) if self._limits else ""
+        if reason or not is_taken:
+            self._skipping(reason or EXCLUDED)
             return
         file_id = Ids(self._identity, b"").of(name)
         yield self._found(file_id, self.root, self.prefix + encode_name(name), status)
@@ -1397,8 +1578,11 @@ class Scan:
         """The directory that is being read."""
         return self._stack[-1].path if self._stack else self.root
 
-    def _is_ledger(self, name: str, place: tuple[int, int]) -> bool:
-        return name in self._ledger_names and place == self._ledger_place
+    def _is_own(self, name: str, place: tuple[int, int]) -> bool:
+        """Whether pfu itself writes the file: this run, or one of another shard."""
+        if is_shard_ledger(name) and place == self._ledger_place:
+            return True
+        return self._own.get(name) == place
 
     def _walk(self) -> Iterator[Found]:
         while self._stack:
@@ -1417,6 +1601,8 @@ class Scan:
 
     def _visit(self, entry: os.DirEntry[str], directory: OpenDirectory) -> Found | None:
         try:
+            if self.options.rules and not self._is_taken(entry, directory):
+                return self._skipping(EXCLUDED)
             if entry.is_file(follow_symlinks=False):
                 return self._file(entry, directory)
             if entry.is_dir(follow_symlinks=False):
@@ -1429,19 +1615,54 @@ class Scan:
         except OSError as error:
             return self._problem(directory, entry.name, os_cause(error))
 
+    def _is_taken(self, entry: os.DirEntry[str], directory: OpenDirectory) -> bool:
+        """By the rules; a directory that they do not name may hold something that they do."""
+        is_directory = entry.is_dir(follow_symlinks=self.options.follow_symlinks)
+        path = directory.path[self._cut :] + entry.name
+        decision = self.options.decision(path, is_directory=is_directory)
+        return (is_directory or directory.takes) if decision is None else decision
+
     def _skipping(self, reason: str) -> Found | None:
         self.skipped[reason] += 1
         return None
 
+    def _is_elsewhere(self, name: str, directory: OpenDirectory) -> bool:
+        """Whether another shard has it."""
+        shard = self.options.shard
+        return shard is not None and not shard.has(directory.below_root + os.fsencode(name))
+
     def _file(self, entry: os.DirEntry[str], directory: OpenDirectory) -> Found | None:
         name = entry.name
-        if name in self._ledger_names and self._is_ledger(name, directory.place):
+        if (name in self._own or self.options.shard) and self._is_own(name, directory.place):
             return self._skipping(OWN_LEDGER)
+        if self.options.shard and self._is_elsewhere(name, directory):
+            return None
         status = entry.stat(follow_symlinks=self.options.follow_symlinks)
+        reason = self._limits.refuse(status) if self._limits else ""
+        if reason:
+            return self._skipping(reason)
         key = directory.key + (name if name.isascii() else encode_name(name))
         return self._found(directory.ids.of(name), directory.path + name, key, status)
 
+    def _stored_link(self, entry: os.DirEntry[str], directory: OpenDirectory) -> Found | None:
+        name = entry.name
+        if self._is_elsewhere(name, directory):
+            return None
+        status = entry.stat(follow_symlinks=False)
+        key = directory.key + encode_name(name) + LINK_SUFFIX
+        return self._found(directory.ids.of(name), directory.path + name, key, status)
+
+    def _marker(self, directory: OpenDirectory, below: OpenDirectory) -> Found | None:
+        name = os.path.basename(below.path[:-1])
+        if self._is_elsewhere(f"{name}/", directory):
+            return None
+        status = os.stat(below.path if below.fd is None else below.fd)
+        found = self._found(directory.ids.of(name), below.path[:-1], below.key, status)
+        return found._replace(file_size=0)
+
     def _link(self, entry: os.DirEntry[str], directory: OpenDirectory) -> Found | None:
+        if self.options.links:
+            return self._stored_link(entry, directory)
         if not self.options.follow_symlinks:
             return self._skipping("symbolic link")
         try:
@@ -1473,7 +1694,11 @@ class Scan:
             below.close()
             return self._skipping(reason)
         self._stack.append(below)
-        return None
+        if self.options.rules:
+            path = below.path[self._cut : -1]
+            decision = self.options.decision(path, is_directory=True)
+            below.takes = directory.takes if decision is None else decision
+        return self._marker(directory, below) if self.options.directory_markers else None
 
     def _reason_to_skip(self, below: OpenDirectory) -> str:
         if self.options.one_file_system and below.device != self.root_place[0]:
@@ -1596,8 +1821,8 @@ def _media_types() -> mimetypes.MimeTypes:
     return mimetypes.MimeTypes()
 
 
-def object_metadata(status: os.stat_result) -> dict[str, str]:
-    """User metadata of an object, from what fstat said of its file.
+def object_metadata(status: os.stat_result, size: int) -> dict[str, str]:
+    """User metadata of an object of ``size`` bytes, from what fstat said of its file.
 
     The ``file-`` names are read by FSx for Lustre, DataSync and S3 Files, the others by rclone
     (with --metadata) and s3fs. All values are printable ASCII.
@@ -1606,7 +1831,7 @@ def object_metadata(status: os.stat_result) -> dict[str, str]:
     seconds, fraction = divmod(abs(status.st_mtime_ns), 1_000_000_000)
     sign = "-" if status.st_mtime_ns < 0 else ""
     return {
-        "file-size": str(status.st_size),
+        "file-size": str(size),
         "file-mtime": f"{status.st_mtime_ns}ns",
         "file-permissions": mode,
         "file-owner": str(status.st_uid),
@@ -1631,6 +1856,9 @@ def descriptor_limit() -> int:
     except (ValueError, OSError):
         pass  # then the soft limit it is
     return UNLIMITED_DESCRIPTORS if soft < 0 else max(soft - RESERVED_DESCRIPTORS, 1)
+
+
+LinkState = tuple[bytes, os.stat_result]  # where a link leads, and what lstat says of it
 
 
 class Root(NamedTuple):
@@ -1686,6 +1914,21 @@ class Tree:
             self.close_kept()
             return self._open_below(folder, name)
 
+    def read_link(self, path: str) -> LinkState:
+        """Where a link leads, and what lstat says of it. Raises OSError, FatalError."""
+        if not HAS_DIR_FD:
+            return os.fsencode(os.readlink(path)), os.lstat(path)
+        folder, _, name = path[self._cut :].rpartition("/")
+        root = fd = self._root_fd()
+        try:
+            if folder:
+                fd = self._open_folder(folder)
+            target = os.fsencode(os.readlink(name, dir_fd=fd))
+            return target, os.stat(name, dir_fd=fd, follow_symlinks=False)
+        finally:
+            if fd != root:
+                os.close(fd)
+
     def close(self) -> None:
         """Close all directories; no thread may be reading any more."""
         self.close_kept()
@@ -1729,22 +1972,36 @@ class Tree:
         return fd
 
     def _open_below(self, folder: str, name: str) -> int:
-        fd = parent = self._root_fd()
+        fd = self._open_folder(folder)
         try:
-            for step in folder.split("/"):
-                below = os.open(step, DIRECTORY_FLAGS | NO_FOLLOW, dir_fd=fd)
-                if fd != parent:
-                    os.close(fd)
-                fd = below
             return os.open(name, FILE_FLAGS | NO_FOLLOW, dir_fd=fd)
         finally:
-            if fd != parent:
-                os.close(fd)
+            os.close(fd)
+
+    def _open_folder(self, folder: str) -> int:
+        """From the root on; ``folder`` is not the root itself."""
+        fd = -1
+        for step in folder.split("/"):
+            above, parent = fd, self._root_fd() if fd < 0 else fd
+            try:
+                fd = os.open(step, DIRECTORY_FLAGS | NO_FOLLOW, dir_fd=parent)
+            finally:
+                if above >= 0:
+                    os.close(above)
+        return fd
 
 
-def open_file(path: str) -> int:
-    """A descriptor of a file, for reading; its name may be no link. Raises OSError."""
-    return os.open(path, FILE_FLAGS | NO_FOLLOW)
+class FreeTree(Tree):
+    """Opens any path, wherever it leads, but for a link at its end."""
+
+    def __init__(self) -> None:
+        super().__init__(Root("", (0, 0)))
+
+    def open(self, path: str) -> int:
+        return os.open(path, FILE_FLAGS | NO_FOLLOW)
+
+    def read_link(self, path: str) -> LinkState:
+        return os.fsencode(os.readlink(path)), os.lstat(path)
 
 
 class SourceFile:
@@ -1755,7 +2012,7 @@ class SourceFile:
     def __init__(
         self,
         path: str,
-        opener: Callable[[str], int] = open_file,
+        opener: Callable[[str], int] | None = None,
         beat: Callable[[], None] | None = None,
     ) -> None:
         """``beat`` is called whenever bytes were read.
@@ -1765,7 +2022,7 @@ class SourceFile:
         self.path = path
         self._beat = beat
         try:
-            self.fd = opener(path)
+            self.fd = (opener or FreeTree().open)(path)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise VanishedError("read", path, "it vanished") from error
         except OSError as error:
@@ -1774,9 +2031,15 @@ class SourceFile:
             raise SourceError("read", path, os_cause(error)) from error
         self.read_at = time.time_ns()
         self.status = os.fstat(self.fd)
-        if not stat.S_ISREG(self.status.st_mode):
+        try:
+            self._check_kind()
+        except NotRegularError:
             self.close()
-            raise NotRegularError("read", path, "it is not a regular file any more")
+            raise
+
+    def _check_kind(self) -> None:
+        if not stat.S_ISREG(self.status.st_mode):
+            raise NotRegularError("read", self.path, "it is not a regular file any more")
 
     def close(self) -> None:
         """Close the file, unless it is closed."""
@@ -1786,7 +2049,7 @@ class SourceFile:
 
     @property
     def size(self) -> int:
-        """Bytes, as fstat said."""
+        """Bytes of the object, as fstat said."""
         return self.status.st_size
 
     @property
@@ -1838,6 +2101,62 @@ class SourceFile:
             then.st_ctime_ns,
         ):
             raise ChangedError("read", self.path, "it changed while it was read")
+
+
+class SourceLink(SourceFile):
+    """A symbolic link: its bytes are the path that it leads to."""
+
+    __slots__ = ("_read_link", "_target")
+
+    def __init__(self, path: str, read_link: Callable[[str], LinkState]) -> None:
+        """Raises VanishedError, NotRegularError or SourceError; FatalError if the root is gone."""
+        self.path, self.fd, self._beat = path, -1, None
+        self._read_link = read_link
+        self._target, self.status = self._look()
+        self.read_at = time.time_ns()
+
+    def _look(self) -> LinkState:
+        try:
+            return self._read_link(self.path)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise VanishedError("read link", self.path, "it vanished") from error
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                cause = "it is not a symbolic link any more"
+                raise NotRegularError("read link", self.path, cause) from error
+            raise SourceError("read link", self.path, os_cause(error)) from error
+
+    @property
+    def size(self) -> int:
+        """Bytes of the path that it leads to."""
+        return len(self._target)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Bytes of that path."""
+        return self._target[offset : offset + size]
+
+    def check_unchanged(self) -> None:
+        """Raises ChangedError if it leads elsewhere now."""
+        if self._look()[0] != self._target:
+            raise ChangedError("read link", self.path, "it changed while it was read")
+
+
+class SourceDirectory(SourceFile):
+    """A directory: an object without bytes, for its metadata's sake."""
+
+    __slots__ = ()
+
+    def _check_kind(self) -> None:
+        if not stat.S_ISDIR(self.status.st_mode):
+            raise NotRegularError("read", self.path, "it is not a directory any more")
+
+    @property
+    def size(self) -> int:
+        """A directory's own size means nothing elsewhere."""
+        return 0
+
+    def check_unchanged(self) -> None:
+        """Nothing was read of it but what is in its metadata."""
 
 
 class FileBody:
@@ -3482,7 +3801,7 @@ class Upload(NamedTuple):
     @property
     def size(self) -> int:
         """Bytes of the object."""
-        return self.source.status.st_size
+        return self.source.size
 
     def parts(self) -> Iterator[tuple[int, bytes]]:
         """The bytes in parts of equal size: (number from 1, bytes). Raises SourceError."""
@@ -3617,6 +3936,10 @@ class Uploader(ABC):
     def close(self) -> None:  # noqa: B027
         """Give up what open() made."""
 
+    def request_cost(self, requests: int) -> float | None:
+        """What so many requests that store something cost, about, in USD; None: not known."""
+        return None
+
     @abstractmethod
     def put(self, upload: Upload) -> Receipt:
         """Store one object; return once the store has acknowledged all its bytes.
@@ -3706,6 +4029,9 @@ class S3Options:
     storage_class: str | None = None
     sse: str | None = None
     sse_kms_key_id: str | None = None
+    cache_control: str | None = None
+    tags: tuple[tuple[str, str], ...] = ()  # of every object
+    requester_pays: bool = False
 
     def put_arguments(self) -> dict[str, str]:
         """What goes with every object, as boto3 names it."""
@@ -3713,11 +4039,32 @@ class S3Options:
             "StorageClass": self.storage_class,
             "ServerSideEncryption": self.sse,
             "SSEKMSKeyId": self.sse_kms_key_id,
-            "ExpectedBucketOwner": self.expected_bucket_owner,
+            "CacheControl": self.cache_control,
+            "Tagging": urllib.parse.urlencode(self.tags, quote_via=urllib.parse.quote),
         }
-        return {name: value for name, value in arguments.items() if value}
+        return {**self.access(), **{name: value for name, value in arguments.items() if value}}
+
+    def owner(self) -> dict[str, str]:
+        """What goes with every call, as boto3 names it."""
+        owner = self.expected_bucket_owner
+        return {"ExpectedBucketOwner": owner} if owner else {}
+
+    def access(self) -> dict[str, str]:
+        """What goes with every call about objects."""
+        payer = {"RequestPayer": "requester"} if self.requester_pays else {}
+        return {**self.owner(), **payer}
 
 
+# USD for 1,000 PUT requests in us-east-1 (https://aws.amazon.com/s3/pricing/)
+REQUEST_PRICES: Mapping[str, float] = {
+    "STANDARD": 0.005,
+    "INTELLIGENT_TIERING": 0.005,
+    "STANDARD_IA": 0.01,
+    "ONEZONE_IA": 0.01,
+    "GLACIER_IR": 0.02,
+    "GLACIER": 0.03,
+    "DEEP_ARCHIVE": 0.05,
+}
 PUBLIC_GRANTEES = frozenset(
     f"http://acs.amazonaws.com/groups/global/{group}"
     for group in ("AllUsers", "AuthenticatedUsers")
@@ -3794,6 +4141,11 @@ class S3Uploader(MultipartUploader, InspectableUploader):
 
     # -- in the parent, once
 
+    def request_cost(self, requests: int) -> float | None:
+        """By the list of prices of AWS."""
+        price = REQUEST_PRICES.get(self.options.storage_class or "STANDARD")
+        return None if self.endpoint or price is None else requests * price / 1000
+
     def resolve(self) -> None:
         """The endpoint, and the default bucket's name from the caller's account and region.
 
@@ -3844,7 +4196,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         """Whether the bucket is there. A refusal counts as yes: PutObject may still be allowed."""
         with translated("find bucket", self.bucket):
             try:
-                client.head_bucket(Bucket=self.bucket, **self._owner())
+                client.head_bucket(Bucket=self.bucket, **self.options.owner())
                 return True
             except client.exceptions.ClientError as error:
                 status = error.response["ResponseMetadata"]["HTTPStatusCode"]
@@ -3861,7 +4213,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
     def _check_credentials(self, client: Any) -> None:
         """HeadBucket's answer has no body: ask what tells wrong credentials from a refusal."""
         try:
-            client.list_objects_v2(Bucket=self.bucket, MaxKeys=0, **self._owner())
+            client.list_objects_v2(Bucket=self.bucket, MaxKeys=0, **self.options.access())
         except client.exceptions.ClientError as error:
             if classify(error.response["Error"]["Code"], 0) is not DeniedError:
                 raise
@@ -3879,7 +4231,9 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         with translated("block public access to bucket", self.bucket):
             try:
                 client.put_public_access_block(
-                    Bucket=self.bucket, PublicAccessBlockConfiguration=ALL_BLOCKS, **self._owner()
+                    Bucket=self.bucket,
+                    PublicAccessBlockConfiguration=ALL_BLOCKS,
+                    **self.options.owner(),
                 )
             except client.exceptions.ClientError as error:
                 if error.response["ResponseMetadata"]["HTTPStatusCode"] not in (400, 404, 405, 501):
@@ -3888,7 +4242,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         return []
 
     def _check_private(self, client: Any) -> list[str]:
-        verdict = privacy(client, self.bucket, self._owner())
+        verdict = privacy(client, self.bucket, self.options.owner())
         if verdict.public and not self.options.allow_public:
             hint = "make it private, or pass --allow-public if the files may be public"
             raise UsageError("use bucket", self.bucket, f"it is public: {verdict.public}", hint)
@@ -3897,10 +4251,6 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         if verdict.unknown:
             return [f"bucket {self.bucket}: cannot tell whether it is private: {verdict.unknown}"]
         return []
-
-    def _owner(self) -> dict[str, str]:
-        owner = self.options.expected_bucket_owner
-        return {"ExpectedBucketOwner": owner} if owner else {}
 
     def _session_of(self) -> Any:
         import boto3  # 0.1 s and 20 MB, which a run that has nothing to upload need not pay
@@ -4140,7 +4490,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
     def _upload(self, key: str, upload_id: str) -> dict[str, Any]:
         """What all further calls say of a multipart upload."""
         of_s3 = UploadHandle.read(upload_id).upload_id
-        return {"Bucket": self.bucket, "Key": key, "UploadId": of_s3, **self._owner()}
+        return {"Bucket": self.bucket, "Key": key, "UploadId": of_s3, **self.options.access()}
 
     def put(self, upload: Upload) -> Receipt:
         """One PutObject: the body is in memory, larger files come in parts."""
@@ -4284,7 +4634,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         with self._calling("look at", f"s3://{self.bucket}/{key}") as client:
             try:
                 head: Mapping[str, Any] = client.head_object(
-                    Bucket=self.bucket, Key=key, **more, **self._owner()
+                    Bucket=self.bucket, Key=key, **more, **self.options.access()
                 )
             except client.exceptions.ClientError as error:
                 if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
@@ -4317,7 +4667,9 @@ class S3Uploader(MultipartUploader, InspectableUploader):
                 pages = client.get_paginator("list_multipart_uploads")
                 return [
                     upload["UploadId"]
-                    for page in pages.paginate(Bucket=self.bucket, Prefix=key, **self._owner())
+                    for page in pages.paginate(
+                        Bucket=self.bucket, Prefix=key, **self.options.access()
+                    )
                     for upload in page.get("Uploads", [])
                     if len(upload["Key"]) == len(key)  # it begins with the key: Prefix
                     and upload["Initiated"].timestamp() > since - CLOCK_SKEW_SECONDS
@@ -4344,7 +4696,9 @@ class S3Uploader(MultipartUploader, InspectableUploader):
     def _list_pages(self, prefix: str, **more: str) -> Iterator[Mapping[str, Any]]:
         with self._calling("list", f"s3://{self.bucket}/{prefix}") as client:
             pages = client.get_paginator("list_objects_v2")
-            yield from pages.paginate(Bucket=self.bucket, Prefix=prefix, **more, **self._owner())
+            yield from pages.paginate(
+                Bucket=self.bucket, Prefix=prefix, **more, **self.options.access()
+            )
 
     def _list_into(
         self, pages: queue.Queue[list[Listed] | BaseException | None], prefix: str
@@ -4379,7 +4733,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             first = self._head(key, PartNumber=1) or head
             part_size = first["ContentLength"]
         with self._calling("read back", f"s3://{self.bucket}/{key}") as client:
-            answer = client.get_object(Bucket=self.bucket, Key=key, **self._owner())
+            answer = client.get_object(Bucket=self.bucket, Key=key, **self.options.access())
             return digest_of(answer["Body"], part_size, self.traffic.beat)
 
 
@@ -4752,10 +5106,10 @@ class Task(NamedTuple):
     permissions: str  # as scanned
     known_sha256: str  # hash of what the store has, with the size, time and permissions above
 
-    def is_as_scanned(self, status: os.stat_result) -> bool:
+    def is_as_scanned(self, source: SourceFile) -> bool:
         """Whether a file is still what the scan saw, as far as the ledger keeps it."""
-        seen = (self.size, self.last_modified, self.permissions)
-        return seen == (status.st_size, ledger_time(status), f"0{status.st_mode:o}")
+        seen, status = (self.size, self.last_modified, self.permissions), source.status
+        return seen == (source.size, ledger_time(status), f"0{status.st_mode:o}")
 
 
 class BeginTask(NamedTuple):
@@ -4863,7 +5217,19 @@ class EngineOptions:
     part_size: int = DEFAULT_PART_SIZE  # bytes, of a part at least
     memory: int = DEFAULT_MEMORY  # bytes of bodies in flight in one process
     root: Root | None = None  # None: files are opened by their paths, wherever they lead
+    content_types: tuple[tuple[Glob, str], ...] = ()  # the last one that matches decides
     nice: int = 19
+
+    def content_type(self, file: Task) -> str:
+        """The media type of a file: by these rules, else by the end of its name."""
+        if file.permissions[:3] == DIRECTORY_MODE:
+            return DIRECTORY_TYPE
+        if self.content_types and self.root:
+            path = file.path[len(os.path.join(self.root.path, "")) :]
+            for glob, kind in reversed(self.content_types):
+                if glob.matches(path, is_directory=False):
+                    return kind
+        return content_type(file.path)
 
 
 class Gauges:
@@ -4982,8 +5348,7 @@ class PageRunner:
         self.uploader = uploader
         self.options = options
         self.gauges = gauges
-        self.open_file = open_file
-        self._tree: Tree | None = None
+        self.tree: Tree = FreeTree()
         self._files = self._bytes = 0
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="pfu-thread")
         self.budget = ByteBudget(options.memory)
@@ -5043,15 +5408,14 @@ class PageRunner:
         await self.uploader.leave_loop()
         self._threads.shutdown(wait=False)
         self.uploader.close()
-        if self._tree and not self._busy:  # else an abandoned thread may still read there
-            self._tree.close()
+        if not self._busy:  # else an abandoned thread may still read there
+            self.tree.close()
 
     # -- within
 
     async def _open(self) -> None:
         if self.options.root:
-            self._tree = Tree(self.options.root)
-            self.open_file = self._tree.open
+            self.tree = Tree(self.options.root)
         self._loop = asyncio.get_running_loop()
         self._waiting: asyncio.Queue[AnyTask] = asyncio.Queue()
         self.uploader.open(THREADS)
@@ -5231,8 +5595,13 @@ class Transfer(ABC):
     def _failed(self, kind: OutcomeKind, error: PfuError) -> Outcome:
         return Outcome(self.task.id, kind, str(error), self.attempts)
 
-    def _open(self, path: str) -> SourceFile:
-        return SourceFile(path, self.runner.open_file, self.runner.uploader.traffic.beat)
+    def _open(self, path: str, permissions: str = "") -> SourceFile:
+        """What the scan saw there. All but a file is stored as what it is."""
+        kind = permissions[:3]
+        if kind == LINK_MODE:
+            return SourceLink(path, self.runner.tree.read_link)
+        source = SourceDirectory if kind == DIRECTORY_MODE else SourceFile
+        return source(path, self.runner.tree.open, self.runner.uploader.traffic.beat)
 
     def _describe(self, file: Task, source: SourceFile, body: bytes | None) -> Upload:
         return Upload(
@@ -5240,8 +5609,8 @@ class Transfer(ABC):
             source,
             body,
             "" if body is None else hashlib.sha256(body).hexdigest(),
-            object_metadata(source.status),
-            content_type(source.path),
+            object_metadata(source.status, source.size),
+            self.options.content_type(file),
             self.options.part_size,
         )
 
@@ -5254,7 +5623,7 @@ class Transfer(ABC):
             kind,
             "",
             self.attempts,
-            status.st_size,
+            upload.size,
             ledger_time(status),
             f"0{status.st_mode:o}",
             ledger_inode(status),
@@ -5297,7 +5666,7 @@ class FileTransfer(Transfer):
 
     def _read(self) -> Upload:
         """Open, read and hash. A large file is only opened, and hashed where that may spare it."""
-        source = self._open(self.task.path)
+        source = self._open(self.task.path, self.task.permissions)
         try:
             is_small = source.size <= self.options.threshold
             body = source.read(0, source.size) if is_small else None
@@ -5526,7 +5895,7 @@ def hash_parts(upload: Upload) -> str:
 def _is_stored(upload: Upload, file: Task) -> bool:
     """Whether the store has these bytes, and their metadata, already."""
     known = file.known_sha256
-    return known != "" and known == upload.sha256 and file.is_as_scanned(upload.status)
+    return known != "" and known == upload.sha256 and file.is_as_scanned(upload.source)
 
 
 def _kind_of_failure(error: TransferError) -> OutcomeKind:
@@ -5982,6 +6351,7 @@ class RunOptions:
     force: bool = False  # upload what is in the store already, too
     checksum: bool = False  # hash what looks unchanged before it is believed
     scan: ScanOptions = field(default_factory=ScanOptions)
+    content_types: tuple[tuple[Glob, str], ...] = ()  # the last one that matches decides
 
     def processes(self) -> int:
         """How many processes upload; no more than there are requests for them."""
@@ -5998,6 +6368,7 @@ class RunOptions:
             threshold=min(self.part_size or DEFAULT_THRESHOLD, memory // 2),
             part_size=min(self.part_size or DEFAULT_PART_SIZE, memory // 2),
             memory=memory,
+            content_types=self.content_types,
             nice=self.nice,
         )
 
@@ -6076,6 +6447,7 @@ class Summary:
     requests: int = 0
     retries: int = 0
     throttled: int = 0
+    request_cost_usd: float | None = None  # about, of a dry run; null: not known
     fast_lane: int = 0  # files that went by it
     fast_lane_off: str | None = None  # why not all did, or null
     skipped_by_reason: dict[str, int] = field(default_factory=dict)
@@ -6525,14 +6897,26 @@ class BatchJobModel(BatchJobRow):
         return summary
 
     def _plan(self) -> None:
-        scan = self.scan()
+        scan, summary, threshold = self.scan(), self.summary, self._threshold()
         for change in self._changes(scan):
-            failed = bool(change.found.problem)
-            self.summary.failed += failed
-            self.summary.pending += not failed
-            self.summary.bytes_uploaded += change.found.file_size
+            failed, size = bool(change.found.problem), change.found.file_size
+            summary.failed += failed
+            summary.pending += not failed
+            summary.bytes_uploaded += 0 if failed else size
+            if not failed:
+                summary.requests += self._requests_of(size) if size > threshold else 1
             self.observer.planned(change)
         self._count_skipped(scan)
+        summary.request_cost_usd = self.uploader.request_cost(summary.requests)
+
+    def _threshold(self) -> int:
+        """Bytes; files above go up in parts."""
+        takes_parts = isinstance(self.uploader, MultipartUploader)
+        return self.options.engine().threshold if takes_parts else sys.maxsize
+
+    def _requests_of(self, size: int) -> int:
+        """How many store a large file: its parts, the first and the last."""
+        return 2 + -(-size // part_size_for(size, self.options.engine().part_size))
 
     def verify(self) -> Verdict:
         """Compare the store with the ledger and the tree; what differs becomes pending.
@@ -7325,6 +7709,38 @@ def count_of(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+class LogFile(logging.handlers.RotatingFileHandler):
+    """What is said, a line each with its time, in a file that only its owner may read.
+
+    Rotates itself. Whether it can be written is found out at the start; later nothing stops for it.
+    """
+
+    def __init__(self, path: str) -> None:
+        """Raises UsageError."""
+        super().__init__(
+            absolute(path), maxBytes=LOG_BYTES, backupCount=LOG_FILES, encoding="utf-8"
+        )
+        self.problem = ""
+        self.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S%z"))
+
+    def _open(self) -> Any:
+        try:
+            fd = open_private(self.baseFilename, os.O_APPEND)
+        except LedgerError as error:
+            raise UsageError("open log", self.baseFilename, error.cause) from error
+        return os.fdopen(fd, "a", encoding="utf-8", errors="backslashreplace")
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        self.problem = f"cannot write log {self.baseFilename}: {sys.exc_info()[1]}"
+
+    def write(self, text: str) -> str:
+        """Write one line. Returns why that, or an earlier one, could not be done."""
+        if not self.problem:
+            line = printable(text)
+            self.handle(logging.LogRecord("pfu", logging.INFO, "", 0, line, None, None))
+        return self.problem
+
+
 class Console(Observer):
     """Tells a person on standard error: a live line on a terminal, problems everywhere."""
 
@@ -7338,6 +7754,7 @@ class Console(Observer):
     ) -> None:
         """``plans``: list the files of a dry run on standard output."""
         self.last_words: Callable[[str], None] = lambda reason: None  # when all is broken off
+        self.log: LogFile | None = None
         self.quiet = quiet
         self.plans = plans
         self.verbose = verbose
@@ -7347,16 +7764,28 @@ class Console(Observer):
         self._shown = ""
 
     def note(self, text: str) -> None:
+        self.record(f"note: {text}")
         if not self.quiet:
             self._print(f"pfu: note: {text}")
 
     def problem(self, text: str) -> None:
+        self.record(text)
         self._print(f"pfu: {text}")
 
     def detail(self, text: str) -> None:
         """Something that only --verbose shows."""
         if self.verbose:
+            self.record(text)
             self._print(f"pfu: {text}")
+
+    def record(self, text: str) -> None:
+        """A line for the log alone."""
+        log, self.log = self.log, None
+        problem = log.write(text) if log else ""
+        if problem:
+            self._print(f"pfu: {problem}")
+        else:
+            self.log = log
 
     def scanned(self, files: int) -> None:
         self._show(f"scanning: {count_of(files, 'file')}")
@@ -7470,12 +7899,78 @@ def summary_text(summary: Summary) -> str:
 
 def plan_text(summary: Summary) -> str:
     """The end of a dry run."""
+    price = summary.request_cost_usd
+    cost = "" if price is None else f", about {max(price, 0.01):.2f} USD (us-east-1)"
     return (
         f"dry run: {count_of(summary.pending, 'file')} of {summary.seen:,}, "
-        f"{bytes_text(summary.bytes_uploaded)}, would go to {printable(summary.destination)}; "
+        f"{bytes_text(summary.bytes_uploaded)}, would go to {printable(summary.destination)} "
+        f"in {count_of(summary.requests, 'request')}{cost}; "
         f"{summary.unchanged:,} unchanged, {summary.skipped:,} skipped, "
         f"{summary.failed:,} cannot go"
     )
+
+
+METRICS: Mapping[str, tuple[str, Callable[[Summary], float]]] = {
+    "run_duration_seconds": ("How long the last run took.", lambda s: s.elapsed_seconds),
+    "run_exit_code": ("0: all is in the store, see README.", lambda s: s.exit_code),
+    "run_files": ("Files that the last run saw.", lambda s: s.seen),
+    "run_uploaded_files": ("Files that it uploaded.", lambda s: s.uploaded),
+    "run_uploaded_bytes": ("Bytes that it uploaded.", lambda s: s.bytes_uploaded),
+    "run_unchanged_files": ("Files that were in the store already.", lambda s: s.unchanged),
+    "run_skipped_files": ("What it left out.", lambda s: s.skipped),
+    "run_failed_files": ("Files that it could not upload.", lambda s: s.failed),
+    "run_pending_files": ("Files that it left to the next run.", lambda s: s.pending),
+    "run_throttled_requests": ("Requests that the store put off.", lambda s: s.throttled),
+    "run_cpu_seconds": ("CPU time of all processes.", lambda s: s.cpu_seconds),
+    "run_peak_memory_bytes": ("Memory of all processes.", lambda s: s.peak_memory_bytes),
+}
+LAST_RUN, LAST_SUCCESS = "last_run_timestamp_seconds", "last_success_timestamp_seconds"
+
+
+def metrics_text(summary: Summary, db: str, now: float, last_success: float) -> str:
+    """What node_exporter's textfile collector reads; times in seconds since the epoch."""
+    times = {
+        LAST_RUN: ("When the last run ended.", now),
+        LAST_SUCCESS: ("When a run last ended with all in the store; 0: never.", last_success),
+    }
+    figures = {name: (says, value(summary)) for name, (says, value) in METRICS.items()}
+    labels = f'root="{label_text(absolute(summary.root))}",db="{label_text(db)}"'
+    return "".join(
+        f"# HELP pfu_{name} {says}\n# TYPE pfu_{name} gauge\npfu_{name}{{{labels}}} {figure:.15g}\n"
+        for name, (says, figure) in {**times, **figures}.items()
+    )
+
+
+def label_text(text: str) -> str:
+    """As Prometheus wants a label's value (its text format, version 0.0.4)."""
+    return printable(text).replace("\\", "\\\\").replace('"', '\\"')
+
+
+def write_metrics(path: str, summary: Summary, db: str) -> None:
+    """Replace the file in one step; ``db`` tells jobs apart. Raises UsageError."""
+    now = time.time()
+    try:
+        if summary.exit_code == ExitCode.OK:
+            last_success = now
+        else:
+            last_success = last_success_in(path)
+        new = f"{path}.new"
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | NO_FOLLOW, 0o644)
+        with os.fdopen(fd, "w", encoding="utf-8") as file:
+            file.write(metrics_text(summary, db, now, last_success))
+        os.replace(new, path)
+    except OSError as error:
+        raise UsageError("write metrics", path, os_cause(error)) from error
+
+
+def last_success_in(path: str) -> float:
+    """What an earlier run has written; 0.0 if there was none."""
+    try:
+        text = Path(path).read_text("utf-8", "replace")
+    except FileNotFoundError:
+        return 0.0
+    found = re.search(rf"^pfu_{LAST_SUCCESS}\{{.*\}} ([0-9.e+]+)$", text, re.MULTILINE)
+    return float(found[1]) if found else 0.0
 
 
 def jobs_text(jobs: Sequence[BatchJobRow]) -> Iterator[str]:
@@ -7507,18 +8002,70 @@ examples:
   python pfu.py /srv/data s3://bucket/backup         upload what is new or changed
   python pfu.py /srv/data s3://bucket --dry-run      say what would go, and why
 
+Each option may be given by the environment too: --bwlimit 20M by PFU_BWLIMIT=20M, --quiet by
+PFU_QUIET=1, several --exclude by PFU_EXCLUDE='*.tmp *.bak'. The command line counts for more.
+
 exit codes: 0 all is in the store, 1 some files are not, 2 could not start,
 3 another run holds the ledger, 4 stopped early (the next run goes on)
 """
 
 
 class Parser(argparse.ArgumentParser):
-    """Its errors are one line, and exit 2 as argparse's are."""
+    """Its errors are one line, and exit 2 as argparse's are.
+
+    Every option may be given by the environment too: --max-duration by PFU_MAX_DURATION. Options
+    without a value take 1 or 0, those that may be repeated take words as a shell does.
+    """
+
+    origin = ""  # where the arguments that are being parsed come from
 
     def error(self, message: str) -> Any:
         with contextlib.suppress(OSError):
-            print(f"pfu: {printable(message)} (see --help)", file=sys.stderr, flush=True)
+            text = printable(f"{self.origin}{message}")
+            print(f"pfu: {text} (see --help)", file=sys.stderr, flush=True)
         sys.exit(ExitCode.CANNOT_START)
+
+    def parse_all(self, arguments: Sequence[str], environment: Mapping[str, str]) -> Any:
+        """What the environment says, then the arguments, which count for more."""
+        told: list[str] = []
+        for action in self._actions:
+            name, given = variable_of(action), environment.get(variable_of(action), "")
+            if given and action.option_strings and action.dest not in ("help", "version"):
+                self.origin = f"{name}: "
+                words = self._words(action, given)
+                self.parse_args(words)  # its errors name the variable
+                told += words
+        self.origin = ""
+        options = self.parse_args([*told, *arguments])
+        options.root = options.root or environment.get("PFU_ROOT")
+        options.destination = options.destination or environment.get("PFU_DESTINATION") or None
+        return options
+
+    def _words(self, action: argparse.Action, given: str) -> list[str]:
+        option = action.option_strings[-1]
+        if action.nargs == 0:
+            if given.lower() not in SWITCHES:
+                self.error(f"{given!r} is neither 1 nor 0")
+            return [option] * SWITCHES[given.lower()]
+        if not isinstance(action.default, list):
+            return [f"{option}={given}"]
+        try:
+            return [f"{option}={word}" for word in shlex.split(given)]
+        except ValueError as error:
+            self.error(f"{error}")
+            raise
+
+
+SWITCHES = {
+    **dict.fromkeys(("1", "true", "yes", "on"), True),
+    **dict.fromkeys(("0", "false", "no", "off"), False),
+}
+
+
+def variable_of(action: argparse.Action) -> str:
+    """The environment variable that stands for an option."""
+    name = action.option_strings[-1].lstrip("-") if action.option_strings else action.dest
+    return f"PFU_{name.replace('-', '_').upper()}"
 
 
 def parse_size(text: str) -> int:
@@ -7550,10 +8097,84 @@ def in_range(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
-def make_parser() -> argparse.ArgumentParser:
+def include_rule(text: str) -> Rule:
+    """Raises ValueError, which argparse tells."""
+    return Rule(True, parse_glob(text))
+
+
+def exclude_rule(text: str) -> Rule:
+    """Raises ValueError, which argparse tells."""
+    return Rule(False, parse_glob(text))
+
+
+def parse_glob(text: str) -> Glob:
+    """Raises ArgumentTypeError."""
+    try:
+        return Glob.of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from error
+
+
+def parse_content_type(text: str) -> tuple[Glob, str]:
+    """``GLOB=TYPE``. Raises ArgumentTypeError."""
+    glob, _, kind = text.rpartition("=")
+    if not re.fullmatch(r"[!-~]+/[!-~]+(;[ -~]+)?", kind) or not glob:
+        raise argparse.ArgumentTypeError(f"{text!r} is no GLOB=TYPE, as '*.log=text/plain'")
+    return parse_glob(glob), kind
+
+
+def parse_tag(text: str) -> tuple[str, str]:
+    """``K=V``, within S3's limits ("Categorizing your storage using tags"). ArgumentTypeError."""
+    name, equals, value = text.partition("=")
+    fits = 0 < len(name) <= 128 and len(value) <= 256
+    if not equals or not fits or not text.isprintable():
+        raise argparse.ArgumentTypeError(f"{text!r} is no tag: write K=V")
+    return name, value
+
+
+# of jobs in arrays: the index, the least one, how many there are, the step between two
+ARRAY_JOBS = (
+    (
+        "SLURM_ARRAY_TASK_ID",
+        "SLURM_ARRAY_TASK_MIN",
+        "SLURM_ARRAY_TASK_COUNT",
+        "SLURM_ARRAY_TASK_STEP",
+    ),
+    ("AWS_BATCH_JOB_ARRAY_INDEX", "", "AWS_BATCH_JOB_ARRAY_SIZE", ""),
+    ("JOB_COMPLETION_INDEX", "", "", ""),  # Kubernetes does not tell how many there are
+)
+
+
+def parse_shard(text: str) -> Shard:
+    """``K/N``, ``auto`` or ``auto/N``. Raises ArgumentTypeError."""
+    which, _, total = text.partition("/")
+    shard = array_shard(total) if which == "auto" else (which, total)
+    if not all(re.fullmatch(r"[1-9][0-9]{0,5}", part) for part in shard):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no share: write K/N, or auto/N in a job of an array"
+        )
+    number, count = map(int, shard)
+    if number > count:
+        raise argparse.ArgumentTypeError(f"{text!r}: there is no share {number} of {count}")
+    return Shard(number, count)
+
+
+def array_shard(total: str) -> tuple[str, str]:
+    """Number from 1 and count of this job in its array; empty where nothing tells."""
+    told = os.environ.get
+    for index, least, count, step in ARRAY_JOBS:
+        numbers = [told(index, ""), told(least, "0"), told(step, "1")]
+        if all(re.fullmatch("[0-9]{1,9}", number) for number in numbers):
+            position = (int(numbers[0]) - int(numbers[1])) // max(int(numbers[2]), 1)
+            return str(position + 1), total or told(count, "")
+    return "", total
+
+
+def make_parser() -> Parser:
     """The options, by group."""
     parser = Parser(
         prog="pfu.py",
+        usage="pfu.py ROOT [s3://BUCKET[/PREFIX]] [OPTIONS]",
         description="Upload a directory tree to a private S3 bucket, in parallel.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -7567,6 +8188,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="default: PFU_DESTINATION, else a private bucket of your own account",
     )
     _add_destination_options(parser.add_argument_group("destination"))
+    _add_object_options(parser.add_argument_group("objects"))
     _add_choice_options(parser.add_argument_group("what"))
     _add_engine_options(parser.add_argument_group("how"))
     _add_other_actions(parser.add_argument_group("instead of uploading"))
@@ -7587,15 +8209,71 @@ def _add_destination_options(group: argparse._ArgumentGroup) -> None:
     add("--create-bucket", action="store_true", help="make the bucket, private, if it is not there")
     add("--allow-public", action="store_true", help="upload even if the bucket is public")
     add("--expected-bucket-owner", metavar="ID", help="account that must own the bucket")
+    add("--requester-pays", action="store_true", help="pay for requests to another's bucket")
+    add(
+        "--provider",
+        metavar="MODULE:CLASS",
+        help="an Uploader of your own, see README",
+    )
+
+
+def _add_object_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
     add("--storage-class", metavar="C", help="such as STANDARD_IA or DEEP_ARCHIVE")
     add("--sse", choices=("AES256", "aws:kms"), help="server-side encryption")
     add("--sse-kms-key-id", metavar="K", help="key for --sse aws:kms")
+    add(
+        "--content-type",
+        metavar="GLOB=TYPE",
+        action="append",
+        dest="content_types",
+        type=parse_content_type,
+        default=[],
+        help="media type of what matches (default: by the name)",
+    )
+    add("--cache-control", metavar="TEXT", help="as max-age=3600")
+    add(
+        "--tag",
+        metavar="K=V",
+        action="append",
+        dest="tags",
+        type=parse_tag,
+        default=[],
+        help="of every object, at most 10",
+    )
 
 
 def _add_choice_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
+    for option, parse, text in (
+        ("--include", include_rule, "take what matches, as in .gitignore"),
+        ("--exclude", exclude_rule, "leave it out; of several the last one that matches decides"),
+        ("--exclude-from", str, "lines of .gitignore's format"),
+    ):
+        metavar = "FILE" if parse is str else "GLOB"
+        add(
+            option,
+            metavar=metavar,
+            action="append",
+            dest="rules",
+            type=parse,
+            default=[],
+            help=text,
+        )
+    add("--min-age", metavar="TIME", type=parse_time, default=0.0, help="not modified since, as 1h")
+    add("--max-age", metavar="TIME", type=parse_time, default=0.0, help="modified since, as 7d")
+    add("--min-size", metavar="SIZE", type=parse_size, default=0, help="as 1K")
+    add("--max-size", metavar="SIZE", type=parse_size, default=-1, help="as 5G")
     add("--follow-symlinks", action="store_true", help="take what links point to, not skip them")
+    add("--links", action="store_true", help="store links themselves, as rclone --links does")
+    add("--directory-markers", action="store_true", help="store directories, as rclone does")
     add("--one-file-system", action="store_true", help="stay on ROOT's file system")
+    add(
+        "--shard",
+        metavar="K/N",
+        type=parse_shard,
+        help="the K-th of N shares of the tree, or auto, or auto/N: from the array job",
+    )
     add("--force", action="store_true", help="upload what is in the store already, too")
     add("--checksum", action="store_true", help="hash what looks unchanged before it is believed")
 
@@ -7608,7 +8286,7 @@ def _add_engine_options(group: argparse._ArgumentGroup) -> None:
         default="parallel",
         help="in several processes (default), or on one event loop",
     )
-    add("--db", metavar="FILE", default="pfu.db", help="the ledger (default: pfu.db)")
+    add("--db", metavar="FILE", help="the ledger (default: pfu.db; of a shard pfu.K-of-N.db)")
     add("--workers", metavar="N", type=in_range(1, 256), default=0, help="processes")
     add("--concurrency", metavar="N", type=in_range(1, 4096), default=0, help="requests in flight")
     add(
@@ -7653,6 +8331,8 @@ def _add_other_actions(group: argparse._ArgumentGroup) -> None:
 def _add_output_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--json", action="store_true", help="one object on standard output")
+    add("--log-file", metavar="FILE", help="what is said, with the time; rotates itself")
+    add("--metrics-file", metavar="FILE", help="of the last run, for Prometheus")
     add("--quiet", action="store_true", help="nothing but problems")
     add("--verbose", action="store_true", help="say more")
     add("--version", action="version", version=f"pfu {__version__}")
@@ -7682,25 +8362,58 @@ def check_options(options: argparse.Namespace) -> None:
         refuse("--part-size", "S3 takes parts from 5 MiB to 5 GiB")
     if options.mode == "concurrent" and options.workers > 1:
         refuse("--workers", "--mode concurrent has one process")
+    if len(options.tags) > MAX_TAGS or len({name for name, _ in options.tags}) < len(options.tags):
+        refuse("--tag", f"S3 takes {MAX_TAGS} different tags at most")
+    if options.cache_control and not is_printable(options.cache_control):
+        refuse("--cache-control", "is no header's value")
+    if options.links and options.follow_symlinks:
+        refuse("--links", "contradicts --follow-symlinks")
+    if 0 <= options.max_size < options.min_size:
+        refuse("--max-size", "is below --min-size")
+    if options.max_age and options.max_age < options.min_age:
+        refuse("--max-age", "is below --min-age")
+    if options.bwlimit and options.bwlimit < KIB:
+        refuse("--bwlimit", "is below 1K a second")
+    if options.provider:
+        check_provider_options(options, refuse)
     if options.endpoint_url:
         check_endpoint(options.endpoint_url)
     if options.expected_bucket_owner and not options.expected_bucket_owner.isalnum():
         refuse("--expected-bucket-owner", "is no account id")
 
 
+def check_provider_options(options: argparse.Namespace, refuse: Callable[[str, str], None]) -> None:
+    """What is S3's says nothing to another provider."""
+    for name, value in {**chosen(options, S3Options), "sandbox": options.sandbox}.items():
+        if value:
+            option = {"tags": "tag"}.get(name, name).replace("_", "-")
+            refuse(f"--{option}", "is for S3, not for --provider")
+    if options.cleanup:
+        refuse("--cleanup", "is for S3, not for --provider")
+
+
+def chosen(options: argparse.Namespace, kind: type) -> dict[str, Any]:
+    """The part of the command line that is a field of ``kind``; lists as tuples."""
+    names = {f.name for f in dataclasses.fields(kind)} & set(vars(options))
+    values = {name: getattr(options, name) for name in names}
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+
+
 def s3_options(options: argparse.Namespace) -> S3Options:
     """The part of the command line that concerns the bucket."""
-    names = [f.name for f in dataclasses.fields(S3Options)]
-    return S3Options(**{name: getattr(options, name) for name in names})
+    return S3Options(**chosen(options, S3Options))
 
 
 def run_options(options: argparse.Namespace) -> RunOptions:
-    """The part of the command line that concerns the run."""
-    names = {f.name for f in dataclasses.fields(RunOptions)} & set(vars(options))
-    return RunOptions(
-        scan=ScanOptions(options.follow_symlinks, options.one_file_system),
-        **{name: getattr(options, name) for name in names},
-    )
+    """The part of the command line that concerns the run. Raises UsageError."""
+    rules = [
+        rule
+        for given in options.rules
+        for rule in ([given] if isinstance(given, Rule) else rules_of_file(given))
+    ]
+    own = tuple(filter(None, (options.log_file, options.metrics_file)))
+    scan = {**chosen(options, ScanOptions), "rules": tuple(rules), "own_files": own}
+    return RunOptions(scan=ScanOptions(**scan), **chosen(options, RunOptions))
 
 
 def verify(options: argparse.Namespace, console: Console) -> ExitCode:
@@ -7838,11 +8551,34 @@ class Cleanup:
 
 def job_of(options: argparse.Namespace, console: Console, sandbox: Sandbox | None) -> BatchJobModel:
     """The session that the command line asks for."""
-    destination = options.destination or os.environ.get("PFU_DESTINATION") or None
-    uploader = S3Uploader(destination, s3_options(options))
+    uploader: Uploader
+    if options.provider:
+        uploader = provider_of(options.provider)(options.destination)
+    else:
+        uploader = S3Uploader(options.destination, s3_options(options))
     if sandbox:
         uploader.endpoint = SANDBOX_ENDPOINT
     return BatchJobModel(options.root, uploader, options.db, run_options(options), console)
+
+
+def provider_of(text: str) -> Callable[[str | None], Uploader]:
+    """The class that ``MODULE:CLASS`` names; modules are looked for in the working directory too.
+
+    Raises UsageError.
+    """
+    module, colon, name = text.partition(":")
+    if not colon or not name:
+        raise UsageError("load provider", text, "it is no MODULE:CLASS")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        found = getattr(importlib.import_module(module), name, None)
+    except Exception as error:  # whatever a module does when it is imported
+        cause = f"{type(error).__name__}: {error}"
+        raise UsageError("load provider", text, cause) from error
+    if not isinstance(found, type) or not issubclass(found, Uploader):
+        raise UsageError("load provider", text, "it is no Uploader", "see README: Providers")
+    return found
 
 
 def upload(options: argparse.Namespace, console: Console, sandbox: Sandbox | None) -> ExitCode:
@@ -7854,14 +8590,27 @@ def upload(options: argparse.Namespace, console: Console, sandbox: Sandbox | Non
     report_failures(summary, console)
     if summary.error:
         console.problem(f"stopped: {printable(summary.error)}")
-    if options.json:
-        console.say(json.dumps(dataclasses.asdict(summary)))
-    elif not options.quiet:
+    conclude(options, console, summary)
+    if not options.json and not options.quiet:
         console.say(plan_text(summary) if options.dry_run else summary_text(summary))
     if sandbox and not (options.dry_run or options.quiet or options.json):
         assert isinstance(job.uploader, S3Uploader)
         console.say("\n".join(sandbox.contents(job.uploader)))
     return ExitCode(summary.exit_code)
+
+
+def conclude(options: argparse.Namespace, console: Console, summary: Summary) -> None:
+    """What programs read of a run: log, metrics, JSON."""
+    counts = ("seen", "uploaded", "unchanged", "skipped", "failed", "pending", "bytes_uploaded")
+    told = ", ".join(f"{getattr(summary, name):,} {name}" for name in counts)
+    console.record(f"{summary.status}: {told}, exit code {summary.exit_code:d}")
+    if options.metrics_file and not options.dry_run:
+        try:
+            write_metrics(options.metrics_file, summary, absolute(options.db))
+        except UsageError as error:
+            console.problem(str(error))
+    if options.json:
+        console.say(json.dumps(dataclasses.asdict(summary)))
 
 
 @contextlib.contextmanager
@@ -7885,9 +8634,16 @@ def stopping_on_signals(job: BatchJobModel) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def default_ledger(shard: Shard | None) -> str:
+    """Shares of a tree may lie on one disk: each has its own."""
+    return f"pfu.{shard.number}-of-{shard.total}.db" if shard else "pfu.db"
+
+
 def run_command(options: argparse.Namespace, console: Console) -> ExitCode:
     """Do what the command line says. Raises PfuError."""
+    options.db = options.db or default_ledger(options.shard)
     check_options(options)
+    console.record(f"pfu {__version__}: {shlex.join(sys.argv[1:])}")
     if options.status:
         return show_status(options, console)
     if options.cleanup:
@@ -7905,18 +8661,26 @@ def run_command(options: argparse.Namespace, console: Console) -> ExitCode:
 def main(arguments: Sequence[str] | None = None) -> ExitCode:
     """The program. Returns the exit code; prints one line for what it cannot do."""
     open_streams()
-    options = make_parser().parse_args(arguments)
+    options = make_parser().parse_all(sys.argv[1:] if arguments is None else arguments, os.environ)
     live = sys.stderr.isatty() and not options.json
     plans = not options.quiet and not options.json
     console = Console(quiet=options.quiet, verbose=options.verbose, live=live, plans=plans)
 
-    def say_in_json(reason: str, code: ExitCode = ExitCode.STOPPED) -> None:
-        if options.json and not options.status:
-            summary = Summary(mode=options.mode, error=reason, exit_code=code)
-            console.say(json.dumps(dataclasses.asdict(summary)))
+    def give_up(reason: str, code: ExitCode = ExitCode.STOPPED) -> None:
+        if not options.status:
+            root, destination = options.root or "", options.destination or ""
+            summary = Summary(
+                mode=options.mode, root=root, destination=destination, error=reason, exit_code=code
+            )
+            options.metrics_file = (
+                None if options.verify or options.cleanup else options.metrics_file
+            )
+            conclude(options, console, summary)
 
-    console.last_words = say_in_json
+    console.last_words = give_up
     try:
+        if options.log_file:
+            console.log = LogFile(options.log_file)
         return run_command(options, console)
     except PfuError as error:
         code, reason = error.exit_code, str(error)
@@ -7926,7 +8690,7 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
         code, reason = ExitCode.CANNOT_START, internal_error(error)
     console.finish()
     console.problem(reason)
-    say_in_json(reason, code)
+    give_up(reason, code)
     return code
 
 

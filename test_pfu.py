@@ -6751,7 +6751,7 @@ def test_figures_of_64_bits_fit_the_ledger(tmp_path: Path, number: int) -> None:
     ],
 )
 def test_times_before_1970_are_written_as_a_number(mtime: int, text: str) -> None:
-    metadata = pfu.object_metadata(status_of(st_mtime_ns=mtime))
+    metadata = pfu.object_metadata(status_of(st_mtime_ns=mtime), 1)
     assert (metadata["mtime"], metadata["file-mtime"]) == (text, f"{mtime}ns")
 
 
@@ -7718,6 +7718,477 @@ def test_the_policy_in_the_readme_is_enough_where_it_is_enforced(
         assert (other.code, "AccessDenied" in other.err) == (2, True)
     finally:
         store.close()
+
+
+# ======================================================================================
+# What is taken: filters, shares
+# ======================================================================================
+
+TREE = (
+    *("a.txt", "b.log", "keep.log", "logs/x.log", "logs/y.txt", "logs/deep/z.log"),
+    *("src/main.c", "src/main.o", "src/lib/util.o", "src/lib/util.c", "tmp/t", "x[1].txt"),
+    *("docs/a/b/c.md", "docs/c.md", "c.md", "[odd]", "sp ace.txt", "#hash", "!bang"),
+)
+PATTERNS = [
+    ["*.log"],
+    ["*.log", "!keep.log"],
+    ["/a.txt"],
+    ["logs"],
+    ["logs/"],
+    ["logs/*", "!logs/deep"],
+    ["logs/**"],
+    ["**/c.md"],
+    ["docs/**/c.md"],
+    ["docs/*/c.md"],
+    ["src/**/*.o", "!src/lib/util.o"],
+    ["*.[co]"],
+    ["*.[!c]"],
+    ["?.txt"],
+    [r"x\[1\].txt"],
+    ["x[[]1].txt"],
+    [r"\#hash", r"\!bang"],
+    ["**"],
+    ["*", "!*.txt"],
+    ["/*", "!/src", "/src/*", "!/src/lib"],
+    ["sp*"],
+    ["[odd]"],
+    ["a.txt/"],
+    ["lib/"],
+    ["src/lib"],
+]
+
+
+def taken_by_git(place: Place, lines: Sequence[str]) -> set[str]:
+    """What git would not ignore: the judge of .gitignore's format."""
+    (place.root / ".gitignore").write_text("\n".join(lines))
+    command = ["git", "-c", "core.excludesFile=/dev/null", "ls-files", "-z", "--others"]
+    subprocess.run(["git", "init", "-q"], cwd=place.root, check=True)
+    told = subprocess.run(
+        [*command, "--exclude-per-directory=.gitignore"],
+        cwd=place.root,
+        capture_output=True,
+        check=True,
+    ).stdout
+    shutil.rmtree(place.root / ".git")
+    (place.root / ".gitignore").unlink()
+    return {os.fsdecode(name) for name in told.split(b"\0") if name} - {".gitignore"}
+
+
+def scanned(place: Place, options: pfu.ScanOptions) -> set[str]:
+    found = pfu.Scan(str(place.root), "to", "", options)
+    return {entry.key for entry in found}
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="git is the judge")
+@pytest.mark.parametrize("lines", PATTERNS, ids=[" ".join(lines) for lines in PATTERNS])
+def test_patterns_mean_what_they_mean_to_git(place: Place, lines: list[str]) -> None:
+    for name in TREE:
+        place.file(name)
+    patterns = place.path / "patterns"
+    patterns.write_text("# comment\n\n" + "\n".join(lines))
+    rules = tuple(pfu.rules_of_file(str(patterns)))
+    assert scanned(place, pfu.ScanOptions(rules=rules)) == taken_by_git(place, lines)
+
+
+FILTERS: list[tuple[str, set[str]]] = [
+    ("--exclude *.log", {*TREE} - {"b.log", "keep.log", "logs/x.log", "logs/deep/z.log"}),
+    (
+        "--exclude *.log --include keep.log",
+        {*TREE} - {"b.log", "logs/x.log", "logs/deep/z.log"},
+    ),
+    ("--include *.c", {"src/main.c", "src/lib/util.c"}),
+    ("--include docs/", {"docs/a/b/c.md", "docs/c.md"}),
+    ("--include src --exclude *.o", {"src/main.c", "src/lib/util.c"}),
+    ("--include *.c --exclude lib", {"src/main.c"}),
+    ("--exclude /* --include /a.txt", {"a.txt"}),
+    ("--exclude-from patterns --include tmp", {*TREE} - {"c.md", "docs/c.md", "docs/a/b/c.md"}),
+]
+
+
+@pytest.mark.parametrize("options, taken", FILTERS, ids=[f[0] for f in FILTERS])
+def test_filters_in_their_order(place: Place, options: str, taken: set[str]) -> None:
+    for name in TREE:
+        place.file(name)
+    (place.path / "patterns").write_text("tmp\n*.md\n")
+    run = place.run("--mode", "concurrent", "--json", *options.split())
+    assert run.code == 0, run.err
+    assert set(place.stored()) == taken
+    assert run.json["skipped_by_reason"]["excluded"] > 0
+    assert_accounts(run.json)
+
+
+def test_an_excluded_directory_is_never_opened(place: Place) -> None:
+    place.file("closed/f")
+    place.file("f")
+    (place.root / "closed").chmod(0)
+    try:
+        run = place.run("--mode", "concurrent", "--json", preexec_fn=drop_privilege)
+        assert (run.code, run.json["failed"]) == (1, 1)
+        run = place.run(
+            "--mode", "concurrent", "--json", "--exclude", "closed", preexec_fn=drop_privilege
+        )
+    finally:
+        (place.root / "closed").chmod(0o755)
+    assert (run.code, run.json["skipped_by_reason"]) == (0, {"excluded": 1})
+
+
+LIMITS: list[tuple[str, set[str], str]] = [
+    ("--min-age 1d", {"old", "big"}, "newer than --min-age"),
+    ("--max-age 1d", {"new"}, "older than --max-age"),
+    ("--min-size 1K", {"big"}, "below --min-size"),
+    ("--max-size 1K", {"old", "new"}, "above --max-size"),
+    ("--max-size 0", set(), "above --max-size"),
+]
+
+
+@pytest.mark.parametrize("options, taken, reason", LIMITS, ids=[f[0] for f in LIMITS])
+def test_limits_of_age_and_size(place: Place, options: str, taken: set[str], reason: str) -> None:
+    place.file("old")
+    place.file("big", b"x" * 5000)
+    place.file("new", mtime=int(time.time()))
+    run = place.run("--mode", "concurrent", "--json", *options.split())
+    assert (run.code, set(place.stored())) == (0, taken)
+    assert run.json["skipped_by_reason"] == {reason: 3 - len(taken)}
+    assert_accounts(run.json)
+
+
+def test_filters_hold_for_a_single_file(place: Place) -> None:
+    shutil.rmtree(place.root)
+    place.root.write_bytes(b"x")
+    run = place.run("--mode", "concurrent", "--json", "--exclude", "tree")
+    assert (run.code, run.json["skipped"], place.stored()) == (0, 1, {})
+
+
+WRONG_FILTERS = [
+    ("--exclude [z-a]", "bad character range"),
+    ("--exclude /", "the pattern is empty"),
+    ("--exclude-from nowhere", "nowhere: No such file or directory"),
+    ("--min-size 2K --max-size 1K", "--max-size is below --min-size"),
+    ("--min-age 2d --max-age 1d", "--max-age is below --min-age"),
+    ("--links --follow-symlinks", "--links contradicts --follow-symlinks"),
+    ("--shard 3/2", "there is no share 3 of 2"),
+    ("--shard auto", "is no share: write K/N"),
+    ("--shard 0/2", "is no share"),
+    ("--tag novalue", "is no tag: write K=V"),
+    ("--tag a=1 --tag a=2", "S3 takes 10 different tags at most"),
+    ("--content-type *.x", "is no GLOB=TYPE"),
+    ("--content-type *.x=text", "is no GLOB=TYPE"),
+    ("--bwlimit 10", "is below 1K a second"),
+    ("--provider nothing", "it is no MODULE:CLASS"),
+    ("--provider nothing:Here", "No module named 'nothing'"),
+    ("--provider json:dumps", "it is no Uploader"),
+    ("--provider json:dumps --storage-class X", "--storage-class is for S3, not for --provider"),
+]
+
+
+@pytest.mark.parametrize("options, says", WRONG_FILTERS, ids=[f[0] for f in WRONG_FILTERS])
+def test_options_that_make_no_sense(place: Place, options: str, says: str) -> None:
+    place.endpoint = ""
+    place.file("f")
+    run = place.run(*options.split())
+    assert (run.code, run.err.count("\n")) == (2, 1), run.err
+    assert says in run.err
+
+
+@pytest.mark.parametrize("shards", [1, 2, 5])
+def test_shares_of_a_tree_make_the_whole(place: Place, shards: int) -> None:
+    place.files(60)
+    keys: list[set[str]] = []
+    for number in range(1, shards + 1):
+        run = place.run("--mode", "concurrent", "--shard", f"{number}/{shards}", "--json")
+        assert run.code == 0, run.err
+        before: set[str] = set().union(*keys)
+        keys.append(set(place.stored()) - before)
+        assert len(keys[-1]) == run.json["seen"] == run.json["uploaded"]
+        assert (place.path / f"pfu.{number}-of-{shards}.db").exists()
+    assert set().union(*keys) == set(place.local())
+    assert place.server.count("PutObject") == 60
+    assert min(map(len, keys)) > 0
+
+
+def test_ledgers_of_all_shares_are_left_out(place: Place) -> None:
+    place.files(10)
+    arguments = ["--mode", "concurrent", "--json", "--shard"]
+    for number in (1, 2, 1, 2):
+        command = place.command(*arguments, f"{number}/2")
+        done = subprocess.run(command, cwd=place.root, env=place.environment, capture_output=True)
+        assert done.returncode == 0, done.stderr
+    assert set(place.stored()) == set(place.local()) - {
+        path.name for path in place.root.glob("pfu.*")
+    }
+
+
+ARRAYS: list[tuple[str, dict[str, str], pfu.Shard]] = [
+    ("auto", {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "8"}, pfu.Shard(4, 8)),
+    (
+        "auto",
+        {
+            "SLURM_ARRAY_TASK_ID": "14",
+            "SLURM_ARRAY_TASK_MIN": "10",
+            "SLURM_ARRAY_TASK_STEP": "2",
+            "SLURM_ARRAY_TASK_COUNT": "5",
+        },
+        pfu.Shard(3, 5),
+    ),
+    (
+        "auto",
+        {"AWS_BATCH_JOB_ARRAY_INDEX": "0", "AWS_BATCH_JOB_ARRAY_SIZE": "4"},
+        pfu.Shard(1, 4),
+    ),
+    ("auto/6", {"JOB_COMPLETION_INDEX": "5"}, pfu.Shard(6, 6)),
+]
+
+
+@pytest.mark.parametrize("text, told, shard", ARRAYS)
+def test_a_job_of_an_array_knows_its_share(
+    monkeypatch: pytest.MonkeyPatch, text: str, told: dict[str, str], shard: pfu.Shard
+) -> None:
+    for names in pfu.ARRAY_JOBS:
+        for name in filter(None, names):
+            monkeypatch.delenv(name, raising=False)
+    with pytest.raises(argparse.ArgumentTypeError):
+        pfu.parse_shard(text)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    assert pfu.parse_shard(text) == shard
+
+
+# ======================================================================================
+# What is said of objects: options of S3, in both lanes
+# ======================================================================================
+
+SAID: list[tuple[str, dict[str, str]]] = [
+    ("--storage-class GLACIER_IR", {"x-amz-storage-class": "GLACIER_IR"}),
+    ("--sse AES256", {"x-amz-server-side-encryption": "AES256"}),
+    (
+        "--sse aws:kms --sse-kms-key-id key/1",
+        {
+            "x-amz-server-side-encryption": "aws:kms",
+            "x-amz-server-side-encryption-aws-kms-key-id": "key/1",
+        },
+    ),
+    ("--cache-control max-age=60,public", {"cache-control": "max-age=60,public"}),
+    ("--tag team=a+b/c --tag keep=7y", {"x-amz-tagging": "team=a%2Bb%2Fc&keep=7y"}),
+    ("--content-type *=text/x-all --content-type *.md=text/a", {"content-type": "text/x-all"}),
+    ("--content-type /d/**=image/x", {"content-type": "image/x"}),
+]
+
+
+@pytest.mark.parametrize("lane", ["fast", "safe"])
+@pytest.mark.parametrize("options, headers", SAID, ids=[s[0] for s in SAID])
+def test_what_is_said_of_objects(
+    place: Place, lane: str, options: str, headers: dict[str, str]
+) -> None:
+    place.file("d/small.txt", b"x")
+    place.file("d/large.bin", os.urandom(5 * MIB + 1))
+    checksum_lane(place, lane)
+    run = place.run("--mode", "concurrent", *PART, *options.split(), "--json")
+    assert run.code == 0, run.err
+    assert run.json["fast_lane"] == (2 if lane == "fast" else 0)
+    assert len(place.server.objects(BUCKET)) == 2
+    for stored in place.server.objects(BUCKET).values():
+        assert headers.items() <= stored.headers.items()
+
+
+@pytest.mark.parametrize("lane", ["fast", "safe"])
+def test_the_requester_pays_for_every_request_about_objects(place: Place, lane: str) -> None:
+    place.file("small")
+    place.file("large", os.urandom(5 * MIB + 1))
+    checksum_lane(place, lane)
+    assert place.run("--mode", "concurrent", *PART, "--requester-pays").code == 0
+    assert place.run("--verify", "--checksum", "--requester-pays").code == 0
+    told = {
+        request.operation
+        for request in place.server.log
+        if request.headers.get("x-amz-request-payer") == "requester"
+    }
+    assert told >= {"PutObject", "UploadPart", "CompleteMultipartUpload", "ListObjectsV2"}
+    silent = {request.operation for request in place.server.log} - told
+    assert silent == {"HeadBucket", "GetPublicAccessBlock"}
+
+
+# ======================================================================================
+# Logs, metrics, the environment, providers
+# ======================================================================================
+
+
+def test_every_option_may_come_from_the_environment(place: Place) -> None:
+    for name in ("a.txt", "b.log", "c.tmp", "sp ace.txt"):
+        place.file(name)
+    place.environment.update(
+        PFU_ROOT=str(place.root),
+        PFU_DESTINATION=f"s3://{BUCKET}/p",
+        PFU_ENDPOINT_URL=place.endpoint,
+        PFU_MODE="concurrent",
+        PFU_EXCLUDE="*.log 'sp ace.*'",
+        PFU_JSON="1",
+        PFU_QUIET="no",
+        PFU_TAG="a=1 b=2",
+        PFU_NICE="5",
+    )
+    place.endpoint = ""
+    run = place.run(to=None)
+    assert (run.code, set(place.stored())) == (0, {"a.txt", "c.tmp"}), run.err
+    assert run.json["mode"] == "concurrent"
+    assert place.server.objects(BUCKET)["p/a.txt"].headers["x-amz-tagging"] == "a=1&b=2"
+    more = place.run("--mode", "parallel", "--exclude", "*.tmp", "--include", "*.log", to=None)
+    assert more.json["mode"] == "parallel"
+    assert set(place.stored()) == {"a.txt", "c.tmp", "b.log"}
+
+
+@pytest.mark.parametrize(
+    "name, value, says",
+    [
+        ("PFU_MODE", "serial", "PFU_MODE: argument --mode: invalid choice: 'serial'"),
+        ("PFU_QUIET", "maybe", "PFU_QUIET: 'maybe' is neither 1 nor 0"),
+        ("PFU_EXCLUDE", "'open", "PFU_EXCLUDE: No closing quotation"),
+        ("PFU_NICE", "99", "PFU_NICE: argument --nice: '99' is not from 0 to 19"),
+    ],
+)
+def test_what_is_wrong_in_the_environment_is_named(
+    place: Place, name: str, value: str, says: str
+) -> None:
+    place.environment[name] = value
+    run = place.run()
+    assert (run.code, run.err.count("\n")) == (2, 1)
+    assert says in run.err
+
+
+def test_the_log_has_a_line_for_everything_that_is_said(place: Place) -> None:
+    place.files(5)
+    place.server.faults.append(Fault(Action("error", 400, "InvalidRequest"), key="f00003"))
+    log = place.path / "log"
+    for _ in range(2):
+        assert place.run("--mode", "concurrent", "--quiet", "--log-file", log).code == 1
+    lines = log.read_text().splitlines()
+    assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d{4} ", line) for line in lines)
+    assert len([line for line in lines if "InvalidRequest" in line]) == 2
+    ends = [line for line in lines if "exit code 1" in line]
+    assert len(ends) == 2
+    assert "5 seen, 4 uploaded" in ends[0]
+    assert log.stat().st_mode & 0o777 == 0o600
+
+
+def test_the_log_rotates_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pfu, "LOG_BYTES", 1000)
+    log = pfu.LogFile(str(tmp_path / "log"))
+    for number in range(500):
+        assert log.write(f"line {number}\nof many") == ""
+    log.close()
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["log", *(f"log.{n}" for n in range(1, pfu.LOG_FILES + 1))]
+    assert all(path.stat().st_size <= 1000 for path in tmp_path.iterdir())
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o600}
+    assert "line 499\\nof many" in (tmp_path / "log").read_text()
+
+
+def test_own_files_are_left_out_wherever_they_are(place: Place) -> None:
+    place.files(3)
+    own = ["--log-file", place.root / "pfu.log", "--metrics-file", place.root / "m.prom"]
+    for _ in range(2):
+        run = place.run("--mode", "concurrent", "--json", "--db", place.root / "l.db", *own)
+        assert run.code == 0, run.err
+    assert len(place.stored()) == 3
+    assert run.json["skipped_by_reason"]["pfu's own ledger"] >= 4
+
+
+@pytest.mark.parametrize("kind", ["folder", "link"])
+@pytest.mark.parametrize("option", ["--log-file", "--metrics-file"])
+def test_own_files_that_cannot_be_written(place: Place, option: str, kind: str) -> None:
+    place.file("f")
+    victim = place.path / "victim"
+    victim.write_text("precious")
+    path = place.path / "there"
+    if kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(victim)
+    run = place.run("--mode", "concurrent", option, path)
+    assert victim.read_text() == "precious"
+    if (option, kind) == ("--metrics-file", "link"):  # the link itself is replaced
+        assert (run.code, run.err) == (0, "")
+    else:
+        assert (run.code, run.err.count("\n")) == (2 if option == "--log-file" else 0, 1)
+        assert str(path) in run.err
+
+
+def metric(text: str, name: str) -> float:
+    found = re.search(rf"^pfu_{name}\{{[^}}]*\}} (\S+)$", text, re.MULTILINE)
+    assert found, text
+    return float(found[1])
+
+
+def test_metrics_of_a_success_and_of_a_failure(place: Place) -> None:
+    place.files(5)
+    path = place.path / "pfu.prom"
+    arguments = ["--mode", "concurrent", "--metrics-file", path]
+    before = time.time()
+    assert place.run(*arguments).code == 0
+    first = path.read_text()
+    assert metric(first, "run_uploaded_files") == 5
+    assert metric(first, "run_exit_code") == metric(first, "run_failed_files") == 0
+    assert before - 1 < metric(first, "last_success_timestamp_seconds") < time.time() + 1
+    assert path.stat().st_mode & 0o777 == 0o644
+    place.file("more")
+    place.server.faults.append(Fault(Action("error", 400, "InvalidRequest"), key="more"))
+    assert place.run(*arguments).code == 1
+    place.server.deny.add("PutObject")
+    wrong_secret(place)
+    assert place.run(*arguments).code == 2
+    last = path.read_text()
+    assert metric(last, "run_exit_code") == 2
+    name = "last_success_timestamp_seconds"
+    assert metric(last, name) == metric(first, name) < metric(last, "last_run_timestamp_seconds")
+    kinds = re.findall(r"^# TYPE (pfu_\w+) gauge$", last, re.MULTILINE)
+    assert kinds == re.findall(r"^(pfu_\w+)\{", last, re.MULTILINE)
+
+
+def test_a_dry_run_tells_requests_and_their_price(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.files(3)
+    place.file("large", b"x" * (11 * MIB))
+    run = place.run("--dry-run", "--json", *PART)
+    assert (run.json["requests"], run.json["request_cost_usd"]) == (3 + 5, None)
+    assert run.json["pending"] == 4
+    uploader = pfu.S3Uploader("s3://bkt", pfu.S3Options(storage_class="DEEP_ARCHIVE"))
+    assert uploader.request_cost(1_000_000) == 50.0
+    assert pfu.S3Uploader("s3://bkt").request_cost(50_000) == 0.25
+
+
+PROVIDER = """
+from pathlib import Path
+from pfu import Receipt, RetryableError, Upload, Uploader
+
+
+class Folder(Uploader):
+    def __init__(self, destination):
+        super().__init__()
+        self.destination = destination
+
+    def put(self, upload):
+        target = Path(self.destination) / upload.key
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not target.exists():
+            target.touch()
+            raise RetryableError("store", upload.key, "once more")
+        target.write_bytes(upload.body)
+        return Receipt("etag")
+"""
+
+
+@BOTH_MODES
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_provider_is_found_by_its_name(place: Place, mode: str, method: str) -> None:
+    place.files(20)
+    place.endpoint = ""
+    (place.path / "folder.py").write_text(PROVIDER)
+    place.environment["PFU_START_METHOD"] = method
+    store = place.path / "store"
+    run = place.run("--mode", mode, "--provider", "folder:Folder", "--json", to=str(store))
+    assert (run.code, run.json["uploaded"]) == (0, 20), run.err
+    stored = {str(p.relative_to(store)): p.read_bytes() for p in store.rglob("*") if p.is_file()}
+    assert stored == place.local()
 
 
 # ======================================================================================
