@@ -676,12 +676,19 @@ class Inspected(NamedTuple):
 
     def is_of(self, found: Found) -> bool:
         """Whether its metadata are those of a file: size, time and permissions."""
-        told = self.metadata.get
-        return (self.size, told("file-mtime"), told("file-permissions")) == (
-            found.file_size,
-            f"{found.last_modified}ns",
-            found.permissions,
-        )
+        modified = nanoseconds(self.metadata.get("mtime", ""))
+        mode = self.metadata.get("mode", "").lstrip("0")
+        told = (self.size, modified, mode)
+        return told == (found.file_size, found.last_modified, found.permissions.lstrip("0"))
+
+
+def nanoseconds(text: str) -> int | None:
+    """Of a decimal number of seconds, as rclone and pfu write it; None if it is none."""
+    match = re.fullmatch(r"(-?)([0-9]{1,12})(?:\.([0-9]{1,9}))?", text)
+    if not match:
+        return None
+    count = int(match[2]) * 10**9 + int((match[3] or "").ljust(9, "0"))
+    return -count if match[1] else count
 
 
 class Change(NamedTuple):
@@ -1276,10 +1283,10 @@ FILE_FLAGS = (
     | getattr(os, "O_BINARY", 0)
 )
 
-# What rclone would decode in a name is quoted as rclone quotes it (lib/encoder, S3 backend).
+# rclone writes a byte that is not UTF-8 behind this sign (lib/encoder); the sign itself is doubled.
+# All else comes back from rclone as it went up: tried with 1.75, both ways.
 QUOTE = "\u201b"  # SINGLE HIGH-REVERSED-9 QUOTATION MARK
-QUOTED_CHARACTERS = str.maketrans({c: QUOTE + c for c in (QUOTE, "\u2400", "\uff0f")})
-QUOTED_NAMES = {"\uff0e": QUOTE + "\uff0e", "\uff0e\uff0e": (QUOTE + "\uff0e") * 2}
+
 COMPRESSED_TYPES = {
     "gzip": "application/gzip",
     "bzip2": "application/x-bzip2",
@@ -1789,14 +1796,12 @@ def kind_of(mode: int) -> str:
 def encode_name(name: str) -> str:
     """A file's name as a part of an object key: valid UTF-8, and reversible.
 
-    Bytes that are not UTF-8 are written as rclone writes them, ``\u201bFF``; what rclone would
-    take for its own quoting is quoted. Nothing is normalised.
+    Bytes that are not UTF-8 are written as rclone writes them, ``\u201bFF``, and the sign that
+    this begins with is doubled. Nothing is normalised.
     """
     if name.isascii():
         return name
-    if name in QUOTED_NAMES:
-        return QUOTED_NAMES[name]
-    quoted = name.translate(QUOTED_CHARACTERS)
+    quoted = name.replace(QUOTE, QUOTE * 2)
     return re.sub("[\udc80-\udcff]", lambda m: f"{QUOTE}{ord(m[0]) - 0xDC00:02X}", quoted)
 
 
@@ -1830,16 +1835,21 @@ def object_metadata(status: os.stat_result, size: int) -> dict[str, str]:
     mode = f"0{status.st_mode:o}"
     seconds, fraction = divmod(abs(status.st_mtime_ns), 1_000_000_000)
     sign = "-" if status.st_mtime_ns < 0 else ""
+    for_rclone = {
+        "mtime": f"{sign}{seconds}.{fraction:09d}",
+        "mode": mode,
+        "uid": str(status.st_uid),
+        "gid": str(status.st_gid),
+    }
+    if stat.S_ISLNK(status.st_mode):  # what else it finds, it would make attributes of the link
+        return for_rclone
     return {
         "file-size": str(size),
         "file-mtime": f"{status.st_mtime_ns}ns",
         "file-permissions": mode,
         "file-owner": str(status.st_uid),
         "file-group": str(status.st_gid),
-        "mtime": f"{sign}{seconds}.{fraction:09d}",
-        "mode": mode,
-        "uid": str(status.st_uid),
-        "gid": str(status.st_gid),
+        **for_rclone,
     }
 
 

@@ -1622,13 +1622,11 @@ def key_of(path: Path) -> str:
 def encoded_name(name: bytes) -> str:
     quote = "\u201b"
     text = name.decode("utf-8", "surrogateescape")
-    if text in ("\uff0e", "\uff0e\uff0e"):
-        return "".join(quote + character for character in text)
     encoded = ""
     for character in text:
         if "\udc80" <= character <= "\udcff":
             encoded += quote + character.encode("utf-8", "surrogateescape").hex().upper()
-        elif character in "\u201b\u2400\uff0f":
+        elif character == quote:
             encoded += quote + character
         else:
             encoded += character
@@ -8189,6 +8187,141 @@ def test_a_provider_is_found_by_its_name(place: Place, mode: str, method: str) -
     assert (run.code, run.json["uploaded"]) == (0, 20), run.err
     stored = {str(p.relative_to(store)): p.read_bytes() for p in store.rglob("*") if p.is_file()}
     assert stored == place.local()
+
+
+# ======================================================================================
+# Restores, with other people's tools
+# ======================================================================================
+#
+# PFU_TEST_PEERS names a folder with rclone, s5cmd and aws; .ci/run installs them there.
+
+PEERS = os.environ.get("PFU_TEST_PEERS", "")
+needs_peers = pytest.mark.skipif(not PEERS, reason="PFU_TEST_PEERS names no other tools")
+
+
+@pytest.fixture
+def lenient_place(tmp_path: Path) -> Iterator[Place]:
+    """Of other tools some do not sign what they have not to."""
+    with S3Server(buckets=[BUCKET], allow_unsigned_payload=True) as server:
+        yield Place(tmp_path, server)
+
+
+def peer(place: Place, tool: str, *arguments: Any) -> None:
+    """Run another tool against the server. It must not complain by its exit code."""
+    environment = {
+        **place.environment,
+        "RCLONE_CONFIG": os.devnull,
+        "RCLONE_CONFIG_X_TYPE": "s3",
+        "RCLONE_CONFIG_X_PROVIDER": "Other",
+        "RCLONE_CONFIG_X_ENV_AUTH": "true",
+        "RCLONE_CONFIG_X_ENDPOINT": place.endpoint,
+        "RCLONE_CONFIG_X_FORCE_PATH_STYLE": "true",
+        "RCLONE_CONFIG_X_LIST_VERSION": "2",
+        "RCLONE_CONFIG_X_LIST_URL_ENCODE": "true",
+        "S3_ENDPOINT_URL": place.endpoint,
+        "AWS_ENDPOINT_URL": place.endpoint,
+        "LC_ALL": "C.UTF-8",
+    }
+    command = [str(Path(PEERS) / tool), *map(str, arguments)]
+    done = subprocess.run(
+        command, cwd=place.path, env=environment, capture_output=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+class Entry(NamedTuple):
+    """What a restore has to bring back."""
+
+    mode: int
+    modified: int  # nanoseconds since the epoch
+    content: bytes
+
+
+def entries(root: Path) -> dict[bytes, Entry]:
+    """Files and links below a folder, by the bytes of their paths."""
+    found = {}
+    for folder, _, _ in os.walk(os.fsencode(root)):
+        for entry in os.scandir(folder):
+            status = entry.stat(follow_symlinks=False)
+            if entry.is_symlink():
+                content = os.readlink(entry.path)
+            elif entry.is_file():
+                content = Path(os.fsdecode(entry.path)).read_bytes()
+            else:
+                continue
+            path = os.path.relpath(entry.path, os.fsencode(root))
+            found[path] = Entry(status.st_mode, status.st_mtime_ns, content)
+    return found
+
+
+def tree_to_restore(place: Place) -> None:
+    for number, name in enumerate(ODD_NAMES):
+        path = place.file(os.path.join(b"d" if number % 3 else b"d/e", os.fsencode(name)))
+        path.write_bytes(b"%d" % number * number)
+        path.chmod((0o640, 0o755, 0o600, 0o444)[number % 4])
+        os.utime(path, ns=(1, LONG_AGO * 10**9 + 123456789 + number))
+    large = place.file("large", os.urandom(11 * MIB))
+    os.utime(large, ns=(1, 1_700_000_000_000_000_001))
+
+
+def restorable(name: bytes) -> bool:
+    """rclone cannot even upload a name with its own quoting sign in it."""
+    return "\u201b".encode() not in name
+
+
+@needs_peers
+@BOTH_MODES
+def test_rclone_restores_files_as_they_were(lenient_place: Place, mode: str) -> None:
+    place = lenient_place
+    tree_to_restore(place)
+    (place.root / "empty/in").mkdir(parents=True)
+    (place.root / "d/link").symlink_to("e/plain.txt")
+    (place.root / "dangling").symlink_to(b"../nowh\xffere\n")
+    options = ["--links", "--directory-markers"]
+    run = place.run("--mode", mode, *PART, *options, "--json")
+    assert (run.code, run.json["skipped"]) == (0, 0), run.err
+    assert place.run("--verify", "--checksum", *options).code == 0
+    again = place.run("--mode", mode, *PART, *options, "--json")
+    assert (again.json["uploaded"], again.json["unchanged"]) == (0, run.json["uploaded"])
+    back = place.path / "back"
+    peer(
+        place, "rclone", "copy", "--metadata", "--links", "--s3-directory-markers",
+        "--create-empty-src-dirs", f"x:{BUCKET}/p", back,
+    )  # fmt: skip
+    wanted = {name: entry for name, entry in entries(place.root).items() if restorable(name)}
+    found = {name: entry for name, entry in entries(back).items() if restorable(name)}
+    assert len(wanted) == len(ODD_NAMES) - 1 + 3
+    assert found == wanted
+    assert (back / "empty/in").is_dir()
+
+
+@needs_peers
+def test_a_lost_ledger_is_made_anew_from_what_rclone_stored(lenient_place: Place) -> None:
+    place = lenient_place
+    tree_to_restore(place)
+    for path in [path for path in entries(place.root) if not restorable(path)]:
+        os.unlink(os.path.join(os.fsencode(place.root), path))
+    peer(place, "rclone", "copy", "--metadata", place.root, f"x:{BUCKET}/p")
+    run = place.run("--verify", "--json")
+    assert run.json["adopted"] == len(ODD_NAMES) - 1 + 1, run.out
+    assert place.run("--mode", "concurrent", "--json").json["unchanged"] == len(ODD_NAMES)
+
+
+@needs_peers
+@pytest.mark.parametrize("tool", ["aws", "s5cmd"])
+def test_other_tools_restore_the_bytes(lenient_place: Place, tool: str) -> None:
+    place = lenient_place
+    tree_to_restore(place)
+    if tool == "s5cmd":  # it does not ask for a listing that can hold such a key
+        next(place.root.rglob("*red")).unlink()
+    assert place.run("--mode", "concurrent", *PART).code == 0
+    back = place.path / "back"
+    if tool == "aws":
+        peer(place, "aws", "s3", "cp", "--recursive", f"s3://{BUCKET}/p", back)
+    else:
+        peer(place, "s5cmd", "cp", f"s3://{BUCKET}/p/*", f"{back}/")
+    found = {os.fsdecode(path): entry.content for path, entry in entries(back).items()}
+    assert found == place.local()
 
 
 # ======================================================================================
