@@ -8046,7 +8046,7 @@ class Parser(argparse.ArgumentParser):
                 self.parse_args(words)  # its errors name the variable
                 told += words
         self.origin = ""
-        options = self.parse_args([*told, *arguments])
+        options = self.parse_intermixed_args([*told, *arguments])
         options.root = options.root or environment.get("PFU_ROOT")
         options.destination = options.destination or environment.get("PFU_DESTINATION") or None
         return options
