@@ -409,6 +409,34 @@ def _sql_type(annotation: str) -> str:
     return "INTEGER" if re.match(r"int\b|FileStatus|JobStatus", annotation) else "TEXT"
 
 
+NOT_UTF8 = frozenset(("file_path", "root_dir", "error"))  # columns that a BLOB may be in
+STATUSES: Mapping[str, type[IntEnum]] = {"FileStatus": FileStatus, "JobStatus": JobStatus}
+
+
+class Column(NamedTuple):
+    """What may stand in a column."""
+
+    name: str
+    types: frozenset[type]
+    values: frozenset[int]  # empty: any
+
+
+@functools.cache
+def columns_of(model: type[BaseModel]) -> Mapping[str, Column]:
+    """The columns of a table, by name."""
+    fields = dataclasses.fields(model)  # type: ignore[arg-type]
+    return {f.name: _column(f.name, str(f.type)) for f in fields}
+
+
+def _column(name: str, annotation: str) -> Column:
+    types: set[type] = {int if _sql_type(annotation) == "INTEGER" else str}
+    if annotation.endswith("None"):
+        types.add(type(None))
+    if name in NOT_UTF8:
+        types.add(bytes)
+    return Column(name, frozenset(types), frozenset(map(int, STATUSES.get(annotation, ()))))
+
+
 @dataclass
 class FileModel(BaseModel):
     """One file on its way to one destination.
@@ -738,6 +766,11 @@ BEGIN_SQL = FileModel.update_sql(("status",))
 SIZE_COLUMN = FileModel.columns().index("file_size")
 
 
+is_sha256 = re.compile(r"[0-9a-f]{64}").fullmatch
+# Of a damaged file SQLite may say what Python cannot decode: names in it are repeated as they are.
+SQL_ERRORS = (sqlite3.Error, UnicodeDecodeError)
+
+
 class Ledger:
     """The SQLite file. Raises LedgerError, with what to do, for all that can go wrong with it."""
 
@@ -752,7 +785,7 @@ class Ledger:
         try:
             self._db = self._connect()
             self._check()
-        except sqlite3.Error as error:
+        except SQL_ERRORS as error:
             raise self._error("open", error) from error
 
     def _connect(self) -> sqlite3.Connection:
@@ -789,7 +822,7 @@ class Ledger:
         self._create()
 
     def _pragma(self, name: str) -> int:
-        return int(self._db.execute(f"PRAGMA {name}").fetchone()[0])
+        return int(self._rows(f"PRAGMA {name}")[0][0])
 
     def _create(self) -> None:
         with self._transaction() as db:
@@ -809,7 +842,7 @@ class Ledger:
             self._db.execute("BEGIN IMMEDIATE")
             yield self._db
             self._db.execute("COMMIT")
-        except sqlite3.Error as error:
+        except SQL_ERRORS as error:
             self._roll_back()
             raise self._error("write", error) from error
         except BaseException:
@@ -817,12 +850,14 @@ class Ledger:
             raise
 
     def _roll_back(self) -> None:
-        with contextlib.suppress(sqlite3.Error):
+        with contextlib.suppress(*SQL_ERRORS):
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
 
-    def _error(self, operation: str, error: sqlite3.Error) -> LedgerError:
+    def _error(self, operation: str, error: Exception) -> LedgerError:
         text = str(error)
+        if isinstance(error, UnicodeDecodeError):
+            text = "malformed: it holds text that is not UTF-8"
         hints = {
             "full": "free some space and run again: nothing that the store has is lost",
             "not a database": "name another --db, or move this file away",
@@ -837,12 +872,36 @@ class Ledger:
     def _rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         try:
             return self._db.execute(sql, parameters).fetchall()
-        except sqlite3.Error as error:
+        except SQL_ERRORS as error:
             raise self._error("read", error) from error
+
+    def _checked(
+        self,
+        model: type[BaseModel],
+        sql: str,
+        parameters: Sequence[Any] = (),
+        columns: Sequence[str] = (),
+    ) -> list[tuple[Any, ...]]:
+        """Rows of ``columns`` (all if none is named) that hold what pfu writes there."""
+        rows = self._rows(sql, parameters)
+        known = columns_of(model)
+        named = [known[name] for name in columns or known]
+        statuses = [(place, column) for place, column in enumerate(named) if column.values]
+        for kinds in {tuple(map(type, row)) for row in rows}:
+            for kind, column in zip(kinds, named):
+                if kind not in column.types:
+                    self._refuse(model, column.name)
+        for place, column in statuses:
+            if not column.values.issuperset(row[place] for row in rows):
+                self._refuse(model, column.name)
+        return rows
+
+    def _refuse(self, model: type[BaseModel], name: str) -> None:
+        raise self._error("read", sqlite3.DatabaseError(f"malformed: {model.table}.{name}"))
 
     def close(self) -> None:
         """Close the file. Nothing that was recorded depends on it."""
-        with contextlib.suppress(sqlite3.Error):
+        with contextlib.suppress(*SQL_ERRORS):
             self._db.close()
 
     # -- runs
@@ -862,7 +921,9 @@ class Ledger:
 
     def last_jobs(self, count: int) -> list[BatchJobRow]:
         """The newest runs, newest first."""
-        rows = self._rows(BatchJobRow.select_sql("ORDER BY rowid DESC LIMIT ?"), (count,))
+        rows = self._checked(
+            BatchJobRow, BatchJobRow.select_sql("ORDER BY rowid DESC LIMIT ?"), (count,)
+        )
         return [BatchJobRow(*map(python_path, row)) for row in rows]
 
     def forget_endpoint(self, endpoint: str) -> None:
@@ -958,7 +1019,8 @@ class Ledger:
     def stored(self, ids: Sequence[str]) -> dict[str, StoredRow]:
         """What is remembered of ``ids``."""
         where = f"WHERE id IN ({','.join('?' * len(ids))})"
-        rows = self._rows(FileModel.select_sql(where, StoredRow._fields), ids)
+        columns = StoredRow._fields
+        rows = self._checked(FileModel, FileModel.select_sql(where, columns), ids, columns)
         return {row[0]: StoredRow._make(row) for row in rows}
 
     def doubt(self, ids: Iterable[str]) -> None:
@@ -979,7 +1041,7 @@ class Ledger:
     def pending(self, batch_id: str) -> tuple[int, int]:
         """Files and bytes that wait in this run."""
         sql = (
-            "SELECT count(*), coalesce(sum(file_size), 0) FROM FileStat "
+            "SELECT count(*), CAST(coalesce(sum(file_size), 0) AS INTEGER) FROM FileStat "
             "WHERE status IN (?, ?) AND batch_id=?"
         )
         where = (FileStatus.PENDING, FileStatus.IN_PROGRESS, batch_id)
@@ -994,7 +1056,7 @@ class Ledger:
         At most ``rows`` of them and ``size`` bytes together, but one at least if there is one.
         The ledger is told of those alone whose hash a crash would make doubtful.
         """
-        found = self._rows(PAGE_SQL, (FileStatus.PENDING, *after, batch_id, rows))
+        found = self._checked(FileModel, PAGE_SQL, (FileStatus.PENDING, *after, batch_id, rows))
         sizes = itertools.accumulate(row[SIZE_COLUMN] for row in found)
         fitting = sum(1 for total in sizes if total <= size)
         page = [_file(row) for row in found[: max(1, fitting)]]
@@ -1026,8 +1088,8 @@ class Ledger:
 
     def unfinished_upload(self, file_id: str) -> UploadModel | None:
         """The upload of a file that was begun, if there is one."""
-        rows = self._rows(UploadModel.select_sql("WHERE id=?"), (file_id,))
-        return UploadModel(*map(python_path, rows[0])) if rows else None
+        rows = self._checked(UploadModel, UploadModel.select_sql("WHERE id=?"), (file_id,))
+        return UploadModel(*rows[0]) if rows else None
 
     def unfinished_uploads(self) -> Iterator[UploadModel]:
         """All uploads that were begun, by the id of their file."""
@@ -1055,16 +1117,22 @@ class Ledger:
         if self._pragma("user_version") < SCHEMA_VERSION:
             return  # the table came with it
         sql = UploadModel.select_sql(f"WHERE id > ? {condition} ORDER BY id LIMIT 1")
-        rows = self._rows(sql, ("", *parameters))
-        while rows:
-            yield UploadModel(*map(python_path, rows[0]))
-            rows = self._rows(sql, (rows[0][0], *parameters))
+        last = ""
+        while rows := self._checked(UploadModel, sql, (last, *parameters)):
+            upload = UploadModel(*rows[0])
+            if upload.id <= last:  # in a damaged file it may come again and again
+                self._refuse(UploadModel, "id")
+            yield upload
+            last = upload.id
 
     def parts(self, file_id: str) -> list[PartModel]:
         """The parts of a file that the store has acknowledged, by number."""
-        where = "WHERE id > ? AND id < ? ORDER BY number"
-        rows = self._rows(PartModel.select_sql(where), (f"{file_id}/", f"{file_id}0"))
-        return [PartModel(*row) for row in rows]
+        sql = PartModel.select_sql("WHERE id > ? AND id < ? ORDER BY number")
+        rows = self._checked(PartModel, sql, (f"{file_id}/", f"{file_id}0"))
+        parts = [PartModel(*row) for row in rows]
+        if not all(is_sha256(part.sha256) for part in parts):
+            self._refuse(PartModel, "sha256")
+        return parts
 
     def save_uploads(self, uploads: Iterable[UploadModel]) -> None:
         """Write uploads that are begun or about to be; their files have no parts then."""
@@ -1116,14 +1184,11 @@ class Ledger:
 
     def failures(self, batch_id: str, count: int) -> list[tuple[str, str]]:
         """Paths and reasons of the first ``count`` failed files of a run."""
-        rows = self._rows(
-            FileModel.select_sql(
-                "WHERE status=? AND batch_id=? ORDER BY file_size, id LIMIT ?",
-                ("file_path", "error"),
-            ),
-            (FileStatus.FAILED, batch_id, count),
-        )
-        return [(python_path(path), error or "") for path, error in rows]
+        columns = ("file_path", "error")
+        where = "WHERE status=? AND batch_id=? ORDER BY file_size, id LIMIT ?"
+        sql = FileModel.select_sql(where, columns)
+        rows = self._checked(FileModel, sql, (FileStatus.FAILED, batch_id, count), columns)
+        return [(python_path(path), python_path(error) or "") for path, error in rows]
 
     def count(self, batch_id: str, status: FileStatus) -> int:
         """How many files of a run have ``status``."""
@@ -1230,7 +1295,9 @@ class LedgerLock:
     def __init__(self, ledger_path: str) -> None:
         """Take the lock. Raises LockedError, naming the holder, if another process has it."""
         self.path = ledger_path + LOCK_SUFFIX
-        self._file: IO[str] = os.fdopen(open_private(self.path), "r+", encoding="utf-8")
+        self._file: IO[str] = os.fdopen(
+            open_private(self.path), "r+", encoding="utf-8", errors="replace"
+        )
         try:
             _lock_file(self._file)
         except OSError as error:
@@ -2332,6 +2399,8 @@ class Stamper:
 
 MAX_HEAD = 16 * KIB
 MAX_ANSWER = 64 * KIB
+MAX_CHUNK_HEAD = 256
+MAX_CHUNKS = 64  # the answer is parsed anew with each piece that comes in
 MAX_FORMATS = 64
 
 CHECKSUM_HEADER = "x-amz-checksum-sha256"
@@ -2344,7 +2413,9 @@ is_answer_head = re.compile(
     rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*\r\n)*\r\n"
 ).fullmatch
 is_length = re.compile(rb"[0-9]{1,9}").fullmatch
-chunk_head = re.compile(rb"([0-9A-Fa-f]{1,6})[ \t]*(?:;[\t\x20-\x7e]*)?\r\n").match
+chunk_head = re.compile(
+    rb"([0-9A-Fa-f]{1,6})[ \t]{0,8}(?:;[\t\x20-\x7e]{0,240})?\r\n"  # below MAX_CHUNK_HEAD
+).match
 known_fields = re.compile(
     rb"\r\n(content-length|transfer-encoding|content-encoding|etag|connection|retry-after|date)"
     rb":[ \t]*([^\r]*)",
@@ -2578,7 +2649,7 @@ def check_answer(received: bytes) -> Answer | None:
     if b"<Error" in body or b"content-encoding" in fields:
         raise Rejected(200, "with a body that is not plain or is an error")
     etag = fields.get(b"etag")
-    if not etag:
+    if not etag or not etag.strip(b'"'):
         raise Rejected(200, "without an ETag: not an answer of an object store")
     connection = fields.get(b"connection", b"").lower()
     return Answer(etag.decode("latin-1"), b"close" not in connection)
@@ -2638,23 +2709,25 @@ def body_by_chunks(rest: bytes) -> bytes | None:
     """Trailers are not accepted: nobody sends them to an answer of this size."""
     if len(rest) > MAX_ANSWER:
         raise Rejected(200, "with a body longer than expected")
-    chunks = []
-    while True:
-        match = chunk_head(rest)
+    chunks, end = [], 0
+    for _ in range(MAX_CHUNKS):
+        match = chunk_head(rest, end)
         if not match:
-            refuse_or_wait_for_chunk(rest)
+            refuse_or_wait_for_chunk(rest[end:])
             return None
         start, size = match.end(), int(match[1], 16)
-        following = rest[start + size : start + size + 2]
+        end = start + size + 2
+        following = rest[end - 2 : end]
         if not b"\r\n".startswith(following) or size > MAX_ANSWER:
             raise Rejected(200, "with a broken chunk")
         if len(following) < 2:
             return None
-        chunks.append(rest[start : start + size])
-        rest = rest[start + size + 2 :]
+        chunks.append(rest[start : end - 2])
         if size == 0:
             break
-    if rest:
+    else:
+        raise Rejected(200, "with too many chunks")
+    if len(rest) > end:
         raise Rejected(200, "with bytes after its end")
     return b"".join(chunks)
 
@@ -2662,7 +2735,7 @@ def body_by_chunks(rest: bytes) -> bytes | None:
 def refuse_or_wait_for_chunk(rest: bytes) -> None:
     if (
         b"\r\n" in rest
-        or len(rest) > 256
+        or len(rest) > MAX_CHUNK_HEAD
         or not re.match(rb"[0-9A-Fa-f]{0,6}(?:[ \t;\r]|\Z)", rest)
     ):
         raise Rejected(200, "with a broken chunk")
@@ -4085,9 +4158,14 @@ ALL_BLOCKS = {
     "BlockPublicPolicy": True,
     "RestrictPublicBuckets": True,
 }
-BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]|arn:[\w:/.-]+", re.IGNORECASE)
+BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]|arn:[\w:/.-]+", re.ASCII | re.I)
 DESTINATION = re.compile(
     r"s3://(?P<bucket>arn:[^/]*:accesspoint/[^/]+|[^/]*)(?:/(?P<prefix>.*))?", re.DOTALL
+)
+ENDPOINT = re.compile(  # scheme, name or address, port, path
+    r"https?://(?:(?:[A-Za-z0-9_-]{1,63}\.)*[A-Za-z0-9_-]{1,63}\.?|\[[0-9A-Fa-f:.]+(?:%\w+)?\])"
+    r"(?::(?P<port>[0-9]{1,5}))?(?:/[!\"$->A-~]*)?",
+    re.ASCII,
 )
 ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 NO_HEADERS = Headers((), ())
@@ -4907,7 +4985,7 @@ def etag_of(answer: Mapping[str, Any]) -> str:
 def parse_destination(text: str) -> tuple[str, str]:
     """Bucket and prefix of ``s3://bucket[/prefix]``. Raises UsageError."""
     match = DESTINATION.fullmatch(text)
-    if sql_path(text) != text:
+    if re.search("[\ud800-\udfff]", text):
         raise UsageError("read destination", text, "it is not UTF-8", "keys of S3 are UTF-8")
     if not match or not BUCKET_NAME.fullmatch(match["bucket"]):
         hint = "write s3://BUCKET or s3://BUCKET/PREFIX"
@@ -4922,11 +5000,8 @@ def check_endpoint(url: str) -> None:
     if "@" in url:
         hint = "credentials go into the environment or the AWS configuration"
         raise UsageError("the endpoint's URL holds a user or a password", hint=hint)
-    try:
-        is_url = urllib.parse.urlsplit(url).hostname and url.isascii()
-    except ValueError:  # such as http://[::1
-        is_url = None
-    if not is_url or not re.fullmatch(r"https?://[^/\s]+(/\S*)?", url):
+    match = ENDPOINT.fullmatch(url)
+    if not match or not 0 < int(match["port"] or 443) < 1 << 16:
         raise UsageError("the endpoint is no http:// or https:// URL", hint="see --endpoint-url")
 
 
@@ -7306,12 +7381,14 @@ def compare(found: Found, known: Known | None, options: RunOptions) -> Change | 
         return Change(found, "permissions changed")
     if options.force:
         return Change(found, "forced")
-    reason = REASONS_TO_LOOK.get((known.status, known.racy))
+    reason = REASONS_TO_LOOK.get((known.status, known.racy), DAMAGED)
     if reason is None and not options.checksum:
         return None
-    return Change(found, reason or "to be hashed", keeps_hash=bool(known.hashed))
+    keeps_hash = bool(known.hashed) and reason != DAMAGED
+    return Change(found, reason or "to be hashed", keeps_hash)
 
 
+DAMAGED = "its row in the ledger is not pfu's"
 REASONS_TO_LOOK: Mapping[tuple[int, int], str | None] = {
     (FileStatus.SUCCESS, 0): None,
     (FileStatus.SUCCESS, 1): "modified while or just before it was read",
@@ -7714,6 +7791,14 @@ def duration_text(seconds: float) -> str:
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
 
 
+def time_text(seconds: int) -> str:
+    """A time of day here; what no calendar has is told as it is."""
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+    except (OverflowError, ValueError, OSError):
+        return str(seconds)
+
+
 def count_of(number: int, noun: str) -> str:
     """``1 file``, ``1,234 files``."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
@@ -7986,7 +8071,7 @@ def last_success_in(path: str) -> float:
 def jobs_text(jobs: Sequence[BatchJobRow]) -> Iterator[str]:
     """The last runs, a line each, and why a run stopped early below it."""
     for job in jobs:
-        began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(job.created_at))
+        began = time_text(job.created_at)
         status = JobStatus(job.status).name.lower().replace("_", " ")
         yield (
             f"{began}  {status}: {printable(job.root_dir)} to {printable(job.destination)}: "
@@ -8035,6 +8120,14 @@ class Parser(argparse.ArgumentParser):
             print(f"pfu: {text} (see --help)", file=sys.stderr, flush=True)
         sys.exit(ExitCode.CANNOT_START)
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Python before 3.13 takes ``--option=--`` for an option with no value."""
+        options, rest = super().parse_known_args(args, namespace)
+        for action in self._actions:
+            if getattr(options, action.dest, None) == [] and action.default != []:
+                self.error(f"argument {'/'.join(action.option_strings)}: expected one argument")
+        return options, rest
+
     def parse_all(self, arguments: Sequence[str], environment: Mapping[str, str]) -> Any:
         """What the environment says, then the arguments, which count for more."""
         told: list[str] = []
@@ -8081,16 +8174,17 @@ def variable_of(action: argparse.Action) -> str:
 def parse_size(text: str) -> int:
     """Bytes of ``512``, ``20M``, ``1.5GiB``: units of 1,024. Raises ArgumentTypeError."""
     match = re.fullmatch(
-        r"([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE
+        r"([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.ASCII | re.I
     )
     if not match:
         raise argparse.ArgumentTypeError(f"{text!r} is no size: write 16M or 1.5GiB")
-    return int(float(match[1]) * SIZE_UNITS[match[2].upper()])
+    size = float(match[1]) * SIZE_UNITS[match[2].upper()]
+    return int(max(size, float(size > 0)))  # 0 stands for no limit: not what is less than a byte
 
 
 def parse_time(text: str) -> float:
     """Seconds of ``90``, ``90s``, ``15m``, ``2h``, ``1d``. Raises ArgumentTypeError."""
-    match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([smhd]?)", text.strip())
+    match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([smhd]?)", text.strip(), re.ASCII)
     if not match:
         raise argparse.ArgumentTypeError(f"{text!r} is no time: write 90s, 15m or 2h")
     return float(match[1]) * TIME_UNITS[match[2]]
@@ -8388,6 +8482,9 @@ def check_options(options: argparse.Namespace) -> None:
         check_provider_options(options, refuse)
     if options.endpoint_url:
         check_endpoint(options.endpoint_url)
+    for name in ("storage_class", "sse_kms_key_id", "expected_bucket_owner"):
+        if not is_printable(getattr(options, name) or ""):
+            refuse(f"--{name.replace('_', '-')}", "has characters that no header can have")
     if options.expected_bucket_owner and not options.expected_bucket_owner.isalnum():
         refuse("--expected-bucket-owner", "is no account id")
 
