@@ -2081,6 +2081,14 @@ class FreeTree(Tree):
         return os.fsencode(os.readlink(path)), os.lstat(path)
 
 
+def read_at(fd: int, size: int, offset: int) -> bytes:
+    """os.pread(), also where there is none (Windows): each descriptor has one reader at a time."""
+    if hasattr(os, "pread"):
+        return os.pread(fd, size, offset)
+    os.lseek(fd, offset, os.SEEK_SET)
+    return os.read(fd, size)
+
+
 class SourceFile:
     """A regular file that is open for reading, and what fstat said of it when it was opened."""
 
@@ -2140,7 +2148,7 @@ class SourceFile:
         chunks = []
         while size:
             try:
-                chunk = os.pread(self.fd, size, offset)
+                chunk = read_at(self.fd, size, offset)
             except OSError as error:
                 raise SourceError("read", self.path, os_cause(error)) from error
             if not chunk:
@@ -2158,7 +2166,7 @@ class SourceFile:
                 if HAS_PREADV:
                     count = os.preadv(self.fd, [view], offset)
                 else:
-                    piece = os.pread(self.fd, len(view), offset)
+                    piece = read_at(self.fd, len(view), offset)
                     count = len(piece)
                     view[:count] = piece
             except OSError as error:
