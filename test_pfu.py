@@ -9383,7 +9383,7 @@ def test_an_upload_that_comes_after_itself_hangs_nothing(tmp_path: Path, text: s
 # ======================================================================================
 
 
-LACKING = ("pread", "preadv", "nice", "getsid", "sched_getaffinity", "sysconf")
+LACKING = ("pread", "preadv", "nice", "getsid", "sysconf")
 
 
 @IN_NO_ENVIRONMENT
