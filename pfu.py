@@ -4637,12 +4637,13 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             ) as client:
                 return client.create_multipart_upload(**self._object(upload), **algorithm), checksum
 
-        began = time.time()
+        began, wanted = time.time(), self._terms.checksums
         answer, checksum = self._with_checksum(create)
         upload_id = str(answer.get("UploadId", ""))
         if not upload_id:
             raise RetryableError("read answer", upload.key, "it names no upload")
-        if answer["ResponseMetadata"].get("RetryAttempts"):  # an answer that was lost named another
+        was_repeated = answer["ResponseMetadata"].get("RetryAttempts") or checksum != wanted
+        if was_repeated:  # an answer that was lost may have named another one
             for other in self.find_uploads(upload.key, began):
                 if other != upload_id:
                     self.abort(upload.key, other)
