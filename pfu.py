@@ -61,6 +61,7 @@ import itertools
 import json
 import logging
 import logging.handlers
+import math
 import mimetypes
 import multiprocessing
 import operator
@@ -5186,7 +5187,7 @@ def _ask(question: Callable[[], Any], absent: Any) -> tuple[Any, str]:
 # knows which files it had, and they are done again.
 #
 # Engine and runners see each other's figures in shared memory, many times a second: so one limiter
-# serves all processes, a stop is noticed at once, and the live line moves between two pages.
+# serves all processes, a stop is noticed at once, and the live view moves between two pages.
 
 
 class Task(NamedTuple):
@@ -5334,8 +5335,9 @@ class Gauges:
         *("files", "bytes", "requests", "retries", "throttled", "fast_files", "beats"),
         *("work", "completions", "busy", "drops"),
     )
+    OF_NOW = ("in_flight",)  # from the runner too; it goes up and down, the others only grow
     INDEX: ClassVar[Mapping[str, int]] = {
-        name: index for index, name in enumerate((*FROM_PARENT, *FROM_RUNNER))
+        name: index for index, name in enumerate((*FROM_PARENT, *FROM_RUNNER, *OF_NOW))
     }
 
     def __init__(self) -> None:
@@ -5443,7 +5445,7 @@ class PageRunner:
         self.options = options
         self.gauges = gauges
         self.tree: Tree = FreeTree()
-        self._files = self._bytes = 0
+        self._files = self._bytes = self._in_flight = 0
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="pfu-thread")
         self.budget = ByteBudget(options.memory)
         self._reading = ReadingPlace()
@@ -5537,6 +5539,7 @@ class PageRunner:
     def _show_gauges(self) -> None:
         traffic, meter, gauges = self.uploader.traffic, self.uploader.traffic.meter, self.gauges
         gauges["files"], gauges["bytes"] = self._files, self._bytes
+        gauges["in_flight"] = self._in_flight
         gauges["requests"] = traffic.requests + traffic.fast_requests
         gauges["beats"] = traffic.beats + traffic.pacer.turns
         for name in ("retries", "throttled", "fast_files"):
@@ -5599,10 +5602,22 @@ class PageRunner:
         """Run what blocks."""
         return await self._loop.run_in_executor(self._threads, function)
 
+    async def ask(self, function: Callable[[], T]) -> T:
+        """Run, in a thread, what waits for the store."""
+        self._in_flight += 1
+        try:
+            return await self.in_thread(function)
+        finally:
+            self._in_flight -= 1
+
     async def send(self, upload: Upload) -> Receipt:
         """Have the uploader store an object."""
         began = time.monotonic()
-        receipt = await self.uploader.send(upload, self._threads)
+        self._in_flight += 1
+        try:
+            receipt = await self.uploader.send(upload, self._threads)
+        finally:
+            self._in_flight -= 1
         self.uploader.traffic.meter.completed(upload.size, began, time.monotonic())
         self._files += 1
         self._bytes += upload.size
@@ -5616,7 +5631,11 @@ class PageRunner:
         """Have the uploader store a part."""
         assert isinstance(self.uploader, MultipartUploader)
         began = time.monotonic()
-        receipt = await self.uploader.send_part(part, self._threads)
+        self._in_flight += 1
+        try:
+            receipt = await self.uploader.send_part(part, self._threads)
+        finally:
+            self._in_flight -= 1
         self.uploader.traffic.meter.completed(len(part.body), began, time.monotonic())
         self._bytes += len(part.body)
         return receipt
@@ -5802,7 +5821,7 @@ class BeginTransfer(LargeTransfer):
     __slots__ = ()
 
     async def _try(self) -> AnyOutcome:
-        return await self.runner.in_thread(self._begin)
+        return await self.runner.ask(self._begin)
 
     def _begin(self) -> AnyOutcome:
         file: Task = self.task.file
@@ -5903,7 +5922,7 @@ class CompleteTransfer(LargeTransfer):
     __slots__ = ()
 
     async def _try(self) -> Outcome:
-        outcome = await self.runner.in_thread(self._complete)
+        outcome = await self.runner.ask(self._complete)
         self.runner.count_file()
         return outcome
 
@@ -5928,7 +5947,7 @@ class AbortTransfer(LargeTransfer):
         aborting = functools.partial(
             abort_uploads, self.uploader, task.key, task.upload_id, task.created_at
         )
-        await self.runner.in_thread(aborting)
+        await self.runner.ask(aborting)
         return Aborted(task.id)
 
 
@@ -6030,13 +6049,15 @@ class Runner(ABC):
         return report
 
     def figure(self, name: str) -> float:
-        """One of Gauges.FROM_RUNNER, over all lives of the runner."""
+        """One of the runner's gauges, over all its lives."""
         return self._buried[name] + self.gauges[name]
 
     def bury(self) -> None:
         """Keep the figures of a runner that died."""
         for name in Gauges.FROM_RUNNER:
             self._buried[name] += self.gauges[name]  # type: ignore[assignment]
+            self.gauges[name] = 0
+        for name in Gauges.OF_NOW:
             self.gauges[name] = 0
 
     @abstractmethod
@@ -6415,6 +6436,11 @@ class Engine:
         first = f", among them {min(keys)}" if keys else ""
         return f"{len(keys)} files on the way{first}"
 
+    @property
+    def limit(self) -> int:
+        """How many requests may be in flight now, all runners together."""
+        return self._limiter.limit
+
     def total(self, name: str) -> float:
         """The sum of one gauge over all runners."""
         return sum(runner.figure(name) for runner in self.runners)
@@ -6551,6 +6577,29 @@ class Summary:
     exit_code: int = ExitCode.CANNOT_START
 
 
+class Progress(NamedTuple):
+    """How far an upload is, all processes together. Nothing is counted twice but what is resent."""
+
+    files: int
+    """Files that the store has acknowledged."""
+    bytes: int
+    """Bytes that the store has acknowledged, of unfinished files too."""
+    settled_files: int
+    """Files that waited and need not be sent: they were not changed, or are gone."""
+    settled_bytes: int
+    """Bytes of these files."""
+    failed: int
+    """Files that are failures so far; some are tried once more at the end."""
+    in_flight: int
+    """Requests whose answers are awaited now."""
+    limit: int
+    """Requests that may be in flight now."""
+    throttled: int
+    """Requests that the store has answered with: slow down."""
+    stopping: bool
+    """Whether nothing new is begun any more."""
+
+
 class Observer:
     """Is told what happens in a run. All methods may be overridden; none has to be."""
 
@@ -6563,11 +6612,14 @@ class Observer:
     def scanned(self, files: int) -> None:
         """So many files have been seen; called a few times a second."""
 
-    def uploading(self, files: int, size: int) -> None:
-        """The scan is over; so many files and bytes wait."""
+    def listed(self, objects: int) -> None:
+        """To be verified, so many objects of the store have been listed; called like scanned()."""
 
-    def progress(self, files: int, size: int) -> None:
-        """So many files and bytes are in the store; called several times a second."""
+    def uploading(self, files: int, size: int) -> None:
+        """The scan is over; so many files and bytes wait. The destination is looked at next."""
+
+    def progress(self, progress: Progress) -> None:
+        """How far the upload is; called several times a second."""
 
     def resumed(self, size: int) -> None:
         """So many bytes of what waits are in the store already, as parts of unfinished uploads."""
@@ -6939,6 +6991,7 @@ class BatchJobModel(BatchJobRow):
         self._stop: Stop | None = None
         self._refused_in_a_row = 0
         self._denied = 0
+        self._failed = self._settled_files = self._settled_bytes = 0
         self._memory = MemoryGauge()
         self._preparation: Preparation | None = None
         self._root: Root | None = None
@@ -7186,6 +7239,7 @@ class BatchJobModel(BatchJobRow):
                 self.summary.unchanged += 1
             else:
                 changes.append(change)
+                self._failed += bool(found.problem)
         self.summary.seen += len(batch)
         self.observer.scanned(self.summary.seen)
         return changes
@@ -7217,6 +7271,7 @@ class BatchJobModel(BatchJobRow):
                 again = 0 if self.is_stopping() else self._ledger.retry_failed(self.id)
                 if again:
                     self._denied = 0
+                    self._failed -= again
                     self._upload_pending(engine, again)
             finally:
                 self._tick(engine)
@@ -7276,11 +7331,15 @@ class BatchJobModel(BatchJobRow):
             self._refused_in_a_row = 0
         elif kind is OutcomeKind.UNCHANGED:
             summary.unchanged += 1
+            self._settled_files += 1
+            self._settled_bytes += outcome.file_size
         elif kind is OutcomeKind.VANISHED:
             summary.skipped += 1
+            self._settled_files += 1
             reasons = summary.skipped_by_reason
             reasons["vanished"] = reasons.get("vanished", 0) + 1
         else:
+            self._failed += kind not in GIVEN_BACK
             self._weigh_failure(outcome)
 
     def _weigh_failure(self, outcome: Outcome) -> None:
@@ -7306,8 +7365,22 @@ class BatchJobModel(BatchJobRow):
 
     def _tick(self, engine: Engine) -> bool:
         self._memory.look()
-        self.observer.progress(int(engine.total("files")), int(engine.total("bytes")))
-        return self.is_stopping()
+        stopping = self.is_stopping()
+        self.observer.progress(self._progress(engine, stopping))
+        return stopping
+
+    def _progress(self, engine: Engine, stopping: bool) -> Progress:
+        return Progress(
+            files=int(engine.total("files")),
+            bytes=int(engine.total("bytes")),
+            settled_files=self._settled_files,
+            settled_bytes=self._settled_bytes,
+            failed=self._failed,
+            in_flight=int(engine.total("in_flight")),
+            limit=engine.limit,
+            throttled=int(engine.total("throttled")),
+            stopping=stopping,
+        )
 
     def _count_traffic(self, engine: Engine) -> None:
         self.summary.requests = int(engine.total("requests"))
@@ -7581,6 +7654,7 @@ class Verification:
                 if self._job.is_stopping():
                     break
                 self._compare(batch)
+                self._job.observer.scanned(self.verdict.checked)
             self.verdict.skipped = sum(scan.skipped.values())
             self._count_extra()
         finally:
@@ -7597,7 +7671,7 @@ class Verification:
         for page in self._uploader.list_objects(self._threads):
             self._ledger.add_listed(page)
             self.verdict.objects += len(page)
-            self._job.observer.scanned(self.verdict.objects)
+            self._job.observer.listed(self.verdict.objects)
             if self._job.is_stopping():
                 return
 
@@ -7778,8 +7852,31 @@ class Sandbox:
 
 
 # ======================================================================================
-# Progress: the live line, the summary, the JSON
+# Progress: the live view, the summary, the JSON
 # ======================================================================================
+#
+# On a terminal, standard error has a block of up to three lines, below all else. Between two
+# drawings the cursor rests on its first character, so that "erase below" takes it away, however the
+# terminal has wrapped or cut its lines since: how many rows it takes is never asked. While they
+# are drawn lines do not wrap: a terminal that was made narrower tells so only later. What is
+# printed meanwhile goes where the block was, and the block below it.
+#
+# A terminal that cannot erase (TERM is dumb, or not set) gets no block: problems, notes and the
+# summary are told there as in a pipe. Colours are for terminals alone, and not where NO_COLOR is
+# set (https://no-color.org).
+
+DRAW_SECONDS = 0.1  # between two drawings
+RATE_SECONDS = 8.0  # that a rate is about
+RATE_STEP = 0.5  # seconds between two readings of a rate; faster, nobody could read it
+SMOOTH_SECONDS = 10.0  # the time left follows the rates so slowly
+SETTLE_SECONDS = 2.0  # without a word on the time left
+LONGEST_LEFT = 30 * 86_400  # seconds; nothing is said of more
+
+WIDEST_BAR = 50  # columns
+NARROWEST_BAR = 10
+AFTER_BAR = len("  100 %   99 min 59 s left")
+
+SGR: Mapping[str, str] = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33"}
 
 
 def bytes_text(size: float) -> str:
@@ -7845,8 +7942,245 @@ class LogFile(logging.handlers.RotatingFileHandler):
         return self.problem
 
 
+def can_erase(stream: IO[str]) -> bool:
+    """Whether ``stream`` is a terminal on which lines can be drawn anew."""
+    return stream.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
+
+
+def has_colours(stream: IO[str]) -> bool:
+    """Whether colours are welcome on ``stream``."""
+    return can_erase(stream) and not os.environ.get("NO_COLOR")
+
+
+class Span(NamedTuple):
+    """Text in one style, a name in SGR."""
+
+    text: str
+    style: str = ""
+
+    def painted(self, colours: bool) -> str:
+        """The text as it is written."""
+        if not (self.text and self.style and colours):
+            return self.text
+        return f"\x1b[{SGR[self.style]}m{self.text}\x1b[0m"
+
+
+Line = Sequence[Span]
+Layout = Callable[[int], Sequence[Line]]  # lines for so many columns
+
+
+def painted(line: Line, columns: int, colours: bool) -> str:
+    """A line as it is written, cut to its width."""
+    shown = []
+    for text, style in line:
+        shown.append(Span(text[: max(columns, 0)], style).painted(colours))
+        columns -= len(text)
+    return "".join(shown)
+
+
+class LiveBlock:
+    """A few lines at the bottom of the terminal that standard error is."""
+
+    ERASE_BELOW = "\x1b[J"
+    ERASE = "\r \x1b[J\r\x1b[K"  # all from this line on; tmux would keep what is erased from 0, 0
+    CUT, WRAP = "\x1b[?7l", "\x1b[?7h"  # what happens to text beyond the last column
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.fileno()
+        self._colours = has_colours(sys.stderr)
+        self._layout: Layout | None = None
+        self._shown = ""
+        self._size = (0, 0)
+        self._due = 0.0
+
+    def show(self, layout: Layout, *, at_once: bool = False) -> None:
+        """Draw these lines, unless others were drawn a moment ago."""
+        self._layout = layout
+        now = time.monotonic()
+        if at_once or now >= self._due:
+            self._due = now + DRAW_SECONDS
+            self.draw()
+
+    def draw(self) -> None:
+        """Draw the last lines, as far as there is room, if the terminal is this program's now."""
+        if self._layout is None or not self._is_in_foreground():
+            return
+        with contextlib.suppress(OSError):
+            size = os.get_terminal_size(self._terminal)
+            columns, rows = (size.columns or 80) - 1, size.lines or 24
+            lines = self._layout(columns)[: max(rows - 1, 1)]
+            up = f"\x1b[{len(lines) - 1}A" if len(lines) > 1 else ""
+            text = "\x1b[K\n".join(painted(line, columns, self._colours) for line in lines)
+            text = f"\r{text}{self.ERASE_BELOW}{up}\r"
+            if text != self._shown or size != self._size:
+                anew = "" if size == self._size else self.ERASE
+                self._shown, self._size = text, size
+                self._write(f"{self.CUT}{anew}{text}{self.WRAP}")
+
+    def hide(self) -> None:
+        """Leave the terminal as if there was no block, until the next drawing."""
+        if self._shown:
+            self._shown = ""
+            self._write(self.ERASE)
+
+    def end(self) -> None:
+        """Hide it for good."""
+        self._layout = None
+        self.hide()
+
+    def _is_in_foreground(self) -> bool:
+        try:
+            return os.tcgetpgrp(self._terminal) == os.getpgrp()
+        except (OSError, AttributeError):  # it controls other processes, or none (Windows)
+            return True
+
+    def _write(self, text: str) -> None:
+        """Past sys.stderr, which a signal handler may have interrupted."""
+        with contextlib.suppress(OSError):
+            os.write(self._terminal, text.encode("ascii", "replace"))
+
+
+class Rate:
+    """How fast a count grows."""
+
+    def __init__(self) -> None:
+        self.recent = 0.0  # a second, over the last RATE_SECONDS
+        self.smooth = 0.0  # the same, following more slowly; 0 as long as nothing moves
+        self.age = 0.0  # seconds since the first reading
+        self._readings: deque[tuple[float, float]] = deque()
+        self._began = 0.0
+
+    def read(self, count: float, now: float) -> None:
+        """Take a reading, if the last one is not too fresh."""
+        readings = self._readings
+        if not readings:
+            self._began = now
+            readings.append((now, count))
+        seconds = now - readings[-1][0]
+        if seconds < (RATE_STEP if self.age > 1 else DRAW_SECONDS):
+            return
+        readings.append((now, count))
+        while readings[1][0] <= now - RATE_SECONDS:
+            readings.popleft()
+        since, first = readings[0]
+        self.age = now - self._began
+        self.recent = max(count - first, 0) / max(now - since, 1.0)
+        self._smoothen(seconds)
+
+    def _smoothen(self, seconds: float) -> None:
+        if self.age < SETTLE_SECONDS or not self.smooth or not self.recent:
+            self.smooth = self.recent
+        else:
+            weight = 1 - math.exp(-seconds / SMOOTH_SECONDS)
+            self.smooth += weight * (self.recent - self.smooth)
+
+    def seconds_for(self, count: float) -> float:
+        """How long so much more takes; 0 where that cannot be told."""
+        known = self.smooth and self.age >= SETTLE_SECONDS
+        return count / self.smooth if known else 0.0
+
+
+def rate_text(rate: float, unit: str) -> str:
+    """``13,400 files/s``, ``0.4 files/s``, with room for seven characters before the unit."""
+    return f"{rate:>7,.1f} {unit}/s" if 0 < rate < 10 else f"{rate:>7,.0f} {unit}/s"
+
+
+class UploadView:
+    """What is shown of an upload under way."""
+
+    def __init__(self, files: int, size: int) -> None:
+        """``files`` and ``size`` are what waits at the beginning."""
+        self.files = files
+        self.size = size
+        self._files_rate = Rate()
+        self._bytes_rate = Rate()
+        self._work_rate = Rate()
+        self._progress = Progress(0, 0, 0, 0, 0, 0, 0, 0, False)
+
+    def move(self, progress: Progress, now: float) -> None:
+        """Take in how far it is."""
+        self._progress = progress
+        self._files_rate.read(progress.files + progress.settled_files, now)
+        self._bytes_rate.read(progress.bytes, now)
+        self._work_rate.read(self._work(), now)
+
+    def _files(self) -> int:
+        return min(self._progress.files + self._progress.settled_files, self.files)
+
+    def _bytes(self) -> int:
+        return min(self._progress.bytes + self._progress.settled_bytes, self.size)
+
+    def _work(self) -> int:
+        """As the limiter counts it. Small files go first: bytes alone would say too little."""
+        return self._bytes() + self._files() * REQUEST_WORK
+
+    def _whole(self) -> int:
+        return max(self.size + self.files * REQUEST_WORK, 1)
+
+    def seconds_left(self) -> float:
+        """How long it will take yet; 0 where nothing sensible can be said."""
+        left = self._work_rate.seconds_for(self._whole() - self._work())
+        return left if left < LONGEST_LEFT and not self._progress.stopping else 0.0
+
+    def lines(self, columns: int) -> Sequence[Line]:
+        """The block: how far, then counts, rates, requests and trouble below each other."""
+        return [self._headline(columns), *grid(self._cells(), columns, (2, 1, 3))]
+
+    def _headline(self, columns: int) -> Line:
+        what = Span("stopping " if self._progress.stopping else "uploading", "bold")
+        share, left = self._work() / self._whole(), self.seconds_left()
+        after = f"  {int(100 * share):>3} %"
+        if left:
+            after += f"   {duration_text(left) if left >= 60 else f'{left:.0f} s'} left"
+        room = min(columns - len(what.text) - len("  []") - AFTER_BAR, WIDEST_BAR)
+        if room < NARROWEST_BAR:
+            fits = len(what.text) + len(after) <= columns
+            return [what, Span(after if fits else after[: len("  100 %")])]
+        done = int(room * share)
+        bar = Span("#" * done), Span("-" * (room - done), "dim")
+        return [what, Span("  ["), *bar, Span("]"), Span(after)]
+
+    def _cells(self) -> Sequence[Line]:
+        now = self._progress
+        width = max(len(f"{self.files:,}"), len("1023.9 MiB"))
+        speed, unit = bytes_text(self._bytes_rate.recent).split()
+        trouble = max(len(f"{now.failed:,}"), len(f"{now.throttled:,}"), 3)
+        return [
+            [
+                Span(f"{self._files():>{width},} / {count_of(self.files, 'file')}"),
+                Span(rate_text(self._files_rate.recent, "files")),
+                Span(f"{now.in_flight:>3,} in flight"),
+                Span(f"{now.failed:>{trouble},} failed", "red" if now.failed else ""),
+            ],
+            [
+                Span(f"{bytes_text(self._bytes()):>{width}} / {bytes_text(self.size)}"),
+                Span(f"{speed:>7} {unit}/s"),
+                Span(f"{now.limit:>3,} at most"),
+                Span(f"{now.throttled:>{trouble},} throttled", "yellow" if now.throttled else ""),
+            ],
+        ]
+
+
+def grid(rows: Sequence[Line], columns: int, dispensable: Sequence[int]) -> list[Line]:
+    """Columns of spans, without those that do not fit; the dispensable ones go in that order."""
+    widths = [max(len(span.text) for span in cells) for cells in zip(*rows)]
+    kept = list(range(len(widths)))
+    for dropped in (-1, *dispensable):
+        kept = [number for number in kept if number != dropped]
+        gap = (columns - sum(widths[number] for number in kept)) // len(kept)
+        if gap >= 2:
+            break
+    else:
+        return []
+    space = Span(" " * min(gap, 3))
+    return [
+        [span for n in kept for span in (space, row[n]._replace(text=row[n].text.ljust(widths[n])))]
+        for row in rows
+    ]
+
+
 class Console(Observer):
-    """Tells a person on standard error: a live line on a terminal, problems everywhere."""
+    """Tells a person on standard error: a live view on a terminal, problems everywhere."""
 
     def __init__(
         self,
@@ -7862,10 +8196,8 @@ class Console(Observer):
         self.quiet = quiet
         self.plans = plans
         self.verbose = verbose
-        self.live = live and not quiet
-        self._files = self._size = 0
-        self._began = time.monotonic()
-        self._shown = ""
+        self._block = LiveBlock() if live and not quiet else None
+        self._view = UploadView(0, 0)
 
     def note(self, text: str) -> None:
         self.record(f"note: {text}")
@@ -7892,25 +8224,25 @@ class Console(Observer):
             self.log = log
 
     def scanned(self, files: int) -> None:
-        self._show(f"scanning: {count_of(files, 'file')}")
+        self._say_now("scanning", f"{count_of(files, 'file')} seen")
+
+    def listed(self, objects: int) -> None:
+        self._say_now("listing", f"{count_of(objects, 'object')} in the store")
 
     def uploading(self, files: int, size: int) -> None:
-        self._files, self._size, self._began = files, size, time.monotonic()
+        self._view = UploadView(files, size)
+        waiting = f"{count_of(files, 'file')}, {bytes_text(size)} to upload"
+        self._say_now("checking", f"the destination; {waiting}", at_once=True)
         self.detail(f"{count_of(files, 'file')} to upload, {bytes_text(size)}")
 
     def resumed(self, size: int) -> None:
-        self._size = max(0, self._size - size)
+        self._view.size = max(0, self._view.size - size)
         self.detail(f"{bytes_text(size)} were in the store already, as parts")
 
-    def progress(self, files: int, size: int) -> None:
-        seconds = max(time.monotonic() - self._began, 0.001)
-        percent = 100 * size / self._size if self._size else 100 * files / max(self._files, 1)
-        left = (self._size - size) * seconds / size if size else 0
-        self._show(
-            f"{files:,}/{count_of(self._files, 'file')}  {bytes_text(size)}  "
-            f"{bytes_text(size / seconds)}/s  {files / seconds:,.0f} files/s  "
-            f"{min(percent, 100):.0f} %  {duration_text(max(left, 0))} left"
-        )
+    def progress(self, progress: Progress) -> None:
+        if self._block:
+            self._view.move(progress, time.monotonic())
+            self._block.show(self._view.lines)
 
     def planned(self, change: Change) -> None:
         if not self.plans:
@@ -7926,27 +8258,31 @@ class Console(Observer):
         leave(ExitCode.STOPPED)
 
     def finish(self) -> None:
-        """Take the live line away."""
-        self._show("")
+        """Take the live view away."""
+        if self._block:
+            self._block.end()
 
-    def _show(self, line: str) -> None:
-        if self.live and line != self._shown:
-            with contextlib.suppress(OSError):
-                width = os.get_terminal_size(sys.stderr.fileno()).columns or 80
-                sys.stderr.write("\r\x1b[K" + line[: width - 1])
-                sys.stderr.flush()
-            self._shown = line
+    def pause(self) -> None:
+        """Take it away until there is something new to show."""
+        if self._block:
+            self._block.hide()
+
+    def _say_now(self, what: str, text: str, *, at_once: bool = False) -> None:
+        if self._block:
+            line = [Span(what, "bold"), Span(f"  {text}")]
+            self._block.show(lambda columns: [line], at_once=at_once)
 
     def _print(self, text: str) -> None:
         """Nobody may be able to read it; that is no reason not to upload."""
-        shown = self._shown
-        self._show("")
+        self.pause()
         with contextlib.suppress(OSError):
             print(printable(text), file=sys.stderr, flush=True)
-        self._show(shown)
+        if self._block:
+            self._block.draw()
 
     def say(self, text: str) -> None:
         """What was asked for, on standard output. A reader that has gone is no trouble."""
+        self.pause()
         try:
             print(text, flush=True)
         except BrokenPipeError:
@@ -7983,35 +8319,114 @@ def report_failures(summary: Summary, console: Console) -> None:
         console.problem(f"and {count_of(more, 'more failure')}; the ledger has them all")
 
 
-def summary_text(summary: Summary) -> str:
+class Count(NamedTuple):
+    """A number, what it is of, and more about it."""
+
+    number: int
+    of: str
+    more: str = ""
+    style: str = ""
+
+
+def count_lines(always: Sequence[Count], others: Iterable[Count], colours: bool) -> Iterator[str]:
+    """Counts, one below the other; of ``others`` only those that are not 0."""
+    counts = [*always, *(count for count in others if count.number)]
+    width = max(len(f"{count.number:,}") for count in counts)
+    room = max(len(count.of) for count in counts)
+    for number, of, more, style in counts:
+        first = Span(f"{number:>{width},} {of}", style).painted(colours)
+        yield f"  {first}{' ' * (room - len(of))}   {more}".rstrip()
+
+
+STATUS_STYLES: Mapping[int, str] = {ExitCode.OK: "green", ExitCode.INCOMPLETE: "yellow"}
+
+NEXT: Mapping[int, str] = {
+    ExitCode.INCOMPLETE: "run it again: what is not in the store is tried once more",
+    ExitCode.CANNOT_START: "mend what stopped it, and run it again",
+    ExitCode.STOPPED: "run it again: it goes on where this run ended",
+}
+
+
+def status_line(status: str, ends: str, code: int, colours: bool) -> str:
+    """What all comes to, first."""
+    return f"{Span(status, STATUS_STYLES.get(code, 'red')).painted(colours)}: {ends}"
+
+
+def summary_text(summary: Summary, *, colours: bool = False) -> str:
     """The end of a run, as a person reads it."""
-    skipped = "".join(f", {n:,} {reason}" for reason, n in summary.skipped_by_reason.items())
-    rate = summary.uploaded / max(summary.elapsed_seconds, 0.001)
+    ends = f"{printable(summary.root)} to {printable(summary.destination)}"
     lines = [
-        f"{summary.status}: {printable(summary.root)} to {printable(summary.destination)}",
-        f"  {count_of(summary.seen, 'file')} seen: {summary.uploaded:,} uploaded, "
-        f"{summary.unchanged:,} unchanged, {summary.skipped:,} skipped, {summary.failed:,} failed, "
-        f"{summary.pending:,} pending",
-        f"  {bytes_text(summary.bytes_uploaded)} in {duration_text(summary.elapsed_seconds)}, "
-        f"{rate:,.0f} files/s, {summary.cpu_seconds:.1f} s of CPU, "
-        f"{bytes_text(summary.peak_memory_bytes)} of memory",
+        status_line(summary.status, ends, summary.exit_code, colours),
+        *count_lines(_outcome_counts(summary), _other_counts(summary), colours),
+        *(f"  {line}" for line in _cost_lines(summary)),
     ]
-    if skipped:
-        lines.append(f"  skipped: {skipped[2:]}")
+    if summary.exit_code in NEXT:
+        lines.append(f"{Span('next', 'bold').painted(colours)}: {NEXT[summary.exit_code]}")
     return "\n".join(lines)
 
 
-def plan_text(summary: Summary) -> str:
+def _outcome_counts(summary: Summary) -> list[Count]:
+    size = bytes_text(summary.bytes_uploaded) if summary.uploaded else ""
+    return [
+        Count(summary.seen, "file seen" if summary.seen == 1 else "files seen"),
+        Count(summary.uploaded, "uploaded", size),
+    ]
+
+
+def _other_counts(summary: Summary) -> list[Count]:
+    return [
+        Count(summary.unchanged, "unchanged"),
+        Count(summary.skipped, "skipped", skipped_text(summary)),
+        Count(summary.failed, "failed", "listed above; the ledger has them all", "red"),
+        Count(summary.pending, "pending", "not begun, or broken off", "yellow"),
+    ]
+
+
+def skipped_text(summary: Summary) -> str:
+    """Why files were skipped."""
+    return ", ".join(f"{reason}: {n:,}" for reason, n in summary.skipped_by_reason.items())
+
+
+def _cost_lines(summary: Summary) -> Iterator[str]:
+    seconds = max(summary.elapsed_seconds, 0.001)
+    spent = [duration_text(summary.elapsed_seconds)]
+    if summary.uploaded:
+        spent.append(rate_text(summary.uploaded / seconds, "files").strip())
+        spent.append(f"{bytes_text(summary.bytes_uploaded / seconds)}/s")
+    yield ", ".join(spent)
+    requests = [
+        text
+        for number, text in (
+            (summary.requests, count_of(summary.requests, "request")),
+            (summary.retries, f"{summary.retries:,} retried"),
+            (summary.throttled, f"{summary.throttled:,} throttled"),
+        )
+        if number
+    ]
+    memory = f"{bytes_text(summary.peak_memory_bytes)} of memory"
+    yield ", ".join([f"{summary.cpu_seconds:.1f} s of CPU", memory, *requests])
+    if summary.fast_lane < summary.uploaded:
+        why = summary.fast_lane_off or "it left the others to boto3"
+        yield f"{summary.fast_lane:,} of {summary.uploaded:,} by the fast lane: {printable(why)}"
+
+
+def plan_text(summary: Summary, *, colours: bool = False) -> str:
     """The end of a dry run."""
     price = summary.request_cost_usd
-    cost = "" if price is None else f", about {max(price, 0.01):.2f} USD (us-east-1)"
-    return (
-        f"dry run: {count_of(summary.pending, 'file')} of {summary.seen:,}, "
-        f"{bytes_text(summary.bytes_uploaded)}, would go to {printable(summary.destination)} "
-        f"in {count_of(summary.requests, 'request')}{cost}; "
-        f"{summary.unchanged:,} unchanged, {summary.skipped:,} skipped, "
-        f"{summary.failed:,} cannot go"
-    )
+    cost = "" if price is None else f"about {max(price, 0.01):.2f} USD (us-east-1)"
+    ends = f"{printable(summary.root)} to {printable(summary.destination)}"
+    always = [
+        Count(summary.seen, "file seen" if summary.seen == 1 else "files seen"),
+        Count(summary.pending, "would go", bytes_text(summary.bytes_uploaded)),
+        Count(summary.requests, "request" if summary.requests == 1 else "requests", cost),
+    ]
+    others = [
+        Count(summary.unchanged, "unchanged"),
+        Count(summary.skipped, "skipped", skipped_text(summary)),
+        Count(summary.failed, "cannot go", style="red"),
+    ]
+    head = status_line(summary.status, ends, summary.exit_code, colours)
+    return "\n".join([head, *count_lines(always, others, colours)])
 
 
 METRICS: Mapping[str, tuple[str, Callable[[Summary], float]]] = {
@@ -8535,20 +8950,21 @@ def run_options(options: argparse.Namespace) -> RunOptions:
 def verify(options: argparse.Namespace, console: Console) -> ExitCode:
     """--verify: compare, and tell what differs."""
     job = job_of(options, console, None)
-    with stopping_on_signals(job):
+    with stopping_on_signals(job, console):
         verdict = job.verify()
     console.finish()
     if options.json:
         console.say(json.dumps(dataclasses.asdict(verdict)))
     else:
-        for line in verdict_text(verdict, quiet=options.quiet):
+        colours = has_colours(sys.stdout)
+        for line in verdict_text(verdict, quiet=options.quiet, colours=colours):
             console.say(line)
     if verdict.error:
         console.problem(f"stopped: {printable(verdict.error)}")
     return ExitCode(verdict.exit_code)
 
 
-def verdict_text(verdict: Verdict, *, quiet: bool) -> Iterator[str]:
+def verdict_text(verdict: Verdict, *, quiet: bool, colours: bool = False) -> Iterator[str]:
     """What --verify found, as a person reads it."""
     for told in verdict.differences:
         yield f"{printable(told['reason'])}: {printable(told['path'])}"
@@ -8559,12 +8975,23 @@ def verdict_text(verdict: Verdict, *, quiet: bool) -> Iterator[str]:
         yield f"no file of the tree: {printable(key)}"
     if quiet:
         return
-    yield (
-        f"{verdict.status}: {printable(verdict.root)} and {printable(verdict.destination)}: "
-        f"{count_of(verdict.checked, 'file')}, {verdict.verified:,} are in the store as they are "
-        f"({verdict.adopted:,} of them new to the ledger), {verdict.differing:,} differ; "
-        f"{count_of(verdict.objects, 'object')}, {verdict.extra:,} of no file"
+    ends = f"{printable(verdict.root)} and {printable(verdict.destination)}"
+    yield status_line(verdict.status, ends, verdict.exit_code, colours)
+    yield from count_lines(
+        [
+            Count(verdict.checked, "file compared" if verdict.checked == 1 else "files compared"),
+            Count(verdict.verified, "in the store as they are"),
+        ],
+        [
+            Count(verdict.adopted, "of them new to the ledger"),
+            Count(verdict.differing, "differ", "pending: a run uploads them", "red"),
+            Count(verdict.skipped, "skipped"),
+            Count(verdict.objects, "object listed" if verdict.objects == 1 else "objects listed"),
+            Count(verdict.extra, "of no file", "left alone", "yellow"),
+        ],
+        colours,
     )
+    yield f"  {duration_text(verdict.elapsed_seconds)}"
 
 
 def show_status(options: argparse.Namespace, console: Console) -> ExitCode:
@@ -8700,7 +9127,7 @@ def provider_of(text: str) -> Callable[[str | None], Uploader]:
 def upload(options: argparse.Namespace, console: Console, sandbox: Sandbox | None) -> ExitCode:
     """The main job, or its dry run; prints the summary."""
     job = job_of(options, console, sandbox)
-    with stopping_on_signals(job):
+    with stopping_on_signals(job, console):
         summary = job.dry_run() if options.dry_run else job.run()
     console.finish()
     report_failures(summary, console)
@@ -8708,7 +9135,8 @@ def upload(options: argparse.Namespace, console: Console, sandbox: Sandbox | Non
         console.problem(f"stopped: {printable(summary.error)}")
     conclude(options, console, summary)
     if not options.json and not options.quiet:
-        console.say(plan_text(summary) if options.dry_run else summary_text(summary))
+        text = plan_text if options.dry_run else summary_text
+        console.say(text(summary, colours=has_colours(sys.stdout)))
     if sandbox and not (options.dry_run or options.quiet or options.json):
         assert isinstance(job.uploader, S3Uploader)
         console.say("\n".join(sandbox.contents(job.uploader)))
@@ -8730,7 +9158,7 @@ def conclude(options: argparse.Namespace, console: Console, summary: Summary) ->
 
 
 @contextlib.contextmanager
-def stopping_on_signals(job: BatchJobModel) -> Iterator[None]:
+def stopping_on_signals(job: BatchJobModel, console: Console) -> Iterator[None]:
     """The first SIGINT or SIGTERM stops the run cleanly, a second SIGINT at once."""
     interrupts = 0
 
@@ -8738,11 +9166,20 @@ def stopping_on_signals(job: BatchJobModel) -> Iterator[None]:
         nonlocal interrupts
         interrupts += number == signal.SIGINT
         if interrupts > 1:
+            console.finish()
             os._exit(ExitCode.STOPPED)
         job.stop(f"{signal.Signals(number).name} received")
 
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    before = {number: signal.signal(number, handle) for number in numbers}
+    def suspend(number: int, frame: Any) -> None:
+        console.pause()
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+        signal.signal(number, suspend)
+
+    handlers: dict[int, Any] = {signal.SIGINT: handle, signal.SIGTERM: handle}
+    if hasattr(signal, "SIGTSTP") and signal.getsignal(signal.SIGTSTP) is signal.SIG_DFL:
+        handlers[signal.SIGTSTP] = suspend
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:
@@ -8778,7 +9215,7 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
     """The program. Returns the exit code; prints one line for what it cannot do."""
     open_streams()
     options = make_parser().parse_all(sys.argv[1:] if arguments is None else arguments, os.environ)
-    live = sys.stderr.isatty() and not options.json
+    live = can_erase(sys.stderr) and not options.json
     plans = not options.quiet and not options.json
     console = Console(quiet=options.quiet, verbose=options.verbose, live=live, plans=plans)
 

@@ -17,6 +17,7 @@ import calendar
 import contextlib
 import ctypes
 import dataclasses
+import fcntl
 import functools
 import hashlib
 import heapq
@@ -32,6 +33,7 @@ import py_compile
 import random
 import re
 import resource
+import select
 import shlex
 import shutil
 import signal
@@ -44,6 +46,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import termios
 import threading
 import time
 import traceback
@@ -2775,8 +2778,11 @@ def test_without_a_terminal_only_the_summary_is_said(place: Place) -> None:
     place.files(3)
     run = place.run("--mode", "concurrent")
     assert run.err == ""
-    assert run.out.startswith(f"complete: {place.root} to s3://{BUCKET}/p\n")
-    assert "3 files seen: 3 uploaded, 0 unchanged" in run.out
+    head = f"complete: {place.root} to s3://{BUCKET}/p"
+    assert run.out.startswith(f"{head}\n  3 files seen\n  3 uploaded     ")
+    assert "\x1b" not in run.out
+    again = place.run("--mode", "concurrent").out
+    assert again.startswith(f"{head}\n  3 files seen\n  0 uploaded\n  3 unchanged\n")
     assert place.run("--mode", "concurrent", "--quiet").out == ""
 
 
@@ -2803,26 +2809,440 @@ def test_the_counts_of_requests_are_those_of_the_store(place: Place) -> None:
     assert (summary["retries"], summary["throttled"]) == (4, 4)
 
 
-def test_a_terminal_gets_a_live_line(place: Place) -> None:
-    place.files(30)
-    place.server.faults.append(Fault(Action("slow", seconds=0.3), operation="PutObject"))
-    master, slave = pty.openpty()
+class Screen:
+    """A terminal with a memory, as far as pfu asks for one: it wraps, scrolls, erases, colours.
+
+    If ``reflows``, lines are wrapped anew when it gets another size; if not, they are cut.
+    """
+
+    TOKEN = re.compile(r"\x1b\[([?\d;]*)([A-Za-z])|[^\x1b]")
+
+    def __init__(self, columns: int, rows: int, *, reflows: bool = True) -> None:
+        self.columns, self.rows, self.reflows = columns, rows, reflows
+        self.lines = [""]  # all that there ever were; the screen shows the last ones
+        self.is_wrapped = [False]  # whether a line goes on in the next one
+        self.x = self.y = 0
+        self.wraps = True
+        self.styles: set[str] = set()
+
+    def feed(self, text: str) -> None:
+        position = 0
+        for token in self.TOKEN.finditer(text):
+            assert token.start() == position, text[position:]
+            position = token.end()
+            if token[2]:
+                self._obey(token[1], token[2])
+            elif token[0] == "\n":
+                self._go_down()
+            elif token[0] == "\r":
+                self.x = 0
+            else:
+                self._put(token[0])
+        assert position == len(text), text[position:]
+
+    def _obey(self, argument: str, letter: str) -> None:
+        if letter == "m":
+            self.styles.add(argument)
+        elif letter == "A":
+            self.y = max(self.y - int(argument or 1), self.top)
+        elif argument + letter in ("?7h", "?7l"):
+            self.wraps = letter == "h"
+        else:
+            assert argument + letter in ("J", "K"), argument + letter
+            self.lines[self.y] = self.lines[self.y][: self.x]
+            self.is_wrapped[self.y] = False
+            if letter == "J":
+                del self.lines[self.y + 1 :], self.is_wrapped[self.y + 1 :]
+
+    @property
+    def top(self) -> int:
+        return max(0, len(self.lines) - self.rows)
+
+    def _go_down(self) -> None:
+        self.y += 1
+        if self.y == len(self.lines):
+            self.lines.append("")
+            self.is_wrapped.append(False)
+
+    def _put(self, character: str) -> None:
+        if self.x == self.columns and self.wraps:
+            self.is_wrapped[self.y] = True
+            self._go_down()
+            self.x = 0
+        self.x = min(self.x, self.columns - 1)
+        line = self.lines[self.y].ljust(self.x)
+        self.lines[self.y] = line[: self.x] + character + line[self.x + 1 :]
+        self.x += 1
+
+    def resize(self, columns: int, rows: int) -> None:
+        self.columns, self.rows = columns, rows
+        if not self.reflows:
+            self.lines = [line[:columns] for line in self.lines]
+            return
+        old, before = list(zip(self.lines, self.is_wrapped)), self.y
+        self.lines, self.is_wrapped, whole, place = [], [], "", 0
+        for number, (line, goes_on) in enumerate(old):
+            place = len(whole) + self.x if number == before else place
+            if number == before:
+                self.y = len(self.lines)
+            whole += line
+            if goes_on:
+                continue
+            parts = [whole[at : at + columns] for at in range(0, len(whole), columns)] or [""]
+            if number == before:
+                self.y, self.x = self.y + place // columns, place % columns
+            self.lines += parts
+            self.is_wrapped += [True] * (len(parts) - 1) + [False]
+            whole = ""
+
+    def shown(self) -> str:
+        return "\n".join(line.rstrip() for line in self.lines[self.top :]).rstrip("\n")
+
+    def history(self) -> str:
+        return "\n".join(line.rstrip() for line in self.lines).rstrip("\n")
+
+
+@dataclass
+class Seen:
+    """What a run showed on a terminal."""
+
+    screen: Screen
+    raw: str = ""
+    views: list[str] = field(default_factory=list)  # after each piece of output
+    out: str = ""
+    code: int = -1
+
+    def view(self, pattern: str) -> str:
+        """The first view with it."""
+        return next(view for view in self.views if re.search(pattern, view))
+
+
+def nothing_to_do(seen: Seen, process: Any, terminal: int) -> None:
+    """Watch only."""
+
+
+def on_terminal(
+    place: Place,
+    *arguments: Any,
+    columns: int = 80,
+    rows: int = 24,
+    reflows: bool = True,
+    act: Callable[[Seen, Any, int], None] = nothing_to_do,
+    environment: Mapping[str, str | None] | None = None,
+) -> Seen:
+    """A run whose standard error is a terminal; ``act`` is called after each piece of output."""
+    changed = {**place.environment, "TERM": "xterm", "NO_COLOR": None, **(environment or {})}
+    terminal, slave = pty.openpty()
+    seen = Seen(Screen(columns or 80, rows or 24, reflows=reflows))
+    set_size(terminal, columns, rows)
     process = subprocess.Popen(
-        place.command("--mode", "concurrent", "--concurrency", "4"),
+        place.command(*arguments),
         cwd=place.path,
-        env=place.environment,
+        env={name: value for name, value in changed.items() if value is not None},
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=slave,
     )
     os.close(slave)
-    shown = b""
     with contextlib.suppress(OSError):
-        while chunk := os.read(master, 4096):
-            shown += chunk
+        while select.select([terminal], [], [], 30)[0]:
+            text = os.read(terminal, 65536).decode()
+            seen.raw += text
+            seen.screen.feed(text)
+            seen.views.append(seen.screen.shown())
+            act(seen, process, terminal)
+    os.close(terminal)
+    seen.out = process.communicate(timeout=30)[0].decode()
+    seen.code = process.returncode
+    return seen
+
+
+def set_size(terminal: int, columns: int, rows: int) -> None:
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+
+def slow_and_busy(place: Place, files: int = 80) -> None:
+    """A store that answers slowly, is too busy for a while, and never takes one of the files."""
+    place.files(files, 3000)
+    place.server.faults += [
+        Fault(Action("error", 400, "InvalidRequest"), operation="PutObject", key="f00003"),
+        Fault(Action("error", 503, "SlowDown"), operation="PutObject", times=8, after=20),
+        Fault(Action("slow", seconds=0.15), operation="PutObject"),
+    ]
+
+
+SLOW = ("--mode", "concurrent", "--concurrency", "16")
+FAILURE = r"pfu: failed: \S*f00003: upload .*InvalidRequest: injected"
+
+
+@pytest.mark.parametrize("columns, bar", [(80, 40), (200, 50)])
+def test_a_terminal_gets_a_live_view(place: Place, columns: int, bar: int) -> None:
+    slow_and_busy(place)
+    seen = on_terminal(place, *SLOW, columns=columns)
+    assert seen.code == 1
+    assert seen.view(r"^checking  the destination; 80 files, 112.8 KiB to upload$")
+    headline = r"uploading  \[#+-+\]  +\d+ %"
+    counts = r" +\d+ / 80 files +[\d.]+ files/s +[1-9]\d* in flight +1 failed"
+    sizes = r" +[\d.]+ [KMi]*B / 112\.8 KiB +[\d.]+ [KMi]*B/s +16 at most +8 throttled"
+    block = seen.view(rf"^{headline}\n{counts}\n{sizes}$").splitlines()
+    assert len(re.findall(r"[#-]", block[0])) == bar
+    assert [line.index("/") for line in block[1:]] == [block[1].index("/")] * 2
+    assert {"1", "2", "31", "33", "0"} == seen.screen.styles
+    assert re.fullmatch(FAILURE, seen.screen.history().replace("\n", ""))
+    assert "\x1b" not in seen.out
+    assert "complete with failures: " in seen.out and "8 throttled" in seen.out
+
+
+def test_the_time_left_is_said_once_it_can_be(place: Place) -> None:
+    place.files(100)
+    place.server.faults.append(Fault(Action("slow", seconds=0.2), operation="PutObject"))
+    seen = on_terminal(place, "--mode", "parallel", "--concurrency", "8")
+    assert seen.view(r"(?m)^uploading .* %   [1-9]\d* s left$")
+    assert (seen.code, seen.screen.history()) == (0, "")
+
+
+@pytest.mark.parametrize("reflows", [True, False])
+def test_a_terminal_that_changes_its_size_is_left_clean(place: Place, reflows: bool) -> None:
+    slow_and_busy(place, 150)
+    sizes = iter([(50, 24), (120, 24), (30, 12), (20, 8), (99, 30)])
+    next_at = time.monotonic() + 0.5
+
+    def act(seen: Seen, process: Any, terminal: int) -> None:
+        nonlocal next_at
+        if seen.views[-1].count("\n") > 1 and time.monotonic() > next_at:
+            size = next(sizes, (80, 24))
+            seen.screen.resize(*size)
+            set_size(terminal, *size)
+            next_at = time.monotonic() + 0.15
+
+    seen = on_terminal(place, *SLOW, "--verbose", reflows=reflows, act=act)
+    assert next(sizes, None) is None
+    assert seen.view(r"(?m)^uploading  +\d+ %")
+    if reflows:
+        assert seen.screen.history().startswith("pfu: 150 files to upload, ")
+        assert re.fullmatch(f"pfu: 150 .*KiB{FAILURE}", seen.screen.history().replace("\n", ""))
+    else:
+        assert not re.search(r"loading  |in flight|throttled", seen.screen.history())
+
+
+@pytest.mark.parametrize("columns, rows", [(80, 2), (20, 5), (1, 1), (0, 0)])
+def test_a_tiny_terminal_is_enough(place: Place, columns: int, rows: int) -> None:
+    place.files(40)
+    place.server.faults.append(Fault(Action("slow", seconds=0.1), operation="PutObject"))
+    seen = on_terminal(place, *SLOW, columns=columns, rows=rows)
+    assert (seen.code, seen.screen.history()) == (0, "")
+    assert max(view.count("\n") for view in seen.views) < max(rows - 1, 1) or not rows
+    if columns == 20:
+        assert seen.view(r"^uploading  +\d+ %$")
+
+
+@pytest.mark.parametrize("stops", [1, 2])
+def test_a_stop_leaves_the_terminal_clean(place: Place, stops: int) -> None:
+    place.files(300)
+    place.server.faults.append(Fault(Action("slow", seconds=0.4), operation="PutObject"))
+    sent: list[float] = []
+
+    def act(seen: Seen, process: Any, terminal: int) -> None:
+        ready = "stopping " if sent else "in flight"
+        if ready in seen.views[-1] and len(sent) < stops:
+            sent.append(time.monotonic())
+            process.send_signal(signal.SIGINT)
+
+    seen = on_terminal(place, *SLOW, act=act)
+    assert seen.code == 4
+    assert seen.view(r"^stopping   \[")
+    assert seen.screen.history() == ("pfu: stopped: SIGINT received" if stops == 1 else "")
+    assert seen.screen.wraps
+    assert ("run it again: it goes on" in seen.out) == (stops == 1)
+
+
+def test_a_suspended_run_leaves_the_terminal_clean(place: Place) -> None:
+    place.files(60)
+    place.server.faults.append(Fault(Action("slow", seconds=0.2), operation="PutObject"))
+    seen_then: list[str] = []
+
+    def act(seen: Seen, process: Any, terminal: int) -> None:
+        if "in flight" not in seen.views[-1] or seen_then:
+            return
+        process.send_signal(signal.SIGTSTP)
+        assert os.WIFSTOPPED(os.waitpid(process.pid, os.WUNTRACED)[1])
+        while select.select([terminal], [], [], 0)[0]:
+            seen.screen.feed(os.read(terminal, 65536).decode())
+        seen_then.append(seen.screen.shown())
+        process.send_signal(signal.SIGCONT)
+
+    seen = on_terminal(place, *SLOW, act=act)
+    assert (seen_then, seen.code, seen.screen.history()) == ([""], 0, "")
+    assert "in flight" in seen.views[-2]
+
+
+@pytest.mark.parametrize(
+    "environment, has_view, has_colours",
+    [
+        ({"NO_COLOR": ""}, True, True),
+        ({"NO_COLOR": "1"}, True, False),
+        ({"TERM": "dumb"}, False, False),
+        ({"TERM": None}, False, False),
+    ],
+)
+def test_colours_and_the_view_are_for_terminals_that_have_them(
+    place: Place, environment: dict[str, str | None], has_view: bool, has_colours: bool
+) -> None:
+    slow_and_busy(place, 40)
+    seen = on_terminal(place, *SLOW, environment=environment)
+    assert (seen.code, "in flight" in seen.raw) == (1, has_view)
+    assert bool(seen.screen.styles) == has_colours
+    assert has_view or re.fullmatch(f"{FAILURE}\r\n", seen.raw)
+
+
+@pytest.mark.parametrize("option", ["--quiet", "--json"])
+def test_no_view_where_none_is_wanted(place: Place, option: str) -> None:
+    slow_and_busy(place, 20)
+    seen = on_terminal(place, *SLOW, option)
+    assert re.fullmatch(f"{FAILURE}\r\n", seen.raw)
+    assert (seen.out == "") == (option == "--quiet")
+
+
+def test_what_a_dry_run_lists_and_the_view_do_not_mix(place: Place) -> None:
+    place.files(1100)
+    both = Screen(80, 24)
+    master, slave = pty.openpty()
+    set_size(master, 80, 24)
+    process = subprocess.Popen(
+        place.command("--dry-run"),
+        cwd=place.path,
+        env={**place.environment, "TERM": "xterm", "NO_COLOR": "1"},
+        stdout=slave,
+        stderr=slave,
+    )
+    os.close(slave)
+    raw = ""
+    with contextlib.suppress(OSError):
+        while text := os.read(master, 65536):
+            raw += text.decode()
     os.close(master)
-    process.communicate()
-    assert re.search(rb"\r\x1b\[K\d+/30 files  [\d.]+ K?i?B  .* files/s  \d+ %", shown), shown
-    assert shown.rstrip().endswith(b"\x1b[K")
+    both.feed(raw)
+    assert process.wait() == 0
+    lines = both.history().replace("\n", "")
+    assert "scanning  500 files seen" in raw
+    assert "scanning" not in lines
+    assert len(re.findall(r"/d\d/f\d{5}  \d+ B  new", lines)) == 1100
+
+
+def progress(**figures: int) -> pfu.Progress:
+    nothing = dict.fromkeys(pfu.Progress._fields, 0)
+    return pfu.Progress(**{**nothing, **figures})  # type: ignore[arg-type]
+
+
+def view_after(files: int, size: int, *steps: tuple[float, pfu.Progress]) -> pfu.UploadView:
+    view = pfu.UploadView(files, size)
+    for seconds, step in steps:
+        view.move(step, 1000 + seconds)
+    return view
+
+
+FULL_VIEW = (
+    "1,234,567 / 2,345,678 files 12,470 files/s 4,096 in flight 1,000,000 failed "
+    "8.2 TiB / 9.1 TiB 84.7 GiB/s 4,096 at most 1,000,000 throttled"
+)
+
+
+@pytest.mark.parametrize("stopping", [0, 1])
+def test_no_line_is_longer_than_the_terminal_is_wide(stopping: int) -> None:
+    figures = {"in_flight": 4096, "limit": 4096, "throttled": 10**6, "failed": 10**6}
+    halfway = progress(files=1234567, bytes=9 * 10**12, stopping=stopping, **figures)
+    view = view_after(2345678, 10**13, (0, progress()), (1, progress()), (100, halfway))
+    assert bool(view.seconds_left()) == (not stopping)
+    for columns in range(250):
+        lines = [pfu.painted(line, columns, False) for line in view.lines(columns)]
+        assert max(map(len, lines)) <= columns
+        assert len(lines) in (1, 3)
+        assert set(" ".join(lines[1:]).split()) <= set(FULL_VIEW.split())
+    assert " ".join(" ".join(lines[1:]).split()) == FULL_VIEW
+
+
+def test_rates_are_recent_and_time_left_follows_the_work() -> None:
+    steps = [(second, progress(files=100 * second, bytes=0)) for second in range(10)]
+    view = view_after(2000, 0, *steps)
+    assert "    100 files/s" in pfu.painted(view.lines(100)[1], 100, False)
+    assert view.seconds_left() == pytest.approx(11)
+    steps += [(9 + second, progress(files=900)) for second in range(1, 30)]
+    view = view_after(2000, 0, *steps)
+    assert "      0 files/s" in pfu.painted(view.lines(100)[1], 100, False)
+    assert view.seconds_left() == 0
+    assert view_after(2000, 0, *steps[:2]).seconds_left() == 0
+
+
+def test_files_that_need_not_be_sent_count_as_done() -> None:
+    half = progress(files=2, bytes=200, settled_files=3, settled_bytes=300, failed=1)
+    block = [pfu.painted(line, 100, False) for line in view_after(10, 1000, (0, half)).lines(100)]
+    assert block[0].endswith("]   50 %")
+    assert " 5 / 10 files " in block[1] and " 500 B / 1000 B " in block[2]
+
+
+@BOTH_MODES
+def test_progress_tells_the_requests_in_flight(at_hand: Place, mode: str) -> None:
+    slow_and_busy(at_hand, 100)
+    told: list[pfu.Progress] = []
+
+    class Watcher(pfu.Observer):
+        def progress(self, progress: pfu.Progress) -> None:
+            told.append(progress)
+
+    assert s3_job(at_hand, Watcher(), mode=mode, concurrency=8).run().exit_code == 1
+    assert max(step.in_flight for step in told) == 8 == told[-1].limit
+    assert (told[-1].in_flight, told[-1].files, told[-1].failed) == (0, 99, 1)
+    assert told[-1].throttled == 8
+
+
+def test_a_dead_runner_has_nothing_in_flight(place: Place) -> None:
+    runner = pfu.LocalRunner(FolderUploader(place.path), pfu.EngineOptions())
+    runner.gauges["in_flight"] = runner.gauges["files"] = 5
+    runner.bury()
+    assert (runner.figure("in_flight"), runner.figure("files")) == (0, 5)
+    runner.close(kill=False)
+
+
+SUMMARY = pfu.Summary(
+    root="/srv/data",
+    destination="s3://bucket/backup",
+    status="complete with failures",
+    seen=50_002,
+    uploaded=12_345,
+    unchanged=37_652,
+    skipped=3,
+    failed=2,
+    bytes_uploaded=5 * 10**9,
+    elapsed_seconds=130.0,
+    cpu_seconds=12.14,
+    peak_memory_bytes=142 * MIB,
+    requests=12_360,
+    retries=15,
+    throttled=3,
+    fast_lane=12_000,
+    fast_lane_off="given up on the way: 400",
+    skipped_by_reason={"symbolic link": 2, "socket": 1},
+    exit_code=1,
+)
+SUMMARY_TEXT = """\
+complete with failures: /srv/data to s3://bucket/backup
+  50,002 files seen
+  12,345 uploaded     4.7 GiB
+  37,652 unchanged
+       3 skipped      symbolic link: 2, socket: 1
+       2 failed       listed above; the ledger has them all
+  2 min 10 s, 95 files/s, 36.7 MiB/s
+  12.1 s of CPU, 142.0 MiB of memory, 12,360 requests, 15 retried, 3 throttled
+  12,000 of 12,345 by the fast lane: given up on the way: 400
+next: run it again: what is not in the store is tried once more"""
+
+
+def test_the_summary_is_read_at_a_glance() -> None:
+    assert pfu.summary_text(SUMMARY) == SUMMARY_TEXT
+    coloured = pfu.summary_text(SUMMARY, colours=True)
+    assert coloured.startswith("\x1b[33mcomplete with failures\x1b[0m: /srv")
+    assert "\n  \x1b[31m     2 failed\x1b[0m       listed" in coloured
+    assert re.sub(r"\x1b\[\d+m", "", coloured) == SUMMARY_TEXT
 
 
 def test_status_shows_the_last_runs(place: Place) -> None:
@@ -2849,7 +3269,8 @@ def test_a_dry_run_says_what_would_go_and_writes_nothing(place: Place) -> None:
     run = place.run("--dry-run")
     assert run.code == 0
     assert "tree/new\\x1b  5 B  new\n" in run.out
-    assert f"dry run: 1 file of 1, 5 B, would go to s3://{BUCKET}/p" in run.out
+    head = f"dry run: {place.root} to s3://{BUCKET}/p"
+    assert run.out.endswith(f"{head}\n  1 file seen\n  1 would go    5 B\n  1 request\n")
     assert not list(place.path.glob("pfu.db*"))
     assert place.server.count() == 0
     place.run("--mode", "concurrent")
@@ -5318,8 +5739,8 @@ def test_progress_moves_within_one_file(place: Place) -> None:
     seen = set()
 
     class Watcher(pfu.Observer):
-        def progress(self, files: int, size: int) -> None:
-            seen.add(size)
+        def progress(self, progress: pfu.Progress) -> None:
+            seen.add(progress.bytes)
 
     assert run_in_process(place, Watcher()).exit_code == 0
     assert {5 * MIB, 10 * MIB, 20 * MIB} <= seen
@@ -5724,8 +6145,8 @@ class Witness(pfu.Observer):
         self.sizes: list[int] = []
         self.resumed_sizes: list[int] = []
 
-    def progress(self, files: int, size: int) -> None:
-        self.sizes.append(size)
+    def progress(self, progress: pfu.Progress) -> None:
+        self.sizes.append(progress.bytes)
         assert time.monotonic() < self.deadline
         if self.is_to_end():
             raise Killed
@@ -7186,7 +7607,7 @@ def test_a_root_whose_name_is_not_utf_8(place: Place) -> None:
     assert place.run("--mode", "concurrent", "--json").json["unchanged"] == 1
     plan = place.run("--dry-run")
     assert (plan.code, plan.err) == (0, "")
-    assert "dry run: 0 files of 1" in plan.out
+    assert "  1 file seen\n  0 would go " in plan.out
     place.endpoint = ""
     status = place.run("--status", to=None)
     assert (status.code, status.err) == (0, "")
@@ -9653,7 +10074,7 @@ def test_the_sandbox_needs_no_account(place: Place, mode: str) -> None:
     place.files(12)
     run = place.run(place.root, "--mode", mode, "--sandbox", to=None)
     assert (run.code, run.err) == (0, "")
-    assert "12 files seen: 12 uploaded" in run.out
+    assert "  12 files seen\n  12 uploaded " in run.out
     assert "The sandbox holds 12 objects" in run.out
     assert f"file-mtime={LONG_AGO}000000000ns" in run.out
     again = place.run(place.root, "--mode", mode, "--sandbox", "--json", to=None)
