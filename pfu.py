@@ -2116,12 +2116,18 @@ class SourceFile:
                 raise NotRegularError("read", path, "it is not a regular file any more") from error
             raise SourceError("read", path, os_cause(error)) from error
         self.read_at = time.time_ns()
-        self.status = os.fstat(self.fd)
         try:
+            self.status = self._now()
             self._check_kind()
-        except NotRegularError:
+        except SourceError:
             self.close()
             raise
+
+    def _now(self) -> os.stat_result:
+        try:
+            return os.fstat(self.fd)
+        except OSError as error:
+            raise SourceError("read", self.path, os_cause(error)) from error
 
     def _check_kind(self) -> None:
         if not stat.S_ISREG(self.status.st_mode):
@@ -2180,7 +2186,7 @@ class SourceFile:
 
     def check_unchanged(self) -> None:
         """Raises ChangedError if the file is not what it was when it was opened."""
-        now, then = os.fstat(self.fd), self.status
+        now, then = self._now(), self.status
         if (now.st_size, now.st_mtime_ns, now.st_ctime_ns) != (
             then.st_size,
             then.st_mtime_ns,
@@ -6187,10 +6193,20 @@ _worker: WorkerLoop | None = None  # the one of a worker process; its pool has n
 def _start_worker(uploader: Uploader, options: EngineOptions, gauges: Gauges, parent: int) -> None:
     """In the child: Ctrl-C and SIGTERM are the parent's to decide, and so is the end."""
     global _worker
-    _belong_to(parent)
-    lower_priority(options.nice)
-    spare_collector()
-    _worker = WorkerLoop(uploader, options, gauges)
+    with _ending_without_threads():
+        _belong_to(parent)
+        lower_priority(options.nice)
+        spare_collector()
+        _worker = WorkerLoop(uploader, options, gauges)
+
+
+@contextlib.contextmanager
+def _ending_without_threads() -> Iterator[None]:
+    """Where the system has no thread left, end without a traceback: the parent sees it."""
+    try:
+        yield
+    except RuntimeError:
+        os._exit(ExitCode.STOPPED)
 
 
 def _belong_to(parent: int) -> None:
@@ -6312,7 +6328,8 @@ def _prepare_in_thread(uploader: Uploader, answering: Any) -> None:
 
 
 def _prepare_in_process(uploader: Uploader, answering: Any, parent: int) -> None:
-    _belong_to(parent)
+    with _ending_without_threads():
+        _belong_to(parent)
     notes, problem = _prepare(uploader)
     try:
         answering.send((uploader.__getstate__(), notes, problem))
@@ -7350,9 +7367,8 @@ class BatchJobModel(BatchJobRow):
             return
         self._denied += outcome.kind is OutcomeKind.DENIED
         self._refused_in_a_row += 1
-        if outcome.kind is OutcomeKind.DENIED and self.summary.uploaded == 0:
-            if self._refused_in_a_row >= MAX_DENIED:
-                self.stop(outcome.error, ExitCode.CANNOT_START)
+        if self._denied >= MAX_DENIED and self.summary.uploaded == 0:
+            self.stop(outcome.error, ExitCode.CANNOT_START)
         elif self._refused_in_a_row >= MAX_UNSENT:
             self.stop(f"{MAX_UNSENT} files in a row failed, the last: {outcome.error}")
 
@@ -7529,7 +7545,8 @@ class Watchdog:
         self._is_over = False
 
     def __enter__(self) -> Watchdog:
-        threading.Thread(target=self._watch, name=WATCHDOG, daemon=True).start()
+        with contextlib.suppress(RuntimeError):  # the system has no thread left: nobody watches
+            threading.Thread(target=self._watch, name=WATCHDOG, daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
