@@ -168,6 +168,7 @@ ORPHAN_SECONDS = 0.25  # a worker sees this late that its parent was killed
 STOP_SECONDS = 8.0  # what is in flight may take this long to finish after a stop
 MAX_OPEN_UPLOADS = 64  # large files under way at a time
 WORKER_DEATHS = 3  # times that a page is tried whose worker dies
+START_SECONDS = 60.0  # for a worker to answer first; at the limit of threads it may never
 KILL_SECONDS = 1.0  # for a worker that was killed to end; one that waits for a disk may not
 CANCEL_ATTEMPTS = 5  # Python before 3.12 may lose one: asyncio.wait_for() swallows it at its end
 
@@ -4990,11 +4991,17 @@ def combined_sha256(parts: Iterable[StoredPart]) -> str:
 def etag_of(answer: Mapping[str, Any]) -> str:
     """The ETag of an acknowledgement, without quotes. Raises RetryableError where there is none.
 
-    botocore takes an answer that breaks off within its headers for a success.
+    botocore takes an answer that breaks off within its headers for a success: one without a length
+    is none.
     """
     etag = str(answer.get("ETag") or "").strip('"')
     if not etag:
         raise RetryableError("read answer", "", "it broke off: there is no ETag")
+    if (
+        not {"content-length", "transfer-encoding"}
+        & answer["ResponseMetadata"]["HTTPHeaders"].keys()
+    ):
+        raise RetryableError("read answer", "", "it broke off: there is no length")
     return etag
 
 
@@ -5652,6 +5659,9 @@ class PageRunner:
         return bool(self.gauges["stopping"])
 
 
+NO_THREAD, NO_THREAD_HINT = "start new thread", "raise the limit of processes: ulimit -u"
+
+
 class Transfer(ABC):
     """What is done about one task: tried again where that may help."""
 
@@ -5692,6 +5702,11 @@ class Transfer(ABC):
                 await asyncio.sleep(full_jitter(self.attempts))
             except PfuError as error:
                 return self._failed(OutcomeKind.FAILED, error)
+            except RuntimeError as error:
+                if NO_THREAD not in str(error):
+                    raise
+                fatal = FatalError("start thread", "", str(error), NO_THREAD_HINT)
+                return self._failed(OutcomeKind.FATAL, fatal)
 
     @abstractmethod
     async def _try(self) -> AnyOutcome: ...
@@ -6027,6 +6042,9 @@ def _kind_of_failure(error: TransferError) -> OutcomeKind:
     return OutcomeKind.UNSENT if error.retryable else OutcomeKind.FAILED
 
 
+WORKERS_HINT = "--mode concurrent needs no workers"
+
+
 class WorkerDiedError(PfuError):
     """A worker process ended before it was told to."""
 
@@ -6078,6 +6096,9 @@ class Runner(ABC):
         """Whether it was ready, once, to take in pages."""
         return True
 
+    def check_start(self) -> None:  # noqa: B027
+        """Raises FatalError if it does not come to life."""
+
     @abstractmethod
     def restart(self) -> None:
         """Begin anew after a death. Raises FatalError where that cannot be."""
@@ -6093,7 +6114,11 @@ class LocalRunner(Runner):
     def __init__(self, uploader: Uploader, options: EngineOptions) -> None:
         super().__init__()
         self._runner = PageRunner(uploader, options, self.gauges)
-        self._loop = asyncio.new_event_loop()
+        try:
+            self._loop = asyncio.new_event_loop()
+        except OSError as error:
+            hint = "raise the limit of open files: ulimit -n"
+            raise FatalError("start event loop", "", os_cause(error), hint) from error
         self._exchanging: asyncio.Task[Report] | None = None
 
     def _exchange(self, page: Sequence[AnyTask], more: bool) -> asyncio.Task[Report]:
@@ -6125,6 +6150,7 @@ class WorkerRunner(Runner):
 
     def _start(self) -> None:
         """Raises FatalError where the system has no process left."""
+        self._began = time.monotonic()
         others = set(multiprocessing.active_children())
         try:
             self._pool = ProcessPoolExecutor(
@@ -6135,7 +6161,7 @@ class WorkerRunner(Runner):
             )
             self._hello = self._pool.submit(os.getpid)
         except (OSError, RuntimeError) as error:
-            hint = "--mode concurrent needs no workers"
+            hint = WORKERS_HINT
             raise FatalError("start worker", "", str(error), hint) from error
         self._processes = set(multiprocessing.active_children()) - others
 
@@ -6159,6 +6185,10 @@ class WorkerRunner(Runner):
     @property
     def has_started(self) -> bool:
         return self._hello.done() and self._hello.exception() is None
+
+    def check_start(self) -> None:
+        if not self._hello.done() and time.monotonic() - self._began > START_SECONDS:
+            raise FatalError("start worker", "", "it does not answer", WORKERS_HINT)
 
     def restart(self) -> None:
         self._pool.shutdown(wait=False)
@@ -6376,6 +6406,8 @@ class Engine:
             if not waiting:
                 return
             done = self.runners[0].wait(waiting, TICK_SECONDS)
+            for runner in self.runners:
+                runner.check_start()
             self._steer(len(waiting))
             if tick() and deadline == float("inf"):
                 deadline = time.monotonic() + STOP_SECONDS
@@ -6435,7 +6467,7 @@ class Engine:
         if runner.has_started:
             self._deaths_of.update(task.id for task in lost)
         elif self._failed_starts >= WORKER_DEATHS:
-            hint = "--mode concurrent needs no workers"
+            hint = WORKERS_HINT
             raise FatalError("start worker", "", f"{WORKER_DEATHS} of them died at once", hint)
         self.deaths += 1
         hopeless = [task for task in lost if self._deaths_of[task.id] >= WORKER_DEATHS]
