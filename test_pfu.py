@@ -10915,6 +10915,70 @@ def test_the_readme_tells_of_every_option() -> None:
 
 
 # ======================================================================================
+# The picture of the benchmark
+# ======================================================================================
+
+
+def series_of(tool: str, walls: Sequence[float], **changes: Any) -> dict[str, Any]:
+    """One series, as bench/compare.py writes it."""
+    runs = [{"wall": wall, "cpu": wall / 2, "other_cpu": 0.0, "failure": None} for wall in walls]
+    series = {"case": "small", "scheme": "http", "tool": tool, "files": 1000, "bytes": 4_000_000}
+    wall = sorted(walls)[len(walls) // 2] if walls else 0.0
+    median = {"wall": wall, "cpu_seconds": wall / 2, "other_share": 0.0}
+    return {**series, "median": median, "runs": runs, **changes}
+
+
+def drawn(tmp_path: Path, *series: dict[str, Any]) -> str:
+    result = {
+        "date": "2026-01-02T03:04:05+00:00",
+        "machine": {"cpu": "A <CPU> & more", "cores": 2},
+        "versions": {"python": "Python 3.13.0", "s5cmd": "v9"},
+        "rounds": 3,
+        "results": list(series),
+    }
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps(result))
+    command = [sys.executable, str(HERE / "bench/chart.py"), str(path)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_the_picture_shows_what_was_measured(tmp_path: Path) -> None:
+    text = drawn(
+        tmp_path,
+        series_of("pfu-parallel", [0.1, 0.2, 0.1]),
+        series_of("s5cmd", [0.5, 0.5, 0.5]),
+        series_of("rclone", [], runs=[{"wall": 1.0, "cpu": 1.0, "failure": "lost <files>"}]),
+    )
+    picture = ElementTree.fromstring(text)
+    assert picture.tag.endswith("svg")
+    words = " ".join(element.text or "" for element in picture.iter())
+    for shown in ("10,000", "2,000", "failed", "A <CPU> & more", "3 rounds", "pfu parallel"):
+        assert shown in words, words
+    assert "<script" not in text
+    bars: dict[str, list[float]] = {}
+    for element in picture.iter():
+        if element.tag.endswith("rect"):
+            bars.setdefault(element.get("x", ""), []).append(float(element.get("width", 0)))
+    assert len(bars) == 2  # speed, and CPU
+    for widths in bars.values():
+        assert max(widths) / min(widths) == pytest.approx(5, rel=0.05)
+
+
+def test_the_same_results_make_the_same_picture(tmp_path: Path) -> None:
+    series = [series_of("pfu-concurrent", [0.3]), series_of("odd\x1b<tool>&", [0.4])]
+    assert drawn(tmp_path, *series) == drawn(tmp_path, *series)
+    ElementTree.fromstring(drawn(tmp_path, *series))
+
+
+def test_the_picture_in_the_readme_is_there() -> None:
+    text = (HERE / "bench/comparison.svg").read_text("utf-8")
+    assert ElementTree.fromstring(text).tag.endswith("svg")
+    for shown in ("pfu parallel", "pfu concurrent", "s5cmd", "rclone", "small files"):
+        assert shown in text
+    assert "](bench/comparison.svg)" in text_of_readme()
+
+
+# ======================================================================================
 # Other servers
 # ======================================================================================
 
