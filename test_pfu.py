@@ -10925,56 +10925,174 @@ def test_the_readme_tells_of_every_option() -> None:
 # The picture of the benchmark
 # ======================================================================================
 
+CHART = HERE / "bench" / "chart.py"
+SVG = "{http://www.w3.org/2000/svg}"
+SMALL_TREE, LARGE_TREE = (50_000, 230_375_938), (4, 4 << 30)
+SMALL_RUNS = {
+    "pfu-parallel": (3.0066, 4.2795),
+    "pfu-concurrent": (3.7494, 3.3934),
+    "s5cmd": (7.8568, 9.6694),
+    "rclone": (7.9131, 12.8404),
+}
+LARGE_RUNS = {"pfu-parallel": (2.5211, 3.8484), "rclone": (4.8481, 8.3446)}
 
-def series_of(tool: str, walls: Sequence[float], **changes: Any) -> dict[str, Any]:
-    """One series, as bench/compare.py writes it."""
-    runs = [{"wall": wall, "cpu": wall / 2, "other_cpu": 0.0, "failure": None} for wall in walls]
-    series = {"case": "small", "scheme": "http", "tool": tool, "files": 1000, "bytes": 4_000_000}
-    wall = sorted(walls)[len(walls) // 2] if walls else 0.0
-    median = {"wall": wall, "cpu_seconds": wall / 2, "other_share": 0.0}
-    return {**series, "median": median, "runs": runs, **changes}
 
-
-def drawn(tmp_path: Path, *series: dict[str, Any]) -> str:
-    result = {
-        "date": "2026-01-02T03:04:05+00:00",
-        "machine": {"cpu": "A <CPU> & more", "cores": 2},
-        "versions": {"python": "Python 3.13.0", "s5cmd": "v9"},
-        "rounds": 3,
-        "results": list(series),
+def measured_series(
+    tool: str, wall: float, cpu: float, case: str = "small", scheme: str = "http", **changes: Any
+) -> dict[str, Any]:
+    """A series of three runs as compare.py writes it: 4 % around the median."""
+    files, size = LARGE_TREE if case == "large" else SMALL_TREE
+    spread = (0.96, 1, 1.04)
+    return {
+        "case": case,
+        "scheme": scheme,
+        "tool": tool,
+        "files": files,
+        "bytes": size,
+        "runs": [{"wall": wall * it, "cpu": cpu * it, "failure": None} for it in spread],
+        "median": {"wall": wall, "cpu_seconds": cpu, "other_share": 0.0},
+        **changes,
     }
-    path = tmp_path / "result.json"
-    path.write_text(json.dumps(result))
-    command = [sys.executable, str(HERE / "bench/chart.py"), str(path)]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def test_the_picture_shows_what_was_measured(tmp_path: Path) -> None:
-    text = drawn(
-        tmp_path,
-        series_of("pfu-parallel", [0.1, 0.2, 0.1]),
-        series_of("s5cmd", [0.5, 0.5, 0.5]),
-        series_of("rclone", [], runs=[{"wall": 1.0, "cpu": 1.0, "failure": "lost <files>"}]),
-    )
-    picture = ElementTree.fromstring(text)
-    assert picture.tag.endswith("svg")
-    words = " ".join(element.text or "" for element in picture.iter())
-    for shown in ("10,000", "2,000", "failed", "A <CPU> & more", "3 rounds", "pfu parallel"):
-        assert shown in words, words
-    assert "<script" not in text
-    bars: dict[str, list[float]] = {}
-    for element in picture.iter():
-        if element.tag.endswith("rect"):
-            bars.setdefault(element.get("x", ""), []).append(float(element.get("width", 0)))
-    assert len(bars) == 2  # speed, and CPU
-    for widths in bars.values():
-        assert max(widths) / min(widths) == pytest.approx(5, rel=0.05)
+def failed_series(tool: str, **changes: Any) -> dict[str, Any]:
+    run = {"wall": 900.0, "cpu": 1.0, "failure": "exit 1: no route"}
+    return measured_series(tool, 1, 1, runs=[run] * 3, median={}, **changes)
 
 
-def test_the_same_results_make_the_same_picture(tmp_path: Path) -> None:
-    series = [series_of("pfu-concurrent", [0.3]), series_of("odd\x1b<tool>&", [0.4])]
-    assert drawn(tmp_path, *series) == drawn(tmp_path, *series)
-    ElementTree.fromstring(drawn(tmp_path, *series))
+def measured_tools(runs: dict[str, tuple[float, float]], **changes: Any) -> list[dict[str, Any]]:
+    return [measured_series(tool, wall, cpu, **changes) for tool, (wall, cpu) in runs.items()]
+
+
+def benchmark_json(series: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
+    return {
+        "date": "2026-11-23T00:17:06+00:00",
+        "machine": {"cpu": "AMD EPYC", "cores": 2},
+        "versions": {
+            "python": "Python 3.13.0",
+            "nginx": "nginx version: nginx/1.22.1",
+            "pfu-parallel": "pfu 0.1.0",
+            "s5cmd": "v2.3.0-991c9fb",
+        },
+        "rounds": 3,
+        "results": series,
+        **changes,
+    }
+
+
+def run_chart(folder: Path, *results: dict[str, Any]) -> subprocess.CompletedProcess[bytes]:
+    paths = [folder / f"{number}.json" for number in range(len(results))]
+    for path, result in zip(paths, results):
+        path.write_text(json.dumps(result))
+    return subprocess.run([sys.executable, "-S", CHART, *paths], capture_output=True)
+
+
+def draw_chart(folder: Path, *results: dict[str, Any]) -> ElementTree.Element:
+    done = run_chart(folder, *results)
+    assert done.returncode == 0, done.stderr.decode()
+    return ElementTree.fromstring(done.stdout)
+
+
+def chart_texts(svg: ElementTree.Element) -> list[str]:
+    return [element.text or "" for element in svg.iter(f"{SVG}text")]
+
+
+def chart_rows(svg: ElementTree.Element) -> list[list[str]]:
+    """The words of each tool's row: its name, then what stands at the end of its bars."""
+    return [chart_texts(row) for row in svg.iter(f"{SVG}g")]
+
+
+def bar_widths(svg: ElementTree.Element) -> list[list[float]]:
+    rows = svg.iter(f"{SVG}g")
+    return [[float(bar.get("width", "")) for bar in row.iter(f"{SVG}rect")] for row in rows]
+
+
+def test_the_chart_shows_every_figure_and_what_it_was_measured_on(tmp_path: Path) -> None:
+    small = benchmark_json(measured_tools(SMALL_RUNS))
+    large = benchmark_json(measured_tools(LARGE_RUNS, case="large"))
+    svg = draw_chart(tmp_path, small, large)
+    assert chart_rows(svg) == [
+        ["pfu parallel", "16,630", "86"],
+        ["pfu concurrent", "13,335", "68"],
+        ["s5cmd", "6,364", "193"],
+        ["rclone", "6,319", "257"],
+        ["pfu parallel", "1,625", "0.96"],
+        ["rclone", "845", "2.09"],
+    ]
+    words = "\n".join(chart_texts(svg))
+    assert "Small files: pfu is 2.1 to 2.6 times as fast\nas the best other tool" in words
+    assert "Large files: 1.9 times." in words
+    assert "2026-11-23: 2 cores (AMD EPYC)" in words
+    assert "3 rounds" in words
+    assert words.count("pfu 0.1.0, s5cmd 2.3.0, Python 3.13.0, nginx 1.22.1") == 1
+
+
+def test_the_bars_of_a_chart_start_at_zero_and_are_as_long_as_the_figures(tmp_path: Path) -> None:
+    slow = {"pfu-parallel": (20.0, 50.0), "s5cmd": (5.0, 5.0)}
+    series = [*measured_tools(SMALL_RUNS), *measured_tools(slow, scheme="https")]
+    svg = draw_chart(tmp_path, benchmark_json(series))
+    runs = [*SMALL_RUNS.values(), *slow.values()]
+    widths = bar_widths(svg)
+    for (wall, cpu), (speed_width, cpu_width) in zip(runs, widths):
+        assert speed_width * wall == pytest.approx(widths[0][0] * runs[0][0], rel=0.01)
+        assert cpu_width / cpu == pytest.approx(widths[0][1] / runs[0][1], rel=0.01)
+    assert len({bar.get("x") for bar in svg.iter(f"{SVG}rect")}) == 2
+    assert "pfu 0.25 to 2.6 ×" in chart_texts(svg)
+
+
+def test_the_same_results_make_the_same_chart(tmp_path: Path) -> None:
+    result = benchmark_json(measured_tools(SMALL_RUNS))
+    first = run_chart(tmp_path, result).stdout
+    assert first == run_chart(tmp_path, result).stdout
+    assert len(first) < 30_000
+    assert b"prefers-color-scheme: dark" in first
+    assert not re.search(rb"<script|<image|href|url\(|@import|@font-face", first)
+    svg = ElementTree.fromstring(first)
+    assert [svg[0].tag, svg[1].tag] == [f"{SVG}title", f"{SVG}desc"]
+    assert svg[0].text and svg[1].text
+
+
+def test_odd_names_in_a_chart_are_escaped(tmp_path: Path) -> None:
+    odd = "<b>&\"'\x00\ud800"
+    series = measured_series(odd, 3, 3, scheme="</svg>&amp; " * 30)
+    svg = draw_chart(tmp_path, benchmark_json([series], machine={"cpu": odd, "cores": 1}))
+    assert chart_rows(svg) == [["<b>&\"'\ufffd\ufffd", "16,667", "60"]]
+    words = chart_texts(svg)
+    assert "</svg>&amp; </svg>&amp;" in " ".join(words)
+    assert any(odd[:6] in text and "1 core (" in text for text in words)
+    assert max(map(len, words)) < 90
+
+
+def test_a_failed_series_has_no_bar_and_no_ratio(tmp_path: Path) -> None:
+    partly = measured_series("rclone", 4, 4)
+    partly["runs"].append({"wall": 0.001, "cpu": 99.0, "failure": "exit 1"})
+    never = measured_series("aws", 1, 1, runs=[], median={})
+    failed = failed_series("pfu-parallel")
+    svg = draw_chart(tmp_path, benchmark_json([failed, partly, never]))
+    rows = [["pfu parallel", "failed"], ["rclone", "12,500", "80"], ["aws", "not run"]]
+    assert chart_rows(svg) == rows
+    assert [len(row) for row in bar_widths(svg)] == [0, 2, 0]
+    words = " ".join(chart_texts(svg))
+    assert "http (rclone: 1 of 4 runs failed)" in words
+    assert "×" not in words
+
+
+@pytest.mark.parametrize("tool", ["pfu-parallel", "s5cmd"])
+def test_a_chart_of_one_tool_compares_nothing(tmp_path: Path, tool: str) -> None:
+    svg = draw_chart(tmp_path, benchmark_json([measured_series(tool, 4, 4, scheme="http30")]))
+    assert len(chart_rows(svg)) == 1
+    words = " ".join(chart_texts(svg))
+    assert "http, 30 ms added to each request" in words
+    assert "×" not in words
+    assert "times" not in words
+
+
+def test_what_is_no_result_makes_no_chart(tmp_path: Path) -> None:
+    for result, said in (({}, "not written by compare.py"), (benchmark_json([]), "no results")):
+        done = run_chart(tmp_path, result)
+        assert (done.returncode, done.stdout) == (1, b"")
+        assert said in done.stderr.decode()
+        assert done.stderr.count(b"\n") == 1
 
 
 def test_the_picture_in_the_readme_is_there() -> None:

@@ -22,8 +22,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +35,12 @@ from xml.sax.saxutils import escape
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 SMALL_BYTES = 64 * KIB  # files are small up to this mean size,
 LARGE_BYTES = MIB  # and large from this
+LABEL_LETTERS = 14
 NOISE = 0.1  # as in compare.py: a share of the machine used by others that makes a figure doubtful
-DELAYED = {"http30": "http, 30 ms added to each request", "https30": "https, 30 ms added to each"}
+DELAYED = {
+    "http30": "http, 30 ms added to each request",
+    "https30": "https, 30 ms added to each request",
+}
 NOT_IN_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
@@ -104,7 +110,10 @@ class Section:
 
     @property
     def units(self) -> tuple[str, str]:
-        return ("MiB/s", "s/GiB") if self.kind == "large" else ("files/s", "µs/file")
+        """What the two columns of bars are in."""
+        large = self.kind == "large"
+        speed, cpu = ("MiB/s", "CPU s/GiB") if large else ("files/s", "CPU µs/file")
+        return f"{speed}, more is better", f"{cpu}, less is better"
 
     def series(self) -> Iterator[Series]:
         for load in self.workloads:
@@ -201,13 +210,21 @@ def figure(number: float) -> str:
     return f"{number:,.0f}" if number >= 10 else f"{number:.2f}"
 
 
+def share_text(share: float) -> str:
+    return "less than half" if share < 0.5 else f"up to {percent(share)} of"
+
+
+def percent(share: float) -> str:
+    """Rounded up: it is said to be the most."""
+    return f"{math.ceil(round(100 * share, 9))}\N{NO-BREAK SPACE}%"
+
+
 def size_text(number: float) -> str:
     """As 1 GiB or 4.5 KiB."""
     for unit, name in ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
         if number >= unit:
-            return (
-                f"{number / unit:.{1 if number < 10 * unit else 0}f}".replace(".0", "") + f" {name}"
-            )
+            digits = 1 if number < 10 * unit else 0
+            return f"{number / unit:.{digits}f}".replace(".0", "") + f" {name}"
     return f"{number:.0f} bytes"
 
 
@@ -238,7 +255,7 @@ def failed_text(load: Workload) -> str:
 def label(tool: str) -> str:
     """A tool as it is called beside its bar."""
     text = re.sub(r"^pfu-", "pfu ", tool)
-    return text if len(text) <= 16 else text[:15] + "…"
+    return text if len(text) <= LABEL_LETTERS else text[: LABEL_LETTERS - 1] + "…"
 
 
 def title_lines(found: Sequence[Section]) -> list[str]:
@@ -247,43 +264,42 @@ def title_lines(found: Sequence[Section]) -> list[str]:
         return ["How fast pfu uploads, and on how much CPU"]
     first = f"{found[0].kind.capitalize()} files: pfu is {speed} times as fast"
     second = "as the best other tool"
-    return [first, f"{second}, on {cpu.high:.0%} of the CPU or less" if cpu else second]
+    return [first, f"{second}, on {share_text(cpu.high)} the CPU" if cpu else second]
 
 
 def subtitle_lines(found: Sequence[Section]) -> list[str]:
     """What the title leaves out, the sections where pfu is slower among it."""
     others = [(each.kind.capitalize(), speed_ratios(each)) for each in found[1:]]
-    told = [f"{kind} files: {speed} times as fast." for kind, speed in others if speed]
+    told = [
+        f"{kind} files: {speed} times{' (slower)' if speed.high < 1 else ''}."
+        for kind, speed in others
+        if speed
+    ]
     compared = any(speed_ratios(each) for each in found)
     meaning = ["× is pfu, both modes, against the best other tool of each workload."]
     return ([" ".join(told)] if told else []) + (meaning if compared else [])
 
 
-def column_heads(section: Section) -> tuple[str, str]:
+def findings(section: Section) -> tuple[str, str]:
+    """What stands above the column of speed, and above that of CPU."""
     speed, cpu = speed_ratios(section), cpu_ratios(section)
-    units = section.units
-    return (
-        units[0] + (f": pfu {speed} ×" if speed else ""),
-        f"CPU {units[1]}" + (f": pfu {cpu} ×" if cpu else ""),
-    )
+    return f"pfu {speed} ×" if speed else "", f"pfu {cpu} ×" if cpu else ""
 
 
 def footer_lines(files: Sequence[dict[str, Any]], found: Sequence[Section]) -> list[str]:
-    days = sorted({str(each["date"])[:10] for each in files})
-    lines = [", ".join(days)]
+    lines = []
     for each in files:
         lines += [machine_text(each), versions_text(each["versions"])]
-    lines += [
-        "Bars end at medians of whole runs; thin lines go from the lowest to the highest run."
-    ]
+    lines.append("Bars end at medians of whole runs; thin lines go from the lowest to the highest.")
     return list(dict.fromkeys(lines)) + noise_lines(found)
 
 
 def machine_text(result: dict[str, Any]) -> str:
     cores, rounds = result["machine"]["cores"], result["rounds"]
     return (
-        f"{cores} core{'s' * (cores != 1)} ({result['machine']['cpu']}), shared with the server;"
-        f" {rounds} round{'s' * (rounds != 1)}"
+        f"{str(result['date'])[:10]}: {cores} core{'s' * (cores != 1)}"
+        f" ({result['machine']['cpu']}) that the server shares,"
+        f" {rounds} round{'s' * (rounds != 1)} in turns"
     )
 
 
@@ -302,22 +318,20 @@ def versions_text(versions: dict[str, Any]) -> str:
 def noise_lines(found: Sequence[Section]) -> list[str]:
     every = [it for each in found for it in each.series() if it.speed]
     noisy = sum(it.other_share > NOISE for it in every)
-    if not noisy:
-        return []
-    return [
-        f"Other processes used over {NOISE:.0%} of the machine in {noisy} of {len(every)} rows."
-    ]
+    used = f"Other processes used over {percent(NOISE)} of the machine"
+    return [f"{used} in {noisy} of {len(every)} rows."] if noisy else []
 
 
 # ---------------------------------------------------------------------------------------------
 # Picture
 # ---------------------------------------------------------------------------------------------
 
-WIDTH = 640
+WIDTH = 600
 SPEED_LEFT, SPEED_WIDTH = 124, 180
 CPU_LEFT, CPU_WIDTH = 388, 146
 ROW, BAR = 18, 13  # height of a row, and of the bar in it
 BASELINE = 14  # of a row's text
+LETTERS = {"title": 52, "section": 56, "head": 78, "note": 86}  # that fit a line, in a wide font
 
 STYLE = """
 text { font: 15px system-ui, -apple-system, "Segoe UI", Roboto, Helvetica, Arial, sans-serif;
@@ -326,12 +340,13 @@ text { font: 15px system-ui, -apple-system, "Segoe UI", Roboto, Helvetica, Arial
 .section { font-size: 17px; font-weight: 600 }
 .head, .note { fill: #59636e }
 .note { font-size: 13px }
-.parallel .figure, .concurrent .figure { font-weight: 600 }
+.finding, .parallel .figure, .concurrent .figure { font-weight: 600 }
+.finding { fill: #0757ba }
 .failed { font-style: italic }
 rect { fill: #c8ced5 }
-.parallel rect { fill: #0757ba }
-.concurrent rect { fill: #57a5f5 }
-.range { stroke: #1f2328; stroke-opacity: .6; stroke-width: 1.25 }
+.parallel rect { fill: #0969da }
+.concurrent rect { fill: #80b8f7 }
+.range { stroke: #1f2328; stroke-opacity: .75; stroke-width: 1.25 }
 .rule { stroke: #d1d9e0 }
 """
 
@@ -339,8 +354,9 @@ DARK_STYLE = """
 text { fill: #f0f6fc }
 .head, .note { fill: #9198a1 }
 rect { fill: #4a525c }
-.parallel rect { fill: #58a6ff }
-.concurrent rect { fill: #2563b0 }
+.finding { fill: #58a6ff }
+.parallel rect { fill: #388bfd }
+.concurrent rect { fill: #1f5499 }
 .range { stroke: #f0f6fc }
 .rule { stroke: #3d444d }
 """
@@ -358,9 +374,16 @@ class Drawing:
         self.elements.append(f'<text class="{name}" {place}>{xml_text(text)}</text>')
 
     def line(self, text: str, name: str, height: int) -> None:
-        """A line of text over the whole width."""
-        self.text(text, 0, name, round(height * 0.75))
-        self.top += height
+        """Text over the whole width, in more than one line if it is long."""
+        for each in textwrap.wrap(text, LETTERS[name]):
+            self.text(each, 0, name, round(height * 0.75))
+            self.top += height
+
+    def columns(self, texts: tuple[str, str], name: str) -> None:
+        for text, left in zip(texts, (SPEED_LEFT, CPU_LEFT)):
+            if text:
+                self.text(text, left, name, BASELINE)
+        self.top += ROW if any(texts) else 0
 
     def rule(self) -> None:
         self.elements.append(f'<path class="rule" d="M0 {self.top + 0.5}H{WIDTH}"/>')
@@ -404,9 +427,8 @@ class Drawing:
         self.rule()
         self.top += 8
         self.line(section_text(section), "section", 24)
-        for text, left in zip(column_heads(section), (SPEED_LEFT, CPU_LEFT)):
-            self.text(text, left, "head", BASELINE)
-        self.top += ROW
+        self.columns(section.units, "head")
+        self.columns(findings(section), "finding")
 
 
 def scale_for(width: float, spans: Iterable[Span | None]) -> float:
@@ -428,8 +450,11 @@ def xml_text(text: str) -> str:
 
 def described(found: Sequence[Section]) -> str:
     """For those who hear the picture: every section's finding."""
-    heads = [f"{section_text(each)}: {'; '.join(column_heads(each))}." for each in found]
-    return " ".join([*heads, *subtitle_lines(found)])
+    told = []
+    for each in found:
+        columns = [": ".join(filter(None, pair)) for pair in zip(each.units, findings(each))]
+        told.append(f"{section_text(each)}: {'; '.join(columns)}.")
+    return " ".join([*subtitle_lines(found), *told])
 
 
 def picture(files: Sequence[dict[str, Any]]) -> str:
@@ -491,9 +516,7 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument(
-        "results", type=Path, nargs="+", metavar="FILE", help="from compare.py --json"
-    )
+    made.add_argument("results", type=Path, nargs="+", metavar="FILE", help="what it wrote")
     return made
 
 
