@@ -4991,11 +4991,12 @@ def combined_sha256(parts: Iterable[StoredPart]) -> str:
 def etag_of(answer: Mapping[str, Any]) -> str:
     """The ETag of an acknowledgement, without quotes. Raises RetryableError where there is none.
 
-    botocore takes an answer that breaks off within its headers for a success: one without a length
-    is none.
+    botocore takes an answer that breaks off within its headers for a success: one without a length,
+    or with half an ETag, is none.
     """
-    etag = str(answer.get("ETag") or "").strip('"')
-    if not etag:
+    told = str(answer.get("ETag") or "")
+    etag = told.strip('"')
+    if not etag or told.startswith('"') != told.endswith('"'):
         raise RetryableError("read answer", "", "it broke off: there is no ETag")
     if (
         not {"content-length", "transfer-encoding"}

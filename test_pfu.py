@@ -7692,6 +7692,31 @@ def test_what_moves_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert next(slept) == 110
 
 
+@pytest.mark.parametrize(
+    "etag, headers, is_whole",
+    [
+        ('"abc"', {"content-length": "0"}, True),
+        ('"abc-2"', {"transfer-encoding": "chunked"}, True),
+        ("abc", {"content-length": "0"}, True),  # some stores do not quote it
+        ('"abc', {"content-length": "0"}, False),
+        ('abc"', {"content-length": "0"}, False),
+        ('"', {"content-length": "0"}, False),
+        ('""', {"content-length": "0"}, False),
+        (None, {"content-length": "0"}, False),
+        ('"abc"', {}, False),
+    ],
+)
+def test_half_an_answer_is_no_acknowledgement(
+    etag: str | None, headers: dict[str, str], is_whole: bool
+) -> None:
+    answer = {"ETag": etag, "ResponseMetadata": {"HTTPHeaders": headers}}
+    if is_whole:
+        assert pfu.etag_of(answer) == str(etag).strip('"')
+    else:
+        with pytest.raises(pfu.TransferError, match="it broke off"):
+            pfu.etag_of(answer)
+
+
 # ======================================================================================
 # Security: ROOT is not left, nothing planted is followed, nothing secret is told
 # ======================================================================================
