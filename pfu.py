@@ -47,6 +47,7 @@ import base64
 import binascii
 import contextlib
 import dataclasses
+import difflib
 import email.utils
 import errno
 import functools
@@ -5013,7 +5014,8 @@ def parse_destination(text: str) -> tuple[str, str]:
         raise UsageError("read destination", text, "it is not UTF-8", "keys of S3 are UTF-8")
     if not match or not BUCKET_NAME.fullmatch(match["bucket"]):
         hint = "write s3://BUCKET or s3://BUCKET/PREFIX"
-        raise UsageError("read destination", text, "it names no bucket", hint)
+        cause = "it names no bucket" if match else "it does not begin with s3://"
+        raise UsageError("read destination", text, cause, hint)
     bucket, prefix = match["bucket"], match["prefix"] or ""
     prefix = prefix.rstrip("/")
     return bucket, f"{prefix}/" if prefix else ""
@@ -7011,6 +7013,9 @@ def parts_of(file: FileModel, begun: Begun, stored: Collection[int]) -> Iterator
             )
 
 
+VERIFY_MODE = "verify"  # BatchJob.mode of what uploads nothing
+
+
 class Stop(NamedTuple):
     """Why a run ends before all is done."""
 
@@ -7128,6 +7133,7 @@ class BatchJobModel(BatchJobRow):
             self._ledger = Ledger(self.db)
             closing.callback(self._ledger.close)
             self._ledger.fold()
+            self.mode = VERIFY_MODE
             self._save(JobStatus.SCANNING)
             self._verification = Verification(self, self._ledger, checksum=self.options.checksum)
             verdict = self._verification.run()
@@ -8547,12 +8553,19 @@ def jobs_text(jobs: Sequence[BatchJobRow]) -> Iterator[str]:
     for job in jobs:
         began = time_text(job.created_at)
         status = JobStatus(job.status).name.lower().replace("_", " ")
-        yield (
-            f"{began}  {status}: {printable(job.root_dir)} to {printable(job.destination)}: "
-            f"{job.uploaded:,} uploaded ({bytes_text(job.bytes_uploaded)}), "
-            f"{job.unchanged:,} unchanged, {job.skipped:,} skipped, {job.failed:,} failed, "
-            f"{job.pending:,} pending"
-        )
+        ends = f"{printable(job.root_dir)} to {printable(job.destination)}"
+        if job.mode == VERIFY_MODE:
+            yield (
+                f"{began}  verification {status}: {ends}: {job.seen:,} files, "
+                f"{job.unchanged:,} as they are, {job.failed:,} differ"
+            )
+        else:
+            yield (
+                f"{began}  {status}: {ends}: "
+                f"{job.uploaded:,} uploaded ({bytes_text(job.bytes_uploaded)}), "
+                f"{job.unchanged:,} unchanged, {job.skipped:,} skipped, {job.failed:,} failed, "
+                f"{job.pending:,} pending"
+            )
         if job.error:
             yield f"    {printable(job.error)}"
 
@@ -8589,9 +8602,12 @@ class Parser(argparse.ArgumentParser):
     origin = ""  # where the arguments that are being parsed come from
 
     def error(self, message: str) -> Any:
+        meant = re.search(r"unrecognized arguments: (--[a-z-]+)", message)
+        near = difflib.get_close_matches(meant[1], self._option_string_actions) if meant else []
+        hint = f"did you mean {near[0]}?" if near else "see --help"
         with contextlib.suppress(OSError):
             text = printable(f"{self.origin}{message}")
-            print(f"pfu: {text} (see --help)", file=sys.stderr, flush=True)
+            print(f"pfu: {text} ({hint})", file=sys.stderr, flush=True)
         sys.exit(ExitCode.CANNOT_START)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -8910,7 +8926,7 @@ def _add_output_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--json", action="store_true", help="one object on standard output")
     add("--log-file", metavar="FILE", help="what is said, with the time; rotates itself")
-    add("--metrics-file", metavar="FILE", help="of the last run, for Prometheus")
+    add("--metrics-file", metavar="FILE", help="of the last upload, for Prometheus")
     add("--quiet", action="store_true", help="nothing but problems")
     add("--verbose", action="store_true", help="say more")
     add("--version", action="version", version=f"pfu {__version__}")
@@ -8954,6 +8970,12 @@ def check_options(options: argparse.Namespace) -> None:
         refuse("--bwlimit", "is below 1K a second")
     if options.provider:
         check_provider_options(options, refuse)
+    if options.metrics_file:
+        folder = os.path.dirname(os.path.abspath(options.metrics_file))
+        if os.path.isdir(options.metrics_file) or not os.access(folder, os.W_OK):
+            hint = "name a file in a folder that is there and writable"
+            path, options.metrics_file = options.metrics_file, None
+            raise UsageError("write metrics", path, "it cannot be written", hint)
     if options.endpoint_url:
         check_endpoint(options.endpoint_url)
     for name in ("storage_class", "sse_kms_key_id", "expected_bucket_owner"):
@@ -9011,6 +9033,11 @@ def verify(options: argparse.Namespace, console: Console) -> ExitCode:
             console.say(line)
     if verdict.error:
         console.problem(f"stopped: {printable(verdict.error)}")
+    for told in verdict.differences:
+        console.record(f"{told['reason']}: {told['path']}")
+    counts = ("checked", "verified", "adopted", "differing", "extra", "skipped")
+    said = ", ".join(f"{getattr(verdict, name):,} {name}" for name in counts)
+    console.record(f"{verdict.status}: {said}, exit code {verdict.exit_code:d}")
     return ExitCode(verdict.exit_code)
 
 
@@ -9184,7 +9211,8 @@ def upload(options: argparse.Namespace, console: Console, sandbox: Sandbox | Non
     if summary.error:
         console.problem(f"stopped: {printable(summary.error)}")
     conclude(options, console, summary)
-    if not options.json and not options.quiet:
+    nothing_began = summary.exit_code == ExitCode.CANNOT_START and not summary.uploaded
+    if not options.json and not options.quiet and not nothing_began:
         text = plan_text if options.dry_run else summary_text
         console.say(text(summary, colours=has_colours(sys.stdout)))
     if sandbox and not (options.dry_run or options.quiet or options.json):
@@ -9217,6 +9245,8 @@ def stopping_on_signals(job: BatchJobModel, console: Console) -> Iterator[None]:
         interrupts += number == signal.SIGINT
         if interrupts > 1:
             console.finish()
+            with contextlib.suppress(OSError):  # past sys.stderr, which this may have interrupted
+                os.write(2, b"pfu: stopped at once; the next run goes on\n")
             os._exit(ExitCode.STOPPED)
         job.stop(f"{signal.Signals(number).name} received")
 
@@ -9237,6 +9267,20 @@ def stopping_on_signals(job: BatchJobModel, console: Console) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    """Those that look like an option's, and are none: probably misspelt."""
+    known = {variable_of(action) for action in make_parser()._actions} | OTHER_VARIABLES
+    return [
+        name
+        for name in sorted(environment)
+        if name.startswith("PFU_") and name not in known and not name.startswith("PFU_TEST_")
+    ]
+
+
+# of scripts.sh, and of those who develop pfu
+OTHER_VARIABLES = frozenset(("PFU_HOME", "PFU_VENV", "PFU_PYTHON", "PFU_START_METHOD"))
+
+
 def default_ledger(shard: Shard | None) -> str:
     """Shares of a tree may lie on one disk: each has its own."""
     return f"pfu.{shard.number}-of-{shard.total}.db" if shard else "pfu.db"
@@ -9246,6 +9290,8 @@ def run_command(options: argparse.Namespace, console: Console) -> ExitCode:
     """Do what the command line says. Raises PfuError."""
     options.db = options.db or default_ledger(options.shard)
     check_options(options)
+    for name in unknown_variables(os.environ):
+        console.note(f"{name} in the environment is no option, and has no effect")
     console.record(f"pfu {__version__}: {shlex.join(sys.argv[1:])}")
     if options.status:
         return show_status(options, console)
