@@ -1368,6 +1368,7 @@ DEFAULT_CONTENT_TYPE = "application/octet-stream"
 DIRECTORY_TYPE = "application/x-directory"
 LINK_MODE, DIRECTORY_MODE = "012", "040"  # how the octal text of such a mode begins
 MAX_EXTENSION = 16  # characters; nothing longer has a media type
+OPEN_FILES_HINT = "raise the limit of open files: ulimit -n"
 KEPT_DIRECTORIES = 128  # open in each process, of those that files were read from
 RESERVED_DESCRIPTORS = 64  # of those that may be open, for all but connections
 UNLIMITED_DESCRIPTORS = 1 << 16
@@ -2114,6 +2115,8 @@ class SourceFile:
         except (FileNotFoundError, NotADirectoryError) as error:
             raise VanishedError("read", path, "it vanished") from error
         except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                raise FatalError("read", path, os_cause(error), OPEN_FILES_HINT) from error
             if error.errno in (errno.ELOOP, errno.ENXIO):
                 raise NotRegularError("read", path, "it is not a regular file any more") from error
             raise SourceError("read", path, os_cause(error)) from error
@@ -6120,8 +6123,7 @@ class LocalRunner(Runner):
         try:
             self._loop = asyncio.new_event_loop()
         except OSError as error:
-            hint = "raise the limit of open files: ulimit -n"
-            raise FatalError("start event loop", "", os_cause(error), hint) from error
+            raise FatalError("start event loop", "", os_cause(error), OPEN_FILES_HINT) from error
         self._exchanging: asyncio.Task[Report] | None = None
 
     def _exchange(self, page: Sequence[AnyTask], more: bool) -> asyncio.Task[Report]:

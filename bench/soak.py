@@ -71,7 +71,7 @@ from test_pfu import (  # noqa: E402
 KIB, MIB = 1 << 10, 1 << 20
 BUCKET, PREFIX = "soak", "p/"
 MOST_FILES, MOST_BYTES, MOST_LARGE = 400, 300 * MIB, 10
-RUN_SECONDS = 180.0  # a run that takes longer hangs
+RUN_SECONDS = 420.0  # a run that takes longer hangs: pfu's own watchdog ends it after 330
 STOP_SECONDS = 12.0  # README.md promises ten; this machine may be busy
 DEAF_SECONDS = 1.5  # a run that is told to stop may be at its very end, and not say so
 ORPHAN_SECONDS = 5.0
