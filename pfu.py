@@ -6114,16 +6114,27 @@ class Runner(ABC):
         """End; with ``kill`` at once, whatever it does."""
 
 
+LOOP_DESCRIPTORS = 8  # a loop that finds none left complains when it is thrown away
+
+
+def check_descriptors(count: int) -> None:
+    """Raises FatalError if so many more cannot be opened."""
+    with contextlib.ExitStack() as opened:
+        try:
+            for _ in range(count):
+                opened.callback(os.close, os.open(os.devnull, os.O_RDONLY))
+        except OSError as error:
+            raise FatalError("start event loop", "", os_cause(error), OPEN_FILES_HINT) from error
+
+
 class LocalRunner(Runner):
     """A PageRunner in this thread: its loop runs while the engine waits."""
 
     def __init__(self, uploader: Uploader, options: EngineOptions) -> None:
         super().__init__()
         self._runner = PageRunner(uploader, options, self.gauges)
-        try:
-            self._loop = asyncio.new_event_loop()
-        except OSError as error:
-            raise FatalError("start event loop", "", os_cause(error), OPEN_FILES_HINT) from error
+        check_descriptors(LOOP_DESCRIPTORS)
+        self._loop = asyncio.new_event_loop()
         self._exchanging: asyncio.Task[Report] | None = None
 
     def _exchange(self, page: Sequence[AnyTask], more: bool) -> asyncio.Task[Report]:
