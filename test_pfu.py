@@ -2788,6 +2788,13 @@ class Seen:
         """The first view with it."""
         return next(view for view in self.views if re.search(pattern, view))
 
+    def take(self, terminal: int) -> None:
+        """Show what was written; OSError after the last of it."""
+        text = os.read(terminal, 65536).decode()
+        self.raw += text
+        self.screen.feed(text)
+        self.views.append(self.screen.shown())
+
 
 def nothing_to_do(seen: Seen, process: Any, terminal: int) -> None:
     """Watch only."""
@@ -2818,10 +2825,7 @@ def on_terminal(
     os.close(slave)
     with contextlib.suppress(OSError):
         while select.select([terminal], [], [], 30)[0]:
-            text = os.read(terminal, 65536).decode()
-            seen.raw += text
-            seen.screen.feed(text)
-            seen.views.append(seen.screen.shown())
+            seen.take(terminal)
             act(seen, process, terminal)
     os.close(terminal)
     seen.out = process.communicate(timeout=30)[0].decode()
@@ -2877,15 +2881,21 @@ def test_the_time_left_is_said_once_it_can_be(place: Place) -> None:
 def test_a_terminal_that_changes_its_size_is_left_clean(place: Place, reflows: bool) -> None:
     slow_and_busy(place, 150)
     sizes = iter([(50, 24), (120, 24), (30, 12), (20, 8), (99, 30)])
-    next_at = time.monotonic() + 0.5
+    next_at = time.monotonic()
 
     def act(seen: Seen, process: Any, terminal: int) -> None:
         nonlocal next_at
-        if seen.views[-1].count("\n") > 1 and time.monotonic() > next_at:
+        if "uploading" in seen.views[-1] and time.monotonic() > next_at:
+            # What pfu wrote for the size that was must be on the screen before it changes.
+            process.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+            while select.select([terminal], [], [], 0)[0]:
+                seen.take(terminal)
             size = next(sizes, (80, 24))
             seen.screen.resize(*size)
             set_size(terminal, *size)
-            next_at = time.monotonic() + 0.15
+            process.send_signal(signal.SIGCONT)
+            next_at = time.monotonic() + 0.1
 
     seen = on_terminal(place, *SLOW, "--verbose", reflows=reflows, act=act)
     assert next(sizes, None) is None
