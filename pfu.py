@@ -67,7 +67,6 @@ import mimetypes
 import multiprocessing
 import operator
 import os
-import queue
 import random
 import re
 import shlex
@@ -4789,18 +4788,30 @@ class S3Uploader(MultipartUploader, InspectableUploader):
     # -- what is there
 
     def list_objects(self, threads: ThreadPoolExecutor) -> Iterator[list[Listed]]:
-        """ListObjectsV2, of all prefixes one level down side by side."""
-        pages: queue.Queue[list[Listed] | BaseException | None] = queue.Queue(LISTED_PAGES)
-        listing = 0
+        """ListObjectsV2, of all prefixes one level down side by side.
+
+        Of each prefix one page is asked for while the one before it is taken in.
+        """
+        asked: dict[Future[Any], Iterator[Mapping[str, Any]]] = {}
+
+        def ask(pages: Iterator[Mapping[str, Any]]) -> None:
+            asked[threads.submit(next, pages, None)] = pages
+
+        def answered() -> Iterator[list[Listed]]:
+            for future in wait_for_futures(asked, return_when=FIRST_COMPLETED)[0]:
+                pages, page = asked.pop(future), future.result()
+                if page is not None:
+                    ask(pages)
+                    yield listed_in(page)
+
         for page in self._list_pages(self.prefix, Delimiter="/"):
             yield listed_in(page)
             for below in page.get("CommonPrefixes", []):
-                while listing >= LISTED_PREFIXES:
-                    listing -= yield from _next_listed(pages)
-                threads.submit(self._list_into, pages, below["Prefix"])
-                listing += 1
-        while listing:
-            listing -= yield from _next_listed(pages)
+                while len(asked) >= LISTED_PREFIXES:
+                    yield from answered()
+                ask(self._list_pages(below["Prefix"]))
+        while asked:
+            yield from answered()
 
     def _list_pages(self, prefix: str, **more: str) -> Iterator[Mapping[str, Any]]:
         with self._calling("list", f"s3://{self.bucket}/{prefix}") as client:
@@ -4808,16 +4819,6 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             yield from pages.paginate(
                 Bucket=self.bucket, Prefix=prefix, **more, **self.options.access()
             )
-
-    def _list_into(
-        self, pages: queue.Queue[list[Listed] | BaseException | None], prefix: str
-    ) -> None:
-        try:
-            for page in self._list_pages(prefix):
-                pages.put(listed_in(page))
-            pages.put(None)
-        except Exception as error:  # noqa: BLE001  raised where it is awaited
-            pages.put(error)
 
     def inspect(self, key: str) -> Inspected | None:
         """HeadObject."""
@@ -4879,21 +4880,7 @@ def may_concern_checksum(error: TransferError) -> bool:
     return is_refusal or error.code == "SignatureDoesNotMatch"
 
 
-LISTED_PAGES = 16  # of 1,000 objects, that wait to be taken in
 LISTED_PREFIXES = 16  # listed side by side
-
-
-def _next_listed(
-    pages: queue.Queue[list[Listed] | BaseException | None],
-) -> Generator[list[Listed], None, int]:
-    """Yield the next page. Returns 1 if a prefix has come to its end, else 0."""
-    page = pages.get()
-    if isinstance(page, BaseException):
-        raise page
-    if page is None:
-        return 1
-    yield page
-    return 0
 
 
 def listed_in(page: Mapping[str, Any]) -> list[Listed]:
@@ -7727,7 +7714,7 @@ class Verification:
             self.verdict.skipped = sum(scan.skipped.values())
             self._count_extra()
         finally:
-            self._threads.shutdown(wait=False)
+            self._threads.shutdown(wait=False, cancel_futures=True)
             self._uploader.close()
         verdict = self.verdict
         verdict.elapsed_seconds = round(time.monotonic() - began, 3)
