@@ -2942,7 +2942,7 @@ class Meter:
 class Limiter:
     """Finds the number of requests in flight (`limit`) at which goodput stops to grow.
 
-    Pure: `now` and `began` are readings of one monotonic clock. `lowest == highest` fixes it.
+    Pure: `now` is a reading of one monotonic clock. `lowest == highest` fixes it.
     """
 
     def __init__(
@@ -2968,28 +2968,11 @@ class Limiter:
         self._open_window(now)
         self._closes, self._enough = now, 1
 
-    def completed(self, nbytes: int, began: float, now: float) -> None:
-        if now < self._opens:
-            return
-        self._work += nbytes + REQUEST_WORK
-        self._completions += 1
-        self._busy += now - began
-        if self._completions >= self._enough and now >= self._closes:
-            self._close_window(now)
-
-    def dropped(self, began: float, now: float) -> None:
-        if now >= self._opens:
-            self._busy += now - began
-        self._count_drops(began >= self.cut_at, now)
-
-    def _count_drops(self, drops: float, now: float) -> None:
-        self._drops += drops
-        if drops and self._drops >= max(LEAST_DROPS, DROP_SHARE * self._completions):
-            self._retreat(now)
-
     def absorb(self, tally: Tally, now: float) -> None:
         """Take in what was done since the last tally; its drops began after `cut_at`."""
-        self._count_drops(tally.drops, now)
+        self._drops += tally.drops
+        if tally.drops and self._drops >= max(LEAST_DROPS, DROP_SHARE * self._completions):
+            self._retreat(now)
         if now < self._opens:
             return
         self._work += tally.work

@@ -3949,7 +3949,10 @@ Latency = Callable[[int, int, random.Random], float]
 
 
 class Simulation:
-    """A closed loop of `limit` requests against a model of a store; time is simulated."""
+    """A closed loop of `limit` requests against a model of a store; time is simulated.
+
+    The limiter hears of them as Engine._steer() tells it.
+    """
 
     def __init__(self, latency: Latency, cap: float = 0.0, size: Any = None, seed: int = 1) -> None:
         self.latency = latency
@@ -3959,6 +3962,9 @@ class Simulation:
         self.rng = random.Random(seed)
         self.now = self.refilled = 0.0
         self.limiter = pfu.Limiter(0.0)
+        self.meter = pfu.Meter()
+        self.told = 0.0
+        self.counted = pfu.Tally(0, 0, 0, 0)
         self.flying: list[tuple[float, int, float, int, bool]] = []
         self.begun = self.done = self.drops = 0
         self.limits: list[tuple[float, int]] = []
@@ -3971,19 +3977,22 @@ class Simulation:
             self.now, _, began, size, fine = heapq.heappop(self.flying)
             if fine:
                 self.done += 1
-                self.completed(size, began)
+                self.meter.completed(size, began, self.now)
             else:
                 self.drops += 1
-                self.dropped(began)
+                self.meter.dropped(began, self.now)
+            if self.now - self.told >= pfu.TICK_SECONDS:
+                self.tell()
             if not self.limits or self.limits[-1][1] != self.limiter.limit:
                 self.limits.append((self.now, self.limiter.limit))
         return self
 
-    def completed(self, size: int, began: float) -> None:
-        self.limiter.completed(size, began, self.now)
-
-    def dropped(self, began: float) -> None:
-        self.limiter.dropped(began, self.now)
+    def tell(self) -> None:
+        self.told = self.now
+        counted = pfu.Tally._make(getattr(self.meter, name) for name in pfu.Tally._fields)
+        change = (after - before for after, before in zip(counted, self.counted))
+        self.limiter.absorb(pfu.Tally._make(change), self.now)
+        self.counted, self.meter.cut_at = counted, self.limiter.cut_at
 
     def begin(self) -> None:
         self.begun += 1
@@ -4007,33 +4016,6 @@ class Simulation:
         return sum(span * limit for span, limit in spans) / (self.now - since)
 
 
-class ParallelSimulation(Simulation):
-    """The same, but the limiter hears of it as Engine._steer() tells it."""
-
-    def __init__(self, *given: Any, **named: Any) -> None:
-        super().__init__(*given, **named)
-        self.meter = pfu.Meter()
-        self.told = 0.0
-        self.counted = pfu.Tally(0, 0, 0, 0)
-
-    def completed(self, size: int, began: float) -> None:
-        self.meter.completed(size, began, self.now)
-        self.tell()
-
-    def dropped(self, began: float) -> None:
-        self.meter.dropped(began, self.now)
-        self.tell()
-
-    def tell(self) -> None:
-        if self.now - self.told < pfu.TICK_SECONDS:
-            return
-        self.told = self.now
-        counted = pfu.Tally._make(getattr(self.meter, name) for name in pfu.Tally._fields)
-        change = (after - before for after, before in zip(counted, self.counted))
-        self.limiter.absorb(pfu.Tally._make(change), self.now)
-        self.counted, self.meter.cut_at = counted, self.limiter.cut_at
-
-
 def steady(seconds: float) -> Latency:
     return lambda flying, size, rng: seconds
 
@@ -4046,28 +4028,22 @@ def kneed(seconds: float, knee: int) -> Latency:
     return lambda flying, size, rng: seconds * max(1.0, flying / knee) * rng.uniform(0.7, 1.3)
 
 
-BOTH_WAYS = pytest.mark.parametrize("kind", [Simulation, ParallelSimulation])
-
-
-@BOTH_WAYS
 @pytest.mark.parametrize("latency", [steady(0.03), jittered(0.03), steady(0.1), jittered(0.1)])
-def test_limit_rises_within_a_second_where_it_pays(kind: Any, latency: Latency) -> None:
-    simulation = kind(latency).run(3)
+def test_limit_rises_within_a_second_where_it_pays(latency: Latency) -> None:
+    simulation = Simulation(latency).run(3)
     assert simulation.reached(512) < 1.2
     assert simulation.limiter.limit == 512
 
 
-@BOTH_WAYS
-def test_limit_finds_a_knee(kind: Any) -> None:
-    simulation = kind(kneed(0.03, 100)).run(60)
+def test_limit_finds_a_knee() -> None:
+    simulation = Simulation(kneed(0.03, 100)).run(60)
     assert 90 <= simulation.mean_limit(since=20) <= 115
     assert simulation.done >= 0.95 * 60 * 100 / 0.03
 
 
-@BOTH_WAYS
 @pytest.mark.parametrize("seed", range(3))
-def test_limit_holds_under_a_cap(kind: Any, seed: int) -> None:
-    simulation = kind(jittered(0.03), cap=3500, seed=seed).run(60)
+def test_limit_holds_under_a_cap(seed: int) -> None:
+    simulation = Simulation(jittered(0.03), cap=3500, seed=seed).run(60)
     assert simulation.drops < 0.004 * simulation.done
     assert simulation.done > 0.8 * 3500 * 60
     assert len([when for when, _ in simulation.limits if when > 30]) <= 12
@@ -4110,17 +4086,22 @@ def test_limit_can_be_fixed() -> None:
 def test_limit_does_not_rise_while_it_is_not_used() -> None:
     limiter = pfu.Limiter(0.0)
     for number in range(10_000):
-        limiter.completed(4096, number * 0.01 - 0.03, number * 0.01)
+        limiter.absorb(pfu.Tally(4096 + pfu.REQUEST_WORK, 1, 0.03, 0), number * 0.01)
     assert limiter.limit == 32
 
 
 def test_drops_begun_before_a_cut_do_not_count() -> None:
     limiter = pfu.Limiter(0.0)
+    meter = pfu.Meter()
     for _ in range(4):
-        limiter.dropped(1.0, 2.0)
+        meter.dropped(1.0, 2.0)
+    limiter.absorb(pfu.Tally(0, 0, meter.busy, meter.drops), 2.0)
     assert limiter.limit == 22
+    meter = pfu.Meter()
+    meter.cut_at = limiter.cut_at
     for _ in range(100):
-        limiter.dropped(1.5, 2.5)
+        meter.dropped(1.5, 2.5)
+    limiter.absorb(pfu.Tally(0, 0, meter.busy, meter.drops), 2.5)
     assert limiter.limit == 22
 
 
