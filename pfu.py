@@ -1963,7 +1963,26 @@ class Root(NamedTuple):
         self.check(status)
 
 
-class Tree:
+class FreeTree:
+    """Opens files by their paths, wherever these lead."""
+
+    def __init__(self, *, follow_symlinks: bool = False) -> None:
+        """``follow_symlinks``: at a path's end too."""
+        self._flags = FILE_FLAGS if follow_symlinks else FILE_FLAGS | NO_FOLLOW
+
+    def open(self, path: str) -> int:
+        """A descriptor of the file, for reading. Raises OSError; FatalError if the root is gone."""
+        return os.open(path, self._flags)
+
+    def read_link(self, path: str) -> LinkState:
+        """Where a link leads, and what lstat says of it. Raises OSError, FatalError."""
+        return os.fsencode(os.readlink(path)), os.lstat(path)
+
+    def close(self) -> None:
+        """Close all directories; no thread may be reading any more."""
+
+
+class Tree(FreeTree):
     """Opens files below a root, and none that are not: no link below the root is followed.
 
     Each directory on the way is opened relative to the one above it. For the thread that made the
@@ -1971,6 +1990,7 @@ class Tree:
     """
 
     def __init__(self, root: Root) -> None:
+        super().__init__()
         self.root = root
         self._cut = len(os.path.join(root.path, ""))
         self._fd: int | None = None
@@ -1980,24 +2000,18 @@ class Tree:
         self._lock = threading.Lock()
 
     def open(self, path: str) -> int:
-        """A descriptor of the file, for reading. Raises OSError; FatalError if the root is gone."""
-        if self.root.follow_symlinks or not HAS_DIR_FD:
-            return os.open(path, FILE_FLAGS)
         folder, _, name = path[self._cut :].rpartition("/")
         if not folder:
-            return os.open(name, FILE_FLAGS | NO_FOLLOW, dir_fd=self._root_fd())
+            return os.open(name, self._flags, dir_fd=self._root_fd())
         if threading.get_ident() != self._owner:
             return self._open_below(folder, name)
         try:
-            return os.open(name, FILE_FLAGS | NO_FOLLOW, dir_fd=self._keep(folder))
+            return os.open(name, self._flags, dir_fd=self._keep(folder))
         except FileNotFoundError:  # the folder may have been replaced by another one since
             self.close_kept()
             return self._open_below(folder, name)
 
     def read_link(self, path: str) -> LinkState:
-        """Where a link leads, and what lstat says of it. Raises OSError, FatalError."""
-        if not HAS_DIR_FD:
-            return os.fsencode(os.readlink(path)), os.lstat(path)
         folder, _, name = path[self._cut :].rpartition("/")
         root = fd = self._root_fd()
         try:
@@ -2010,7 +2024,6 @@ class Tree:
                 os.close(fd)
 
     def close(self) -> None:
-        """Close all directories; no thread may be reading any more."""
         self.close_kept()
         if self._fd is not None:
             os.close(self._fd)
@@ -2054,7 +2067,7 @@ class Tree:
     def _open_below(self, folder: str, name: str) -> int:
         fd = self._open_folder(folder)
         try:
-            return os.open(name, FILE_FLAGS | NO_FOLLOW, dir_fd=fd)
+            return os.open(name, self._flags, dir_fd=fd)
         finally:
             os.close(fd)
 
@@ -2071,17 +2084,12 @@ class Tree:
         return fd
 
 
-class FreeTree(Tree):
-    """Opens any path, wherever it leads, but for a link at its end."""
-
-    def __init__(self) -> None:
-        super().__init__(Root("", (0, 0)))
-
-    def open(self, path: str) -> int:
-        return os.open(path, FILE_FLAGS | NO_FOLLOW)
-
-    def read_link(self, path: str) -> LinkState:
-        return os.fsencode(os.readlink(path)), os.lstat(path)
+def tree_of(root: Root | None) -> FreeTree:
+    """What opens the files of a root that was scanned."""
+    follows = root is not None and root.follow_symlinks
+    if root is None or follows or not HAS_DIR_FD:
+        return FreeTree(follow_symlinks=follows)
+    return Tree(root)
 
 
 def read_at(fd: int, size: int, offset: int) -> bytes:
@@ -2097,12 +2105,7 @@ class SourceFile:
 
     __slots__ = ("_beat", "fd", "path", "read_at", "status")
 
-    def __init__(
-        self,
-        path: str,
-        opener: Callable[[str], int] | None = None,
-        beat: Callable[[], None] | None = None,
-    ) -> None:
+    def __init__(self, path: str, opener: Callable[[str], int], beat: Callable[[], None]) -> None:
         """``beat`` is called whenever bytes were read.
 
         Raises VanishedError, NotRegularError or SourceError; FatalError if the root is gone.
@@ -2110,7 +2113,7 @@ class SourceFile:
         self.path = path
         self._beat = beat
         try:
-            self.fd = (opener or FreeTree().open)(path)
+            self.fd = opener(path)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise VanishedError("read", path, "it vanished") from error
         except OSError as error:
@@ -2164,8 +2167,7 @@ class SourceFile:
                 raise SourceError("read", self.path, os_cause(error)) from error
             if not chunk:
                 raise ChangedError("read", self.path, "it shrank while it was read")
-            if self._beat:
-                self._beat()
+            self._beat()
             chunks.append(chunk)
             offset, size = offset + len(chunk), size - len(chunk)
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
@@ -2184,8 +2186,7 @@ class SourceFile:
                 raise SourceError("read", self.path, os_cause(error)) from error
             if not count:
                 raise ChangedError("read", self.path, "it shrank while it was read")
-            if self._beat:
-                self._beat()
+            self._beat()
             view, offset = view[count:], offset + count
 
     def check_unchanged(self) -> None:
@@ -2206,7 +2207,7 @@ class SourceLink(SourceFile):
 
     def __init__(self, path: str, read_link: Callable[[str], LinkState]) -> None:
         """Raises VanishedError, NotRegularError or SourceError; FatalError if the root is gone."""
-        self.path, self.fd, self._beat = path, -1, None
+        self.path, self.fd = path, -1
         self._read_link = read_link
         self._target, self.status = self._look()
         self.read_at = time.time_ns()
@@ -5433,7 +5434,7 @@ class PageRunner:
         self.uploader = uploader
         self.options = options
         self.gauges = gauges
-        self.tree: Tree = FreeTree()
+        self.tree = FreeTree()
         self._files = self._bytes = self._in_flight = 0
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="pfu-thread")
         self.budget = ByteBudget(options.memory)
@@ -5499,8 +5500,7 @@ class PageRunner:
     # -- within
 
     async def _open(self) -> None:
-        if self.options.root:
-            self.tree = Tree(self.options.root)
+        self.tree = tree_of(self.options.root)
         self._loop = asyncio.get_running_loop()
         self._waiting: asyncio.Queue[AnyTask] = asyncio.Queue()
         self.uploader.open(THREADS)
