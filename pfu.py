@@ -84,7 +84,7 @@ import urllib.parse
 import uuid
 from abc import ABC, abstractmethod
 from collections import Counter, deque
-from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for_futures
 from concurrent.futures.process import BrokenProcessPool
@@ -7055,13 +7055,9 @@ class BatchJobModel(BatchJobRow):
         Raises PfuError where the run cannot start; a run that began always returns a summary,
         with ``exit_code`` and, where it stopped early, ``error``.
         """
-        self._find_ends()
-        lower_priority(self.options.nice)
-        with contextlib.ExitStack() as closing:
-            closing.callback(LedgerLock(self.db).close)
-            closing.enter_context(self._watched())
-            self._ledger = Ledger(self.db)
-            closing.callback(self._ledger.close)
+        with self._session():
+            if self.endpoint == SANDBOX_ENDPOINT:
+                self._ledger.forget_endpoint(SANDBOX_ENDPOINT)
             self._run()
         return self.summary
 
@@ -7108,32 +7104,29 @@ class BatchJobModel(BatchJobRow):
 
         With the option ``checksum`` each object's bytes are checked too. Raises PfuError.
         """
-        self._find_ends()
-        lower_priority(self.options.nice)
-        with contextlib.ExitStack() as closing:
-            closing.callback(LedgerLock(self.db).close)
-            closing.enter_context(self._watched())
-            self._ledger = Ledger(self.db)
-            closing.callback(self._ledger.close)
-            self._ledger.fold()
+        with self._session():
+            self._verification = Verification(self, self._ledger, checksum=self.options.checksum)
+            verdict = self._verification.verdict
             self.mode = VERIFY_MODE
             self._save(JobStatus.SCANNING)
-            self._verification = Verification(self, self._ledger, checksum=self.options.checksum)
-            verdict = self._verification.run()
-            if self._stop:
-                verdict.status = "interrupted"
-                verdict.exit_code, verdict.error = self._stop
+            try:
+                self._verification.run()
+            except PfuError as error:
+                self._stop = Stop(error.exit_code, str(error))
+                with contextlib.suppress(LedgerError):
+                    self._conclude_verification(verdict)
+                raise
             self._conclude_verification(verdict)
         return verdict
 
     def _conclude_verification(self, verdict: Verdict) -> None:
         """One row of BatchJob tells of it, so that adopted files have their run."""
-        self.seen, self.unchanged, self.failed = (
-            verdict.checked,
-            verdict.verified,
-            verdict.differing,
-        )
-        self.finished_at, self.error = int(time.time()), verdict.error
+        if self._stop:
+            verdict.status = "interrupted"
+            verdict.exit_code, verdict.error = self._stop
+        self.seen, self.unchanged = verdict.checked, verdict.verified
+        self.failed, self.error = verdict.differing, verdict.error
+        self.finished_at = int(time.time())
         if self._stop:
             self._save(JobStatus.INTERRUPTED)
             return
@@ -7145,6 +7138,23 @@ class BatchJobModel(BatchJobRow):
         """Take no further work; finish or drop what is in flight. Safe in a signal handler."""
         if self._stop is None:
             self._stop = Stop(exit_code, reason)
+
+    @contextlib.contextmanager
+    def _session(self) -> Iterator[None]:
+        """Both ends are found; the ledger is locked, and as the run before left it; we are watched.
+
+        Raises PfuError.
+        """
+        self._find_ends()
+        lower_priority(self.options.nice)
+        with contextlib.ExitStack() as closing:
+            closing.callback(LedgerLock(self.db).close)
+            closing.enter_context(self._watched())
+            self._ledger = Ledger(self.db)
+            closing.callback(self._ledger.close)
+            self._ledger.fold()
+            self._ledger.interrupt_unfinished_jobs()
+            yield
 
     # -- never hangs
 
@@ -7204,17 +7214,12 @@ class BatchJobModel(BatchJobRow):
         self.summary.destination = self.destination
 
     def _run(self) -> None:
-        ledger = self._ledger
-        ledger.fold()
-        ledger.interrupt_unfinished_jobs()
-        if self.endpoint == SANDBOX_ENDPOINT:
-            ledger.forget_endpoint(SANDBOX_ENDPOINT)
         try:
             self._save(JobStatus.SCANNING)
             self._take_in_tree()
             self._save(JobStatus.UPLOADING)
             self._upload_all()
-            ledger.release_in_progress(self.id)
+            self._ledger.release_in_progress(self.id)
         except PfuError as error:
             began = self.summary.uploaded > 0
             self._stop = Stop(ExitCode.STOPPED if began else error.exit_code, str(error))
@@ -7682,9 +7687,9 @@ class Verification:
         self._checksum = checksum
         self._threads = ThreadPoolExecutor(SAFE_CONCURRENCY, thread_name_prefix="pfu-verify")
 
-    def run(self) -> Verdict:
-        """List, walk, compare. Raises PfuError."""
-        began = time.monotonic()
+    def run(self) -> None:
+        """List, walk, compare: ``verdict`` tells. Raises PfuError."""
+        verdict, began = self.verdict, time.monotonic()
         self._uploader.open(SAFE_CONCURRENCY)
         try:
             self._take_listing()
@@ -7693,17 +7698,15 @@ class Verification:
                 if self._job.is_stopping():
                     break
                 self._compare(batch)
-                self._job.observer.scanned(self.verdict.checked)
-            self.verdict.skipped = sum(scan.skipped.values())
-            self._count_extra()
+                self._job.observer.scanned(verdict.checked)
+            verdict.skipped = sum(scan.skipped.values())
+            verdict.extra, verdict.extra_keys = self._ledger.not_found(REPORTED_FAILURES)
         finally:
             self._threads.shutdown(wait=False, cancel_futures=True)
             self._uploader.close()
-        verdict = self.verdict
         verdict.elapsed_seconds = round(time.monotonic() - began, 3)
         if verdict.differing or verdict.extra:
             verdict.status, verdict.exit_code = "differs", ExitCode.INCOMPLETE
-        return verdict
 
     def _take_listing(self) -> None:
         self._ledger.begin_listing()
@@ -7774,9 +7777,6 @@ class Verification:
                 verdict.differences.append(told)
         self._ledger.doubt(doubtful)
         self._ledger.mark_found([found.key for found in batch])
-
-    def _count_extra(self) -> None:
-        self.verdict.extra, self.verdict.extra_keys = self._ledger.not_found(REPORTED_FAILURES)
 
 
 NOT_UPLOADED = "not uploaded"
@@ -8366,6 +8366,11 @@ class Count(NamedTuple):
     more: str = ""
     style: str = ""
 
+    @classmethod
+    def things(cls, number: int, noun: str, rest: str = "", more: str = "") -> Count:
+        """``1 file seen``, ``2 files seen``."""
+        return cls(number, f"{noun}{'' if number == 1 else 's'} {rest}".rstrip(), more)
+
 
 def count_lines(always: Sequence[Count], others: Iterable[Count], colours: bool) -> Iterator[str]:
     """Counts, one below the other; of ``others`` only those that are not 0."""
@@ -8407,7 +8412,7 @@ def summary_text(summary: Summary, *, colours: bool = False) -> str:
 def _outcome_counts(summary: Summary) -> list[Count]:
     size = bytes_text(summary.bytes_uploaded) if summary.uploaded else ""
     return [
-        Count(summary.seen, "file seen" if summary.seen == 1 else "files seen"),
+        Count.things(summary.seen, "file", "seen"),
         Count(summary.uploaded, "uploaded", size),
     ]
 
@@ -8455,9 +8460,9 @@ def plan_text(summary: Summary, *, colours: bool = False) -> str:
     cost = "" if price is None else f"about {max(price, 0.01):.2f} USD (us-east-1)"
     ends = f"{printable(summary.root)} to {printable(summary.destination)}"
     always = [
-        Count(summary.seen, "file seen" if summary.seen == 1 else "files seen"),
+        Count.things(summary.seen, "file", "seen"),
         Count(summary.pending, "would go", bytes_text(summary.bytes_uploaded)),
-        Count(summary.requests, "request" if summary.requests == 1 else "requests", cost),
+        Count.things(summary.requests, "request", more=cost),
     ]
     others = [
         Count(summary.unchanged, "unchanged"),
@@ -9019,8 +9024,7 @@ def verify(options: argparse.Namespace, console: Console) -> ExitCode:
     for told in verdict.differences:
         console.record(f"{told['reason']}: {told['path']}")
     counts = ("checked", "verified", "adopted", "differing", "extra", "skipped")
-    said = ", ".join(f"{getattr(verdict, name):,} {name}" for name in counts)
-    console.record(f"{verdict.status}: {said}, exit code {verdict.exit_code:d}")
+    console.record(end_of(verdict, counts))
     return ExitCode(verdict.exit_code)
 
 
@@ -9039,14 +9043,14 @@ def verdict_text(verdict: Verdict, *, quiet: bool, colours: bool = False) -> Ite
     yield status_line(verdict.status, ends, verdict.exit_code, colours)
     yield from count_lines(
         [
-            Count(verdict.checked, "file compared" if verdict.checked == 1 else "files compared"),
+            Count.things(verdict.checked, "file", "compared"),
             Count(verdict.verified, "in the store as they are"),
         ],
         [
             Count(verdict.adopted, "of them new to the ledger"),
             Count(verdict.differing, "differ", "pending: a run uploads them", "red"),
             Count(verdict.skipped, "skipped"),
-            Count(verdict.objects, "object listed" if verdict.objects == 1 else "objects listed"),
+            Count.things(verdict.objects, "object", "listed"),
             Count(verdict.extra, "of no file", "left alone", "yellow"),
         ],
         colours,
@@ -9207,15 +9211,21 @@ def upload(options: argparse.Namespace, console: Console, sandbox: Sandbox | Non
 def conclude(options: argparse.Namespace, console: Console, summary: Summary) -> None:
     """What programs read of a run: log, metrics, JSON."""
     counts = ("seen", "uploaded", "unchanged", "skipped", "failed", "pending", "bytes_uploaded")
-    told = ", ".join(f"{getattr(summary, name):,} {name}" for name in counts)
-    console.record(f"{summary.status}: {told}, exit code {summary.exit_code:d}")
-    if options.metrics_file and not options.dry_run:
+    console.record(end_of(summary, counts))
+    uploads = not (options.dry_run or options.verify or options.cleanup)
+    if options.metrics_file and uploads:
         try:
             write_metrics(options.metrics_file, summary, absolute(options.db))
         except UsageError as error:
             console.problem(str(error))
     if options.json:
         console.say(json.dumps(dataclasses.asdict(summary)))
+
+
+def end_of(result: Summary | Verdict, counts: Iterable[str]) -> str:
+    """The last line of a run in the log."""
+    told = ", ".join(f"{getattr(result, name):,} {name}" for name in counts)
+    return f"{result.status}: {told}, exit code {result.exit_code:d}"
 
 
 @contextlib.contextmanager
@@ -9303,9 +9313,6 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
             root, destination = options.root or "", options.destination or ""
             summary = Summary(
                 mode=options.mode, root=root, destination=destination, error=reason, exit_code=code
-            )
-            options.metrics_file = (
-                None if options.verify or options.cleanup else options.metrics_file
             )
             conclude(options, console, summary)
 
