@@ -8618,9 +8618,19 @@ class Parser(argparse.ArgumentParser):
                 told += words
         self.origin = ""
         options = self.parse_intermixed_args([*told, *arguments])
+        options.unknown_variables = self._unknown(environment)
         options.root = options.root or environment.get("PFU_ROOT")
         options.destination = options.destination or environment.get("PFU_DESTINATION") or None
         return options
+
+    def _unknown(self, environment: Mapping[str, str]) -> list[str]:
+        """Variables that look like an option's, and are none: probably misspelt."""
+        known = OTHER_VARIABLES.union(map(variable_of, self._actions))
+        return [
+            name
+            for name in sorted(environment)
+            if name.startswith("PFU_") and name not in known and not name.startswith("PFU_TEST_")
+        ]
 
     def _words(self, action: argparse.Action, given: str) -> list[str]:
         option = action.option_strings[-1]
@@ -8637,6 +8647,8 @@ class Parser(argparse.ArgumentParser):
             raise
 
 
+# of scripts.sh, and of those who develop pfu
+OTHER_VARIABLES = frozenset(("PFU_HOME", "PFU_VENV", "PFU_PYTHON", "PFU_START_METHOD"))
 SWITCHES = {
     **dict.fromkeys(("1", "true", "yes", "on"), True),
     **dict.fromkeys(("0", "false", "no", "off"), False),
@@ -9260,20 +9272,6 @@ def stopping_on_signals(job: BatchJobModel, console: Console) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def unknown_variables(environment: Mapping[str, str]) -> list[str]:
-    """Those that look like an option's, and are none: probably misspelt."""
-    known = {variable_of(action) for action in make_parser()._actions} | OTHER_VARIABLES
-    return [
-        name
-        for name in sorted(environment)
-        if name.startswith("PFU_") and name not in known and not name.startswith("PFU_TEST_")
-    ]
-
-
-# of scripts.sh, and of those who develop pfu
-OTHER_VARIABLES = frozenset(("PFU_HOME", "PFU_VENV", "PFU_PYTHON", "PFU_START_METHOD"))
-
-
 def default_ledger(shard: Shard | None) -> str:
     """Shares of a tree may lie on one disk: each has its own."""
     return f"pfu.{shard.number}-of-{shard.total}.db" if shard else "pfu.db"
@@ -9283,7 +9281,7 @@ def run_command(options: argparse.Namespace, console: Console) -> ExitCode:
     """Do what the command line says. Raises PfuError."""
     options.db = options.db or default_ledger(options.shard)
     check_options(options)
-    for name in unknown_variables(os.environ):
+    for name in options.unknown_variables:
         console.note(f"{name} in the environment is no option, and has no effect")
     console.record(f"pfu {__version__}: {shlex.join(sys.argv[1:])}")
     if options.status:
