@@ -1198,6 +1198,11 @@ class Ledger:
         return int(self._rows(sql, (status, batch_id))[0][0])
 
 
+def stored_parts(rows: Iterable[PartModel]) -> tuple[StoredPart, ...]:
+    """The parts as an engine knows them."""
+    return tuple(StoredPart(p.number, p.part_size, p.etag, p.sha256) for p in rows)
+
+
 def part_id(file_id: str, number: int) -> str:
     """PartModel.id; those of a file are all ids between ``file_id/`` and ``file_id0``."""
     return f"{file_id}/{number:05d}"
@@ -3910,7 +3915,7 @@ def combined_digest(digests: Sequence[bytes]) -> str:
 
 
 class Snapshot(NamedTuple):
-    """What tells whether a file was touched, as fstat says it."""
+    """What tells whether a file was touched, as fstat says it and SQLite can keep it."""
 
     size: int  # bytes
     modified: int  # nanoseconds since the epoch
@@ -3920,7 +3925,8 @@ class Snapshot(NamedTuple):
     @classmethod
     def of(cls, status: os.stat_result) -> Snapshot:
         """The snapshot that fstat's answer stands for."""
-        return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+        changed = min(status.st_ctime_ns, MAX_INTEGER)
+        return cls(status.st_size, status.st_mtime_ns, changed, ledger_inode(status))
 
 
 class StoredPart(NamedTuple):
@@ -4611,7 +4617,8 @@ class S3Uploader(MultipartUploader, InspectableUploader):
                 answer = call(False)
             except TransferError:
                 raise refused from None
-            self._terms = self._terms._replace(checksums=False)
+            with self._lock:
+                self._terms = self._terms._replace(checksums=False)
             self.traffic.notes.append(f"this store refuses {CHECKSUM_HEADER}: {refused.cause}")
             return answer
 
@@ -5601,15 +5608,8 @@ class PageRunner:
 
     async def send(self, upload: Upload) -> Receipt:
         """Have the uploader store an object."""
-        began = time.monotonic()
-        self._in_flight += 1
-        try:
-            receipt = await self.uploader.send(upload, self._threads)
-        finally:
-            self._in_flight -= 1
-        self.uploader.traffic.meter.completed(upload.size, began, time.monotonic())
+        receipt = await self._sending(self.uploader.send(upload, self._threads), upload.size)
         self._files += 1
-        self._bytes += upload.size
         return receipt
 
     def count_file(self) -> None:
@@ -5619,14 +5619,17 @@ class PageRunner:
     async def send_part(self, part: Part) -> Receipt:
         """Have the uploader store a part."""
         assert isinstance(self.uploader, MultipartUploader)
+        return await self._sending(self.uploader.send_part(part, self._threads), len(part.body))
+
+    async def _sending(self, acknowledged: Awaitable[Receipt], size: int) -> Receipt:
         began = time.monotonic()
         self._in_flight += 1
         try:
-            receipt = await self.uploader.send_part(part, self._threads)
+            receipt = await acknowledged
         finally:
             self._in_flight -= 1
-        self.uploader.traffic.meter.completed(len(part.body), began, time.monotonic())
-        self._bytes += len(part.body)
+        self.uploader.traffic.meter.completed(size, began, time.monotonic())
+        self._bytes += size
         return receipt
 
     @property
@@ -5841,9 +5844,8 @@ class BeginTransfer(LargeTransfer):
         known: UploadModel | None = self.task.known
         if known is None or known.upload_id is None or self.task.anew:
             return None
-        inode, changed_at = ledger_inode(upload.status), min(upload.status.st_ctime_ns, MAX_INTEGER)
-        told = self.uploader.fingerprint(upload)
-        if (known.inode, known.changed_at, known.fingerprint) != (inode, changed_at, told):
+        now, told = Snapshot.of(upload.status), self.uploader.fingerprint(upload)
+        if (known.inode, known.changed_at, known.fingerprint) != (now.inode, now.changed, told):
             return None
         parts = self.task.parts
         try:
@@ -6147,8 +6149,7 @@ class WorkerRunner(Runner):
             )
             self._hello = self._pool.submit(os.getpid)
         except (OSError, RuntimeError) as error:
-            hint = WORKERS_HINT
-            raise FatalError("start worker", "", str(error), hint) from error
+            raise FatalError("start worker", "", str(error), WORKERS_HINT) from error
         self._processes = set(multiprocessing.active_children()) - others
 
     def _exchange(self, page: Sequence[AnyTask], more: bool) -> Future[Report]:
@@ -6302,7 +6303,7 @@ class Preparation:
             self._beside.start()
         except (OSError, RuntimeError) as error:
             raise FatalError("start process", "", str(error)) from error
-        self._answering = answering
+        self._answering = answering  # open here, so that the other end is never at an end
 
     def is_done(self, seconds: float) -> bool:
         """Whether result() has something to say, after ``seconds`` at the latest."""
@@ -6453,8 +6454,8 @@ class Engine:
         if runner.has_started:
             self._deaths_of.update(task.id for task in lost)
         elif self._failed_starts >= WORKER_DEATHS:
-            hint = WORKERS_HINT
-            raise FatalError("start worker", "", f"{WORKER_DEATHS} of them died at once", hint)
+            cause = f"{WORKER_DEATHS} of them died at once"
+            raise FatalError("start worker", "", cause, WORKERS_HINT)
         self.deaths += 1
         hopeless = [task for task in lost if self._deaths_of[task.id] >= WORKER_DEATHS]
         self._redo += [task for task in lost if self._deaths_of[task.id] < WORKER_DEATHS]
@@ -6856,9 +6857,8 @@ class WorkList:
     def _begin(self, large: LargeFile) -> BeginTask:
         file, anew = large.file, large.restarts > 0
         known = large.known if large.was_known or anew else None
-        parts = self._ledger.parts(file.id) if known else []
+        stored = stored_parts(self._ledger.parts(file.id)) if known else ()
         large.in_flight += 1
-        stored = tuple(StoredPart(p.number, p.part_size, p.etag, p.sha256) for p in parts)
         return BeginTask(
             f"{file.id}/begin", task_of(file), known, stored, anew, self._job.created_at
         )
@@ -6879,8 +6879,8 @@ class WorkList:
             row,
             upload_id=begun.upload_id,
             part_size=begun.part_size,
-            inode=begun.snapshot.inode & MAX_INTEGER,
-            changed_at=min(begun.snapshot.changed, MAX_INTEGER),
+            inode=begun.snapshot.inode,
+            changed_at=begun.snapshot.changed,
             racy=begun.racy,
             fingerprint=begun.fingerprint,
         )
@@ -6911,15 +6911,13 @@ class WorkList:
     def _complete(self, large: LargeFile) -> None:
         begun, file_id = large.begun, large.file.id
         assert begun is not None
-        rows = self._ledger.parts(file_id)
-        parts = tuple(StoredPart(p.number, p.part_size, p.etag, p.sha256) for p in rows)
         large.in_flight += 1
         self._ready.append(
             CompleteTask(
                 f"{file_id}/complete",
                 task_of(large.file),
                 begun.upload_id,
-                parts,
+                stored_parts(self._ledger.parts(file_id)),
                 begun.snapshot,
                 begun.racy,
             )
