@@ -5920,6 +5920,8 @@ def test_verify_needs_a_store_that_may_be_listed(place: Place) -> None:
     place.server.deny.add("ListObjectsV2")
     run = place.run("--verify")
     assert (run.code, "AccessDenied" in run.err) == (2, True)
+    status = place.run("--status", to=None)
+    assert re.search(r"verification interrupted: .*\n    list .*AccessDenied", status.out)
     assert place.run("--json").json["unchanged"] == 2
 
 
