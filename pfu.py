@@ -1999,34 +1999,27 @@ class Tree(FreeTree):
         self.root = root
         self._cut = len(os.path.join(root.path, ""))
         self._fd: int | None = None
-        self._kept: dict[str, int] = {}  # by path below the root, the last used last
+        self._kept: dict[str, int] = {}  # by path below the root, the last opened last
         self._room = min(KEPT_DIRECTORIES, 1 + descriptor_limit() // 8)
         self._owner = threading.get_ident()
         self._lock = threading.Lock()
 
     def open(self, path: str) -> int:
         folder, _, name = path[self._cut :].rpartition("/")
-        if not folder:
-            return os.open(name, self._flags, dir_fd=self._root_fd())
         if threading.get_ident() != self._owner:
             return self._open_below(folder, name)
+        fd = self._kept.get(folder)
         try:
-            return os.open(name, self._flags, dir_fd=self._keep(folder))
+            return os.open(name, self._flags, dir_fd=self._keep(folder) if fd is None else fd)
         except FileNotFoundError:  # the folder may have been replaced by another one since
             self.close_kept()
             return self._open_below(folder, name)
 
     def read_link(self, path: str) -> LinkState:
         folder, _, name = path[self._cut :].rpartition("/")
-        root = fd = self._root_fd()
-        try:
-            if folder:
-                fd = self._open_folder(folder)
+        with self._opened(folder) as fd:
             target = os.fsencode(os.readlink(name, dir_fd=fd))
             return target, os.stat(name, dir_fd=fd, follow_symlinks=False)
-        finally:
-            if fd != root:
-                os.close(fd)
 
     def close(self) -> None:
         self.close_kept()
@@ -2059,34 +2052,34 @@ class Tree(FreeTree):
         return fd
 
     def _keep(self, folder: str) -> int:
-        fd = self._kept.pop(folder, None)
+        if not folder:
+            return self._root_fd()
+        fd = self._kept.get(folder)
         if fd is None:
             above, _, name = folder.rpartition("/")
-            parent = self._keep(above) if above else self._root_fd()
-            fd = os.open(name, DIRECTORY_FLAGS | NO_FOLLOW, dir_fd=parent)
+            fd = os.open(name, DIRECTORY_FLAGS | NO_FOLLOW, dir_fd=self._keep(above))
             if len(self._kept) >= self._room:
                 os.close(self._kept.pop(next(iter(self._kept))))
-        self._kept[folder] = fd
+            self._kept[folder] = fd
         return fd
 
     def _open_below(self, folder: str, name: str) -> int:
-        fd = self._open_folder(folder)
-        try:
+        with self._opened(folder) as fd:
             return os.open(name, self._flags, dir_fd=fd)
-        finally:
-            os.close(fd)
 
-    def _open_folder(self, folder: str) -> int:
-        """From the root on; ``folder`` is not the root itself."""
-        fd = -1
-        for step in folder.split("/"):
-            above, parent = fd, self._root_fd() if fd < 0 else fd
-            try:
-                fd = os.open(step, DIRECTORY_FLAGS | NO_FOLLOW, dir_fd=parent)
-            finally:
-                if above >= 0:
+    @contextlib.contextmanager
+    def _opened(self, folder: str) -> Iterator[int]:
+        """The folder, by way of all above it, of which one at a time is open."""
+        root = fd = self._root_fd()
+        try:
+            for step in filter(None, folder.split("/")):
+                above, fd = fd, os.open(step, DIRECTORY_FLAGS | NO_FOLLOW, dir_fd=fd)
+                if above != root:
                     os.close(above)
-        return fd
+            yield fd
+        finally:
+            if fd != root:
+                os.close(fd)
 
 
 def tree_of(root: Root | None) -> FreeTree:
@@ -2591,7 +2584,7 @@ class HeadWriter:
         self._template = template
         self._clock = clock
         self._stamper = Stamper(template.region, template.service)
-        self._formats: dict[RequestKind, HeadFormat] = {}
+        self._formats: dict[tuple[tuple[str, ...], bool, bool], HeadFormat] = {}
         self.use(credentials)
 
     @property
@@ -2625,8 +2618,8 @@ class HeadWriter:
             self._renew(now)
         timestamp, scope, signer, _ = self._stamp
         names, values = headers
-        kind = RequestKind(names, query != "", checksum)
-        fill = self._formats.get(kind) or self._format(kind)
+        kind = names, query != "", checksum
+        fill = self._formats.get(kind) or self._format(RequestKind(*kind))
         sums = (base64_of(sha256_hex),) if checksum else ()
         ordered = fill.order((*values, sha256_hex, timestamp, *sums))
         joined = "".join(ordered)
