@@ -1919,7 +1919,7 @@ def test_a_racily_clean_file_is_hashed_before_it_is_believed(
     place: Place, mode: str, size: int
 ) -> None:
     arguments = ("--mode", mode, "--part-size", "5M", "--json")
-    path = place.file("racy", b"a" * size, mtime=int(time.time()))
+    path = place.file("racy", b"a" * size, mtime=int(time.time()) + 1)
     place.run(*arguments)
     assert place.rows()[0]["racy"] == 1
     puts = place.server.count("PutObject"), place.server.count("UploadPart")
@@ -2941,7 +2941,10 @@ def test_a_stop_leaves_the_terminal_clean(place: Place, stops: int) -> None:
 
 def test_a_suspended_run_leaves_the_terminal_clean(place: Place) -> None:
     place.files(60)
-    place.server.faults.append(Fault(Action("slow", seconds=0.2), operation="PutObject"))
+    place.server.faults += [
+        Fault(Action("slow", seconds=3), operation="PutObject", times=1),  # still at work then
+        Fault(Action("slow", seconds=0.2), operation="PutObject"),
+    ]
     seen_then: list[str] = []
 
     def act(seen: Seen, process: Any, terminal: int) -> None:
@@ -5429,9 +5432,10 @@ def test_what_an_unlucky_begin_leaves_is_given_up(place: Place, kind: str) -> No
 
 
 def test_a_resumed_file_is_as_racy_as_it_was(place: Place) -> None:
-    place.file("large", os.urandom(11 * MIB), mtime=int(time.time()))
+    modified = int(time.time()) + 1  # so that a slow start is still within two seconds of it
+    place.file("large", os.urandom(11 * MIB), mtime=modified)
     run_broken_off(place, 1, "--mode", "concurrent")
-    time.sleep(2.1)
+    time.sleep(max(0.0, modified + 2.1 - time.time()))
     assert place.run(*PART, "--mode", "concurrent").code == 0
     assert [row["racy"] for row in place.rows()] == [1]
 
@@ -11222,26 +11226,37 @@ def test_localstack(place: Place, mode: str) -> None:
 
 
 # ======================================================================================
-# Shards: PFU_TEST_SHARD=1/4 leaves three quarters of the tests to other processes
+# Several processes: python test_pfu.py FOLDER, as often as one likes, share the tests
 # ======================================================================================
 
 
-def cases_of(test: Any) -> int:
-    """How many cases a test has, about."""
-    marks = [mark for mark in getattr(test, "pytestmark", ()) if mark.name == "parametrize"]
-    return functools.reduce(lambda count, mark: count * len(mark.args[1]), marks, 1)
+class Share:
+    """The tests wait more than they work: each is run by the process that is the first to ask."""
+
+    def __init__(self, folder: str) -> None:
+        """``folder`` is empty at first, and the same for all processes."""
+        self.folder = folder
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        """As pytest's own; it has to know of each test which one comes after it."""
+        own = filter(self.is_first, session.items)
+        item = next(own, None)
+        while item is not None:
+            following = next(own, None)
+            session.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+            item = following
+        return True
+
+    def is_first(self, item: pytest.Item) -> bool:
+        """Whether no other process has asked for this test."""
+        name = hashlib.sha256(item.nodeid.encode("utf-8", "surrogatepass")).hexdigest()
+        try:
+            os.close(os.open(os.path.join(self.folder, name), os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return False
+        return True
 
 
-def leave_to_others(names: dict[str, Any], shard: str) -> None:
-    """Drop the tests that are not in a shard, as ``1/4``: they wait much, so many go at once."""
-    number, _, count = shard.partition("/")
-    loads = [0] * int(count or 1)
-    tests = [name for name in names if name.startswith(("test_", "Test"))]
-    for name in sorted(tests, key=lambda name: -cases_of(names[name])):
-        lightest = loads.index(min(loads))
-        loads[lightest] += cases_of(names[name])
-        if lightest != int(number or 1) - 1:
-            del names[name]
-
-
-leave_to_others(globals(), os.environ.get("PFU_TEST_SHARD", "1/1"))
+if __name__ == "__main__":
+    sys.exit(pytest.main([__file__], plugins=[Share(sys.argv[1])]))
