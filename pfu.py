@@ -3833,10 +3833,10 @@ class FastLane:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(CREDENTIALS_SECONDS)
-            reading = loop.run_in_executor(None, self._credentials_source)
-            await asyncio.wait([reading])
-            if reading.exception() is None:  # else those at hand serve until they are refused
-                self.use(reading.result())
+            try:
+                self.use(await loop.run_in_executor(None, self._credentials_source))
+            except Exception:  # noqa: BLE001, S112  those at hand serve until they are refused
+                continue
 
     def use(self, credentials: Credentials) -> None:
         """Sign with these from now on. To be called on the loop."""
