@@ -27,6 +27,7 @@ import http.client
 import io
 import itertools
 import json
+import marshal
 import multiprocessing
 import os
 import pickle
@@ -1543,6 +1544,120 @@ def compiled_program() -> str:
     return path
 
 
+FORK_SERVER = """
+import gc, marshal, os, random, signal, socket, struct, sys, traceback, types
+import boto3, botocore.config, botocore.credentials, botocore.exceptions, botocore.utils
+
+program, place = sys.argv[1:]
+sys.path[0] = os.path.dirname(program)
+with open(program, "rb") as file:
+    code = marshal.loads(file.read()[16:])
+exec(code, vars(sys.modules.setdefault("pfu_imports", types.ModuleType("pfu_imports"))))  # what it imports is there from now on
+gc.collect()
+gc.freeze()
+
+def serve(connection):
+    request, descriptors, _, _ = socket.recv_fds(connection, 1 << 20, 3)
+    folder, arguments, environment = marshal.loads(request)
+    pid = os.fork()
+    if pid:
+        connection.sendall(struct.pack("i", pid))
+        connection.sendall(struct.pack("i", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])))
+        os._exit(0)
+    for number, descriptor in enumerate(descriptors):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    connection.close()
+    listener.close()
+    os.chdir(folder)
+    os.environb.clear()
+    os.environb.update(environment)
+    random.seed()
+    sys.argv = [program, *arguments]
+    sys.modules["__main__"] = module = types.ModuleType("__main__")
+    module.__file__ = program
+    exec(code, module.__dict__)
+
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(place)
+listener.listen(16)
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+print(flush=True)
+while True:
+    connection, _ = listener.accept()
+    if os.fork():
+        connection.close()
+        continue
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    status = 1
+    try:
+        serve(connection)
+    except SystemExit as end:
+        status = int(end.code or 0)
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    os._exit(status)
+"""
+
+
+class ForkServer:
+    """Runs the program again and again in processes that need not import anything any more.
+
+    The start of Python and the import of boto3 take two thirds of the time of a short run. All
+    else is as after an exec: arguments, environment, working directory, streams, exit code.
+    """
+
+    def __init__(self) -> None:
+        self._folder = tempfile.mkdtemp(prefix="pfu-test")
+        self._place = os.path.join(self._folder, "socket")
+        command = [sys.executable, "-c", FORK_SERVER, compiled_program(), self._place]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE)
+        assert self._process.stdout
+        self._process.stdout.readline()
+        atexit.register(self.close)
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def run(
+        self, arguments: Sequence[str], folder: Path, environment: Mapping[str, str]
+    ) -> tuple[int, bytes, bytes]:
+        """Exit code, standard output and standard error."""
+        encoded = {os.fsencode(k): os.fsencode(v) for k, v in environment.items()}
+        request = marshal.dumps((str(folder), list(arguments), encoded))
+        with contextlib.ExitStack() as opened:
+            out, err = (opened.enter_context(tempfile.TemporaryFile()) for _ in range(2))
+            nothing = opened.enter_context(open(os.devnull, "rb"))
+            connection = opened.enter_context(socket.socket(socket.AF_UNIX))
+            connection.connect(self._place)
+            descriptors = [file.fileno() for file in (nothing, out, err)]
+            socket.send_fds(connection, [request], descriptors)
+            (pid,) = struct.unpack("i", connection.recv(4))
+            connection.settimeout(120)
+            try:
+                (code,) = struct.unpack("i", connection.recv(4))
+            except socket.timeout:
+                os.kill(pid, signal.SIGKILL)
+                raise
+            return code, *(file.seek(0) or file.read() for file in (out, err))
+
+
+fork_server = functools.cache(ForkServer)
+
+
+def starts_like_this(environment: Mapping[str, str]) -> bool:
+    """Whether Python itself would start in the same way with such an environment."""
+    names = re.compile("PYTHON|LC_|LANG|LD_|PATH$|TZ$|PFU_START_METHOD$")
+    return all(
+        environment.get(name) == os.environ.get(name)
+        for name in environment.keys() | os.environ.keys()
+        if names.match(name)
+    )
+
+
 class Run(NamedTuple):
     """What a user sees of one run of the program."""
 
@@ -1589,19 +1704,25 @@ class Place:
         return command
 
     def run(self, *arguments: Any, to: str | None = f"s3://{BUCKET}/p", **options: Any) -> Run:
-        options.setdefault("env", self.environment)
-        done = subprocess.run(
-            self.command(*arguments, to=to),
-            cwd=self.path,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=120,
-            check=False,
-            **options,
-        )
-        err = done.stderr.decode("utf-8", "surrogateescape")
-        assert "Traceback" not in err, err
-        return Run(done.returncode, done.stdout.decode("utf-8", "surrogateescape"), err)
+        """``options`` are those of subprocess.run()."""
+        command = self.command(*arguments, to=to)
+        if not options and starts_like_this(self.environment):
+            code, out, err = fork_server().run(command[2:], self.path, self.environment)
+        else:
+            options.setdefault("env", self.environment)
+            done = subprocess.run(
+                command,
+                cwd=self.path,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=120,
+                check=False,
+                **options,
+            )
+            code, out, err = done.returncode, done.stdout, done.stderr
+        told = err.decode("utf-8", "surrogateescape")
+        assert "Traceback" not in told, told
+        return Run(code, out.decode("utf-8", "surrogateescape"), told)
 
     def start(self, *arguments: Any, to: str | None = f"s3://{BUCKET}/p", **options: Any) -> Any:
         return subprocess.Popen(
@@ -4515,6 +4636,32 @@ def test_credentials_are_read_again(
         assert third["x-amz-security-token"] == "t"
 
     asyncio.run(asyncio.wait_for(scenario(), 2))
+
+
+def test_credentials_that_come_after_the_end_trouble_nobody(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(pfu, "CREDENTIALS_SECONDS", 0.01)
+    asked, answered, readings = threading.Event(), threading.Event(), itertools.count()
+
+    def source() -> pfu.Credentials:
+        if next(readings):
+            asked.set()
+            answered.wait(10)
+        return KEYS
+
+    async def scenario() -> None:
+        async with LaneStore(fine) as store, opened(pfu.FastLane(store.template(), source)):
+            while not asked.is_set():
+                await asyncio.sleep(0.01)
+
+    loop, threads = asyncio.new_event_loop(), ThreadPoolExecutor(1)
+    loop.set_default_executor(threads)
+    loop.run_until_complete(scenario())
+    loop.close()
+    answered.set()
+    threads.shutdown()
+    assert not caplog.records
 
 
 # ======================================================================================
@@ -9774,6 +9921,10 @@ class Moment(Fault):
 
 class Trial(Place):
     """A place where the program goes one way."""
+
+    # Its first use imports a module: in a server's thread at the moment of a fork, it would be
+    # half imported for ever in the child.
+    time.strptime("2000", "%Y")
 
     def __init__(self, path: Path, server: S3Server, way: Way) -> None:
         path.mkdir(exist_ok=True)
