@@ -1552,7 +1552,8 @@ program, place = sys.argv[1:]
 sys.path[0] = os.path.dirname(program)
 with open(program, "rb") as file:
     code = marshal.loads(file.read()[16:])
-exec(code, vars(sys.modules.setdefault("pfu_imports", types.ModuleType("pfu_imports"))))  # what it imports is there from now on
+sys.modules["pfu_imports"] = imports = types.ModuleType("pfu_imports")
+exec(code, vars(imports))  # for what it imports: that is there from now on
 gc.collect()
 gc.freeze()
 
