@@ -1573,6 +1573,10 @@ class OpenDirectory:
         """What tells it from every other directory, whatever its path."""
         return self.device, self.inode
 
+    def path_of(self, name: str) -> bytes:
+        """The path below the root of what is in it."""
+        return self.below_root + os.fsencode(name)
+
     def close(self) -> None:
         """Give back what the directory holds open."""
         self.entries.close()  # type: ignore[attr-defined]
@@ -1603,6 +1607,8 @@ class Scan:
         self.prefix = prefix
         self.options = options or ScanOptions()
         self.skipped: Counter[str] = Counter()
+        self.elsewhere = 0  # files that other shares have
+        self.keys_elsewhere: list[str] | None = None  # of these, where somebody takes them away
         self._identity = hashlib.sha256(os.fsencode(identity)).digest()
         own = [(ledger_path, LEDGER_SUFFIXES), *((p, LOG_SUFFIXES) for p in self.options.own_files)]
         self._ledger_place = _place(os.path.dirname(os.path.abspath(ledger_path)))
@@ -1652,8 +1658,9 @@ class Scan:
         if reason or not is_taken:
             self._skipping(reason or EXCLUDED)
             return
-        file_id = Ids(self._identity, b"").of(name)
-        yield self._found(file_id, self.root, self.prefix + encode_name(name), status)
+        key = self.prefix + encode_name(name)
+        if not self._is_elsewhere(os.fsencode(name), key):
+            yield self._found(Ids(self._identity, b"").of(name), self.root, key, status)
 
     @property
     def where(self) -> str:
@@ -1708,35 +1715,40 @@ class Scan:
         self.skipped[reason] += 1
         return None
 
-    def _is_elsewhere(self, name: str, directory: OpenDirectory) -> bool:
-        """Whether another shard has it."""
+    def _is_elsewhere(self, below_root: bytes, key: str) -> bool:
+        """Whether another share has it."""
         shard = self.options.shard
-        return shard is not None and not shard.has(directory.below_root + os.fsencode(name))
+        if shard is None or shard.has(below_root):
+            return False
+        self.elsewhere += 1
+        if self.keys_elsewhere is not None:
+            self.keys_elsewhere.append(key)
+        return True
 
     def _file(self, entry: os.DirEntry[str], directory: OpenDirectory) -> Found | None:
         name = entry.name
         if (name in self._own or self.options.shard) and self._is_own(name, directory.place):
             return self._skipping(OWN_LEDGER)
-        if self.options.shard and self._is_elsewhere(name, directory):
+        key = directory.key + (name if name.isascii() else encode_name(name))
+        if self.options.shard and self._is_elsewhere(directory.path_of(name), key):
             return None
         status = entry.stat(follow_symlinks=self.options.follow_symlinks)
         reason = self._limits.refuse(status) if self._limits else ""
         if reason:
             return self._skipping(reason)
-        key = directory.key + (name if name.isascii() else encode_name(name))
         return self._found(directory.ids.of(name), directory.path + name, key, status)
 
     def _stored_link(self, entry: os.DirEntry[str], directory: OpenDirectory) -> Found | None:
         name = entry.name
-        if self._is_elsewhere(name, directory):
+        key = directory.key + encode_name(name) + LINK_SUFFIX
+        if self._is_elsewhere(directory.path_of(name), key):
             return None
         status = entry.stat(follow_symlinks=False)
-        key = directory.key + encode_name(name) + LINK_SUFFIX
         return self._found(directory.ids.of(name), directory.path + name, key, status)
 
     def _marker(self, directory: OpenDirectory, below: OpenDirectory) -> Found | None:
         name = os.path.basename(below.path[:-1])
-        if self._is_elsewhere(f"{name}/", directory):
+        if self._is_elsewhere(below.below_root, below.key):
             return None
         status = os.stat(below.path if below.fd is None else below.fd)
         found = self._found(directory.ids.of(name), below.path[:-1], below.key, status)
@@ -7240,7 +7252,8 @@ class BatchJobModel(BatchJobRow):
         if self._stop:
             return
         self._root = self._scanned_root(scan)
-        if not self.summary.seen and self._ledger.has_uploads(self):
+        is_empty = not self.summary.seen and not scan.elsewhere
+        if is_empty and self._ledger.has_uploads(self):
             cause = "it is empty, but earlier runs have uploaded files from it"
             raise UsageError("read root", self.root_dir, cause, "is it mounted?")
         self._ledger.forget_vanished(self)
@@ -7685,11 +7698,14 @@ class Verification:
         try:
             self._take_listing()
             scan = self._job.scan()
+            scan.keys_elsewhere = []
             for batch in batches(scan, SCAN_BATCH):
                 if self._job.is_stopping():
                     break
                 self._compare(batch)
+                self._take_others(scan.keys_elsewhere)
                 self._job.observer.scanned(verdict.checked)
+            self._take_others(scan.keys_elsewhere)
             verdict.skipped = sum(scan.skipped.values())
             verdict.extra, verdict.extra_keys = self._ledger.not_found(REPORTED_FAILURES)
         finally:
@@ -7707,6 +7723,11 @@ class Verification:
             self._job.observer.listed(self.verdict.objects)
             if self._job.is_stopping():
                 return
+
+    def _take_others(self, keys: list[str]) -> None:
+        """Objects that other shares of the tree answer for."""
+        self._ledger.mark_found(keys)
+        keys.clear()
 
     def _compare(self, batch: Sequence[Found]) -> None:
         rows = self._ledger.stored([found.id for found in batch])

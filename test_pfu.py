@@ -8366,6 +8366,52 @@ def test_shares_of_a_tree_make_the_whole(place: Place, shards: int) -> None:
     assert min(map(len, keys)) > 0
 
 
+def test_a_share_is_verified_alone(place: Place) -> None:
+    place.files(20)
+    place.root.joinpath("link").symlink_to("d1")
+    arguments = ["--mode", "concurrent", "--links", "--directory-markers", "--shard"]
+    for share in ("1/2", "2/2"):
+        assert place.run(*arguments, share).code == 0
+    checked = 0
+    for share in ("1/2", "2/2"):
+        run = place.run(*arguments, share, "--verify", "--json")
+        assert (run.code, run.json["extra"], run.json["objects"]) == (0, 0, 28), run.out
+        checked += run.json["checked"]
+    assert checked == 28
+    (place.root / "d1/f00001").unlink()
+    for share in ("1/2", "2/2"):
+        run = place.run(*arguments, share, "--verify", "--json")
+        assert (run.code, run.json["extra_keys"]) == (1, ["p/d1/f00001"])
+
+
+def test_a_share_that_has_become_empty_is_no_empty_root(place: Place) -> None:
+    names = [f"f{number}" for number in range(20)]
+    own = [name for name in names if pfu.Shard(1, 2).has(name.encode())]
+    arguments = ["--mode", "concurrent", "--shard", "1/2", "--json"]
+    for name in names:
+        place.file(name)
+    assert place.run(*arguments).json["uploaded"] == len(own)
+    for name in own:
+        (place.root / name).unlink()
+    assert (place.run(*arguments).code, len(place.local())) == (0, 20 - len(own))
+    for path in place.root.iterdir():
+        path.unlink()
+    run = place.run(*arguments)
+    assert (run.code, "is it mounted?" in run.err) == (2, True)
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_a_single_file_has_one_share(place: Place, shards: int) -> None:
+    path = str(place.file("only"))
+    for number in range(1, shards + 1):
+        command = place.command("--mode", "concurrent", "--shard", f"{number}/{shards}")
+        command[command.index(str(place.root))] = path
+        done = subprocess.run(command, cwd=place.path, env=place.environment, check=False)
+        assert done.returncode == 0
+    assert place.server.count("PutObject") == 1
+    assert set(place.stored()) == {"only"}
+
+
 def test_ledgers_of_all_shares_are_left_out(place: Place) -> None:
     place.files(10)
     arguments = ["--mode", "concurrent", "--json", "--shard"]
