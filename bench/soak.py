@@ -451,6 +451,8 @@ def drawn_faults(rng: random.Random) -> list[Fault]:
         kinds = rng.choices((PASSING, REFUSING, FATAL), (14, 3, 1))[0]
         operation = drawn(rng, OPERATIONS)
         fault = Fault(rng.choice(kinds), None if operation == "any" else operation)
+        if fault.action.code == "NoSuchUpload" and operation in ("AbortMultipartUpload", "any"):
+            fault.operation = "UploadPart"  # an upload that cannot be aborted is not gone: no lies
         fault.times, fault.after = rng.choice((1, 2, 5, 10)), rng.choice((0, 0, 1, 5))
         fault.probability = rng.choice((0.05, 0.2, 0.5, 1.0))
         faults.append(fault)
