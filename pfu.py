@@ -178,7 +178,9 @@ GIVE_UP_SECONDS = 30.0  # more, and it is broken off
 APPLICATION_ID = 0x70667531  # "pfu1", written into the header of the ledger file
 SCHEMA_VERSION = 2
 MAX_INTEGER = (1 << 63) - 1  # SQLite's largest
+KILLED = "killed"  # what the ledger says of a run that was: BatchJob.error
 LOCK_SUFFIX = ".lock"
+ASKING_SECONDS = 0.05  # longer than who only asks whether a lock is held has it
 LEDGER_SUFFIXES = ("", "-wal", "-shm", "-journal", LOCK_SUFFIX)
 LOG_BYTES, LOG_FILES = 10 * MIB, 5  # of a log before it is rotated; old ones that are kept
 LOG_SUFFIXES = ("", ".new", *(f".{number}" for number in range(1, LOG_FILES + 1)))
@@ -917,8 +919,8 @@ class Ledger:
         """Say of runs that were killed that they were: the caller holds the lock, none is alive."""
         with self._transaction() as db:
             db.execute(
-                "UPDATE BatchJob SET status=?, error='killed' WHERE status < ?",
-                (JobStatus.INTERRUPTED, JobStatus.COMPLETE),
+                "UPDATE BatchJob SET status=?, error=? WHERE status < ?",
+                (JobStatus.INTERRUPTED, KILLED, JobStatus.COMPLETE),
             )
 
     def last_jobs(self, count: int) -> list[BatchJobRow]:
@@ -1305,15 +1307,32 @@ class LedgerLock:
         self._file: IO[str] = os.fdopen(
             open_private(self.path), "r+", encoding="utf-8", errors="replace"
         )
-        try:
-            _lock_file(self._file)
-        except OSError as error:
+        if not (_lock_file(self._file) or self._lock_again()):
             holder = self._file.read().strip() or "another process"
             self._file.close()
             raise LockedError(
                 "lock ledger", ledger_path, f"in use by {holder}", "one run a ledger at a time"
-            ) from error
+            )
         self._write_holder()
+
+    def _lock_again(self) -> bool:
+        """The first attempt may have met one who only asks: see is_held()."""
+        time.sleep(ASKING_SECONDS)
+        return _lock_file(self._file)
+
+    @staticmethod
+    def is_held(ledger_path: str) -> bool:
+        """Whether a process has the lock, or that cannot be known.
+
+        Not for a process that may have it itself: closing the file would give it back (fcntl(2)).
+        """
+        try:
+            with open(ledger_path + LOCK_SUFFIX, "r+b") as file:
+                return not _lock_file(file)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
 
     def _write_holder(self) -> None:
         started = time.strftime("%Y-%m-%d %H:%M:%S")
@@ -1326,15 +1345,20 @@ class LedgerLock:
         self._file.close()
 
 
-def _lock_file(file: IO[str]) -> None:
-    if os.name == "nt":
-        import msvcrt
+def _lock_file(file: IO[Any]) -> bool:
+    """Whether the file is locked now, by this process."""
+    try:
+        if os.name == "nt":
+            import msvcrt
 
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-    else:
-        import fcntl
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+        else:
+            import fcntl
 
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 # ======================================================================================
@@ -9086,13 +9110,29 @@ def show_status(options: argparse.Namespace, console: Console) -> ExitCode:
     """--status: the last runs."""
     if not os.path.exists(options.db):
         raise UsageError("read ledger", options.db, "there is none", "name one with --db")
-    ledger = Ledger(absolute(options.db), read_only=True)
-    jobs = ledger.last_jobs(SHOWN_JOBS)
+    jobs = last_jobs(absolute(options.db))
     if options.json:
         console.say(json.dumps([dataclasses.asdict(job) for job in jobs]))
     else:
         console.say("\n".join(jobs_text(jobs)) or "the ledger has no runs")
     return ExitCode.OK
+
+
+def last_jobs(path: str) -> list[BatchJobRow]:
+    """The newest runs of a ledger; one that was killed is told as the next run will write it.
+
+    A run is dead if it had not ended, nobody holds the ledger, and it has not ended since.
+    """
+    ledger = Ledger(path, read_only=True)
+    jobs = ledger.last_jobs(SHOWN_JOBS)
+    running = {job.id for job in jobs if job.status < JobStatus.COMPLETE}
+    if running and not LedgerLock.is_held(path):
+        jobs = ledger.last_jobs(SHOWN_JOBS)
+        for job in jobs:
+            if job.id in running and job.status < JobStatus.COMPLETE:
+                job.move_to(JobStatus.INTERRUPTED)
+                job.error = KILLED
+    return jobs
 
 
 def clean_up(options: argparse.Namespace, console: Console) -> ExitCode:

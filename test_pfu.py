@@ -5512,7 +5512,7 @@ def test_a_worker_that_dies_leaves_no_upload_behind(place: Place) -> None:
         place.file(f"large{number}", os.urandom(16 * MIB))
     place.server.faults.append(Fault(Action("slow", seconds=0.3), operation="UploadPart"))
     run = place.start(*PART, "--workers", "2", "--concurrency", "2", "--json")
-    wait_for(lambda: len(puts_of_parts(place.server)) > 1)
+    wait_until(lambda: len(puts_of_parts(place.server)) > 1)
     os.kill(children_of(run.pid)[0], signal.SIGKILL)
     place.server.faults.clear()
     out, err = run.communicate(timeout=60)
@@ -5522,20 +5522,13 @@ def test_a_worker_that_dies_leaves_no_upload_behind(place: Place) -> None:
     assert not place.server.uploads(BUCKET)
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 @BOTH_MODES
 def test_an_interrupted_large_file_is_gone_on_with(place: Place, mode: str) -> None:
     place.file("large", os.urandom(30 * MIB))
     slow = Fault(Action("slow", seconds=0.4), operation="UploadPart", times=None)
     place.server.faults.append(slow)
     run = place.start(*PART, "--mode", mode, "--concurrency", "2")
-    wait_for(lambda: len(puts_of_parts(place.server)) > 1)
+    wait_until(lambda: len(puts_of_parts(place.server)) > 1)
     run.send_signal(signal.SIGINT)
     run.communicate(timeout=30)
     assert run.returncode == 4
@@ -6194,7 +6187,7 @@ def kill_group(process: Any) -> None:
     process.communicate()
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = 10) -> None:
+def wait_until(condition: Callable[[], Any], seconds: float = 20) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -7604,6 +7597,42 @@ def test_a_root_whose_name_is_not_utf_8(place: Place) -> None:
     assert f"{place.path}/tree\\xff to s3://{BUCKET}/p: 1 uploaded" in status.out
     jobs = place.run("--status", "--json", to=None).json
     assert {job["root_dir"] for job in jobs} == {str(place.root)}
+
+
+def test_the_status_of_a_run_that_goes_on_and_of_one_that_was_killed(place: Place) -> None:
+    place.file("f")
+    stalled = Fault(Action("slow", seconds=60), "PutObject")
+    place.server.faults.append(stalled)
+    running = place.start("--mode", "concurrent", start_new_session=True)
+    wait_until(lambda: stalled.applied)
+    status = place.run("--status", to=None)
+    assert (status.code, f"  uploading: {place.root} to " in status.out) == (0, True)
+    os.killpg(running.pid, signal.SIGKILL)
+    running.communicate()
+    for _ in range(2):  # asking writes nothing
+        status = place.run("--status", to=None)
+        assert (status.code, status.err) == (0, "")
+        assert f"  interrupted: {place.root} to " in status.out
+        assert status.out.endswith("\n    killed\n")
+        assert place.rows("SELECT status FROM BatchJob")[0]["status"] == pfu.JobStatus.UPLOADING
+    (job,) = place.run("--status", "--json", to=None).json
+    assert (job["status"], job["error"]) == (pfu.JobStatus.INTERRUPTED, "killed")
+
+
+def test_who_only_asks_whether_a_ledger_is_held_stops_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(tmp_path / "pfu.db")
+    assert not pfu.LedgerLock.is_held(path)
+    code = f"import pfu\nlock = pfu.LedgerLock({path!r})\nprint('held', flush=True)\ninput()"
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", code], cwd=HERE, stdin=pipe, stdout=pipe) as other:
+        assert other.stdout and other.stdout.readline() == b"held\n"
+        assert pfu.LedgerLock.is_held(path)
+        # The one who asks is done while the one who wants it waits.
+        monkeypatch.setattr(time, "sleep", lambda seconds: other.communicate(b"\n") and None)
+        pfu.LedgerLock(path).close()
+    assert not pfu.LedgerLock.is_held(path)
 
 
 @pytest.mark.parametrize("options", ["--status", "--dry-run", "--status --json"])
