@@ -4074,6 +4074,9 @@ class Uploader(ABC):
         return await asyncio.get_running_loop().run_in_executor(threads, self.put, upload)
 
 
+LEFT_HINT = "a lifecycle rule that aborts incomplete uploads removes it"
+
+
 class MultipartUploader(Uploader):
     """A provider that takes a large object in parts, in any order, from several processes.
 
@@ -4111,7 +4114,21 @@ class MultipartUploader(Uploader):
 
     @abstractmethod
     def find_uploads(self, key: str, since: float) -> list[str]:
-        """Ids of the unfinished uploads of ``key`` begun since then, seconds since the epoch."""
+        """Ids of the unfinished uploads of ``key`` begun since then, seconds since the epoch.
+
+        Raises DeniedError where the store does not let them be listed.
+        """
+
+    def abort_others(self, key: str, since: float, upload_id: str = "") -> None:
+        """Abort what was begun since then without its id having come; tell if that is denied."""
+        try:
+            others = self.find_uploads(key, since)
+        except DeniedError as error:
+            self.traffic.notes.append(f"an unfinished upload may be left: {error} ({LEFT_HINT})")
+            return
+        for other in others:
+            if other != upload_id:
+                self.abort(key, other)
 
     @abstractmethod
     def fingerprint(self, upload: Upload) -> str:
@@ -4675,9 +4692,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             raise RetryableError("read answer", upload.key, "it names no upload")
         was_repeated = answer["ResponseMetadata"].get("RetryAttempts") or checksum != wanted
         if was_repeated:  # an answer that was lost may have named another one
-            for other in self.find_uploads(upload.key, began):
-                if other != upload_id:
-                    self.abort(upload.key, other)
+            self.abort_others(upload.key, began, upload_id)
         return str(UploadHandle(upload_id, checksum))
 
     def put_part(self, part: Part) -> Receipt:
@@ -4789,21 +4804,16 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             client.abort_multipart_upload(**self._upload(key, upload_id))
 
     def find_uploads(self, key: str, since: float) -> list[str]:
-        """ListMultipartUploads; none where that is not allowed."""
-        try:
-            with self._calling("list uploads to", f"s3://{self.bucket}/{key}") as client:
-                pages = client.get_paginator("list_multipart_uploads")
-                return [
-                    upload["UploadId"]
-                    for page in pages.paginate(
-                        Bucket=self.bucket, Prefix=key, **self.options.access()
-                    )
-                    for upload in page.get("Uploads", [])
-                    if len(upload["Key"]) == len(key)  # it begins with the key: Prefix
-                    and upload["Initiated"].timestamp() > since - CLOCK_SKEW_SECONDS
-                ]
-        except DeniedError:
-            return []
+        """ListMultipartUploads."""
+        with self._calling("list uploads to", f"s3://{self.bucket}/{key}") as client:
+            pages = client.get_paginator("list_multipart_uploads")
+            return [
+                upload["UploadId"]
+                for page in pages.paginate(Bucket=self.bucket, Prefix=key, **self.options.access())
+                for upload in page.get("Uploads", [])
+                if len(upload["Key"]) == len(key)  # it begins with the key: Prefix
+                and upload["Initiated"].timestamp() > since - CLOCK_SKEW_SECONDS
+            ]
 
     # -- what is there
 
@@ -5892,10 +5902,11 @@ class BeginTransfer(LargeTransfer):
 
     def _begin_anew(self, upload: Upload) -> Begun:
         known: UploadModel | None = self.task.known
-        if known is not None:
+        if known is not None and known.upload_id:
             abort_uploads(self.uploader, upload.key, known.upload_id, known.created_at)
-        elif self.attempts > 1:  # the one before may have begun one
-            abort_uploads(self.uploader, upload.key, None, self.task.asked_at)
+        elif known is not None or self.attempts > 1:  # one may have been begun
+            since = known.created_at if known is not None else self.task.asked_at
+            self.uploader.abort_others(upload.key, since)
         part_size = part_size_for(upload.size, self.options.part_size)
         return self._begun(upload, self.uploader.begin(upload), part_size, ())
 
@@ -5999,11 +6010,20 @@ def again(task: AnyTask) -> AnyTask:
 def abort_uploads(
     uploader: MultipartUploader, key: str, upload_id: str | None, created_at: int
 ) -> None:
-    """Abort an upload, and any that were begun after it, or after its id was to be recorded."""
+    """Abort an upload, and any that were begun after it, or after its id was to be recorded.
+
+    Raises DeniedError if it is not known by its id, and the store does not let it be found.
+    """
     if upload_id:
         uploader.abort(key, upload_id)
-    for unwanted in uploader.find_uploads(key, created_at):
-        uploader.abort(key, unwanted)
+    try:
+        others = uploader.find_uploads(key, created_at)
+    except DeniedError:
+        if not upload_id:
+            raise
+        return
+    for other in others:
+        uploader.abort(key, other)
 
 
 def read_part(
@@ -7388,7 +7408,7 @@ class BatchJobModel(BatchJobRow):
         self.summary.fast_lane += work.fast_files
         if work.failed_abort:
             hint = "the next run and --cleanup try again"
-            self._note(f"an unfinished upload is still there: {work.failed_abort} ({hint})")
+            self._note(f"an unfinished upload may be left: {work.failed_abort} ({hint})")
 
     def _count_resumed(self, work: WorkList) -> None:
         if work.resumed_bytes:

@@ -6551,6 +6551,55 @@ def test_put_object_is_permission_enough_to_complete(at_hand: Place) -> None:
     assert_all_is_there(at_hand)
 
 
+MAY_BE_LEFT = f"an unfinished upload may be left: list uploads to s3://{BUCKET}/p/large: "
+
+
+@pytest.mark.parametrize(
+    "change, hint",
+    [
+        (nothing, "(a lifecycle rule"),
+        (touched, "(a lifecycle rule"),
+        (shrunk, "(the next run and --cleanup try again)"),
+        (vanished, "(the next run and --cleanup try again)"),
+    ],
+)
+def test_what_may_be_left_is_told_where_uploads_may_not_be_listed(
+    at_hand: Place, change: Callable[[Place], None], hint: str
+) -> None:
+    """A run is killed before it is told the id of what it begins."""
+    at_hand.file("large", os.urandom(PIECE + 1))
+    at_hand.file("other")
+    stalled = stall(0, "CreateMultipartUpload")
+    at_hand.server.faults.append(stalled)
+    with pytest.raises(Killed):
+        s3_job(at_hand, Witness(lambda: stalled.applied > 0)).run()
+    at_hand.server.faults.clear()
+    at_hand.server.deny.add("ListMultipartUploads")
+    change(at_hand)
+    for _ in range(1 if "rule" in hint else 2):
+        summary = s3_job(at_hand).run()
+        (note,) = summary.notes
+        assert (summary.exit_code, note.startswith(MAY_BE_LEFT), hint in note) == (0, True, True)
+        assert len(at_hand.server.uploads(BUCKET)) == 1
+    if "rule" not in hint:
+        cleanup = at_hand.run("--cleanup", to=None)
+        assert (cleanup.code, "0 unfinished uploads aborted" in cleanup.out) == (1, True)
+        at_hand.server.deny.clear()
+        summary = s3_job(at_hand).run()
+        assert (summary.exit_code, summary.notes) == (0, [])
+        assert_all_is_there(at_hand)
+
+
+def test_what_an_answer_that_was_lost_may_have_left_is_told(at_hand: Place) -> None:
+    at_hand.file("large", os.urandom(PIECE + 1))
+    at_hand.server.faults.append(Fault(Action("lost_ack"), "CreateMultipartUpload", times=1))
+    at_hand.server.deny.add("ListMultipartUploads")
+    summary = s3_job(at_hand).run()
+    (note,) = summary.notes
+    assert (summary.exit_code, note.startswith(MAY_BE_LEFT)) == (0, True)
+    assert len(at_hand.server.uploads(BUCKET)) == 1
+
+
 @pytest.mark.parametrize("kind", ["lost_ack", "half_headers", "half_body", "garbage"])
 def test_an_upload_that_was_begun_without_a_word_leaves_nothing(at_hand: Place, kind: str) -> None:
     at_hand.file("large", os.urandom(PIECE + 1))
