@@ -276,6 +276,10 @@ class DeniedError(TransferError):
     """The store knows the caller and refuses this request."""
 
 
+class UnsupportedError(DeniedError):
+    """The store does not know such requests, and refuses them to all."""
+
+
 class FatalError(TransferError):
     """No file can be uploaded any more: the run stops, and the next one goes on."""
 
@@ -2828,6 +2832,9 @@ ERROR_CODES: Mapping[str, type[TransferError]] = {
     "AccessDenied": DeniedError,
     "403": DeniedError,
     "400": DeniedError,  # HeadObject's answer has no body that would tell more
+    # nor this one to anybody
+    "NotImplemented": UnsupportedError,
+    "MethodNotAllowed": UnsupportedError,
     # no request can succeed
     "ExpiredToken": FatalError,
     "ExpiredTokenException": FatalError,
@@ -2848,8 +2855,10 @@ ERROR_CODES: Mapping[str, type[TransferError]] = {
 }
 ERROR_STATUSES: Mapping[int, type[TransferError]] = {
     403: DeniedError,
+    405: UnsupportedError,
     429: SlowDownError,
     500: RetryableError,
+    501: UnsupportedError,
     502: RetryableError,
     503: SlowDownError,
     504: RetryableError,
@@ -4906,8 +4915,10 @@ def checksum_of(sha256: str, wanted: bool) -> dict[str, str]:
 
 def may_concern_checksum(error: TransferError) -> bool:
     """Whether the request might pass without its checksum. Some stores lump it with signatures."""
-    is_refusal = type(error) is TransferError and (400 <= error.status < 500 or error.status == 501)
-    return is_refusal or error.code == "SignatureDoesNotMatch"
+    is_refusal = type(error) is TransferError and 400 <= error.status < 500
+    return (
+        is_refusal or isinstance(error, UnsupportedError) or error.code == "SignatureDoesNotMatch"
+    )
 
 
 LISTED_PREFIXES = 16  # listed side by side

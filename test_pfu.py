@@ -2678,8 +2678,11 @@ PRIVACY: list[tuple[str, dict[str, Any], set[str], str]] = [
 ]
 
 
+HOW_REFUSED = ["deny", "not_implemented"]
+
+
 @pytest.mark.parametrize("name, state, unasked, says", PRIVACY, ids=[p[0] for p in PRIVACY])
-@pytest.mark.parametrize("how", ["deny", "not_implemented"])
+@pytest.mark.parametrize("how", HOW_REFUSED)
 def test_public_buckets_are_refused(
     place: Place, name: str, state: dict[str, Any], unasked: set[str], says: str, how: str
 ) -> None:
@@ -6311,6 +6314,10 @@ def no_list(place: Place) -> None:
     place.server.deny.add("ListParts")
 
 
+def lists_unknown(place: Place) -> None:
+    place.server.not_implemented |= {"ListParts", "ListMultipartUploads"}
+
+
 def no_list_and_aborted(place: Place) -> None:
     no_list(place)
     aborted(place)
@@ -6336,6 +6343,7 @@ MEANWHILE: list[tuple[Callable[[Place], None], dict[str, Any], int, bool]] = [
     (aborted, {}, 3, False),
     (aborted_beside_a_twin, {}, 3, False),
     (no_list, {}, 2, True),
+    (lists_unknown, {}, 2, True),
     (no_list_and_aborted, {}, 3, False),
     (no_head_and_aborted, {}, 3, False),
 ]
@@ -6542,9 +6550,11 @@ def test_an_upload_that_is_aborted_under_way_is_begun_anew(
     assert_all_is_there(at_hand)
 
 
-def test_put_object_is_permission_enough_to_complete(at_hand: Place) -> None:
+@pytest.mark.parametrize("how", HOW_REFUSED)
+def test_put_object_is_permission_enough_to_complete(at_hand: Place, how: str) -> None:
     at_hand.file("large", os.urandom(PIECE + 1))
-    at_hand.server.deny |= {"HeadObject", "ListParts", "ListMultipartUploads"}
+    refused: set[str] = getattr(at_hand.server, how)
+    refused |= {"HeadObject", "ListParts", "ListMultipartUploads"}
     at_hand.server.faults.append(Fault(Action("lost_ack"), "CompleteMultipartUpload", times=1))
     summary = s3_job(at_hand).run()
     assert (summary.exit_code, summary.uploaded, summary.notes) == (0, 1, [])
@@ -6590,10 +6600,11 @@ def test_what_may_be_left_is_told_where_uploads_may_not_be_listed(
         assert_all_is_there(at_hand)
 
 
-def test_what_an_answer_that_was_lost_may_have_left_is_told(at_hand: Place) -> None:
+@pytest.mark.parametrize("how", HOW_REFUSED)
+def test_what_an_answer_that_was_lost_may_have_left_is_told(at_hand: Place, how: str) -> None:
     at_hand.file("large", os.urandom(PIECE + 1))
     at_hand.server.faults.append(Fault(Action("lost_ack"), "CreateMultipartUpload", times=1))
-    at_hand.server.deny.add("ListMultipartUploads")
+    getattr(at_hand.server, how).add("ListMultipartUploads")
     summary = s3_job(at_hand).run()
     (note,) = summary.notes
     assert (summary.exit_code, note.startswith(MAY_BE_LEFT)) == (0, True)
