@@ -1206,6 +1206,10 @@ class S3Server:
         with self._lock:
             return list(self._log)
 
+    def clear_log(self) -> None:
+        with self._lock:
+            self._log.clear()
+
     def count(self, operation: str | None = None) -> int:
         """Requests that ended, of one operation or of all."""
         with self._lock:
