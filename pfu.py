@@ -4482,6 +4482,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
                 events.register("before-sign.s3", drop_expect_header)
                 events.register("before-send.s3", self._pace)
                 events.register_first("before-parse.*", make_parsable)  # before botocore looks
+                events.register("before-parse.s3", refuse_half_an_answer)
                 self._client = client
             return self._client
 
@@ -4805,10 +4806,10 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         return Receipt(etag_of(head), combined_sha256(parts))
 
     def abort(self, key: str, upload_id: str) -> None:
-        """AbortMultipartUpload."""
+        """AbortMultipartUpload. One that the store does not know is none any more."""
         with (
-            contextlib.suppress(UploadGoneError),
             self._calling("abort upload of", f"s3://{self.bucket}/{key}") as client,
+            contextlib.suppress(client.exceptions.NoSuchUpload),
         ):
             client.abort_multipart_upload(**self._upload(key, upload_id))
 
@@ -5098,6 +5099,22 @@ def make_parsable(response_dict: Any, **_: Any) -> None:
     """S3 repeats keys in its answers, also those with characters that XML cannot have."""
     if isinstance(response_dict.get("body"), bytes):
         response_dict["body"] = NOT_XML.sub(b"?", response_dict["body"])
+
+
+HALF_AN_ANSWER = b"<Error><Code>InternalError</Code><Message>the answer broke off</Message></Error>"
+
+
+def refuse_half_an_answer(operation_model: Any, response_dict: Any, **_: Any) -> None:
+    """An answer that breaks off within its headers has no body: no listing, and no empty one.
+
+    botocore is to repeat such requests, as those whose error comes with a status of 200.
+    """
+    shape = operation_model.output_shape
+    told_in_body = shape is not None and any(
+        not member.serialization.get("location") for member in shape.members.values()
+    )
+    if told_in_body and response_dict["status_code"] == 200 and response_dict["body"] == b"":
+        response_dict.update(status_code=500, body=HALF_AN_ANSWER)
 
 
 def drop_expect_header(request: Any, **_: Any) -> None:
