@@ -5102,6 +5102,7 @@ def make_parsable(response_dict: Any, **_: Any) -> None:
 
 
 HALF_AN_ANSWER = b"<Error><Code>InternalError</Code><Message>the answer broke off</Message></Error>"
+DUE_HEADERS = {"HeadObject": {"content-length", "etag", "last-modified"}}
 
 
 def refuse_half_an_answer(operation_model: Any, response_dict: Any, **_: Any) -> None:
@@ -5109,12 +5110,25 @@ def refuse_half_an_answer(operation_model: Any, response_dict: Any, **_: Any) ->
 
     botocore is to repeat such requests, as those whose error comes with a status of 200.
     """
+    if response_dict["status_code"] not in (200, 206):
+        return
+    headers = {name.lower() for name in response_dict["headers"]}
+    if operation_model.has_streaming_output:
+        whole = bool(headers & {"content-length", "transfer-encoding"})
+    elif is_told_in_body(operation_model):
+        whole = response_dict["body"] != b""
+    else:
+        whole = DUE_HEADERS.get(operation_model.name, set()) <= headers
+    if not whole:
+        response_dict.update(status_code=500, body=HALF_AN_ANSWER)
+
+
+def is_told_in_body(operation_model: Any) -> bool:
+    """Whether botocore's model says that anything of the answer is not in the headers."""
     shape = operation_model.output_shape
-    told_in_body = shape is not None and any(
+    return shape is not None and any(
         not member.serialization.get("location") for member in shape.members.values()
     )
-    if told_in_body and response_dict["status_code"] == 200 and response_dict["body"] == b"":
-        response_dict.update(status_code=500, body=HALF_AN_ANSWER)
 
 
 def drop_expect_header(request: Any, **_: Any) -> None:
@@ -5166,7 +5180,7 @@ def classify_client_error(error: Exception) -> tuple[type[TransferError], str]:
         return FatalError, NO_CREDENTIALS_HINT
     if isinstance(error, exceptions.SSLError):
         return FatalError, "the certificate is not trusted; AWS_CA_BUNDLE names further ones"
-    if isinstance(error, exceptions.HTTPClientError):
+    if isinstance(error, (exceptions.HTTPClientError, exceptions.IncompleteReadError)):
         return RetryableError, "check the network and --endpoint-url"
     return TransferError, ""
 
@@ -7762,6 +7776,7 @@ class Verification:
         self._ledger = ledger
         self._checksum = checksum
         self._threads = ThreadPoolExecutor(SAFE_CONCURRENCY, thread_name_prefix="pfu-verify")
+        self._unchecked_in_a_row = 0
 
     def run(self) -> None:
         """List, walk, compare: ``verdict`` tells. Raises PfuError."""
@@ -7819,12 +7834,15 @@ class Verification:
         if self._checksum:
             good = [found for found in batch if not reasons[found.id]]
             checked = self._threads.map(lambda f: self._deep_difference(f, rows.get(f.id)), good)
-            reasons.update(zip((found.id for found in good), checked))
+            for found, reason in zip(good, checked):
+                reasons[found.id] = reason
+                self._weigh(reason)
         self._count(batch, reasons)
 
     def _adopt(self, candidates: Sequence[tuple[Found, Listed]], reasons: dict[str, str]) -> None:
         """Take in files whose objects say that they are just these files."""
-        heads = self._threads.map(lambda pair: self._uploader.inspect(pair[0].key), candidates)
+        inspect = functools.partial(patiently, self._uploader.inspect)
+        heads = self._threads.map(lambda pair: inspect(pair[0].key), candidates)
         adopted = [
             (found, stored)
             for (found, _), stored in zip(candidates, heads)
@@ -7838,10 +7856,21 @@ class Verification:
         if row is None or not row.sha256:
             return ""
         try:
-            sha256 = self._uploader.stored_sha256(found.key, row.sha256)
+            sha256 = patiently(self._uploader.stored_sha256, found.key, row.sha256)
+        except FatalError:
+            raise
         except TransferError as error:
-            return f"cannot be checked: {error.cause}"
+            return f"{UNCHECKED}: {error.cause}"
         return "" if sha256 == row.sha256 else "the store has other bytes"
+
+    def _weigh(self, reason: str) -> None:
+        """Stop where all further questions would be in vain."""
+        self._unchecked_in_a_row += 1
+        if not reason.startswith(UNCHECKED):
+            self._unchecked_in_a_row = 0
+        if self._unchecked_in_a_row >= MAX_UNSENT:
+            cause = f"{MAX_UNSENT} files in a row {reason}"
+            raise TransferError("verify", self._job.destination, cause)
 
     def _count(self, batch: Sequence[Found], reasons: Mapping[str, str]) -> None:
         verdict = self.verdict
@@ -7853,8 +7882,10 @@ class Verification:
                 verdict.verified += 1
                 continue
             verdict.differing += 1
-            verdict.by_reason[reason] = verdict.by_reason.get(reason, 0) + 1
-            if reason != NOT_UPLOADED and not found.problem:
+            is_unchecked = reason.startswith(UNCHECKED)
+            kind = UNCHECKED if is_unchecked else reason
+            verdict.by_reason[kind] = verdict.by_reason.get(kind, 0) + 1
+            if reason != NOT_UPLOADED and not found.problem and not is_unchecked:
                 doubtful.append(found.id)
             if len(verdict.differences) < REPORTED_FAILURES:
                 told = {"path": found.path, "key": found.key, "reason": reason}
@@ -7864,6 +7895,16 @@ class Verification:
 
 
 NOT_UPLOADED = "not uploaded"
+UNCHECKED = "cannot be checked"
+
+
+def patiently(ask: Callable[..., T], *arguments: Any) -> T:
+    """Ask again what may be answered the next time. Raises TransferError."""
+    for attempt in range(1, SEND_ATTEMPTS):
+        with contextlib.suppress(RetryableError):
+            return ask(*arguments)
+        time.sleep(full_jitter(attempt))
+    return ask(*arguments)
 
 
 def difference(found: Found, row: StoredRow | None, listed: Listed | None) -> str:
