@@ -230,6 +230,12 @@ class LockedError(PfuError):
     exit_code = ExitCode.LOCKED
 
 
+class StoppedError(PfuError):
+    """The run was told to stop while it waited for an answer."""
+
+    exit_code = ExitCode.STOPPED
+
+
 class LedgerError(PfuError):
     """The ledger cannot be read or written."""
 
@@ -1645,6 +1651,8 @@ class Scan:
             for path, ends in own
             for end in ends
         }
+        places = [_place(path + end) for path, ends in own for end in ends]
+        self._own_files = {inode: (device, inode) for device, inode in places}
         self.is_single = False
         self.root_place = -1, -1  # device and inode of the root, or of the folder of a single file
         self._permissions: dict[int, str] = {}
@@ -1679,7 +1687,7 @@ class Scan:
         folder, name = os.path.split(self.root)
         decision = self.options.decision(name, is_directory=False)
         is_taken = self.options.takes_by_default if decision is None else decision
-        if self._is_own(name, _place(folder)):
+        if self._is_own(name, _place(folder)) or self._is_link_to_own(status):
             self._skipping(OWN_LEDGER)
             return
         reason = self._limits.refuse(status) if self._limits else ""
@@ -1700,6 +1708,14 @@ class Scan:
         if is_shard_ledger(name) and place == self._ledger_place:
             return True
         return self._own.get(name) == place
+
+    def _is_link_to_own(self, status: os.stat_result) -> bool:
+        """Whether it is such a file under another name.
+
+        To close one of the ledger's or its lock's would give away all locks of this process on it.
+        """
+        place = self._own_files.get(status.st_ino)
+        return place is not None and place == (status.st_dev, status.st_ino)
 
     def _walk(self) -> Iterator[Found]:
         while self._stack:
@@ -1761,6 +1777,8 @@ class Scan:
         if self.options.shard and self._is_elsewhere(directory.path_of(name), key):
             return None
         status = entry.stat(follow_symlinks=self.options.follow_symlinks)
+        if status.st_ino in self._own_files and self._is_link_to_own(status):
+            return self._skipping(OWN_LEDGER)
         reason = self._limits.refuse(status) if self._limits else ""
         if reason:
             return self._skipping(reason)
@@ -2120,6 +2138,17 @@ class Tree(FreeTree):
         finally:
             if fd != root:
                 os.close(fd)
+
+
+def open_source(
+    tree: FreeTree, path: str, permissions: str, beat: Callable[[], None]
+) -> SourceFile:
+    """What the scan saw there. All but a file is stored as what it is."""
+    kind = permissions[:3]
+    if kind == LINK_MODE:
+        return SourceLink(path, tree.read_link)
+    source = SourceDirectory if kind == DIRECTORY_MODE else SourceFile
+    return source(path, tree.open, beat)
 
 
 def tree_of(root: Root | None) -> FreeTree:
@@ -4129,15 +4158,21 @@ class MultipartUploader(Uploader):
         """
 
     def abort_others(self, key: str, since: float, upload_id: str = "") -> None:
-        """Abort what was begun since then without its id having come; tell if that is denied."""
+        """Abort what was begun since then without its id having come; tell what may be left."""
+        with self.telling_what_is_left():
+            for other in self.find_uploads(key, since):
+                if other != upload_id:
+                    self.abort(key, other)
+
+    @contextlib.contextmanager
+    def telling_what_is_left(self) -> Iterator[None]:
+        """A store that lets nothing be aborted, or found, is no reason not to upload a file."""
         try:
-            others = self.find_uploads(key, since)
-        except DeniedError as error:
+            yield
+        except TransferError as error:
+            if error.retryable or isinstance(error, FatalError):
+                raise
             self.traffic.notes.append(f"an unfinished upload may be left: {error} ({LEFT_HINT})")
-            return
-        for other in others:
-            if other != upload_id:
-                self.abort(key, other)
 
     @abstractmethod
     def fingerprint(self, upload: Upload) -> str:
@@ -5790,12 +5825,7 @@ class Transfer(ABC):
         return Outcome(self.task.id, kind, str(error), self.attempts)
 
     def _open(self, path: str, permissions: str = "") -> SourceFile:
-        """What the scan saw there. All but a file is stored as what it is."""
-        kind = permissions[:3]
-        if kind == LINK_MODE:
-            return SourceLink(path, self.runner.tree.read_link)
-        source = SourceDirectory if kind == DIRECTORY_MODE else SourceFile
-        return source(path, self.runner.tree.open, self.runner.uploader.traffic.beat)
+        return open_source(self.runner.tree, path, permissions, self.runner.uploader.traffic.beat)
 
     def _describe(self, file: Task, source: SourceFile, body: bytes | None) -> Upload:
         return Upload(
@@ -5945,7 +5975,8 @@ class BeginTransfer(LargeTransfer):
     def _begin_anew(self, upload: Upload) -> Begun:
         known: UploadModel | None = self.task.known
         if known is not None and known.upload_id:
-            abort_uploads(self.uploader, upload.key, known.upload_id, known.created_at)
+            with self.uploader.telling_what_is_left():
+                abort_uploads(self.uploader, upload.key, known.upload_id, known.created_at)
         elif known is not None or self.attempts > 1:  # one may have been begun
             since = known.created_at if known is not None else self.task.asked_at
             self.uploader.abort_others(upload.key, since)
@@ -6054,18 +6085,15 @@ def abort_uploads(
 ) -> None:
     """Abort an upload, and any that were begun after it, or after its id was to be recorded.
 
-    Raises DeniedError if it is not known by its id, and the store does not let it be found.
+    Raises TransferError if one that is known by its id is not aborted.
     """
-    if upload_id:
-        uploader.abort(key, upload_id)
-    try:
-        others = uploader.find_uploads(key, created_at)
-    except DeniedError:
-        if not upload_id:
-            raise
+    if not upload_id:
+        uploader.abort_others(key, created_at)
         return
-    for other in others:
-        uploader.abort(key, other)
+    uploader.abort(key, upload_id)
+    with contextlib.suppress(DeniedError):
+        for other in uploader.find_uploads(key, created_at):
+            uploader.abort(key, other)
 
 
 def read_part(
@@ -6104,7 +6132,7 @@ def _is_stored(upload: Upload, file: Task) -> bool:
 def _kind_of_failure(error: TransferError) -> OutcomeKind:
     if isinstance(error, FatalError):
         return OutcomeKind.FATAL
-    if isinstance(error, DeniedError):
+    if isinstance(error, DeniedError) and not isinstance(error, UnsupportedError):
         return OutcomeKind.DENIED
     if isinstance(error, UploadGoneError):
         return OutcomeKind.GONE
@@ -6419,6 +6447,9 @@ class Preparation:
         if isinstance(self._beside, multiprocessing.process.BaseProcess):
             self._beside.kill()
             self._beside.join()
+        if not self._beside.is_alive():
+            self._answer.close()
+            self._answering.close()
 
 
 def _prepare(uploader: Uploader) -> tuple[list[str], PfuError | None]:
@@ -7297,10 +7328,29 @@ class BatchJobModel(BatchJobRow):
             cause = f"it is a {kind_of(mode)}"
             raise UsageError("read root", self.root_dir, cause, "name a directory or a file")
         descriptor_limit()  # the walk keeps a directory open for each level
-        self.uploader.resolve()
+        self._resolve()
         self.destination, self.endpoint = self.uploader.destination, self.uploader.endpoint
         self.summary.batch_id, self.summary.root = self.id, self.root_dir
         self.summary.destination = self.destination
+
+    def _resolve(self) -> None:
+        """Beside this thread, which heeds a stop meanwhile."""
+        thread = ThreadPoolExecutor(1)
+        try:
+            self.wait_for(thread.submit(self.uploader.resolve))
+        finally:
+            thread.shutdown(wait=not self.is_stopping())  # where there are threads no fork is safe
+
+    def wait_for(self, answer: Future[T]) -> T:
+        """The answer. Raises StoppedError if the run is told to stop first."""
+        while not wait_for_futures((answer,), TICK_SECONDS).done:
+            self.heed_stop()
+        return answer.result()
+
+    def heed_stop(self) -> None:
+        """Raises StoppedError if the run is told to stop."""
+        if self.is_stopping() and self._stop:
+            raise StoppedError("stopped", "", self._stop.reason)
 
     def _run(self) -> None:
         try:
@@ -7337,14 +7387,14 @@ class BatchJobModel(BatchJobRow):
         self._count_skipped(scan)
         if self._stop:
             return
-        self._root = self._scanned_root(scan)
+        self._root = self.scanned_root(scan)
         is_empty = not self.summary.seen and not scan.elsewhere
         if is_empty and self._ledger.has_uploads(self):
             cause = "it is empty, but earlier runs have uploaded files from it"
             raise UsageError("read root", self.root_dir, cause, "is it mounted?")
         self._ledger.forget_vanished(self)
 
-    def _scanned_root(self, scan: Scan) -> Root:
+    def scanned_root(self, scan: Scan) -> Root:
         """Raises FatalError if it is not there any more."""
         is_link = scan.is_single and os.path.islink(self.root_dir)
         folder = os.path.dirname(self.root_dir) if scan.is_single else self.root_dir
@@ -7777,39 +7827,49 @@ class Verification:
         self._checksum = checksum
         self._threads = ThreadPoolExecutor(SAFE_CONCURRENCY, thread_name_prefix="pfu-verify")
         self._unchecked_in_a_row = 0
+        self._tree: FreeTree | None = None
 
     def run(self) -> None:
         """List, walk, compare: ``verdict`` tells. Raises PfuError."""
         verdict, began = self.verdict, time.monotonic()
         self._uploader.open(SAFE_CONCURRENCY)
         try:
-            self._take_listing()
-            scan = self._job.scan()
-            scan.keys_elsewhere = []
-            for batch in batches(scan, SCAN_BATCH):
-                if self._job.is_stopping():
-                    break
-                self._compare(batch)
-                self._take_others(scan.keys_elsewhere)
-                self._job.observer.scanned(verdict.checked)
-            self._take_others(scan.keys_elsewhere)
-            verdict.skipped = sum(scan.skipped.values())
-            verdict.extra, verdict.extra_keys = self._ledger.not_found(REPORTED_FAILURES)
+            with contextlib.suppress(StoppedError):
+                self._take_listing()
+                self._compare_all(self._job.scan())
+                verdict.extra, verdict.extra_keys = self._ledger.not_found(REPORTED_FAILURES)
         finally:
             self._threads.shutdown(wait=False, cancel_futures=True)
             self._uploader.close()
+            if self._tree and not self._job.is_stopping():  # else threads may be reading
+                self._tree.close()
         verdict.elapsed_seconds = round(time.monotonic() - began, 3)
         if verdict.differing or verdict.extra:
             verdict.status, verdict.exit_code = "differs", ExitCode.INCOMPLETE
 
     def _take_listing(self) -> None:
         self._ledger.begin_listing()
-        for page in self._uploader.list_objects(self._threads):
+        pages = self._uploader.list_objects(self._threads)
+        while (page := self._job.wait_for(self._threads.submit(next, pages, None))) is not None:
             self._ledger.add_listed(page)
             self.verdict.objects += len(page)
             self._job.observer.listed(self.verdict.objects)
-            if self._job.is_stopping():
-                return
+
+    def _compare_all(self, scan: Scan) -> None:
+        scan.keys_elsewhere = []
+        for batch in batches(scan, SCAN_BATCH):
+            self._job.heed_stop()
+            if self._checksum and self._tree is None:
+                self._tree = tree_of(self._job.scanned_root(scan))
+            self._compare(batch)
+            self._take_others(scan.keys_elsewhere)
+            self._job.observer.scanned(self.verdict.checked)
+        self._take_others(scan.keys_elsewhere)
+        self.verdict.skipped = sum(scan.skipped.values())
+
+    def _answers(self, ask: Callable[[Found], T], files: Iterable[Found]) -> list[T]:
+        """Of many, asked side by side. Raises StoppedError."""
+        return list(map(self._job.wait_for, [self._threads.submit(ask, found) for found in files]))
 
     def _take_others(self, keys: list[str]) -> None:
         """Objects that other shares of the tree answer for."""
@@ -7823,29 +7883,26 @@ class Verification:
             found.id: difference(found, rows.get(found.id), listed.get(found.key))
             for found in batch
         }
-        self._adopt(
-            [
-                (found, listed[found.key])
-                for found in batch
-                if found.id not in rows and found.key in listed and not found.problem
-            ],
-            reasons,
-        )
+        unknown = [
+            found
+            for found in batch
+            if found.id not in rows and found.key in listed and not found.problem
+        ]
+        self._adopt(unknown, reasons)
         if self._checksum:
             good = [found for found in batch if not reasons[found.id]]
-            checked = self._threads.map(lambda f: self._deep_difference(f, rows.get(f.id)), good)
+            checked = self._answers(lambda f: self._deep_difference(f, rows.get(f.id)), good)
             for found, reason in zip(good, checked):
                 reasons[found.id] = reason
                 self._weigh(reason)
         self._count(batch, reasons)
 
-    def _adopt(self, candidates: Sequence[tuple[Found, Listed]], reasons: dict[str, str]) -> None:
+    def _adopt(self, candidates: Sequence[Found], reasons: dict[str, str]) -> None:
         """Take in files whose objects say that they are just these files."""
-        inspect = functools.partial(patiently, self._uploader.inspect)
-        heads = self._threads.map(lambda pair: inspect(pair[0].key), candidates)
+        heads = self._answers(lambda f: patiently(self._uploader.inspect, f.key), candidates)
         adopted = [
             (found, stored)
-            for (found, _), stored in zip(candidates, heads)
+            for found, stored in zip(candidates, heads)
             if stored and stored.is_of(found)
         ]
         self._ledger.adopt(adopted, self._job.id, int(time.time()))
@@ -7853,15 +7910,25 @@ class Verification:
         reasons.update((found.id, "") for found, _ in adopted)
 
     def _deep_difference(self, found: Found, row: StoredRow | None) -> str:
-        if row is None or not row.sha256:
-            return ""
         try:
-            sha256 = patiently(self._uploader.stored_sha256, found.key, row.sha256)
+            known = (row and row.sha256) or self._digest_of(found)
+            sha256 = patiently(self._uploader.stored_sha256, found.key, known)
         except FatalError:
             raise
-        except TransferError as error:
+        except (TransferError, SourceError) as error:
             return f"{UNCHECKED}: {error.cause}"
-        return "" if sha256 == row.sha256 else "the store has other bytes"
+        return "" if sha256 == known else "the store has other bytes"
+
+    def _digest_of(self, found: Found) -> str:
+        """SHA-256 of a file whose bytes this ledger has never seen. Raises SourceError."""
+        assert self._tree is not None
+        beat = self._uploader.traffic.beat
+        with contextlib.closing(
+            open_source(self._tree, found.path, found.permissions, beat)
+        ) as source:
+            digest = read_part(source, 0, source.size, None)[1]
+            source.check_unchanged()
+        return digest
 
     def _weigh(self, reason: str) -> None:
         """Stop where all further questions would be in vain."""
@@ -9177,6 +9244,7 @@ def verdict_text(verdict: Verdict, *, quiet: bool, colours: bool = False) -> Ite
     if quiet:
         return
     ends = f"{printable(verdict.root)} and {printable(verdict.destination)}"
+    unchecked = verdict.by_reason.get(UNCHECKED, 0)
     yield status_line(verdict.status, ends, verdict.exit_code, colours)
     yield from count_lines(
         [
@@ -9185,7 +9253,8 @@ def verdict_text(verdict: Verdict, *, quiet: bool, colours: bool = False) -> Ite
         ],
         [
             Count(verdict.adopted, "of them new to the ledger"),
-            Count(verdict.differing, "differ", "pending: a run uploads them", "red"),
+            Count(verdict.differing - unchecked, "differ", "pending: a run uploads them", "red"),
+            Count(unchecked, UNCHECKED, "left as they are", "red"),
             Count(verdict.skipped, "skipped"),
             Count.things(verdict.objects, "object", "listed"),
             Count(verdict.extra, "of no file", "left alone", "yellow"),
@@ -9236,13 +9305,17 @@ def clean_up(options: argparse.Namespace, console: Console) -> ExitCode:
         closing.callback(ledger.close)
         cleanup = Cleanup(ledger, s3_options(options))
         for line in cleanup.run(dry_run=options.dry_run):
-            if not options.json:
+            console.record(line)
+            if not options.json and not options.quiet:
                 console.say(line)
     for problem in cleanup.problems:
         console.problem(problem)
     if options.json:
         console.say(json.dumps(cleanup.as_json()))
     return ExitCode.INCOMPLETE if cleanup.problems else ExitCode.OK
+
+
+DEFAULT_BUCKET = re.compile(r"s3://pfu-(?P<account>[0-9]{12})-[a-z0-9-]+(?:/|\Z)")
 
 
 class Cleanup:
@@ -9273,21 +9346,28 @@ class Cleanup:
 
     def _abort(self, upload: UploadModel) -> bool:
         """Whether it is no more, or was in a sandbox, which is no more."""
+        left: list[str] = []
         try:
             if upload.endpoint != SANDBOX_ENDPOINT:
                 uploader = self._uploader_of(upload)
                 abort_uploads(uploader, upload.object_key, upload.upload_id, upload.created_at)
+                left += uploader.traffic.notes
+                uploader.traffic.notes.clear()
         except PfuError as error:
             self.problems.append(str(error))
             return False
         self._ledger.forget_upload(upload.id)
-        return True
+        self.problems += left
+        return not left
 
     def _uploader_of(self, upload: UploadModel) -> S3Uploader:
         place = upload.destination, upload.endpoint
         if place not in self._uploaders:
             endpoint = self._options.endpoint_url or upload.endpoint or None
             options = dataclasses.replace(self._options, endpoint_url=endpoint)
+            default = DEFAULT_BUCKET.match(upload.destination)
+            if default and not options.expected_bucket_owner:
+                options = dataclasses.replace(options, expected_bucket_owner=default["account"])
             uploader = S3Uploader(upload.destination, options)
             uploader.resolve()
             self._uploaders[place] = uploader
@@ -9420,7 +9500,6 @@ def default_ledger(shard: Shard | None) -> str:
 
 def run_command(options: argparse.Namespace, console: Console) -> ExitCode:
     """Do what the command line says. Raises PfuError."""
-    options.db = options.db or default_ledger(options.shard)
     check_options(options)
     for name in options.unknown_variables:
         console.note(f"{name} in the environment is no option, and has no effect")
@@ -9443,6 +9522,7 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
     """The program. Returns the exit code; prints one line for what it cannot do."""
     open_streams()
     options = make_parser().parse_all(sys.argv[1:] if arguments is None else arguments, os.environ)
+    options.db = options.db or default_ledger(options.shard)
     live = can_erase(sys.stderr) and not options.json
     plans = not options.quiet and not options.json
     console = Console(quiet=options.quiet, verbose=options.verbose, live=live, plans=plans)

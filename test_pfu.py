@@ -2184,6 +2184,30 @@ def test_a_stop_does_not_wait_for_a_store_that_hangs(place: Place) -> None:
     assert time.monotonic() - began < 11
 
 
+@pytest.mark.parametrize(
+    "operation, options, to",
+    [
+        ("ListObjectsV2", ["--verify"], f"s3://{BUCKET}/p"),
+        ("HeadObject", ["--verify", "--checksum"], f"s3://{BUCKET}/p"),
+        ("GetCallerIdentity", [], ""),
+    ],
+)
+def test_a_stop_does_not_wait_for_a_question(
+    place: Place, operation: str, options: list[str], to: str
+) -> None:
+    place.files(5)
+    assert place.run("--mode", "concurrent").code == 0
+    place.server.faults.append(Fault(Action("slow", seconds=60), operation))
+    process = place.start("--json", *options, to=to)
+    wait_until(lambda: place.server.in_flight > 0)
+    process.terminate()
+    out, err = process.communicate(timeout=15)
+    assert (process.returncode, "SIGTERM received" in err) == (4, True), err
+    told = json.loads(out)
+    assert (told["exit_code"], "SIGTERM received" in told["error"]) == (4, True)
+    assert not told.get("extra")
+
+
 def test_a_stop_gives_up_what_hangs_on_one_loop_too(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -2470,6 +2494,37 @@ def test_the_ledger_in_the_tree_is_left_out(place: Place) -> None:
     run = place.run("--mode", "concurrent", "--json", "--db", place.root / "pfu.db")
     assert run.code == 0
     assert sorted(place.stored()) == ["f", "sub/pfu.db"]
+
+
+@pytest.mark.parametrize("link", [os.link, os.symlink])
+def test_links_to_the_ledger_and_its_lock_are_left_out(
+    at_hand: Place, link: Callable[..., None]
+) -> None:
+    """Who closes one of these files gives away all locks that this process has on it."""
+    at_hand.file("f")
+    scan = pfu.ScanOptions(follow_symlinks=True)
+    assert s3_job(at_hand).run().exit_code == 0
+    for name in ("pfu.db", "pfu.db.lock"):
+        link(at_hand.path / name, at_hand.root / f"of {name}")
+    at_hand.file("g")
+    held: list[bool] = []
+    look = Action("call", function=lambda: held.append(is_held_elsewhere(at_hand)))
+    at_hand.server.faults.append(Fault(look, "PutObject", "g$"))
+    summary = s3_job(at_hand, scan=scan).run()
+    assert (summary.uploaded, summary.skipped_by_reason) == (1, {pfu.OWN_LEDGER: 2})
+    assert held == [True]
+
+
+def is_held_elsewhere(place: Place) -> bool:
+    """Asked by another process: to its own, a lock of POSIX is none."""
+    code = "import pfu, sys; print(pfu.LedgerLock.is_held(sys.argv[1]))"
+    run = subprocess.run(
+        [sys.executable, "-c", code, place.path / "pfu.db"],
+        cwd=HERE,
+        capture_output=True,
+        check=True,
+    )
+    return run.stdout == b"True\n"
 
 
 # ======================================================================================
@@ -6084,6 +6139,7 @@ def test_verify_with_checksum_reads_what_it_cannot_ask(
 @pytest.fixture
 def unasked(place: Place) -> Place:
     """What is stored has to be read back: the store keeps no checksums."""
+    without_pauses(place)
     place.server.faults.append(ChecksumFault(Action("error", 501, "NotImplemented")))
     place.files(pfu.MAX_UNSENT)
     assert place.run("--mode", "concurrent").code == 0
@@ -6126,7 +6182,31 @@ def test_what_cannot_be_checked_is_not_uploaded_again(
     assert (run.code, says in run.out, run.err.count("\n")) == (code, True, code // 2)
     if code == 1:
         assert run.json["by_reason"] == {"cannot be checked": run.json["differing"]}
+        text = "\n".join(pfu.verdict_text(pfu.Verdict(**run.json), quiet=False))
+        assert re.search("cannot be checked +left as they are", text)
+        assert "pending" not in text
     assert {row["status"] for row in unasked.rows()} == {pfu.FileStatus.SUCCESS}
+
+
+@pytest.mark.parametrize("keeps_checksums", [False, True])
+def test_verify_with_checksum_believes_no_metadata(place: Place, keeps_checksums: bool) -> None:
+    """A ledger that is made anew has not seen the files' bytes."""
+    if not keeps_checksums:
+        place.server.faults.append(ChecksumFault(Action("error", 501, "NotImplemented")))
+    place.file("small", b"hello")
+    place.file("same")
+    place.file("large", os.urandom(11 * MIB))
+    assert place.run(*PART).code == 0
+    (place.path / "pfu.db").unlink()
+    rewrite_in_place(place.root / "small")
+    for _ in range(2):
+        run = place.run("--verify", "--checksum", "--json")
+        assert (run.code, run.json["verified"]) == (1, 2), run.out
+        (place.path / "pfu.db").unlink()
+    run = place.run("--verify", "--checksum", "--json")
+    assert [found["reason"] for found in run.json["differences"]] == ["the store has other bytes"]
+    assert place.run(*PART, "--json").json["uploaded"] == 1
+    assert place.stored() == place.local()
 
 
 def test_verify_needs_a_store_that_may_be_listed(place: Place) -> None:
@@ -6638,18 +6718,12 @@ MAY_BE_LEFT = f"an unfinished upload may be left: list uploads to s3://{BUCKET}/
 
 
 @pytest.mark.parametrize(
-    "change, hint",
-    [
-        (nothing, "(a lifecycle rule"),
-        (touched, "(a lifecycle rule"),
-        (shrunk, "(the next run and --cleanup try again)"),
-        (vanished, "(the next run and --cleanup try again)"),
-    ],
+    "change, cleans_up", [(nothing, False), (touched, False), (vanished, False), (vanished, True)]
 )
 def test_what_may_be_left_is_told_where_uploads_may_not_be_listed(
-    at_hand: Place, change: Callable[[Place], None], hint: str
+    at_hand: Place, change: Callable[[Place], None], cleans_up: bool
 ) -> None:
-    """A run is killed before it is told the id of what it begins."""
+    """A run is killed before it is told the id of what it begins. It is told once."""
     at_hand.file("large", os.urandom(PIECE + 1))
     at_hand.file("other")
     stalled = stall(0, "CreateMultipartUpload")
@@ -6659,18 +6733,20 @@ def test_what_may_be_left_is_told_where_uploads_may_not_be_listed(
     at_hand.server.faults.clear()
     at_hand.server.deny.add("ListMultipartUploads")
     change(at_hand)
-    for _ in range(1 if "rule" in hint else 2):
-        summary = s3_job(at_hand).run()
-        (note,) = summary.notes
-        assert (summary.exit_code, note.startswith(MAY_BE_LEFT), hint in note) == (0, True, True)
-        assert len(at_hand.server.uploads(BUCKET)) == 1
-    if "rule" not in hint:
+    if cleans_up:
         cleanup = at_hand.run("--cleanup", to=None)
         assert (cleanup.code, "0 unfinished uploads aborted" in cleanup.out) == (1, True)
-        at_hand.server.deny.clear()
+        assert cleanup.err.startswith(f"pfu: {MAY_BE_LEFT}")
+    else:
         summary = s3_job(at_hand).run()
-        assert (summary.exit_code, summary.notes) == (0, [])
-        assert_all_is_there(at_hand)
+        (note,) = summary.notes
+        assert (summary.exit_code, note.startswith(MAY_BE_LEFT)) == (0, True)
+    assert len(at_hand.server.uploads(BUCKET)) == 1
+    summary = s3_job(at_hand).run()
+    assert (summary.exit_code, summary.notes) == (0, [])
+    requests = at_hand.server.count()
+    assert s3_job(at_hand).run().exit_code == 0
+    assert at_hand.server.count() == requests
 
 
 @pytest.mark.parametrize("how", HOW_REFUSED)
@@ -6694,22 +6770,36 @@ def test_an_upload_that_was_begun_without_a_word_leaves_nothing(at_hand: Place, 
     assert_all_is_there(at_hand)
 
 
-@pytest.mark.parametrize("change", [touched, vanished])
-def test_only_what_the_store_does_not_know_is_aborted(
-    at_hand: Place, change: Callable[[Place], None]
-) -> None:
-    """An answer that says something else is no reason to forget an upload."""
-    at_hand.file("large", os.urandom(3 * PIECE))
-    at_hand.file("other")
-    killed(at_hand, 1)
-    change(at_hand)
-    at_hand.server.faults.append(Fault(Action("error", 400, "InvalidPart"), "AbortMultipartUpload"))
-    at_hand.server.deny.add("ListMultipartUploads")
-    s3_job(at_hand).run()
-    assert upload_of(at_hand).upload_id in known_uploads(at_hand)
+NO_PART = Action("error", 400, "InvalidPart")
+NOT_KNOWN = Action("error", 501, "NotImplemented")
+NO_KEY = Action("error", 404, "NoSuchKey")
+FORBIDDEN = Action("error", 403, "AccessDenied")
+
+
+@pytest.mark.parametrize("refusal", [NO_PART, NOT_KNOWN, NO_KEY, FORBIDDEN], ids=lambda a: a.code)
+def test_what_cannot_be_aborted_is_told_and_stops_nothing(at_hand: Place, refusal: Action) -> None:
+    for name in ("changed", "gone", "lost"):
+        at_hand.file(name, os.urandom(3 * PIECE))
+    with pytest.raises(Killed):
+        key = "p/(changed|gone)"
+        at_hand.server.faults += [stall(1, key=key), stall(0, "CreateMultipartUpload", "p/lost")]
+        begun = "SELECT 1 FROM MultipartUpload WHERE upload_id IS NOT NULL"
+        s3_job(at_hand, Witness(lambda: len(at_hand.rows(begun)) == 2)).run()
+    at_hand.server.faults.clear()
+    first = {upload.key: upload.upload_id for upload in at_hand.server.uploads(BUCKET).values()}
+    assert {"p/changed", "p/gone"} <= set(first)
+    rewrite_in_place(at_hand.root / "changed")
+    (at_hand.root / "gone").unlink()
+    at_hand.server.faults.append(Fault(refusal, "AbortMultipartUpload"))
+    summary = s3_job(at_hand).run()
+    assert (summary.exit_code, summary.failures) == (0, [])
+    assert at_hand.stored() == at_hand.local()
+    told = [note for note in summary.notes if "an unfinished upload may be left: abort" in note]
+    assert {key for key in first if any(f"/{key}:" in note for note in told)} == set(first)
+    assert known_uploads(at_hand) == {first["p/gone"]}  # the other one's row is that of the new one
     at_hand.server.faults.clear()
     assert s3_job(at_hand).run().exit_code == 0
-    assert_all_is_there(at_hand)
+    assert first["p/gone"] not in at_hand.server.uploads(BUCKET)
 
 
 # -- edges, and files that do not hold still
@@ -7166,6 +7256,30 @@ def test_cleanup_aborts_what_a_killed_run_left(at_hand: Place, unfinished: Unfin
     again = at_hand.run("--cleanup", to=None)
     assert (again.code, again.out) == (0, "0 unfinished uploads aborted, 0 B\n")
     assert at_hand.server.count() == requests
+
+
+def test_cleanup_is_quiet_if_asked(at_hand: Place, unfinished: Unfinished) -> None:
+    log = at_hand.path / "log"
+    run = at_hand.run("--cleanup", "--quiet", "--log-file", log, to=None)
+    assert (run.code, run.out, run.err) == (0, "", "")
+    assert "2 unfinished uploads aborted" in log.read_text()
+
+
+def test_cleanup_of_the_default_bucket_names_its_owner(place: Place) -> None:
+    place.file("large", os.urandom(LEAST_PART + 1))
+    place.server.faults.append(stall(1))
+    process = place.start("--mode", "concurrent", *IN_PARTS, to="")
+    wait_until(lambda: place.server.acknowledged("UploadPart") == 1)
+    process.kill()
+    process.wait()
+    place.server.faults.clear()
+    assert place.run("--cleanup", to=None).code == 0
+    owners = {
+        request.headers.get("x-amz-expected-bucket-owner")
+        for request in place.server.log
+        if request.operation in ("AbortMultipartUpload", "ListMultipartUploads")
+    }
+    assert owners == {"123456789012"}
 
 
 def test_cleanup_in_json(at_hand: Place, unfinished: Unfinished) -> None:
@@ -7850,6 +7964,24 @@ REFUSALS: list[tuple[str, dict[str, Action], int]] = [
     ("AccessDenied is but a name", {"AccessDenied": REFUSED, "b": DENIED}, 1),
     ("all denied", {"a": DENIED, "b": DENIED, "c": DENIED}, 2),
 ]
+
+
+def test_a_run_that_is_over_holds_nothing_open(at_hand: Place) -> None:
+    at_hand.file("f")
+    s3_job(at_hand).run()
+    before = len(os.listdir("/proc/self/fd"))
+    jobs = [s3_job(at_hand, force=True) for _ in range(3)]
+    assert {job.run().exit_code for job in jobs} == {0}
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_what_a_store_cannot_take_stops_nothing(at_hand: Place) -> None:
+    for number in range(pfu.MAX_DENIED + 5):
+        at_hand.file(f"d{number}/f")
+    at_hand.server.faults.append(Fault(Action("error", 501, "NotImplemented"), "PutObject", "/$"))
+    scan = pfu.ScanOptions(directory_markers=True)
+    summary = s3_job(at_hand, scan=scan, concurrency=2).run()
+    assert (summary.exit_code, summary.uploaded) == (1, pfu.MAX_DENIED + 5)
 
 
 @BOTH_MODES
@@ -8825,6 +8957,14 @@ def metric(text: str, name: str) -> float:
     found = re.search(rf"^pfu_{name}\{{[^}}]*\}} (\S+)$", text, re.MULTILINE)
     assert found, text
     return float(found[1])
+
+
+def test_metrics_tell_that_there_is_no_log(place: Place) -> None:
+    place.file("f")
+    metrics = place.path / "m.prom"
+    run = place.run("--log-file", place.path / "no" / "x", "--metrics-file", metrics, "--json")
+    assert (run.code, run.err.count("\n"), run.json["exit_code"]) == (2, 1, 2), run.err
+    assert "pfu_" in metrics.read_text()
 
 
 def test_metrics_of_a_success_and_of_a_failure(place: Place) -> None:

@@ -14,9 +14,8 @@ ledger's BatchJob agree, the files add up, and nothing but clear lines was said.
 
 Every few rounds the store behaves and the tree holds still. Then one run must end with 0, and
 store, ledger and tree are compared file by file: nothing is lost, no upload is left unfinished
-(but where a listing was refused, and it could not be found), a further run makes no request at
-all, and --verify finds no difference. Now and then the ledger is deleted, and --verify must make
-it anew.
+(but where the store refused to list or to abort it), a further run makes no request at all, and
+--verify finds no difference. Now and then the ledger is deleted, and --verify must make it anew.
 
 All choices come from one seed. What a round does depends on the seed and its number alone, its
 moments on the machine. At the first violation the round, its options and faults are printed, the
@@ -141,12 +140,13 @@ class Service:
         """Key and id of those that are unfinished."""
         return [(u.key, u.upload_id) for u in self.server.uploads(BUCKET).values()]
 
-    def refused_listings(self) -> set[str]:
-        """Keys whose unfinished uploads the store did not let be listed, since all was compared."""
+    def refused(self) -> set[str]:
+        """Keys whose uploads the store did not let be listed or aborted, since all was compared."""
         return {
-            request.query.get("prefix", "")
+            request.key or request.query.get("prefix", "")
             for request in self.server.log
-            if request.operation == "ListMultipartUploads" and request.status == 403
+            if request.operation in ("ListMultipartUploads", "AbortMultipartUpload")
+            and (400 <= request.status < 500 or request.status == 501)
         }
 
     def history(self, keys: set[str]) -> list[str]:
@@ -785,7 +785,7 @@ class Tally:
     requests: int = 0
     rows_checked: int = 0
     files_checked: int = 0
-    unfindable_uploads: int = 0  # left, because the store refused a listing
+    refused_uploads: int = 0  # left, because the store refused to list or to abort them
     peak_memory_mib: int = 0  # of the soak
     outside_files: int = 0  # stored through a directory that gave way to a link
     lost_files: int = 0
@@ -1044,7 +1044,7 @@ class Soak:
         self.tally.files_checked += len(expected)
         self.tally.lost_files += len(wrong)
         demand(not wrong, "files are not in the store:\n  " + "\n  ".join(wrong[:10]))
-        refused = self.store.ask("refused_listings")
+        refused = self.store.ask("refused")
         left = {key for key, _ in self.store.ask("uploads")} - refused
         history = self.store.ask("history", left) if left else []
         demand(not left, "\n  ".join((f"unfinished uploads are left: {sorted(left)}", *history)))
@@ -1087,9 +1087,9 @@ class Soak:
         self.tally.ledgers_made_anew += 1
 
     def forget_uploads(self) -> None:
-        """Those that could not be found, as all others are gone."""
+        """Those that could not be found or aborted, as all others are gone."""
         uploads = self.store.ask("uploads")
-        self.tally.unfindable_uploads += len(uploads)
+        self.tally.refused_uploads += len(uploads)
         self.store.ask("forget", uploads)
 
     def forget_vanished(self, expected: dict[str, Expected]) -> None:
