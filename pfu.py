@@ -7337,9 +7337,14 @@ class BatchJobModel(BatchJobRow):
         """Beside this thread, which heeds a stop meanwhile."""
         thread = ThreadPoolExecutor(1)
         try:
-            self.wait_for(thread.submit(self.uploader.resolve))
+            answer = thread.submit(self.uploader.resolve)
+        except RuntimeError:  # there can be no further thread
+            self.uploader.resolve()
+            return
+        try:
+            self.wait_for(answer)
         finally:
-            thread.shutdown(wait=not self.is_stopping())  # where there are threads no fork is safe
+            thread.shutdown(wait=answer.done())  # where there are threads no fork is safe
 
     def wait_for(self, answer: Future[T]) -> T:
         """The answer. Raises StoppedError if the run is told to stop first."""
