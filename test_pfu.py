@@ -57,7 +57,7 @@ import unicodedata
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -6080,9 +6080,22 @@ def test_verify_tells_of_objects_of_no_file_and_leaves_them(place: Place) -> Non
     assert len(place.stored()) == 3
 
 
+def put_at_once(place: Place, files: Iterable[Path], like: StoredObject) -> None:
+    """Store small files as pfu does; their time and permissions are those of ``like``."""
+    bucket = place.server.bucket(BUCKET)
+    assert bucket is not None
+    for path in files:
+        body = path.read_bytes()
+        digest = hashlib.sha256(body)
+        headers = {**like.headers, "x-amz-checksum-sha256": encode64(digest.digest())}
+        digests = digest.hexdigest(), hashlib.md5(body).hexdigest()
+        key = f"p/{path.relative_to(place.root)}"
+        bucket.put(key, StoredObject(body, len(body), *digests, headers, time.time()))
+
+
 def test_a_lost_ledger_is_made_anew(place: Place) -> None:
     place.server.verify_signatures = False  # for speed; all other tests look at them
-    place.files(10_000)
+    place.files(500)
     place.file("large", os.urandom(5 * MIB + 1))
     for name in ODD_NAMES:
         place.file(name, os.fsencode(name))
@@ -6090,14 +6103,18 @@ def test_a_lost_ledger_is_made_anew(place: Place) -> None:
     before = {row["id"]: row["etag"] for row in place.rows()}
     for end in ("", "-wal", "-shm"):
         (place.path / f"pfu.db{end}").unlink(missing_ok=True)
+    place.files(10_000)
+    more = [path for path in place.root.rglob("d?/f*") if int(path.name[1:]) >= 500]
+    put_at_once(place, more, place.server.objects(BUCKET)["p/d1/f00001"])
     place.file("d1/f00001", b"changed meanwhile")
     run = place.run("--verify", "--json")
-    assert (run.code, run.json["adopted"], run.json["differing"]) == (1, len(before) - 1, 1)
+    count = 10_000 + 1 + len(ODD_NAMES)
+    assert (run.code, run.json["adopted"], run.json["differing"]) == (1, count - 1, 1)
     after = {row["id"]: row["etag"] for row in place.rows()}
-    assert after.items() <= before.items()
+    assert len(after.items() & before.items()) == len(before) - 1
     puts = place.server.count("PutObject")
     run = place.run(*PART, "--json")
-    assert (run.json["uploaded"], run.json["unchanged"]) == (1, len(before) - 1)
+    assert (run.json["uploaded"], run.json["unchanged"]) == (1, count - 1)
     assert place.server.count("PutObject") == puts + 1
 
 
@@ -6165,27 +6182,24 @@ def test_verify_asks_again(unasked: Place, operation: str) -> None:
     assert (run.code, run.json["adopted"]) == (0, pfu.MAX_UNSENT), run.out
 
 
-@pytest.mark.parametrize(
-    "fault, code, says",
-    [
-        (Fault(Action("error", 403, "AccessDenied"), "GetObject", "0$"), 1, "cannot be checked"),
+def test_what_cannot_be_checked_is_not_uploaded_again(unasked: Place) -> None:
+    denied, expired = (Action("error", 403, code) for code in ("AccessDenied", "ExpiredToken"))
+    cases = [
+        (Fault(denied, "GetObject", "0$"), 1, "cannot be checked"),
         (Fault(Action("half_headers"), "GetObject", "/f00001$"), 1, "the answer broke off"),
-        (Fault(Action("error", 403, "AccessDenied"), "GetObject"), 2, "AccessDenied"),
-        (Fault(Action("error", 400, "ExpiredToken"), "GetObject", after=9), 2, "ExpiredToken"),
-    ],
-)
-def test_what_cannot_be_checked_is_not_uploaded_again(
-    unasked: Place, fault: Fault, code: int, says: str
-) -> None:
-    unasked.server.faults.append(fault)
-    run = unasked.run("--verify", "--checksum", "--json")
-    assert (run.code, says in run.out, run.err.count("\n")) == (code, True, code // 2)
-    if code == 1:
-        assert run.json["by_reason"] == {"cannot be checked": run.json["differing"]}
-        text = "\n".join(pfu.verdict_text(pfu.Verdict(**run.json), quiet=False))
-        assert re.search("cannot be checked +left as they are", text)
-        assert "pending" not in text
-    assert {row["status"] for row in unasked.rows()} == {pfu.FileStatus.SUCCESS}
+        (Fault(denied, "GetObject"), 2, "AccessDenied"),
+        (Fault(expired, "GetObject", after=9), 2, "ExpiredToken"),
+    ]
+    for fault, code, says in cases:
+        unasked.server.faults[:] = [fault]
+        run = unasked.run("--verify", "--checksum", "--json")
+        assert (run.code, says in run.out, run.err.count("\n")) == (code, True, code // 2)
+        if code == 1:
+            assert run.json["by_reason"] == {"cannot be checked": run.json["differing"]}
+            text = "\n".join(pfu.verdict_text(pfu.Verdict(**run.json), quiet=False))
+            assert re.search("cannot be checked +left as they are", text)
+            assert "pending" not in text
+        assert {row["status"] for row in unasked.rows()} == {pfu.FileStatus.SUCCESS}
 
 
 @pytest.mark.parametrize("keeps_checksums", [False, True])
@@ -7966,19 +7980,16 @@ REFUSALS: list[tuple[str, dict[str, Action], int]] = [
 ]
 
 
-def descriptors() -> int:
-    """That this process has open, without what earlier tests have forgotten to close."""
-    gc.collect()
-    return len(os.listdir("/proc/self/fd"))
-
-
-def test_a_run_that_is_over_holds_nothing_open(at_hand: Place) -> None:
-    at_hand.file("f")
-    s3_job(at_hand).run()
-    before = descriptors()
-    jobs = [s3_job(at_hand, force=True) for _ in range(5)]
-    assert {job.run().exit_code for job in jobs} == {0}
-    wait_until(lambda: descriptors() <= before)  # the server closes its ends a little later
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_what_prepares_holds_nothing_open(
+    at_hand: Place, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    monkeypatch.setattr(pfu, "start_method", lambda: method)
+    preparation = pfu.Preparation(s3_job(at_hand).uploader)
+    assert preparation.is_done(60)
+    assert preparation.result() == []
+    preparation.close()
+    assert preparation._answer.closed and preparation._answering.closed
 
 
 def test_what_a_store_cannot_take_stops_nothing(at_hand: Place) -> None:
@@ -8266,7 +8277,8 @@ def test_the_tree_keeps_few_directories_open(at_hand: Place) -> None:
     names = [f"{a}/{b}/{c}/f" for a in "xyz" for b in range(10) for c in range(10)]
     for name in names:
         at_hand.file(name, name.encode())
-    before = descriptors()
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd"))
     tree = pfu.Tree(pfu.Root(str(at_hand.root), pfu._place(str(at_hand.root))))
     for name in random.Random(1).sample(names * 3, 900):
         fd = tree.open(str(at_hand.root / name))
@@ -10124,7 +10136,7 @@ def test_odd_rows_of_a_ledger_work_or_it_says_so(
         changed_rows(path, rng, table, column, value)
         try:
             said += try_ledger(path, read_only=True)
-            if tried % 4 == 0:
+            if tried % 8 == 0:
                 assert_program_copes(path, rng, capsys)
             elif tried % 4 == 1:
                 said += try_ledger(path, read_only=False)
@@ -11230,7 +11242,7 @@ def test_processes_that_are_stopped_go_on(trials: list[Trial]) -> None:
 
 
 def answer_late(trials: list[Trial], action: Action, answers: int) -> None:
-    """Once, for one file. ``answers``: how many the store has begun to it."""
+    """Once, for one file. ``answers``: how many the store has begun to it, at least."""
     for trial in trials:
         trial.file("slow", trial.content())
         trial.server.faults.append(Fault(action, trial.operation, "/slow$", times=1))
@@ -11245,7 +11257,7 @@ def answer_late(trials: list[Trial], action: Action, answers: int) -> None:
             for r in trial.server.log
             if r.operation == trial.operation and r.key == "p/slow"
         )
-        assert max(asked.values()) == answers
+        assert max(asked.values()) >= answers
         assert_recovers(trial)
 
 
