@@ -3175,9 +3175,9 @@ def test_no_view_where_none_is_wanted(place: Place, option: str) -> None:
 
 def test_what_a_dry_run_lists_and_the_view_do_not_mix(place: Place) -> None:
     place.files(1100)
-    both = Screen(80, 24)
+    both = Screen(400, 24)  # no line wraps, whatever the path
     master, slave = pty.openpty()
-    set_size(master, 80, 24)
+    set_size(master, 400, 24)
     process = subprocess.Popen(
         place.command("--dry-run"),
         cwd=place.path,
@@ -6056,18 +6056,16 @@ def test_verify_finds_what_differs_and_the_next_run_mends_it(place: Place) -> No
     assert place.stored() == place.local()
 
 
-@pytest.mark.parametrize("kind", ["half_headers", "half_body"])
-def test_half_a_listing_is_none(place: Place, kind: str) -> None:
+def test_half_a_listing_is_none(place: Place) -> None:
     place.files(5)
     assert place.run("--mode", "concurrent").code == 0
-    half = Fault(Action(kind), "ListObjectsV2", times=1)
+    half = Fault(Action("half_headers"), "ListObjectsV2", times=1)
     place.server.faults.append(half)
     run = place.run("--verify", "--json")
     assert (run.code, run.json["verified"], half.applied) == (0, 5, 1), run.err
     half.times = None
     run = place.run("--verify", "--json")
-    assert run.code == (0 if kind == "half_body" else 2)  # all that it lacks is what follows XML
-    assert not run.json.get("differences")
+    assert (run.code, "the answer broke off" in run.err) == (2, True)
     assert {row["status"] for row in place.rows()} == {pfu.FileStatus.SUCCESS}
 
 
@@ -6213,11 +6211,8 @@ def test_verify_with_checksum_believes_no_metadata(place: Place, keeps_checksums
     assert place.run(*PART).code == 0
     (place.path / "pfu.db").unlink()
     rewrite_in_place(place.root / "small")
-    for _ in range(2):
-        run = place.run("--verify", "--checksum", "--json")
-        assert (run.code, run.json["verified"]) == (1, 2), run.out
-        (place.path / "pfu.db").unlink()
     run = place.run("--verify", "--checksum", "--json")
+    assert (run.code, run.json["verified"]) == (1, 2), run.out
     assert [found["reason"] for found in run.json["differences"]] == ["the store has other bytes"]
     assert place.run(*PART, "--json").json["uploaded"] == 1
     assert place.stored() == place.local()
@@ -9139,18 +9134,17 @@ def restorable(name: bytes) -> bool:
 
 
 @needs_peers
-@BOTH_MODES
-def test_rclone_restores_files_as_they_were(lenient_place: Place, mode: str) -> None:
+def test_rclone_restores_files_as_they_were(lenient_place: Place) -> None:
     place = lenient_place
     tree_to_restore(place)
     (place.root / "empty/in").mkdir(parents=True)
     (place.root / "d/link").symlink_to("e/plain.txt")
     (place.root / "dangling").symlink_to(b"../nowh\xffere\n")
     options = ["--links", "--directory-markers"]
-    run = place.run("--mode", mode, *PART, *options, "--json")
+    run = place.run("--mode", "parallel", *PART, *options, "--json")
     assert (run.code, run.json["skipped"]) == (0, 0), run.err
     assert place.run("--verify", "--checksum", *options).code == 0
-    again = place.run("--mode", mode, *PART, *options, "--json")
+    again = place.run("--mode", "concurrent", *PART, *options, "--json")
     assert (again.json["uploaded"], again.json["unchanged"]) == (0, run.json["uploaded"])
     back = place.path / "back"
     peer(
