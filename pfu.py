@@ -42,6 +42,7 @@ FileStat and BatchJob, the exit codes and the metadata of the objects.
 from __future__ import annotations
 
 import argparse
+import array
 import asyncio
 import base64
 import binascii
@@ -3196,7 +3197,9 @@ class Pacer:
 # has taken the one before it, so that nothing piles up in a buffer of ours.
 #
 # Deadlines are one number a connection, looked at once a second by sweep(): a timer a request would
-# cost as much as signing it. A deadline is moved by progress, as a socket's timeout would be.
+# cost as much as signing it. A deadline is moved by progress, as a socket's timeout would be. What
+# the kernel holds of a body may take a slow line minutes to carry: while it grows less, that is
+# progress too.
 #
 # TLS runs here over a plain transport, by ssl.MemoryBIO. asyncio's own keeps 256 KiB a connection
 # for receiving (Python 3.11 and later) and costs more time for each request. Sessions are resumed:
@@ -3204,6 +3207,7 @@ class Pacer:
 
 CONNECT_ATTEMPTS = 3
 STALL_SECONDS = 60.0
+DRAIN_SECONDS = 15.0
 IDLE_SECONDS = 15.0
 SWEEP_SECONDS = 1.0
 RESOLVE_SECONDS = 30.0
@@ -3231,6 +3235,7 @@ class Connection(asyncio.BufferedProtocol):
         self._buffer = bytearray(RECEIVE_BUFFER)
         self._received = b""
         self._rest: memoryview | FileBody | None = None
+        self._unsent: int | None = None  # bytes, if looked at since there was other progress
         self._is_paused = False
         self._is_waiting = False  # for the pacer
         self._is_used = False
@@ -3238,7 +3243,7 @@ class Connection(asyncio.BufferedProtocol):
     def exchange(self, head: bytes, body: Body) -> asyncio.Future[Answer]:
         """Send one request. Cancelling the future calls for abort()."""
         waiter = self._waiter = self._pool.loop.create_future()
-        self.deadline = self._pool.now + STALL_SECONDS
+        self._has_moved()
         if self._transport is None:
             self._lose(None)
         elif len(body) > ONE_WRITE or isinstance(body, FileBody):
@@ -3263,7 +3268,8 @@ class Connection(asyncio.BufferedProtocol):
     def expire(self) -> None:
         """Called by the pool after the deadline."""
         if self._waiter is not None:
-            self._fail(Rejected(None, f"no progress in {STALL_SECONDS:.0f} s", dropped=True))
+            if not self._is_draining():
+                self._fail(Rejected(None, f"no progress in {STALL_SECONDS:.0f} s", dropped=True))
         elif self.ready.done():
             self.abort()
 
@@ -3287,7 +3293,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         self._is_paused = False
-        self.deadline = self._pool.now + STALL_SECONDS
+        self._has_moved()
         self._send_slice()
 
     def get_buffer(self, sizehint: int) -> bytearray:
@@ -3318,6 +3324,21 @@ class Connection(asyncio.BufferedProtocol):
     def _begin(self) -> None:
         self.ready.set_result(None)
 
+    def _has_moved(self, then_waits: float = 0.0) -> None:
+        self.deadline = self._pool.now + then_waits + STALL_SECONDS
+        self._unsent = None
+
+    def _is_draining(self) -> bool:
+        """Whether less is unsent than at the last look, or this is the first; sets the next one."""
+        unsent = unsent_bytes(self._transport) if self._transport else 0
+        before, self._unsent = self._unsent, unsent
+        if before is None:
+            seconds = DRAIN_SECONDS if unsent else 0.0
+        else:
+            seconds = STALL_SECONDS if unsent < before else 0.0
+        self.deadline = self._pool.now + seconds
+        return seconds > 0
+
     def _write(self, data: bytes | memoryview) -> None:
         assert self._transport is not None
         self._transport.write(data)
@@ -3331,7 +3352,7 @@ class Connection(asyncio.BufferedProtocol):
         delay = pacer.delay(size, self._pool.loop.time())
         if delay:
             self._is_waiting = True
-            self.deadline = self._pool.now + delay + STALL_SECONDS
+            self._has_moved(then_waits=delay)
             self._pool.loop.call_later(delay, self._send_due_slice, size)
         else:
             self._send_now(size)
@@ -3388,6 +3409,20 @@ class Connection(asyncio.BufferedProtocol):
         self.abort()
         if waiter is not None and not waiter.done():
             waiter.set_exception(rejected)
+
+
+def unsent_bytes(transport: asyncio.Transport) -> int:
+    """Bytes written to ``transport`` that the other end has not acknowledged, as far as is known.
+
+    Linux tells of those in the kernel (TIOCOUTQ: tcp(7)).
+    """
+    queued = array.array("i", [0])
+    with contextlib.suppress(ImportError, OSError, ValueError, AttributeError):
+        import fcntl
+        import termios
+
+        fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, queued)
+    return transport.get_write_buffer_size() + queued[0]
 
 
 class TlsConnection(Connection):
