@@ -174,6 +174,7 @@ KILL_SECONDS = 1.0  # for a worker that was killed to end; one that waits for a 
 CANCEL_ATTEMPTS = 5  # Python before 3.12 may lose one: asyncio.wait_for() swallows it at its end
 
 CONNECT_SECONDS, READ_SECONDS = 10, 60  # time limits of one botocore request
+SLOW_LINE_SECONDS = 180  # the latter, where a slow line may still carry what the kernel holds
 WATCH_SECONDS = 300.0  # in which nothing was read, sent or answered: the run is stopped
 GIVE_UP_SECONDS = 30.0  # more, and it is broken off
 APPLICATION_ID = 0x70667531  # "pfu1", written into the header of the ledger file
@@ -4487,13 +4488,15 @@ class S3Uploader(MultipartUploader, InspectableUploader):
                 raise UsageError("read AWS configuration", cause=str(error)) from error
         return self._session
 
-    def _client_of(self, service: str, connections: int = 10) -> Any:
+    def _client_of(
+        self, service: str, connections: int = 10, read_seconds: float = READ_SECONDS
+    ) -> Any:
         from botocore.config import Config
         from botocore.exceptions import BotoCoreError
 
         config = Config(
             connect_timeout=CONNECT_SECONDS,
-            read_timeout=READ_SECONDS,
+            read_timeout=read_seconds,
             max_pool_connections=connections,
             retries={"mode": "standard", "max_attempts": SEND_ATTEMPTS},
             request_checksum_calculation="when_required",
@@ -4545,7 +4548,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
     def _safe_client(self) -> Any:
         with self._lock:
             if self._client is None:
-                client = self._client_of("s3", self._connections)
+                client = self._client_of("s3", self._connections, SLOW_LINE_SECONDS)
                 events = client.meta.events
                 events.register("request-created.s3", self._count_request)
                 events.register("response-received.s3", self._count_throttling)

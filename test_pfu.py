@@ -8090,6 +8090,20 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @IN_NO_ENVIRONMENT
+@pytest.mark.parametrize("seconds, retries", [(0.5, 1), (5.0, 0)])
+def test_the_safe_lane_leaves_a_slow_line_time(
+    at_hand: Place, monkeypatch: pytest.MonkeyPatch, seconds: float, retries: int
+) -> None:
+    assert pfu.SLOW_LINE_SECONDS > 2 * pfu.READ_SECONDS
+    monkeypatch.setattr(pfu, "SLOW_LINE_SECONDS", seconds)
+    monkeypatch.setattr(pfu, "client_refusal", lambda client: "the test says so")
+    at_hand.files(1)
+    at_hand.server.faults.append(Fault(Action("slow", seconds=1.5), "PutObject", times=1))
+    summary = s3_job(at_hand, mode="concurrent").run()
+    assert (summary.uploaded, summary.retries) == (1, retries)
+
+
+@IN_NO_ENVIRONMENT
 @pytest.mark.usefixtures("impatient")
 @BOTH_MODES
 @pytest.mark.parametrize("size", ["small", "large"])
