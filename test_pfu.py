@@ -1552,14 +1552,31 @@ def compiled_program() -> str:
 
 FORK_SERVER = """
 import gc, marshal, os, random, signal, socket, struct, sys, traceback, types
-import boto3, botocore.config, botocore.credentials, botocore.exceptions, botocore.utils
+import boto3, botocore.config, botocore.credentials, botocore.exceptions, botocore.loaders
 
 program, place = sys.argv[1:]
+models, load_file = {}, botocore.loaders.JSONFileLoader.load_file
+
+def load_model(loader, path):  # each program may have one of each
+    return models.pop(path, None) or load_file(loader, path)
+
+def keep_model(loader, path):
+    return models.setdefault(path, load_file(loader, path))
+
+botocore.loaders.JSONFileLoader.load_file = keep_model
+os.environ.clear()  # each program has its own
+os.environ["AWS_CONFIG_FILE"] = os.environ["AWS_SHARED_CREDENTIALS_FILE"] = os.devnull
+keys = {"aws_access_key_id": "x", "aws_secret_access_key": "x"}
+for service in "s3", "sts":  # for what it imports and loads
+    boto3.Session(**keys, region_name="us-east-1").client(service)
+botocore.loaders.JSONFileLoader.load_file = load_model
 sys.path[0] = os.path.dirname(program)
 with open(program, "rb") as file:
     code = marshal.loads(file.read()[16:])
-sys.modules["pfu_imports"] = imports = types.ModuleType("pfu_imports")
-exec(code, vars(imports))  # for what it imports: that is there from now on
+module = types.ModuleType("__mp_main__")  # as multiprocessing calls a main module that is imported
+module.__file__ = program
+sys.modules["__main__"] = sys.modules["__mp_main__"] = module
+exec(code, module.__dict__)
 gc.collect()
 gc.freeze()
 
@@ -1581,9 +1598,8 @@ def serve(connection):
     os.environb.update(environment)
     random.seed()
     sys.argv = [program, *arguments]
-    sys.modules["__main__"] = module = types.ModuleType("__main__")
-    module.__file__ = program
-    exec(code, module.__dict__)
+    module.__name__ = "__main__"
+    module.leave(module.main())
 
 listener = socket.socket(socket.AF_UNIX)
 listener.bind(place)
@@ -1792,11 +1808,19 @@ def encoded_name(name: bytes) -> str:
     return encoded
 
 
+M_MMAP_THRESHOLD = -3  # malloc.h
+
+
 @pytest.fixture(scope="session", autouse=True)
 def what_was_imported_stays() -> None:
-    """And is no business of the garbage collector: it would look at all of it, time after time."""
+    """And is no business of the garbage collector: it would look at all of it, time after time.
+
+    Large buffers go back to the system: what is kept of them makes each fork slower.
+    """
     gc.collect()
     gc.freeze()
+    with contextlib.suppress(AttributeError):  # glibc alone has it
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 256 * KIB)
 
 
 @pytest.fixture
