@@ -3038,6 +3038,7 @@ def on_terminal(
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=slave,
+        preexec_fn=os.setpgrp,  # as a shell does; in an orphaned group SIGTSTP stops nothing
     )
     os.close(slave)
     with contextlib.suppress(OSError):
