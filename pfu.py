@@ -6402,9 +6402,23 @@ def _exchange_in_worker(page: Sequence[AnyTask], more: bool) -> Report:
 
 
 def spare_collector() -> None:
-    """Keep the cycle collector off what lives as long as the process, and from working often."""
-    gc.freeze()
+    """Keep the cycle collector off what is there, unless it is already, and from working often."""
+    if not gc.get_freeze_count():
+        gc.freeze()
     gc.set_threshold(50_000, 20, 100)
+
+
+@contextlib.contextmanager
+def spared_collector() -> Iterator[None]:
+    """The same for a time: a program that runs a job of its own gets back what it had set."""
+    thresholds, was_frozen = gc.get_threshold(), gc.get_freeze_count() > 0
+    spare_collector()
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)
+        if not was_frozen:
+            gc.unfreeze()
 
 
 def start_method() -> str:
@@ -7490,8 +7504,7 @@ class BatchJobModel(BatchJobRow):
         for note in preparation.result():
             self._note(note)
         self._is_preparing = False
-        spare_collector()
-        with contextlib.closing(self._make_engine()) as engine:
+        with spared_collector(), contextlib.closing(self._make_engine()) as engine:
             self._engine = engine
             try:
                 self._upload_pending(engine, files)

@@ -6316,6 +6316,17 @@ def s3_job(
     return pfu.BatchJobModel(place.root, uploader, place.path / "pfu.db", settings, observer)
 
 
+def test_a_job_leaves_the_collector_of_its_program_alone(at_hand: Place) -> None:
+    at_hand.files(3)
+    before = gc.get_threshold()
+    gc.unfreeze()
+    try:
+        assert s3_job(at_hand).run().uploaded == 3
+        assert (gc.get_threshold(), gc.get_freeze_count()) == (before, 0)
+    finally:
+        gc.freeze()
+
+
 def recorded(place: Place) -> int:
     return len(place.rows("SELECT id FROM Part"))
 
