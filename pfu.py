@@ -6402,23 +6402,24 @@ def _exchange_in_worker(page: Sequence[AnyTask], more: bool) -> Report:
 
 
 def spare_collector() -> None:
-    """Keep the cycle collector off what is there, unless it is already, and from working often."""
-    if not gc.get_freeze_count():
-        gc.freeze()
+    """Keep the cycle collector off what lives as long as the process, and from working often."""
+    gc.freeze()
     gc.set_threshold(50_000, 20, 100)
 
 
 @contextlib.contextmanager
 def spared_collector() -> Iterator[None]:
-    """The same for a time: a program that runs a job of its own gets back what it had set."""
-    thresholds, was_frozen = gc.get_threshold(), gc.get_freeze_count() > 0
+    """The same for a time, unless the program that runs the job has seen to it already."""
+    if gc.get_freeze_count():
+        yield
+        return
+    thresholds = gc.get_threshold()
     spare_collector()
     try:
         yield
     finally:
         gc.set_threshold(*thresholds)
-        if not was_frozen:
-            gc.unfreeze()
+        gc.unfreeze()
 
 
 def start_method() -> str:
