@@ -361,6 +361,7 @@ local function head()
   for name, value in lines:gmatch("([^\t\n]+)\t([^\n]*)") do ngx.header[name] = value end
   ngx.header["ETag"] = ETAG:sub(1, -2) .. '-1"'
   ngx.header["Content-Length"] = size
+  ngx.header["Last-Modified"] = ngx.http_time(ngx.time())
   return ngx.send_headers()
 end
 
