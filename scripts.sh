@@ -65,12 +65,7 @@ localstack_c() {
 }
 
 runtest() {
-    activate || return
-    if [ $# -gt 0 ]; then
-        _pfu_python -m pytest test_pfu.py "$@"
-    else
-        _pfu_test
-    fi
+    activate && _pfu_python -m pytest "$@"
 }
 
 # ---- what those are made of ----------------------------------------------------------------
@@ -81,30 +76,6 @@ _pfu_say() {
 
 _pfu_python() {
     (cd -- "$PFU_HOME" && exec "$VIRTUAL_ENV/bin/python" "$@")
-}
-
-# The tests wait more than they work: four processes share them.
-_pfu_test() {
-    (
-        logs=$(mktemp -d) && mkdir "$logs/claims" || exit
-        set --
-        for process in 2 3 4; do
-            _pfu_python test_pfu.py "$logs/claims" >"$logs/$process" 2>&1 &
-            set -- "$@" $!
-        done
-        others=$*
-        trap 'kill $(echo $others) 2>/dev/null; rm -rf -- "$logs"; exit 130' INT TERM
-        _pfu_python test_pfu.py "$logs/claims"
-        worst=$?
-        for other in "$@"; do
-            wait "$other"
-            code=$?
-            [ "$code" -le "$worst" ] || worst=$code
-        done
-        cat -- "$logs/2" "$logs/3" "$logs/4"
-        rm -rf -- "$logs"
-        exit "$worst"
-    )
 }
 
 _pfu_prepare() {

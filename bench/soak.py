@@ -2,7 +2,7 @@
 
     python bench/soak.py --minutes 30 [--seed N] [--json FILE] [--pfu FILE] [--work DIR]
 
-How it works. The S3 server of test_pfu.py, which verifies every signature and payload digest, runs
+How it works. The S3 server of testing/, which verifies every signature and payload digest, runs
 in a process of its own and is told of faults through a pipe. A round changes the tree at random,
 sets random faults, starts pfu.py with random options, goes on changing the tree, and kills, stops
 or signals pfu, or one of its workers, at a random moment, or leaves it alone.
@@ -19,7 +19,7 @@ store, ledger and tree are compared file by file: nothing is lost, no upload is 
 
 All choices come from one seed. What a round does depends on the seed and its number alone, its
 moments on the machine. At the first violation the round, its options and faults are printed, the
-ledger and the tree are kept, and the exit code is 1. Needs Linux, and what test_pfu.py needs.
+ledger and the tree are kept, and the exit code is 1. Needs Linux, and what the tests need.
 """
 
 from __future__ import annotations
@@ -57,16 +57,9 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 import pfu  # noqa: E402
-from test_pfu import (  # noqa: E402
-    ODD_NAMES,
-    SECRET_KEY,
-    Action,
-    Fault,
-    S3Server,
-    children_of,
-    is_alive,
-    key_of,
-)
+from testing.faults import Action, Fault  # noqa: E402
+from testing.place import ODD_NAMES, children_of, is_alive, key_of  # noqa: E402
+from testing.server import SECRET_KEY, S3Server  # noqa: E402
 
 KIB, MIB = 1 << 10, 1 << 20
 BUCKET, PREFIX = "soak", "p/"

@@ -1,0 +1,121 @@
+"""The fixtures that the tests of several modules share; conftest.py has pytest load them."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import gc
+import os
+import ssl
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from botocore.loaders import create_loader
+
+import pfu
+from testing.faults import Action
+from testing.jobs import PIECE, ChecksumFault
+from testing.place import BUCKET, KIB, Place, without_pauses
+from testing.server import S3Server
+
+M_MMAP_THRESHOLD = -3  # malloc.h
+
+
+@pytest.fixture(scope="session", autouse=True)
+def what_was_imported_stays() -> None:
+    """And is no business of the garbage collector: it would look at all of it, time after time.
+
+    Large buffers go back to the system: what is kept of them makes each fork slower.
+    """
+    gc.collect()
+    gc.freeze()
+    with contextlib.suppress(AttributeError):  # glibc alone has it
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 256 * KIB)
+
+
+@pytest.fixture
+def server() -> Iterator[S3Server]:
+    with S3Server(buckets=[BUCKET]) as server:
+        yield server
+
+
+@pytest.fixture
+def place(tmp_path: Path, server: S3Server) -> Place:
+    return Place(tmp_path, server)
+
+
+@pytest.fixture
+def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing outside a test decides how botocore builds a request."""
+    for name in list(os.environ):
+        if name.startswith("AWS_") or name.lower().endswith(("_proxy", "_ca_bundle")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/nonexistent")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
+
+
+IN_NO_ENVIRONMENT = pytest.mark.usefixtures("no_environment")
+NEW_KEY = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1"
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    root = tmp_path_factory.mktemp("tls")
+
+    def openssl(command: str) -> None:
+        subprocess.run(["openssl", *command.split()], cwd=root, check=True, capture_output=True)
+
+    openssl(f"req -x509 {NEW_KEY} -nodes -days 2 -subj /CN=ca -keyout ca.key -out ca.pem")
+    hosts = {"good": "DNS:localhost", "other": "DNS:example.com", "address": "IP:127.0.0.1"}
+    for name, host in hosts.items():
+        openssl(f"req {NEW_KEY} -nodes -subj /CN={name} -keyout {name}.key -out {name}.csr")
+        (root / "ext").write_text(f"subjectAltName={host}\nauthorityKeyIdentifier=keyid\n")
+        openssl(
+            f"x509 -req -in {name}.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2"
+            f" -extfile ext -out {name}.pem"
+        )
+    return root
+
+
+def server_context(certificates: Any, name: str) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificates / f"{name}.pem", certificates / f"{name}.key")
+    return context
+
+
+@pytest.fixture
+def unasked(place: Place) -> Place:
+    """What is stored has to be read back: the store keeps no checksums."""
+    without_pauses(place)
+    place.server.faults.append(ChecksumFault(Action("error", 501, "NotImplemented")))
+    place.files(pfu.MAX_UNSENT)
+    assert place.run("--mode", "concurrent").code == 0
+    return place
+
+
+model_loader = functools.lru_cache(maxsize=None)(create_loader)
+
+
+@pytest.fixture
+def at_hand(place: Place, no_environment: None, monkeypatch: pytest.MonkeyPatch) -> Place:
+    """A place for runs in this process, which take small parts and do not pause between tries."""
+    for name, value in place.server.environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(pfu, "MIN_PART_SIZE", PIECE)
+    place.server._store.min_part_size = PIECE
+    monkeypatch.setattr(pfu, "full_jitter", lambda attempt: 0.0)
+    monkeypatch.setattr("botocore.session.create_loader", model_loader)
+    backoff = "botocore.retries.standard.ExponentialBackoff.delay_amount"
+    monkeypatch.setattr(backoff, lambda *_: 0.0)
+    return place
+
+
+@pytest.fixture
+def lenient_place(tmp_path: Path) -> Iterator[Place]:
+    """Of other tools some do not sign what they have not to."""
+    with S3Server(buckets=[BUCKET], allow_unsigned_payload=True) as server:
+        yield Place(tmp_path, server)

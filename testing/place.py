@@ -1,0 +1,463 @@
+"""The place a test runs in: a tree of files, the command line, the ledger, the store.
+
+The program is forked again and again from a process that has imported boto3, where that makes no
+difference to what is tested.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import functools
+import json
+import marshal
+import os
+import py_compile
+import re
+import shutil
+import signal
+import socket
+import sqlite3
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Callable, NamedTuple
+
+import pytest
+
+from testing.faults import Fault
+from testing.protocol import Request
+from testing.server import S3Server
+
+KIB, MIB = 1 << 10, 1 << 20
+HERE = Path(__file__).resolve().parent.parent
+PFU = HERE / "pfu.py"
+BUCKET = "bkt"
+BOTH_MODES = pytest.mark.parametrize("mode", ["concurrent", "parallel"])
+LONG_AGO = 1_600_000_000  # no file of this time is racily clean
+ODD_NAMES: list[str | bytes] = [
+    "plain.txt",
+    "with space",
+    "new\nline",
+    "quote\"'",
+    "percent%41",
+    "plus+",
+    "hash#",
+    "question?",
+    "amp&equal=",
+    "back\\slash",
+    "tilde~",
+    "caf\u00e9 NFC",
+    "cafe\u0301 NFD",
+    "\u6771\u4eac",
+    "\U0001f600",
+    "\u201bquoted",
+    "\uff0e",
+    "\uff0e\uff0e",
+    "full\uff0fslash",
+    "\u2400null",
+    "-dash",
+    "...",
+    " lead and trail ",
+    "\x1b[31mred",
+    "\x7f",
+    b"latin-\xe9",
+    b"\xff\xfe",
+    b"half \xe2\x82",
+]
+
+
+@functools.cache
+def compiled_program() -> str:
+    """pfu.py, compiled once for all tests: that takes a third of the start of a run."""
+    folder = tempfile.mkdtemp(prefix="pfu-test")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    path = os.path.join(folder, "pfu.pyc")
+    py_compile.compile(str(PFU), path, doraise=True)
+    return path
+
+
+FORK_SERVER = """
+import gc, marshal, os, random, signal, socket, struct, sys, traceback, types
+import boto3, botocore.config, botocore.credentials, botocore.exceptions, botocore.loaders
+
+program, place = sys.argv[1:]
+models, load_file = {}, botocore.loaders.JSONFileLoader.load_file
+
+def load_model(loader, path):  # each program may have one of each
+    return models.pop(path, None) or load_file(loader, path)
+
+def keep_model(loader, path):
+    return models.setdefault(path, load_file(loader, path))
+
+botocore.loaders.JSONFileLoader.load_file = keep_model
+os.environ.clear()  # each program has its own
+os.environ["AWS_CONFIG_FILE"] = os.environ["AWS_SHARED_CREDENTIALS_FILE"] = os.devnull
+keys = {"aws_access_key_id": "x", "aws_secret_access_key": "x"}
+for service in "s3", "sts":  # for what it imports and loads
+    boto3.Session(**keys, region_name="us-east-1").client(service)
+botocore.loaders.JSONFileLoader.load_file = load_model
+sys.path[0] = os.path.dirname(program)
+with open(program, "rb") as file:
+    code = marshal.loads(file.read()[16:])
+module = types.ModuleType("__mp_main__")  # as multiprocessing calls a main module that is imported
+module.__file__ = program
+sys.modules["__main__"] = sys.modules["__mp_main__"] = module
+exec(code, module.__dict__)
+gc.collect()
+gc.freeze()
+
+def serve(connection):
+    request, descriptors, _, _ = socket.recv_fds(connection, 1 << 20, 3)
+    folder, arguments, environment = marshal.loads(request)
+    pid = os.fork()
+    if pid:
+        connection.sendall(struct.pack("i", pid))
+        connection.sendall(struct.pack("i", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])))
+        os._exit(0)
+    for number, descriptor in enumerate(descriptors):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    connection.close()
+    listener.close()
+    os.chdir(folder)
+    os.environb.clear()
+    os.environb.update(environment)
+    random.seed()
+    sys.argv = [program, *arguments]
+    module.__name__ = "__main__"
+    module.leave(module.main())
+
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(place)
+listener.listen(16)
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+print(flush=True)
+while True:
+    connection, _ = listener.accept()
+    if os.fork():
+        connection.close()
+        continue
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    status = 1
+    try:
+        serve(connection)
+    except SystemExit as end:
+        status = int(end.code or 0)
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    os._exit(status)
+"""
+
+
+class ForkServer:
+    """Runs the program again and again in processes that need not import anything any more.
+
+    The start of Python and the import of boto3 take two thirds of the time of a short run. All
+    else is as after an exec: arguments, environment, working directory, streams, exit code.
+    """
+
+    def __init__(self) -> None:
+        self._folder = tempfile.mkdtemp(prefix="pfu-test")
+        self._place = os.path.join(self._folder, "socket")
+        command = [sys.executable, "-c", FORK_SERVER, compiled_program(), self._place]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE)
+        assert self._process.stdout
+        self._process.stdout.readline()
+        atexit.register(self.close)
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def run(
+        self, arguments: Sequence[str], folder: Path, environment: Mapping[str, str]
+    ) -> tuple[int, bytes, bytes]:
+        """Exit code, standard output and standard error."""
+        encoded = {os.fsencode(k): os.fsencode(v) for k, v in environment.items()}
+        request = marshal.dumps((str(folder), list(arguments), encoded))
+        with contextlib.ExitStack() as opened:
+            out, err = (opened.enter_context(tempfile.TemporaryFile()) for _ in range(2))
+            nothing = opened.enter_context(open(os.devnull, "rb"))
+            connection = opened.enter_context(socket.socket(socket.AF_UNIX))
+            connection.connect(self._place)
+            descriptors = [file.fileno() for file in (nothing, out, err)]
+            socket.send_fds(connection, [request], descriptors)
+            (pid,) = struct.unpack("i", connection.recv(4))
+            connection.settimeout(120)
+            try:
+                (code,) = struct.unpack("i", connection.recv(4))
+            except socket.timeout:
+                os.kill(pid, signal.SIGKILL)
+                raise
+            return code, *(file.seek(0) or file.read() for file in (out, err))
+
+
+fork_server = functools.cache(ForkServer)
+
+
+def starts_like_this(environment: Mapping[str, str]) -> bool:
+    """Whether Python itself would start in the same way with such an environment."""
+    names = re.compile("PYTHON|LC_|LANG|LD_|PATH$|TZ$|PFU_START_METHOD$")
+    return all(
+        environment.get(name) == os.environ.get(name)
+        for name in environment.keys() | os.environ.keys()
+        if names.match(name)
+    )
+
+
+class Run(NamedTuple):
+    """What a user sees of one run of the program."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+class Place:
+    """A working directory with a tree in it, and the command line run there."""
+
+    def __init__(self, path: Path, server: S3Server) -> None:
+        self.path = path
+        self.root = path / "tree"
+        self.root.mkdir()
+        self.server = server
+        self.environment = {k: v for k, v in os.environ.items() if not k.startswith("AWS_")}
+        self.environment.pop("PFU_DESTINATION", None)
+        self.environment["HOME"] = str(path)
+        self.environment.update(server.environment())
+        self.endpoint = server.endpoint
+
+    def file(self, name: str | bytes, content: bytes = b"x", mtime: int = LONG_AGO) -> Path:
+        path = Path(os.fsdecode(os.path.join(os.fsencode(self.root), os.fsencode(name))))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        os.utime(path, (mtime, mtime))
+        return path
+
+    def files(self, count: int, size: int = 100) -> None:
+        for number in range(count):
+            self.file(f"d{number % 7}/f{number:05}", b"%d " % number * (size // 6 + number % 5))
+
+    def command(self, *arguments: Any, to: str | None = f"s3://{BUCKET}/p") -> list[str]:
+        command = [sys.executable, compiled_program(), *map(str, arguments)]
+        if to is not None:
+            command[2:2] = [str(self.root), to]
+        if self.endpoint and "--endpoint-url" not in command:
+            command += ["--endpoint-url", self.endpoint]
+        return command
+
+    def run(self, *arguments: Any, to: str | None = f"s3://{BUCKET}/p", **options: Any) -> Run:
+        """``options`` are those of subprocess.run()."""
+        command = self.command(*arguments, to=to)
+        if not options and starts_like_this(self.environment):
+            code, out, err = fork_server().run(command[2:], self.path, self.environment)
+        else:
+            options.setdefault("env", self.environment)
+            done = subprocess.run(
+                command,
+                cwd=self.path,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=120,
+                check=False,
+                **options,
+            )
+            code, out, err = done.returncode, done.stdout, done.stderr
+        told = err.decode("utf-8", "surrogateescape")
+        assert "Traceback" not in told, told
+        return Run(code, out.decode("utf-8", "surrogateescape"), told)
+
+    def start(self, *arguments: Any, to: str | None = f"s3://{BUCKET}/p", **options: Any) -> Any:
+        return subprocess.Popen(
+            self.command(*arguments, to=to),
+            cwd=self.path,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            **options,
+        )
+
+    def rows(self, sql: str = "SELECT * FROM FileStat") -> list[dict[str, Any]]:
+        with contextlib.closing(sqlite3.connect(self.path / "pfu.db")) as db:
+            db.row_factory = sqlite3.Row
+            return [dict(row) for row in db.execute(sql)]
+
+    def local(self) -> dict[str, bytes]:
+        """What should be in the store: key below the prefix -> bytes."""
+        return {
+            key_of(path.relative_to(self.root)): path.read_bytes()
+            for path in self.root.rglob("*")
+            if path.is_file() and not path.is_symlink()
+        }
+
+    def stored(self, prefix: str = "p/") -> dict[str, bytes | None]:
+        objects = self.server.objects(BUCKET)
+        return {key[len(prefix) :]: stored.body for key, stored in objects.items()}
+
+    def check_ledger_is_honest(self, prefix: str = "p/") -> int:
+        """Every row that claims success is in the store with the very bytes; returns how many."""
+        objects = self.server.objects(BUCKET)
+        claimed = self.rows("SELECT * FROM FileStat WHERE status = 2")
+        for row in claimed:
+            stored = objects[row["object_key"]]
+            assert stored.puts >= 1 or stored.parts
+            assert stored.size == row["file_size"]
+            assert row["sha256"] == (stored.sha256 if not stored.parts else row["sha256"])
+            assert stored.etag.strip('"') == row["etag"]
+        return len(claimed)
+
+
+def key_of(path: Path) -> str:
+    """An object key as rclone writes it, told independently of pfu: one byte or rune at a time."""
+    return "/".join(map(encoded_name, os.fsencode(path).split(b"/")))
+
+
+def encoded_name(name: bytes) -> str:
+    quote = "\u201b"
+    text = name.decode("utf-8", "surrogateescape")
+    encoded = ""
+    for character in text:
+        if "\udc80" <= character <= "\udcff":
+            encoded += quote + character.encode("utf-8", "surrogateescape").hex().upper()
+        elif character == quote:
+            encoded += quote + character
+        else:
+            encoded += character
+    return encoded
+
+
+def assert_accounts(summary: Mapping[str, Any]) -> None:
+    parts = ("uploaded", "unchanged", "skipped", "failed", "pending")
+    assert summary["seen"] == sum(summary[part] for part in parts), summary
+    assert summary["skipped"] == sum(summary["skipped_by_reason"].values())
+
+
+def children_of(pid: int) -> list[int]:
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(child) for child in text.split()]
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that nobody has waited for yet does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def drop_privilege() -> None:
+    """In the child: root obeys permissions from the next exec on."""
+    if os.geteuid() == 0:
+        libc = ctypes.CDLL(None)
+        for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+            libc.prctl(24, capability, 0, 0, 0)
+
+
+def rewrite_in_place(path: Path) -> None:
+    """Other bytes, same size, same time: only a hash tells."""
+    status = path.stat()
+    path.write_bytes(bytes(255 - byte for byte in path.read_bytes()))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+@contextlib.contextmanager
+def temporary_directory(parent: str) -> Iterator[str]:
+    path = f"{parent}/pfu-test-{os.getpid()}"
+    os.mkdir(path)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path)
+
+
+def without_credentials(place: Place) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        del place.environment[name]
+
+
+def wrong_secret(place: Place) -> None:
+    place.environment["AWS_SECRET_ACCESS_KEY"] = "wrong"
+
+
+def closed_port(place: Place) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        place.endpoint = f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def nothing(place: Place) -> None:
+    """No trouble but the options."""
+
+
+OPEN = {"ownership": None, "public_access_block": None}
+HOW_REFUSED = ["deny", "not_implemented"]
+IS_SAFE_LANE = "amz-sdk-invocation-id"  # a header that botocore sends, and the fast lane does not
+
+
+class LaneFault(Fault):
+    """A fault that only the fast lane meets."""
+
+    def _concerns(self, request: Request) -> bool:
+        return super()._concerns(request) and IS_SAFE_LANE not in request.headers
+
+
+def puts_of(server: S3Server) -> dict[str, set[str]]:
+    """The keys whose PutObject was acknowledged, by the lane that they came by."""
+    lanes: dict[str, set[str]] = {"fast": set(), "safe": set()}
+    for request in server.log:
+        if request.operation == "PutObject" and request.acknowledged:
+            lanes["safe" if IS_SAFE_LANE in request.headers else "fast"].add(request.key)
+    return lanes
+
+
+PART = ("--part-size", "5M")
+EDGES = (0, 1, 5 * MIB - 1, 5 * MIB, 5 * MIB + 1, 10 * MIB, 10 * MIB + 1)
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def without_pauses(place: Place) -> None:
+    """Have the program wait for nothing before it tries again."""
+    pause = "time.sleep = lambda seconds, sleep=time.sleep: sleep(min(seconds, 0.01))"
+    sitecustomize(place, "import time", pause)
+
+
+def sitecustomize(place: Place, *lines: str) -> None:
+    """Have every Python that starts run these lines first."""
+    (place.path / "site").mkdir()
+    (place.path / "site/sitecustomize.py").write_text("\n".join(lines))
+    place.environment["PYTHONPATH"] = str(place.path / "site")
+
+
+def redirected(place: Place, redirection: str, *arguments: Any) -> Run:
+    command = ["sh", "-c", f'exec "$@" {redirection}', "sh", *place.command(*arguments)]
+    done = subprocess.run(
+        command, cwd=place.path, env=place.environment, capture_output=True, text=True, timeout=30
+    )
+    assert "Traceback" not in done.stderr
+    return Run(done.returncode, done.stdout, done.stderr)
+
+
+def metric(text: str, name: str) -> float:
+    found = re.search(rf"^pfu_{name}\{{[^}}]*\}} (\S+)$", text, re.MULTILINE)
+    assert found, text
+    return float(found[1])

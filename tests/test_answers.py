@@ -1,0 +1,182 @@
+"""The answers that the fast lane takes, and those that it leaves to botocore."""
+
+from __future__ import annotations
+
+import pickle
+import random
+from typing import Any
+
+import pytest
+
+import pfu
+from testing.lane import CLEAN, answer_text, http_client_agrees
+
+
+def fed_in_slices(received: bytes, rng: random.Random) -> Any:
+    end = 0
+    while end < len(received):
+        end += rng.randint(1, max(1, len(received) // 2))
+        result = pfu.check_answer(received[:end])
+        if result is not None:
+            return result, received[:end]
+    return None, received
+
+
+def mutate(received: bytes, rng: random.Random) -> bytes:
+    changed = bytearray(received)
+    for _ in range(rng.randint(0, 3)):
+        at = rng.randrange(len(changed) + 1)
+        action = rng.random()
+        if action < 0.4 and at < len(changed):
+            changed[at] = rng.choice(b"\r\n\0:; 0123456789abcdef\x80\xffX<")
+        elif action < 0.7:
+            del changed[at : at + rng.randint(1, 8)]
+        else:
+            changed[at:at] = rng.choice(
+                [b"\r\n", b"\r\n\r\n", b"0", b": ", b"<Error>", b"\n", b"1\r\n"]
+            )
+    return bytes(changed)
+
+
+class TestAnswers:
+    """Answers, taken strictly."""
+
+    @pytest.mark.parametrize(
+        ("received", "etag", "keep_alive"),
+        [
+            (CLEAN, '"e"', True),
+            (answer_text("etag:x", "content-length: 0", "Connection: close"), "x", False),
+            (answer_text("ETag: x", "Content-Length: 0", "Connection: Keep-Alive"), "x", True),
+            (answer_text("ETag: x", "Content-Length: 5", body=b"<Yes>"), "x", True),
+            (answer_text("ETag: x", "Transfer-Encoding: chunked", body=b"0\r\n\r\n"), "x", True),
+            (
+                answer_text(
+                    "ETag: x",
+                    "Transfer-Encoding: Chunked",
+                    body=b"3;a=b\r\nabc\r\n00A\r\n0123456789\r\n0\r\n\r\n",
+                ),
+                "x",
+                True,
+            ),
+            (
+                answer_text(
+                    "ETag:   x \t", "X: \xe4", "X: 2", "Content-Length: 0", status="HTTP/1.1 200 "
+                ),
+                "x",
+                True,
+            ),
+            (answer_text("ETag: x", "Content-Length: 0", status="HTTP/1.1 200"), "x", True),
+        ],
+    )
+    def test_clean_answers(self, received: bytes, etag: str, keep_alive: bool) -> None:
+        for end in range(len(received)):
+            assert pfu.check_answer(received[:end]) is None
+        assert pfu.check_answer(received) == (etag, keep_alive)
+
+    @pytest.mark.parametrize(
+        ("received", "reason"),
+        [
+            (b"HTTP/1.0 200 OK\r\n", "not HTTP/1.1"),
+            (b"\x16\x03\x01", "not HTTP/1.1"),
+            (b"HTTP/1.1 2000 OK\r\n\r\n", "not HTTP/1.1"),
+            (b"HTTP/1.1 200 OK\nETag: x\r\n\r\n", "not HTTP/1.1"),
+            (answer_text("ETag: x", " folded", "Content-Length: 0"), "not HTTP/1.1"),
+            (answer_text("ETag : x", "Content-Length: 0"), "not HTTP/1.1"),
+            (answer_text("ETag: \x00", "Content-Length: 0"), "not HTTP/1.1"),
+            (answer_text("nonsense", "ETag: x", "Content-Length: 0"), "not HTTP/1.1"),
+            (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 5000, "too long"),
+            (answer_text("Content-Length: 0"), "without an ETag"),
+            (answer_text("ETag: x"), "without a length"),
+            (answer_text("ETag: x", "Content-Length: -1"), "without a length"),
+            (answer_text("ETag: x", "Content-Length: 1,1"), "without a length"),
+            (
+                answer_text("ETag: x", "Content-Length: 0", "Transfer-Encoding: chunked"),
+                "without a length",
+            ),
+            (answer_text("ETag: x", "Transfer-Encoding: gzip, chunked"), "without a length"),
+            (answer_text("ETag: x", "Content-Length: 0", "content-length: 0"), "twice"),
+            (answer_text("ETag: x", "ETag: y", "Content-Length: 0"), "twice"),
+            (answer_text("ETag: x", "Content-Length: 0", body=b"x"), "longer"),
+            (answer_text("ETag: x", "Content-Length: 99999999"), "longer"),
+            (answer_text("ETag: x", "Content-Length: 7", body=b"<Error>"), "is an error"),
+            (
+                answer_text("ETag: x", "Content-Length: 1", "Content-Encoding: gzip", body=b"z"),
+                "not plain",
+            ),
+            (answer_text("ETag: x", "Transfer-Encoding: chunked", body=b"z\r\n"), "broken chunk"),
+            (answer_text("ETag: x", "Transfer-Encoding: chunked", body=b"\r\n"), "broken chunk"),
+            (
+                answer_text("ETag: x", "Transfer-Encoding: chunked", body=b"1\r\nabc"),
+                "broken chunk",
+            ),
+            (
+                answer_text("ETag: x", "Transfer-Encoding: chunked", body=b"0\r\nT: t\r\n\r\n"),
+                "broken chunk",
+            ),
+            (
+                answer_text("ETag: x", "Transfer-Encoding: chunked", body=b"fffff\r\n"),
+                "broken chunk",
+            ),
+            (
+                answer_text("ETag: x", "Transfer-Encoding: chunked", body=b"0\r\n\r\nx"),
+                "after its end",
+            ),
+            (
+                answer_text(
+                    "ETag: x", "Transfer-Encoding: chunked", body=b"7\r\n<Error>\r\n0\r\n\r\n"
+                ),
+                "is an error",
+            ),
+            (answer_text("Content-Length: 0", status="HTTP/1.1 100 Continue"), "Continue"),
+            (
+                answer_text("Location: /", status="HTTP/1.1 307 Temporary Redirect"),
+                "Temporary Redirect",
+            ),
+            (answer_text(status="HTTP/1.1 204 No Content"), "No Content"),
+        ],
+    )
+    def test_other_answers_are_rejected(self, received: bytes, reason: str) -> None:
+        with pytest.raises(pfu.Rejected) as caught:
+            pfu.check_answer(received)
+        assert reason in caught.value.reason
+        assert not caught.value.dropped
+
+    def test_what_a_rejection_tells(self) -> None:
+        date = "Sun, 22 Nov 2026 19:30:20 GMT"
+        with pytest.raises(pfu.Rejected) as caught:
+            pfu.check_answer(
+                answer_text(
+                    "Date: " + date, "Retry-After: 7", "x: y", status="HTTP/1.1 503 Slow Down"
+                )
+            )
+        problem = pickle.loads(pickle.dumps(caught.value))
+        told = (problem.status, problem.reason, problem.retry_after, problem.date, problem.dropped)
+        assert told == (503, "Slow Down", 7.0, date, True)
+        assert str(problem) == "503 Slow Down"
+
+    def test_fuzzed_answers(self) -> None:
+        rng = random.Random(7)
+        seeds = [
+            CLEAN,
+            answer_text("x-amz-id-2: abc=", "Date: x", "ETag: x", "Server: S", "Content-Length: 0"),
+            answer_text("ETag: x", "Transfer-Encoding: chunked", body=b"3\r\nabc\r\n0\r\n\r\n"),
+            answer_text("ETag: x", "Content-Length: 4", body=b"abcd"),
+            answer_text("Retry-After: 1", "Content-Length: 0", status="HTTP/1.1 503 Slow Down"),
+        ]
+        accepted = rejected = waiting = 0
+        for _ in range(100_000):
+            received = mutate(rng.choice(seeds), rng)
+            try:
+                result, used = fed_in_slices(received, rng)
+            except pfu.Rejected:
+                rejected += 1
+                with pytest.raises(pfu.Rejected):
+                    pfu.check_answer(received)
+                continue
+            if result is None:
+                waiting += 1
+                assert pfu.check_answer(received) is None
+                continue
+            accepted += 1
+            http_client_agrees(used, result)
+        assert min(accepted, rejected, waiting) > 5_000

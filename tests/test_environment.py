@@ -1,0 +1,74 @@
+"""Options that come from the environment."""
+
+from __future__ import annotations
+
+import pytest
+
+from testing.place import BUCKET, Place
+
+
+class TestEnvironment:
+    """Options from the environment."""
+
+    def test_every_option_may_come_from_the_environment(self, place: Place) -> None:
+        for name in ("a.txt", "b.log", "c.tmp", "sp ace.txt"):
+            place.file(name)
+        place.environment.update(
+            PFU_ROOT=str(place.root),
+            PFU_DESTINATION=f"s3://{BUCKET}/p",
+            PFU_ENDPOINT_URL=place.endpoint,
+            PFU_MODE="concurrent",
+            PFU_EXCLUDE="*.log 'sp ace.*'",
+            PFU_JSON="1",
+            PFU_QUIET="no",
+            PFU_TAG="a=1 b=2",
+            PFU_NICE="5",
+        )
+        place.endpoint = ""
+        run = place.run(to=None)
+        assert (run.code, set(place.stored())) == (0, {"a.txt", "c.tmp"}), run.err
+        assert run.json["mode"] == "concurrent"
+        assert place.server.objects(BUCKET)["p/a.txt"].headers["x-amz-tagging"] == "a=1&b=2"
+        more = place.run("--mode", "parallel", "--exclude", "*.tmp", "--include", "*.log", to=None)
+        assert more.json["mode"] == "parallel"
+        assert set(place.stored()) == {"a.txt", "c.tmp", "b.log"}
+
+    def test_what_is_misspelt_is_told(self, place: Place) -> None:
+        place.file("f")
+        place.environment["PFU_DRYRUN"] = "1"
+        run = place.run("--mode", "concurrent")
+        assert (run.code, "note: PFU_DRYRUN in the environment is no option" in run.err) == (
+            0,
+            True,
+        )
+        run = place.run("--dryrun")
+        assert (run.code, "did you mean --dry-run?" in run.err) == (2, True)
+
+    def test_a_verification_is_told_as_one(self, place: Place) -> None:
+        place.files(3)
+        log = place.path / "log"
+        assert place.run("--mode", "concurrent").code == 0
+        place.file("new")
+        assert place.run("--verify", "--log-file", log).code == 1
+        assert "not uploaded: " in log.read_text()
+        assert "differs: 4 checked, 3 verified, 0 adopted, 1 differing" in log.read_text()
+        status = place.run("--status", to=None)
+        assert "verification complete with failures" in status.out
+        assert "4 files, 3 as they are, 1 differ" in status.out
+
+    @pytest.mark.parametrize(
+        "name, value, says",
+        [
+            ("PFU_MODE", "serial", "PFU_MODE: argument --mode: invalid choice: 'serial'"),
+            ("PFU_QUIET", "maybe", "PFU_QUIET: 'maybe' is neither 1 nor 0"),
+            ("PFU_EXCLUDE", "'open", "PFU_EXCLUDE: No closing quotation"),
+            ("PFU_NICE", "99", "PFU_NICE: argument --nice: '99' is not from 0 to 19"),
+        ],
+    )
+    def test_what_is_wrong_in_the_environment_is_named(
+        self, place: Place, name: str, value: str, says: str
+    ) -> None:
+        place.environment[name] = value
+        run = place.run()
+        assert (run.code, run.err.count("\n")) == (2, 1)
+        assert says in run.err

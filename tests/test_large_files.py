@@ -1,0 +1,448 @@
+"""Large files: parts, faults of parts, sizes at every edge, changes under way."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+
+import pfu
+from testing.faults import Action, Fault
+from testing.jobs import (
+    BOTH_LANES,
+    IN_PARTS,
+    LEAST_PART,
+    PIECE,
+    Killed,
+    Witness,
+    assert_all_is_there,
+    known_uploads,
+    recorded,
+    run_in_process,
+    s3_job,
+    shrunk,
+    stall,
+    touched,
+    vanished,
+)
+from testing.place import (
+    BOTH_MODES,
+    BUCKET,
+    EDGES,
+    HOW_REFUSED,
+    MIB,
+    PART,
+    LaneFault,
+    Place,
+    assert_accounts,
+    nothing,
+    rewrite_in_place,
+    without_pauses,
+)
+
+# ======================================================================================
+# Parts
+# ======================================================================================
+
+
+PART_FAULTS = [Action("error", 404, "NoSuchUpload")]
+
+
+def rewrite(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
+class TestParts:
+    """Parts."""
+
+    @pytest.mark.parametrize(
+        "mode, lane", [("concurrent", "fast"), ("parallel", "fast"), ("concurrent", "safe")]
+    )
+    @pytest.mark.parametrize("action", PART_FAULTS, ids=[f"{a.kind} {a.code}" for a in PART_FAULTS])
+    def test_faults_of_parts(self, place: Place, mode: str, lane: str, action: Action) -> None:
+        place.file("large", os.urandom(11 * MIB))
+        if lane == "safe":
+            place.server.faults.append(LaneFault(Action("error", 500), operation="UploadPart"))
+        place.server.faults.append(Fault(action, operation="UploadPart", times=2))
+        run = place.run(
+            *PART, "--mode", mode, "--workers", 2 if mode == "parallel" else 1, "--json"
+        )
+        assert (run.code, run.json["uploaded"]) == (0, 1), run.err
+        if lane == "safe":
+            assert run.json["fast_lane"] == 0
+        assert place.stored() == place.local()
+        assert not place.server.uploads(BUCKET)
+
+    @BOTH_MODES
+    def test_motos_server_takes_sizes_at_every_edge(self, place: Place, mode: str) -> None:
+        for size in EDGES:
+            place.file(f"f{size}", os.urandom(size))
+        place.endpoint = ""
+        run = place.run(*PART, "--sandbox", "--mode", mode, "--json")
+        assert (run.code, run.json["uploaded"]) == (0, len(EDGES)), run.err
+
+    @BOTH_MODES
+    def test_sizes_at_every_edge(self, place: Place, mode: str) -> None:
+        for size in EDGES:
+            place.file(f"f{size}", os.urandom(size))
+        sparse = place.file("sparse", b"")
+        os.truncate(sparse, 12 * MIB)
+        run = place.run(*PART, "--mode", mode, "--json")
+        assert (run.code, run.json["uploaded"], run.json["fast_lane"]) == (0, 8, 8)
+        assert place.stored() == place.local()
+        assert place.run(*PART, "--mode", mode, "--json").json["unchanged"] == 8
+
+    def test_a_file_that_grows_large_under_way_goes_up_in_parts(self, place: Place) -> None:
+        path = place.file("growing", b"small")
+        grow = Action("call", function=lambda: rewrite(path, b"g" * (11 * MIB)))
+        place.file("first", b"x")
+        place.server.faults.append(Fault(grow, operation="PutObject", key="first"))
+        run = place.run(*PART, "--mode", "concurrent", "--concurrency", "1", "--json")
+        assert (run.code, run.json["uploaded"]) == (0, 2), run.err
+        assert place.stored() == place.local()
+
+    def test_a_touch_under_way_begins_the_file_anew(self, place: Place) -> None:
+        path = place.file("touched", os.urandom(11 * MIB))
+        touch = Action("call", function=lambda: os.utime(path, (5, 5)))
+        place.server.faults.append(Fault(touch, operation="UploadPart", times=1))
+        run = place.run(*PART, "--mode", "concurrent", "--json")
+        assert (run.code, run.json["uploaded"]) == (0, 1), run.err
+        (stored,) = place.server.objects(BUCKET).values()
+        assert stored.headers["x-amz-meta-file-mtime"] == "5000000000ns"
+        assert not place.server.uploads(BUCKET)
+
+
+# ======================================================================================
+# Faults
+# ======================================================================================
+
+
+def aborting(place: Place, key: str) -> Action:
+    """Someone else aborts the upload of a key."""
+
+    def abort() -> None:
+        uploads = vars(place.server.bucket(BUCKET))["uploads"]
+        for upload_id in [i for i, upload in uploads.items() if upload.key == key]:
+            del uploads[upload_id]
+
+    return Action("call", function=abort)
+
+
+MAY_BE_LEFT = f"an unfinished upload may be left: list uploads to s3://{BUCKET}/p/large: "
+NO_PART = Action("error", 400, "InvalidPart")
+NOT_KNOWN = Action("error", 501, "NotImplemented")
+NO_KEY = Action("error", 404, "NoSuchKey")
+FORBIDDEN = Action("error", 403, "AccessDenied")
+
+
+class TestFaults:
+    """Faults."""
+
+    def test_faults_of_the_end(self, place: Place) -> None:
+        without_pauses(place)
+        other = {
+            "content-length": "7",
+            "etag": '"7"',
+            "last-modified": "Sat, 21 Nov 2026 12:00:00 GMT",
+        }
+        wrong = Action("error", 200, headers=other)
+        faults = {
+            "error": ("CompleteMultipartUpload", Action("error200"), 2),
+            "lost": ("CompleteMultipartUpload", Action("lost_ack"), 1),
+            "denied": ("HeadObject", Action("error", 403), None),
+            "absent": ("HeadObject", Action("error", 404), None),
+            "absent too": ("HeadObject", Action("error", 404), None),
+            "wrong": ("HeadObject", wrong, None),
+        }
+        for name, (operation, action, times) in faults.items():
+            place.file(name, os.urandom(LEAST_PART + 1))
+            place.server.faults.append(Fault(action, operation, f"/{name}$", times))
+        run = place.run("--mode", "parallel", *IN_PARTS)
+        assert (run.code, run.json["uploaded"]) == (1, 5)
+        assert all(fault.applied for fault in place.server.faults)
+        note = (
+            "large objects could not be checked: "
+            "the store acknowledged them, and finds none of them"
+        )
+        assert run.json["notes"] == [note]
+        (failure,) = run.json["failures"]
+        assert failure["path"] == str(place.root / "wrong")
+        assert failure["reason"].endswith("the store has acknowledged it, and holds something else")
+        assert not place.server.uploads(BUCKET)
+        assert place.rows("SELECT count(*) n FROM MultipartUpload") == [{"n": 0}]
+
+    @BOTH_LANES
+    def test_an_upload_that_is_aborted_under_way_is_begun_anew(
+        self, at_hand: Place, monkeypatch: pytest.MonkeyPatch, lane: str
+    ) -> None:
+        if lane == "safe":
+            monkeypatch.setattr(pfu, "client_refusal", lambda client: "the test says so")
+        at_hand.file("large", os.urandom(5 * PIECE))
+        at_hand.server.faults.append(Fault(aborting(at_hand, "p/large"), "UploadPart", times=1))
+        summary = s3_job(at_hand).run()
+        assert (summary.exit_code, summary.uploaded) == (0, 1), summary.failures
+        assert at_hand.server.faults[0].applied == 1
+        assert at_hand.server.count("CreateMultipartUpload") == 2
+        assert_all_is_there(at_hand)
+
+    @pytest.mark.parametrize("how", HOW_REFUSED)
+    def test_put_object_is_permission_enough_to_complete(self, at_hand: Place, how: str) -> None:
+        at_hand.file("large", os.urandom(PIECE + 1))
+        refused: set[str] = getattr(at_hand.server, how)
+        refused |= {"HeadObject", "ListParts", "ListMultipartUploads"}
+        at_hand.server.faults.append(Fault(Action("lost_ack"), "CompleteMultipartUpload", times=1))
+        summary = s3_job(at_hand).run()
+        assert (summary.exit_code, summary.uploaded, summary.notes) == (0, 1, [])
+        assert_all_is_there(at_hand)
+
+    @pytest.mark.parametrize(
+        "change, cleans_up",
+        [(nothing, False), (touched, False), (vanished, False), (vanished, True)],
+    )
+    def test_what_may_be_left_is_told_where_uploads_may_not_be_listed(
+        self, at_hand: Place, change: Callable[[Place], None], cleans_up: bool
+    ) -> None:
+        """A run is killed before it is told the id of what it begins. It is told once."""
+        at_hand.file("large", os.urandom(PIECE + 1))
+        at_hand.file("other")
+        stalled = stall(0, "CreateMultipartUpload")
+        at_hand.server.faults.append(stalled)
+        with pytest.raises(Killed):
+            s3_job(at_hand, Witness(lambda: stalled.applied > 0)).run()
+        at_hand.server.faults.clear()
+        at_hand.server.deny.add("ListMultipartUploads")
+        change(at_hand)
+        if cleans_up:
+            cleanup = at_hand.run("--cleanup", to=None)
+            assert (cleanup.code, "0 unfinished uploads aborted" in cleanup.out) == (1, True)
+            assert cleanup.err.startswith(f"pfu: {MAY_BE_LEFT}")
+        else:
+            summary = s3_job(at_hand).run()
+            (note,) = summary.notes
+            assert (summary.exit_code, note.startswith(MAY_BE_LEFT)) == (0, True)
+        assert len(at_hand.server.uploads(BUCKET)) == 1
+        summary = s3_job(at_hand).run()
+        assert (summary.exit_code, summary.notes) == (0, [])
+        requests = at_hand.server.count()
+        assert s3_job(at_hand).run().exit_code == 0
+        assert at_hand.server.count() == requests
+
+    @pytest.mark.parametrize("how", HOW_REFUSED)
+    def test_what_an_answer_that_was_lost_may_have_left_is_told(
+        self, at_hand: Place, how: str
+    ) -> None:
+        at_hand.file("large", os.urandom(PIECE + 1))
+        at_hand.server.faults.append(Fault(Action("lost_ack"), "CreateMultipartUpload", times=1))
+        getattr(at_hand.server, how).add("ListMultipartUploads")
+        summary = s3_job(at_hand).run()
+        (note,) = summary.notes
+        assert (summary.exit_code, note.startswith(MAY_BE_LEFT)) == (0, True)
+        assert len(at_hand.server.uploads(BUCKET)) == 1
+
+    @pytest.mark.parametrize("kind", ["lost_ack", "half_headers", "half_body", "garbage"])
+    def test_an_upload_that_was_begun_without_a_word_leaves_nothing(
+        self, at_hand: Place, kind: str
+    ) -> None:
+        at_hand.file("large", os.urandom(PIECE + 1))
+        at_hand.server.faults.append(Fault(Action(kind), "CreateMultipartUpload", times=1))
+        at_hand.server.faults.append(Fault(Action(kind), "ListMultipartUploads", times=1))
+        summary = s3_job(at_hand).run()
+        assert (summary.exit_code, summary.uploaded) == (0, 1)
+        assert_all_is_there(at_hand)
+
+    @pytest.mark.parametrize(
+        "refusal", [NO_PART, NOT_KNOWN, NO_KEY, FORBIDDEN], ids=lambda a: a.code
+    )
+    def test_what_cannot_be_aborted_is_told_and_stops_nothing(
+        self, at_hand: Place, refusal: Action
+    ) -> None:
+        for name in ("changed", "gone", "lost"):
+            at_hand.file(name, os.urandom(3 * PIECE))
+        with pytest.raises(Killed):
+            key = "p/(changed|gone)"
+            at_hand.server.faults += [
+                stall(1, key=key),
+                stall(0, "CreateMultipartUpload", "p/lost"),
+            ]
+            begun = "SELECT 1 FROM MultipartUpload WHERE upload_id IS NOT NULL"
+            s3_job(at_hand, Witness(lambda: len(at_hand.rows(begun)) == 2)).run()
+        at_hand.server.faults.clear()
+        first = {upload.key: upload.upload_id for upload in at_hand.server.uploads(BUCKET).values()}
+        assert {"p/changed", "p/gone"} <= set(first)
+        rewrite_in_place(at_hand.root / "changed")
+        (at_hand.root / "gone").unlink()
+        at_hand.server.faults.append(Fault(refusal, "AbortMultipartUpload"))
+        summary = s3_job(at_hand).run()
+        assert (summary.exit_code, summary.failures) == (0, [])
+        assert at_hand.stored() == at_hand.local()
+        told = [note for note in summary.notes if "an unfinished upload may be left: abort" in note]
+        assert {key for key in first if any(f"/{key}:" in note for note in told)} == set(first)
+        assert known_uploads(at_hand) == {
+            first["p/gone"]
+        }  # the other one's row is that of the new one
+        at_hand.server.faults.clear()
+        assert s3_job(at_hand).run().exit_code == 0
+        assert first["p/gone"] not in at_hand.server.uploads(BUCKET)
+
+
+# ======================================================================================
+# Edges, and files that do not hold still
+# ======================================================================================
+
+
+class TestEdges:
+    """Edges, and files that do not hold still."""
+
+    @pytest.mark.parametrize(
+        "size, wanted, expected",
+        [
+            (0, 1, LEAST_PART),
+            (1, LEAST_PART, LEAST_PART),
+            (10_000 * LEAST_PART, LEAST_PART, LEAST_PART),
+            (10_000 * LEAST_PART + 1, LEAST_PART, LEAST_PART + 1),
+            (10_000 * LEAST_PART + 10_000, LEAST_PART, LEAST_PART + 1),
+            (10_000 * LEAST_PART + 10_001, LEAST_PART, LEAST_PART + 2),
+            (1 << 40, 8 * MIB, -(-(1 << 40) // 10_000)),
+            (10_000 * 5 * pfu.GIB - 10_000, LEAST_PART, 5 * pfu.GIB - 1),
+            (10_000 * 5 * pfu.GIB - 9_999, LEAST_PART, 5 * pfu.GIB),
+            (10_000 * 5 * pfu.GIB, LEAST_PART, 5 * pfu.GIB),
+            (1, 5 * pfu.GIB, 5 * pfu.GIB),
+        ],
+    )
+    def test_ten_thousand_parts_suffice(self, size: int, wanted: int, expected: int) -> None:
+        assert pfu.part_size_for(size, wanted) == expected
+        assert pfu.MAX_OBJECT_SIZE == 10_000 * 5 * pfu.GIB
+
+    def test_a_file_that_no_store_can_hold_is_refused(
+        self, at_hand: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(pfu, "MAX_OBJECT_SIZE", 2 * PIECE)
+        at_hand.file("fits", bytes(2 * PIECE))
+        at_hand.file("too large", bytes(2 * PIECE + 1))
+        later = at_hand.file("too large later", bytes(PIECE + 1))
+        grow = Action("call", function=lambda: os.truncate(later, 3 * PIECE))
+        at_hand.server.faults.append(Fault(grow, "HeadBucket"))
+        summary = s3_job(at_hand).run()
+        assert (summary.exit_code, summary.uploaded) == (1, 1)
+        reasons = {failure["path"]: failure["reason"] for failure in summary.failures}
+        assert list(map(os.path.basename, sorted(reasons))) == ["too large", "too large later"]
+        assert all(f"bytes, S3 takes {2 * PIECE}" in reason for reason in reasons.values())
+        assert {r.key for r in at_hand.server.log} == {"", "p/fits"}
+
+    def test_files_that_change_between_scan_and_read(self, place: Place) -> None:
+        grows, shrinks, empties, vanishes, becomes_fifo = (
+            place.file(name, os.urandom(size))
+            for name, size in (
+                ("grows", 100),
+                ("shrinks", 11 * MIB),
+                ("empties", 11 * MIB),
+                ("vanishes", 11 * MIB),
+                ("becomes a FIFO", 11 * MIB),
+            )
+        )
+
+        def change() -> None:
+            grows.write_bytes(os.urandom(11 * MIB))
+            shrinks.write_bytes(os.urandom(LEAST_PART + 1))
+            empties.write_bytes(b"")
+            vanishes.unlink()
+            becomes_fifo.unlink()
+            os.mkfifo(becomes_fifo)
+
+        place.server.faults.append(Fault(Action("call", function=change), "HeadBucket", times=1))
+        run = place.run("--mode", "concurrent", *IN_PARTS)
+        assert (run.code, run.err, run.json["uploaded"]) == (0, "", 3)
+        assert run.json["skipped_by_reason"] == {"vanished": 2}
+        assert_accounts(run.json)
+        assert_all_is_there(place)
+        assert len(place.server.objects(BUCKET)["p/grows"].parts) == 3
+        puts = [request.key for request in place.server.log if request.operation == "PutObject"]
+        assert "p/grows" not in puts
+
+    def test_files_that_change_while_their_parts_go_up(self, place: Place) -> None:
+        names = ("touched", "rewritten", "grows", "vanishes", "restless")
+        paths = {name: place.file(name, os.urandom(LEAST_PART + 1)) for name in names}
+        changes: dict[str, Callable[[], Any]] = {
+            "touched": lambda: os.utime(paths["touched"]),
+            "rewritten": lambda: rewrite_in_place(paths["rewritten"]),
+            "grows": lambda: paths["grows"].write_bytes(os.urandom(11 * MIB)),
+            "vanishes": paths["vanishes"].unlink,
+        }
+        for name, change in changes.items():
+            once = Action("call", function=change)
+            place.server.faults.append(Fault(once, "UploadPart", f"/{name}$", times=1))
+        always = Action("call", function=lambda: os.utime(paths["restless"]))
+        place.server.faults.append(Fault(always, "UploadPart", "/restless$"))
+        run = place.run("--mode", "parallel", *IN_PARTS)
+        assert (run.code, run.json["uploaded"], run.json["failed"]) == (1, 3, 1)
+        assert run.json["skipped_by_reason"] == {"vanished": 1}
+        assert_accounts(run.json)
+        (failure,) = run.json["failures"]
+        assert failure["reason"] == f"read {paths['restless']}: it changed while it was read"
+        assert not place.server.uploads(BUCKET)
+        begun = Counter(r.key for r in place.server.log if r.operation == "CreateMultipartUpload")
+        assert begun.pop("p/restless") == 2 * pfu.READ_ATTEMPTS
+        assert begun == {"p/touched": 2, "p/rewritten": 2, "p/grows": 2, "p/vanishes": 1}
+        assert_all_is_there(place, "restless")
+
+    @pytest.mark.parametrize(
+        "operation, change",
+        [
+            ("CreateMultipartUpload", touched),
+            ("CreateMultipartUpload", shrunk),
+            ("CreateMultipartUpload", vanished),
+            ("CompleteMultipartUpload", touched),
+            ("CompleteMultipartUpload", shrunk),
+        ],
+    )
+    def test_a_file_that_changes_while_the_store_answers(
+        self, at_hand: Place, operation: str, change: Callable[[Place], None]
+    ) -> None:
+        at_hand.file("other")
+        at_hand.file("large", os.urandom(3 * PIECE))
+        once = Action("call", function=lambda: change(at_hand))
+        at_hand.server.faults.append(Fault(once, operation, times=1))
+        at_hand.server.deny.add("ListMultipartUploads")
+        for _ in range(2):
+            assert s3_job(at_hand).run().exit_code == 0
+        assert_all_is_there(at_hand)
+
+
+# ======================================================================================
+# Progress within one file
+# ======================================================================================
+
+
+class TestProgress:
+    """Progress within one file."""
+
+    def test_progress_moves_within_one_file(self, place: Place) -> None:
+        place.file("large", os.urandom(20 * MIB))
+        place.server.faults.append(
+            Fault(Action("slow", seconds=0.2), operation="UploadPart", times=None)
+        )
+        seen = set()
+
+        class Watcher(pfu.Observer):
+            def progress(self, progress: pfu.Progress) -> None:
+                seen.add(progress.bytes)
+
+        assert run_in_process(place, Watcher()).exit_code == 0
+        assert {5 * MIB, 10 * MIB, 20 * MIB} <= seen
+
+    def test_progress_within_one_large_file(self, at_hand: Place) -> None:
+        at_hand.file("large", os.urandom(4 * PIECE))
+        at_hand.server.faults.append(stall(2))
+        first, second = Witness(lambda: recorded(at_hand) == 2), Witness()
+        with pytest.raises(Killed):
+            s3_job(at_hand, first).run()
+        assert [size for size in first.sizes if 0 < size < 4 * PIECE]
+        assert first.resumed_sizes == []
+        at_hand.server.faults[:] = [Fault(Action("slow", seconds=0.1), "UploadPart")]
+        assert s3_job(at_hand, second, concurrency=1).run().exit_code == 0
+        assert second.resumed_sizes == [2 * PIECE]
+        assert second.sizes == sorted(second.sizes)
+        assert set(second.sizes) == {0, PIECE, 2 * PIECE}

@@ -1,0 +1,252 @@
+"""The ledger: its states and SQL, pages of files, and ledgers that hold odd things."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pfu
+from testing.faults import Action, Fault
+from testing.place import BOTH_MODES, BUCKET, HERE, Place, assert_accounts, wait_until
+
+# ======================================================================================
+# States and SQL
+# ======================================================================================
+
+
+class TestStates:
+    """States and SQL."""
+
+    def test_a_file_takes_only_possible_steps(self) -> None:
+        possible = {(0, 1), (1, 2), (1, 3), (1, 0), (2, 0), (3, 0)}
+        for before, after in itertools.product(pfu.FileStatus, repeat=2):
+            file = pfu.FileModel("i", 0, 0, 0, "", "", before, "b", "k")
+            if (before, after) in possible:
+                file.move_to(after)
+                assert file.status is after
+            else:
+                with pytest.raises(ValueError, match=f"no step from {before.name} to {after.name}"):
+                    file.move_to(after)
+                assert file.status is before
+
+    def test_a_run_takes_only_possible_steps(self) -> None:
+        possible = {(0, 1), (1, 2), (2, 3), (2, 4), (0, 5), (1, 5), (2, 5)}
+        for before, after in itertools.product(pfu.JobStatus, repeat=2):
+            job = pfu.BatchJobRow("i", before, 0, "", "", "")
+            if (before, after) in possible:
+                job.move_to(after)
+            else:
+                with pytest.raises(ValueError, match="no step"):
+                    job.move_to(after)
+
+    def test_sql_comes_from_the_fields(self) -> None:
+        @dataclass
+        class Row(pfu.BaseModel):
+            table = "T"
+            indexes = {"T_n": ("n", "id")}  # noqa: RUF012
+            id: str
+            n: int
+            text: str | None = None
+
+        assert Row.create_sql() == [
+            "CREATE TABLE IF NOT EXISTS T(id TEXT PRIMARY KEY, n INTEGER, text TEXT)",
+            "CREATE INDEX IF NOT EXISTS T_n ON T(n, id)",
+        ]
+        assert Row.insert_sql() == "INSERT INTO T(id, n, text) VALUES(?, ?, ?)"
+        assert Row.insert_sql(updating=["n"]).endswith("ON CONFLICT(id) DO UPDATE SET n=excluded.n")
+        assert Row.update_sql(["n", "text"]) == "UPDATE T SET n=?, text=? WHERE id=?"
+        assert Row.select_sql("WHERE n=?", ["id"]) == "SELECT id FROM T WHERE n=?"
+        assert Row("a", 1).values() == ("a", 1, None)
+
+
+# ======================================================================================
+# Pages of files, and their outcomes
+# ======================================================================================
+
+
+class TestPages:
+    """Pages of files, and their outcomes."""
+
+    def test_the_ledger_takes_many_files_in_little_memory(self, tmp_path: Path) -> None:
+        ledger = pfu.Ledger(tmp_path / "l.db")
+        found = (
+            pfu.Found(f"{n:032x}", f"/p/{n}", f"k{n}", n % 50, 1, "0100644") for n in range(5000)
+        )
+        for batch in pfu.batches((pfu.Change(f, "new") for f in found), 500):
+            ledger.take_in(batch, "job", 1)
+        position, seen = (-1, ""), []
+        while page := ledger.begin_page("job", position, 300, 1 << 40):
+            assert len(page) <= 300
+            position = (page[-1].file_size, page[-1].id)
+            seen += [(file.file_size, file.id) for file in page]
+        assert seen == sorted(seen)
+        assert len(set(seen)) == 5000
+        plan = ledger._rows("EXPLAIN QUERY PLAN " + pfu.PAGE_SQL, (0, 5, "a", "job", 10))
+        assert "FileStat_pages (status=? AND (file_size,id)>(?,?))" in str(plan)
+        assert "TEMP B-TREE" not in str(plan)
+
+    def test_pages_are_bounded_by_bytes_too(self, tmp_path: Path) -> None:
+        ledger = pfu.Ledger(tmp_path / "l.db")
+        sizes = [1, 10, 10, 100, 1000]
+        found = [pfu.Found(f"{n}", f"/{n}", f"{n}", size) for n, size in enumerate(sizes)]
+        ledger.take_in([pfu.Change(f, "new") for f in found], "job", 1)
+        pages, position = [], (-1, "")
+        while page := ledger.begin_page("job", position, 10, 100):
+            position = (page[-1].file_size, page[-1].id)
+            pages.append([file.file_size for file in page])
+        assert pages == [[1, 10, 10], [100], [1000]]
+
+    def test_a_page_is_recorded_whole_or_not_at_all(self, tmp_path: Path) -> None:
+        ledger = pfu.Ledger(tmp_path / "l.db")
+        found = [pfu.Found(f"{n}", f"/{n}", f"{n}", 1) for n in range(3)]
+        ledger.take_in([pfu.Change(f, "new") for f in found], "job", 1)
+        page = ledger.begin_page("job", (-1, ""), 10, 100)
+        for file in page:
+            file.fail("reason", 1)
+        page[2].error = object()  # type: ignore[assignment]
+        with pytest.raises(pfu.LedgerError):
+            ledger.record(page)
+        ledger.fold()
+        assert ledger.count("job", pfu.FileStatus.FAILED) == 0
+        assert ledger.pending("job")[0] == 3
+
+    @pytest.mark.parametrize("read_only", [False, True], ids=["run", "dry run"])
+    def test_what_a_killed_run_recorded_is_known(self, tmp_path: Path, read_only: bool) -> None:
+        ledger = pfu.Ledger(tmp_path / "l.db")
+        ledger.take_in([pfu.Change(pfu.Found("1", "/1", "1", 7, 8), "new")], "job", 1)
+        page = ledger.begin_page("job", (-1, ""), 10, 100)
+        outcome = pfu.Outcome(
+            "1", pfu.OutcomeKind.UPLOADED, "", 1, 9, 10, "0100644", 11, 0, "e", "s"
+        )
+        page[0].apply(outcome)
+        ledger.record(page)
+        ledger.close()
+        ledger = pfu.Ledger(tmp_path / "l.db", read_only=read_only)
+        if not read_only:
+            ledger.fold()
+        known = pfu.Known("1", 9, 10, "0100644", pfu.FileStatus.SUCCESS, 0, 1)
+        assert ledger.known(["1"]) == {"1": known}
+
+
+# ======================================================================================
+# Ledgers that hold odd things, or nothing
+# ======================================================================================
+
+
+class TestOddLedgers:
+    """Ledgers that hold odd things, or nothing."""
+
+    def test_a_root_whose_name_is_not_utf_8(self, place: Place) -> None:
+        place.root = place.root.rename(os.fsdecode(os.fsencode(place.path) + b"/tree\xff"))
+        place.file("f")
+        assert place.run("--mode", "concurrent").code == 0
+        assert place.run("--mode", "concurrent", "--json").json["unchanged"] == 1
+        plan = place.run("--dry-run")
+        assert (plan.code, plan.err) == (0, "")
+        assert "  1 file seen\n  0 would go " in plan.out
+        place.endpoint = ""
+        status = place.run("--status", to=None)
+        assert (status.code, status.err) == (0, "")
+        assert f"{place.path}/tree\\xff to s3://{BUCKET}/p: 1 uploaded" in status.out
+        jobs = place.run("--status", "--json", to=None).json
+        assert {job["root_dir"] for job in jobs} == {str(place.root)}
+
+    def test_the_status_of_a_run_that_goes_on_and_of_one_that_was_killed(
+        self, place: Place
+    ) -> None:
+        place.file("f")
+        stalled = Fault(Action("slow", seconds=60), "PutObject")
+        place.server.faults.append(stalled)
+        running = place.start("--mode", "concurrent", start_new_session=True)
+        wait_until(lambda: stalled.applied)
+        status = place.run("--status", to=None)
+        assert (status.code, f"  uploading: {place.root} to " in status.out) == (0, True)
+        os.killpg(running.pid, signal.SIGKILL)
+        running.communicate()
+        for _ in range(2):  # asking writes nothing
+            status = place.run("--status", to=None)
+            assert (status.code, status.err) == (0, "")
+            assert f"  interrupted: {place.root} to " in status.out
+            assert status.out.endswith("\n    killed\n")
+            assert place.rows("SELECT status FROM BatchJob")[0]["status"] == pfu.JobStatus.UPLOADING
+        (job,) = place.run("--status", "--json", to=None).json
+        assert (job["status"], job["error"]) == (pfu.JobStatus.INTERRUPTED, "killed")
+
+    def test_who_only_asks_whether_a_ledger_is_held_stops_no_run(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = str(tmp_path / "pfu.db")
+        assert not pfu.LedgerLock.is_held(path)
+        code = f"import pfu\nlock = pfu.LedgerLock({path!r})\nprint('held', flush=True)\ninput()"
+        pipe = subprocess.PIPE
+        with subprocess.Popen(
+            [sys.executable, "-c", code], cwd=HERE, stdin=pipe, stdout=pipe
+        ) as other:
+            assert other.stdout and other.stdout.readline() == b"held\n"
+            assert pfu.LedgerLock.is_held(path)
+            # The one who asks is done while the one who wants it waits.
+            monkeypatch.setattr(time, "sleep", lambda seconds: other.communicate(b"\n") and None)
+            pfu.LedgerLock(path).close()
+        assert not pfu.LedgerLock.is_held(path)
+
+    @pytest.mark.parametrize("options", ["--status", "--dry-run", "--status --json"])
+    def test_an_empty_ledger_file_is_an_empty_ledger(self, place: Place, options: str) -> None:
+        place.file("f")
+        (place.path / "pfu.db").touch()
+        run = place.run(*options.split())
+        assert (run.code, run.err) == (0, "")
+        assert [path.name for path in place.path.glob("pfu.db*")] == ["pfu.db"]
+        assert (place.path / "pfu.db").stat().st_size == 0
+
+    @BOTH_MODES
+    def test_a_hash_is_not_believed_once_an_engine_had_the_file(
+        self, place: Place, mode: str
+    ) -> None:
+        place.file("f", b"content")
+        place.run("--mode", mode)
+        with contextlib.closing(sqlite3.connect(place.path / "pfu.db")) as db, db:
+            db.execute("UPDATE FileStat SET status = ?", (pfu.FileStatus.IN_PROGRESS,))
+        run = place.run("--mode", mode, "--json")
+        assert (run.code, run.json["uploaded"]) == (0, 1)
+        assert place.server.count("PutObject") == 2
+        place.check_ledger_is_honest()
+
+    @pytest.mark.parametrize("attempts, kept", [(0, ("e", "h")), (1, (None, None))])
+    @pytest.mark.parametrize("kind", [pfu.OutcomeKind.RELEASED, pfu.OutcomeKind.FATAL])
+    def test_a_file_that_was_tried_loses_its_hash(
+        self, kind: pfu.OutcomeKind, attempts: int, kept: tuple[Any, Any]
+    ) -> None:
+        file = pfu.FileModel("i", 0, 0, 0, "", "", pfu.FileStatus.IN_PROGRESS, "b", "k")
+        file.etag, file.sha256 = "e", "h"
+        file.apply(pfu.Outcome("i", kind, "", attempts))
+        assert (file.status, file.etag, file.sha256) == (pfu.FileStatus.PENDING, *kept)
+
+    @pytest.mark.parametrize("name", ["own.db", "own.db.lock"])
+    def test_a_root_that_is_the_ledger_is_left_out(self, place: Place, name: str) -> None:
+        (place.root / "own.db").touch()
+        root = place.root / name
+        root.touch()
+        arguments = ("--mode", "concurrent", "--db", "tree/own.db", "--json")
+        run = place.run(root, f"s3://{BUCKET}/p", *arguments, to=None)
+        assert run.code == 0, run.err
+        assert run.json["skipped_by_reason"] == {"pfu's own ledger": 1}
+        assert_accounts(run.json)
+        assert place.stored() == {}
+
+    def test_json_of_a_run_that_finds_the_ledger_locked(self, place: Place) -> None:
+        place.file("f")
+        with contextlib.closing(pfu.LedgerLock(str(place.path / "pfu.db"))):
+            run = place.run("--json")
+        assert (run.code, run.json["exit_code"], run.json["status"]) == (3, 3, "could not start")
+        assert f"in use by process {os.getpid()}" in run.json["error"]

@@ -1,0 +1,353 @@
+"""ROOT is not left, no planted link is followed, no secret is told, the least policy suffices."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Callable
+
+import boto3
+import pytest
+
+import pfu
+from testing.faults import Action, Fault
+from testing.jobs import PIECE, ChecksumFault, open_below, replace_root, s3_job, stall
+from testing.place import BOTH_MODES, BUCKET, HERE, LONG_AGO, MIB, OPEN, PART, Place
+
+# ======================================================================================
+# ROOT is not left, nothing planted is followed
+# ======================================================================================
+
+
+def secret_folder(place: Place) -> Path:
+    folder = place.path / "secret"
+    folder.mkdir()
+    (folder / "f").write_bytes(b"not for the world")
+    return folder
+
+
+class Swapper(pfu.Observer):
+    """Puts something else in the place of a path once the scan is over."""
+
+    def __init__(self, swap: Callable[[], object]) -> None:
+        self.swap = swap
+
+    def uploading(self, files: int, size: int) -> None:
+        self.swap()
+
+
+def swap_for_link(path: Path, target: Path) -> None:
+    path.rename(path.with_name("was"))
+    path.symlink_to(target)
+
+
+def remove_root(place: Place) -> None:
+    shutil.rmtree(place.root)
+
+
+class TestRoot:
+    """ROOT is not left, nothing planted is followed."""
+
+    @BOTH_MODES
+    @pytest.mark.parametrize("level", ["a", "a/b", "a/b/f"])
+    @pytest.mark.parametrize("size", [10, 3 * PIECE])
+    def test_no_link_that_is_swapped_in_leads_out_of_root(
+        self, at_hand: Place, monkeypatch: pytest.MonkeyPatch, mode: str, level: str, size: int
+    ) -> None:
+        monkeypatch.setenv("PFU_START_METHOD", "fork")
+        for name in ("a/b/f", "c/f"):
+            at_hand.file(name, b"x" * size)
+        outside = at_hand.path / "outside"
+        shutil.copytree(at_hand.root / "a", outside)
+        secret = b"s" * size
+        (outside / "b/f").write_bytes(secret)
+        (outside / "f").write_bytes(secret)
+        path = at_hand.root / level
+        target = outside / level[2:] if level != "a" else outside
+        summary = s3_job(at_hand, Swapper(lambda: swap_for_link(path, target)), mode=mode).run()
+        assert (summary.exit_code, summary.uploaded) == (0, 1), summary
+        assert summary.skipped_by_reason == {"vanished": 1}
+        assert at_hand.stored() == {"c/f": b"x" * size}
+        assert secret not in at_hand.stored().values()
+
+    def test_links_are_followed_where_that_was_asked_for(self, place: Place) -> None:
+        folder = secret_folder(place)
+        (place.root / "link").symlink_to(folder)
+        assert place.run("--mode", "concurrent", "--follow-symlinks").code == 0
+        assert place.stored() == {"link/f": b"not for the world"}
+
+    def test_a_single_file_may_be_named_by_a_link(self, place: Place) -> None:
+        file = secret_folder(place) / "f"
+        shutil.rmtree(place.root)
+        place.root.symlink_to(file)
+        run = place.run("--mode", "concurrent", "--json")
+        assert (run.code, run.json["uploaded"]) == (0, 1), run.err
+        assert place.stored() == {"tree": b"not for the world"}
+
+    def test_a_folder_that_was_replaced_meanwhile_is_read_as_it_is_now(
+        self, at_hand: Place
+    ) -> None:
+        for name in ("d/a", "d/b"):
+            at_hand.file(name, name.encode() * 10)
+        tree = pfu.Tree(pfu.Root(str(at_hand.root), pfu._place(str(at_hand.root))))
+        os.close(tree.open(str(at_hand.root / "d/a")))
+        (at_hand.root / "d").rename(at_hand.path / "old")
+        (at_hand.path / "old/b").unlink()
+        at_hand.file("d/b", b"new")
+        fd = tree.open(str(at_hand.root / "d/b"))
+        assert os.read(fd, 10) == b"new"
+        os.close(fd)
+        tree.close()
+
+    def test_the_tree_keeps_few_directories_open(self, at_hand: Place) -> None:
+        names = [f"{a}/{b}/{c}/f" for a in "xyz" for b in range(10) for c in range(10)]
+        for name in names:
+            at_hand.file(name, name.encode())
+        tree = pfu.Tree(pfu.Root(str(at_hand.root), pfu._place(str(at_hand.root))))
+        for name in random.Random(1).sample(names * 3, 900):
+            fd = tree.open(str(at_hand.root / name))
+            assert os.read(fd, 100) == name.encode()
+            os.close(fd)
+        assert 0 < len(open_below(at_hand.root)) <= pfu.KEPT_DIRECTORIES + 1
+        tree.close()
+        assert open_below(at_hand.root) == []
+
+    @BOTH_MODES
+    @pytest.mark.parametrize("trouble", [remove_root, replace_root])
+    @pytest.mark.parametrize("size", [10, 3 * PIECE])
+    def test_a_root_that_goes_away_is_no_finished_run(
+        self,
+        at_hand: Place,
+        monkeypatch: pytest.MonkeyPatch,
+        mode: str,
+        trouble: Callable[[Place], None],
+        size: int,
+    ) -> None:
+        monkeypatch.setenv("PFU_START_METHOD", "fork")
+        for number in range(5):
+            at_hand.file(f"d{number}/f", b"x" * size)
+        summary = s3_job(at_hand, Swapper(lambda: trouble(at_hand)), mode=mode).run()
+        assert (summary.exit_code, summary.uploaded, summary.failed) == (2, 0, 0), summary
+        assert "read root" in str(summary.error)
+        assert "is it mounted?" in str(summary.error)
+        assert (summary.pending, summary.skipped) == (5, 0)
+        assert len(at_hand.rows()) == 5
+
+    def test_a_root_that_goes_away_while_it_is_scanned(self, at_hand: Place) -> None:
+        at_hand.files(20)
+        observer = pfu.Observer()
+        observer.scanned = lambda files: at_hand.root.exists() and replace_root(at_hand)  # type: ignore
+        job = s3_job(at_hand, observer)
+        observer.scanned = lambda files: Path(job.root_dir).rename(at_hand.path / "gone")  # type: ignore
+        summary = job.run()
+        assert summary.exit_code == 2
+        assert "is it mounted?" in str(summary.error)
+
+
+# ======================================================================================
+# Nothing secret is told
+# ======================================================================================
+
+
+class TestSecrets:
+    """Nothing secret is told."""
+
+    @pytest.mark.parametrize("end", ["", "-wal", "-shm", "-journal", ".lock"])
+    def test_no_link_is_followed_where_the_ledger_lies(self, place: Place, end: str) -> None:
+        place.file("f")
+        victim = place.path / "victim"
+        victim.write_bytes(b"precious")
+        (place.path / f"pfu.db{end}").symlink_to(victim)
+        run = place.run("--mode", "concurrent")
+        assert (run.code, run.err.count("\n")) == (2, 1), run.err
+        assert "it is a symbolic link (remove it, or name another --db)" in run.err
+        assert victim.read_bytes() == b"precious"
+
+    def test_the_files_of_the_ledger_are_for_their_owner_alone(self, place: Place) -> None:
+        place.files(30)
+        os.umask(os.umask(0))
+        place.server.faults.append(Fault(Action("slow", seconds=1), "PutObject"))
+        run = place.start("--mode", "concurrent")
+        assert place.server.wait_for("HeadBucket", 1)
+        time.sleep(0.3)
+        modes = {path.name: path.stat().st_mode & 0o777 for path in place.path.glob("pfu.db*")}
+        run.communicate(timeout=60)
+        assert set(modes) == {"pfu.db", "pfu.db-wal", "pfu.db-shm", "pfu.db.lock"}
+        assert set(modes.values()) == {0o600}
+
+    def test_a_store_without_encryption_is_warned_about(
+        self, at_hand: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        at_hand.file("f")
+        monkeypatch.setattr(pfu, "is_loopback", lambda host: host != "127.0.0.1")
+        summary = s3_job(at_hand).run()
+        assert [note for note in summary.notes if "is not encrypted" in note]
+        monkeypatch.undo()
+
+    @pytest.mark.parametrize(
+        "host, is_here",
+        [
+            ("127.0.0.1", True),
+            ("127.8.8.8", True),
+            ("::1", True),
+            ("localhost", True),
+            ("10.0.0.1", False),
+            ("0.0.0.0", False),
+            ("nowhere.invalid", False),
+        ],
+    )
+    def test_what_is_loopback(self, host: str, is_here: bool) -> None:
+        assert pfu.is_loopback(host) == is_here
+
+    def test_a_store_cannot_command_the_terminal(self, place: Place) -> None:
+        place.files(3)
+        text = "\x1b]0;owned\x07 \u202e \x9b31m"
+        place.server.faults.append(Fault(Action("error", 400, "InvalidRequest", text)))
+        run = place.run("--mode", "concurrent", "--verbose")
+        assert run.code in (1, 2)
+        assert not [c for c in run.err + run.out if not c.isprintable() and c != "\n"]
+
+    def test_credentials_are_not_shown_in_any_error(self) -> None:
+        credentials = pfu.Credentials("AKID", "very-secret", "token-secret")
+        shown = f"{credentials} {credentials!r} {pfu.internal_error(KeyError(credentials))}"
+        assert "secret" not in shown
+
+
+# ======================================================================================
+# The policy in README.md
+# ======================================================================================
+
+
+IAM_ACTIONS = {
+    **dict.fromkeys(
+        ("PutObject", "CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload"),
+        "s3:PutObject",
+    ),
+    "AbortMultipartUpload": "s3:AbortMultipartUpload",
+    "ListParts": "s3:ListMultipartUploadParts",
+    "ListMultipartUploads": "s3:ListBucketMultipartUploads",
+    **dict.fromkeys(("HeadBucket", "ListObjectsV2"), "s3:ListBucket"),
+    **dict.fromkeys(("HeadObject", "GetObject"), "s3:GetObject"),
+    "GetPublicAccessBlock": "s3:GetBucketPublicAccessBlock",
+    "GetBucketPolicyStatus": "s3:GetBucketPolicyStatus",
+    "GetBucketOwnershipControls": "s3:GetBucketOwnershipControls",
+    "GetBucketAcl": "s3:GetBucketAcl",
+}
+
+
+def policy_of_readme() -> dict[str, Any]:
+    text = (HERE / "README.md").read_text("utf-8")
+    policy: dict[str, Any] = json.loads(
+        next(block for block in re.findall(r"```json\n(.*?)```", text, re.S) if "Action" in block)
+    )
+    return policy
+
+
+class EnforcingStore:
+    """moto's S3 and IAM, which let nobody do what no policy allows."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", pfu.SANDBOX_SERVER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        port = self.process.stdout.readline().strip()
+        self.endpoint = f"http://127.0.0.1:{port}"
+        self.address = ("127.0.0.1", int(port))
+
+    def client(self, service: str) -> Any:
+        keys = {"aws_access_key_id": "a", "aws_secret_access_key": "b"}
+        return boto3.client(service, endpoint_url=self.endpoint, region_name="us-east-1", **keys)
+
+    def user_with(self, policy: Mapping[str, Any]) -> dict[str, str]:
+        """A bucket, and the environment of a user who may do just this."""
+        bucket = "my-bucket"
+        self.client("s3").create_bucket(Bucket=bucket)
+        self.client("s3").put_public_access_block(
+            Bucket=bucket, PublicAccessBlockConfiguration=pfu.ALL_BLOCKS
+        )
+        iam = self.client("iam")
+        iam.create_user(UserName="u")
+        key = iam.create_access_key(UserName="u")["AccessKey"]
+        iam.put_user_policy(UserName="u", PolicyName="p", PolicyDocument=json.dumps(policy))
+        connection = http.client.HTTPConnection(*self.address)
+        connection.request("POST", "/moto-api/reset-auth", "0", {"Content-Type": "text/plain"})
+        assert connection.getresponse().status == 200
+        names = ("AccessKeyId", "SecretAccessKey")
+        return dict(zip(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), map(key.get, names)))
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+class TestPolicy:
+    """The policy in README.md."""
+
+    def test_the_policy_in_the_readme_is_just_what_is_used(self, place: Place) -> None:
+        vars(place.server.bucket(BUCKET)).update(OPEN)
+        place.files(3)
+        large = place.file("large", os.urandom(11 * MIB))
+        place.server.faults.append(
+            Fault(Action("error", 403, "AccessDenied"), "UploadPart", after=1)
+        )
+        assert place.run("--mode", "concurrent", *PART).code == 1
+        place.server.faults.clear()
+        place.server.faults.append(ChecksumFault(Action("error", 501, "NotImplemented")))
+        os.utime(
+            large, (LONG_AGO, LONG_AGO)
+        )  # its inode has changed: begun anew, the other aborted
+        assert place.run("--mode", "concurrent", *PART).code == 0
+        assert place.run("--verify", "--checksum").code == 0
+        place.file("large", os.urandom(6 * MIB))
+        place.server.faults.append(stall(1))
+        run = place.start("--mode", "concurrent", *PART)
+        assert place.server.wait_for("CreateMultipartUpload", 3)
+        time.sleep(0.5)
+        run.kill()
+        run.communicate()
+        place.server.faults.clear()
+        assert place.run("--mode", "concurrent", *PART).code == 0
+        named = {
+            action
+            for statement in policy_of_readme()["Statement"]
+            for action in statement["Action"]
+        }
+        assert {IAM_ACTIONS[request.operation] for request in place.server.log} == named
+
+    @pytest.mark.parametrize("statements", [1, 3])
+    def test_the_policy_in_the_readme_is_enough_where_it_is_enforced(
+        self, place: Place, statements: int
+    ) -> None:
+        policy = policy_of_readme()
+        policy["Statement"] = policy["Statement"][:statements]
+        place.file("small")
+        place.file("large", os.urandom(6 * MIB))
+        store = EnforcingStore()
+        try:
+            place.environment.update(store.user_with(policy))
+            place.endpoint = store.endpoint
+            run = place.run("--mode", "concurrent", *PART, to="s3://my-bucket/backup")
+            assert (run.code, "cannot tell" in run.err) == (0, statements == 1), run.err
+            verified = place.run("--verify", "--checksum", to="s3://my-bucket/backup")
+            if sys.version_info >= (
+                3,
+                10,
+            ):  # moto for 3.9 takes the signature of a listing for wrong
+                assert verified.code == (2 if statements == 1 else 0), verified.err
+            other = place.run("--mode", "concurrent", "--db", "x.db", to="s3://my-bucket/other")
+            assert (other.code, "AccessDenied" in other.err) == (2, True)
+        finally:
+            store.close()

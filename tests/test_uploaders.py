@@ -1,0 +1,92 @@
+"""What every provider has to do, and how one is found by its name."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+import pfu
+from testing.conformance import Conformance
+from testing.place import BOTH_MODES, BUCKET, Place
+from testing.uploaders import FolderUploader
+
+# ======================================================================================
+# The providers here
+# ======================================================================================
+
+
+class TestFolderUploader(Conformance):
+    def uploader(self, place: Place) -> pfu.Uploader:
+        return FolderUploader(place.path / "store")
+
+    def stored(self, place: Place) -> dict[str, bytes | None]:
+        folder = place.path / "store"
+        files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".meta")
+        return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+    @BOTH_MODES
+    def test_failures_are_told_apart(self, place: Place, mode: str) -> None:
+        for name in ("good", "flaky", "refused"):
+            place.file(name, name.encode())
+        summary = self.job(place, mode).run()
+        assert (summary.exit_code, summary.uploaded, summary.failed) == (1, 2, 1)
+        assert [f["reason"] for f in summary.failures] == ["store refused: no such names here"]
+        place.file("fatal")
+        summary = self.job(place, mode).run()
+        assert (summary.exit_code, summary.error) == (2, "store fatal: the folder is gone")
+
+
+class TestS3Uploader(Conformance):
+    def uploader(self, place: Place) -> pfu.Uploader:
+        os.environ.update(place.server.environment())
+        options = pfu.S3Options(endpoint_url=place.server.endpoint)
+        return pfu.S3Uploader(f"s3://{BUCKET}/p", options)
+
+    def stored(self, place: Place) -> dict[str, bytes | None]:
+        return place.stored()
+
+
+# ======================================================================================
+# A provider that the command line names
+# ======================================================================================
+
+
+PROVIDER = """
+from pathlib import Path
+from pfu import Receipt, RetryableError, Upload, Uploader
+
+
+class Folder(Uploader):
+    def __init__(self, destination):
+        super().__init__()
+        self.destination = destination
+
+    def put(self, upload):
+        target = Path(self.destination) / upload.key
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not target.exists():
+            target.touch()
+            raise RetryableError("store", upload.key, "once more")
+        target.write_bytes(upload.body)
+        return Receipt("etag")
+"""
+
+
+class TestProviderByName:
+    """A provider that the command line names."""
+
+    @BOTH_MODES
+    @pytest.mark.parametrize("method", ["fork", "spawn"])
+    def test_a_provider_is_found_by_its_name(self, place: Place, mode: str, method: str) -> None:
+        place.files(20)
+        place.endpoint = ""
+        (place.path / "folder.py").write_text(PROVIDER)
+        place.environment["PFU_START_METHOD"] = method
+        store = place.path / "store"
+        run = place.run("--mode", mode, "--provider", "folder:Folder", "--json", to=str(store))
+        assert (run.code, run.json["uploaded"]) == (0, 20), run.err
+        stored = {
+            str(p.relative_to(store)): p.read_bytes() for p in store.rglob("*") if p.is_file()
+        }
+        assert stored == place.local()

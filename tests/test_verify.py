@@ -1,0 +1,228 @@
+"""--verify: the store compared with the ledger and the tree."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import os
+import re
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+
+import pfu
+from testing.faults import Action, Fault
+from testing.jobs import ChecksumFault
+from testing.place import BUCKET, MIB, ODD_NAMES, PART, Place, rewrite_in_place
+from testing.protocol import encode64
+from testing.store import StoredObject
+
+
+def alter(place: Place, key: str, **changes: Any) -> None:
+    bucket = place.server.bucket(BUCKET)
+    assert bucket
+    bucket.put(f"p/{key}", dataclasses.replace(bucket.objects[f"p/{key}"], **changes))
+
+
+def lose(place: Place, key: str) -> None:
+    bucket = place.server.bucket(BUCKET)
+    assert bucket
+    bucket.delete(f"p/{key}")
+
+
+DAMAGES: dict[str, tuple[Callable[[Place, str], Any], str]] = {
+    "d1/f00001": (lose, "missing in the store"),
+    "d2/f00002": (lambda place, key: alter(place, key, size=3), "the store has another size"),
+    "d3/f00003": (lambda place, key: alter(place, key, etag="x"), "the store has another ETag"),
+    "new": (lambda place, key: place.file(key), "not uploaded"),
+    "d5/f00005": (
+        lambda place, key: place.file(key, b"changed"),
+        "changed since it was uploaded",
+    ),
+}
+
+
+def put_at_once(place: Place, files: Iterable[Path], like: StoredObject) -> None:
+    """Store small files as pfu does; their time and permissions are those of ``like``."""
+    bucket = place.server.bucket(BUCKET)
+    assert bucket is not None
+    for path in files:
+        body = path.read_bytes()
+        digest = hashlib.sha256(body)
+        headers = {**like.headers, "x-amz-checksum-sha256": encode64(digest.digest())}
+        digests = digest.hexdigest(), hashlib.md5(body).hexdigest()
+        key = f"p/{path.relative_to(place.root)}"
+        bucket.put(key, StoredObject(body, len(body), *digests, headers, time.time()))
+
+
+def with_another_start(content: bytes) -> bytes:
+    return bytes([content[0] ^ 1]) + content[1:]
+
+
+def alter_body(place: Place, key: str) -> None:
+    stored = place.server.objects(BUCKET)[f"p/{key}"]
+    assert stored.body is not None
+    alter(place, key, body=with_another_start(bytes(stored.body)))
+
+
+def alter_checksum(place: Place, key: str) -> None:
+    headers = place.server.objects(BUCKET)[f"p/{key}"].headers
+    digest, dash, parts = headers["x-amz-checksum-sha256"].partition("-")
+    altered = encode64(with_another_start(base64.b64decode(digest))) + dash + parts
+    alter(place, key, headers={**headers, "x-amz-checksum-sha256": altered})
+
+
+HALF_ANSWERS = ["half_headers", "half_body", "garbage", "error200", "lost_ack"]
+LIES = {"HeadObject": {"half_body"}, "GetObject": {"error200"}}  # of the size, of the bytes
+
+
+class TestVerify:
+    """--verify."""
+
+    def test_verify_finds_what_differs_and_the_next_run_mends_it(self, place: Place) -> None:
+        place.files(30)
+        assert place.run("--mode", "concurrent").code == 0
+        for key, (damage, _) in DAMAGES.items():
+            damage(place, key)
+        run = place.run("--verify", "--json")
+        assert (run.code, run.json["differing"], run.json["verified"]) == (1, 5, 26), run.err
+        told = {found["key"][2:]: found["reason"] for found in run.json["differences"]}
+        assert told == {key: says for key, (_, says) in DAMAGES.items()}
+        again = place.run("--verify")
+        assert (again.code, "5 differ" in again.out) == (1, True), again.out
+        assert place.run("--mode", "concurrent", "--json").json["uploaded"] == 5
+        assert place.run("--verify").code == 0
+        assert place.stored() == place.local()
+
+    def test_half_a_listing_is_none(self, place: Place) -> None:
+        place.files(5)
+        assert place.run("--mode", "concurrent").code == 0
+        half = Fault(Action("half_headers"), "ListObjectsV2", times=1)
+        place.server.faults.append(half)
+        run = place.run("--verify", "--json")
+        assert (run.code, run.json["verified"], half.applied) == (0, 5, 1), run.err
+        half.times = None
+        run = place.run("--verify", "--json")
+        assert (run.code, "the answer broke off" in run.err) == (2, True)
+        assert {row["status"] for row in place.rows()} == {pfu.FileStatus.SUCCESS}
+
+    def test_verify_tells_of_objects_of_no_file_and_leaves_them(self, place: Place) -> None:
+        place.files(3)
+        assert place.run().code == 0
+        (place.root / "d1/f00001").unlink()
+        run = place.run("--verify", "--json")
+        assert (run.code, run.json["extra"], run.json["extra_keys"]) == (1, 1, ["p/d1/f00001"])
+        assert len(place.stored()) == 3
+
+    def test_a_lost_ledger_is_made_anew(self, place: Place) -> None:
+        place.server.verify_signatures = False  # for speed; all other tests look at them
+        place.files(500)
+        place.file("large", os.urandom(5 * MIB + 1))
+        for name in ODD_NAMES:
+            place.file(name, os.fsencode(name))
+        assert place.run(*PART).code == 0
+        before = {row["id"]: row["etag"] for row in place.rows()}
+        for end in ("", "-wal", "-shm"):
+            (place.path / f"pfu.db{end}").unlink(missing_ok=True)
+        place.files(10_000)
+        more = [path for path in place.root.rglob("d?/f*") if int(path.name[1:]) >= 500]
+        put_at_once(place, more, place.server.objects(BUCKET)["p/d1/f00001"])
+        place.file("d1/f00001", b"changed meanwhile")
+        run = place.run("--verify", "--json")
+        count = 10_000 + 1 + len(ODD_NAMES)
+        assert (run.code, run.json["adopted"], run.json["differing"]) == (1, count - 1, 1)
+        after = {row["id"]: row["etag"] for row in place.rows()}
+        assert len(after.items() & before.items()) == len(before) - 1
+        puts = place.server.count("PutObject")
+        run = place.run(*PART, "--json")
+        assert (run.json["uploaded"], run.json["unchanged"]) == (1, count - 1)
+        assert place.server.count("PutObject") == puts + 1
+
+    @pytest.mark.parametrize("name", ["small", "large"])
+    @pytest.mark.parametrize("keeps_checksums", [False, True])
+    def test_verify_with_checksum_reads_what_it_cannot_ask(
+        self, place: Place, name: str, keeps_checksums: bool
+    ) -> None:
+        place.file("small", b"content")
+        place.file("large", os.urandom(11 * MIB))
+        if not keeps_checksums:
+            place.server.faults.append(ChecksumFault(Action("error", 501, "NotImplemented")))
+        assert place.run(*PART).code == 0
+        clean = place.run("--verify", "--checksum", "--json")
+        assert (clean.code, clean.json["verified"]) == (0, 2), clean.out
+        (alter_checksum if keeps_checksums else alter_body)(place, name)
+        assert place.run("--verify").code == 0
+        assert (place.server.count("GetObject") == 0) == keeps_checksums
+        run = place.run("--verify", "--checksum", "--json")
+        assert run.code == 1
+        told = run.json["differences"]
+        assert [d["reason"] for d in told] == ["the store has other bytes"]
+        assert told[0]["path"].endswith(name)
+
+    @pytest.mark.parametrize("operation", LIES)
+    def test_verify_asks_again(self, unasked: Place, operation: str) -> None:
+        kinds = [kind for kind in HALF_ANSWERS if kind not in LIES[operation]]
+        faults = [Fault(Action(kind), operation, f"{n}$", 2) for n, kind in enumerate(kinds)]
+        unasked.server.faults += faults
+        run = unasked.run("--verify", "--checksum", "--json")
+        assert (run.code, run.json["verified"]) == (0, pfu.MAX_UNSENT), run.out
+        assert [fault.applied for fault in faults] == [2] * len(kinds)
+        (unasked.path / "pfu.db").unlink()
+        for fault in faults:
+            fault.applied = 0
+        run = unasked.run("--verify", "--json")
+        assert (run.code, run.json["adopted"]) == (0, pfu.MAX_UNSENT), run.out
+
+    def test_what_cannot_be_checked_is_not_uploaded_again(self, unasked: Place) -> None:
+        denied, expired = (Action("error", 403, code) for code in ("AccessDenied", "ExpiredToken"))
+        cases = [
+            (Fault(denied, "GetObject", "0$"), 1, "cannot be checked"),
+            (Fault(Action("half_headers"), "GetObject", "/f00001$"), 1, "the answer broke off"),
+            (Fault(denied, "GetObject"), 2, "AccessDenied"),
+            (Fault(expired, "GetObject", after=9), 2, "ExpiredToken"),
+        ]
+        for fault, code, says in cases:
+            unasked.server.faults[:] = [fault]
+            run = unasked.run("--verify", "--checksum", "--json")
+            assert (run.code, says in run.out, run.err.count("\n")) == (code, True, code // 2)
+            if code == 1:
+                assert run.json["by_reason"] == {"cannot be checked": run.json["differing"]}
+                text = "\n".join(pfu.verdict_text(pfu.Verdict(**run.json), quiet=False))
+                assert re.search("cannot be checked +left as they are", text)
+                assert "pending" not in text
+            assert {row["status"] for row in unasked.rows()} == {pfu.FileStatus.SUCCESS}
+
+    @pytest.mark.parametrize("keeps_checksums", [False, True])
+    def test_verify_with_checksum_believes_no_metadata(
+        self, place: Place, keeps_checksums: bool
+    ) -> None:
+        """A ledger that is made anew has not seen the files' bytes."""
+        if not keeps_checksums:
+            place.server.faults.append(ChecksumFault(Action("error", 501, "NotImplemented")))
+        place.file("small", b"hello")
+        place.file("same")
+        place.file("large", os.urandom(11 * MIB))
+        assert place.run(*PART).code == 0
+        (place.path / "pfu.db").unlink()
+        rewrite_in_place(place.root / "small")
+        run = place.run("--verify", "--checksum", "--json")
+        assert (run.code, run.json["verified"]) == (1, 2), run.out
+        assert [found["reason"] for found in run.json["differences"]] == [
+            "the store has other bytes"
+        ]
+        assert place.run(*PART, "--json").json["uploaded"] == 1
+        assert place.stored() == place.local()
+
+    def test_verify_needs_a_store_that_may_be_listed(self, place: Place) -> None:
+        place.files(2)
+        assert place.run().code == 0
+        place.server.deny.add("ListObjectsV2")
+        run = place.run("--verify")
+        assert (run.code, "AccessDenied" in run.err) == (2, True)
+        status = place.run("--status", to=None)
+        assert re.search(r"verification interrupted: .*\n    list .*AccessDenied", status.out)
+        assert place.run("--json").json["unchanged"] == 2
