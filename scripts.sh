@@ -6,10 +6,11 @@
 #   sandbox_c [OPTION...]        the same, mode concurrent
 #   localstack_p PORT [OPT...]   upload samples/ to the LocalStack on that port, mode parallel
 #   localstack_c PORT [OPT...]   the same, mode concurrent
-#   runtest [OPTION...]          the tests; options go to pytest
+#   runtest [OPTION...]          the tests, in four processes; options go to pytest
 #
-# They work from any directory, always on the files beside this one, hand on the exit code, and
-# activate first.  samples/ is made (3 levels) where it is needed and missing.
+# They work from any directory, always on the files beside this one, and hand on the exit code.
+# All activate first, but runtest leaves the shell as it is.  samples/ is made (3 levels) where it
+# is needed and missing.
 #
 # The virtual environment is made again whenever requirements.txt, the Python or its own place
 # has changed, or an earlier attempt was cut short.  To choose, set before the first call:
@@ -65,7 +66,12 @@ localstack_c() {
 }
 
 runtest() {
-    activate && _pfu_python -m pytest "$@"
+    # The tests wait more than they work: four processes share them.
+    (
+        activate || exit
+        [ $# -gt 0 ] || _pfu_say "running all tests: this takes three to five minutes"
+        _pfu_python -m pytest -n 4 --dist worksteal "$@"
+    )
 }
 
 # ---- what those are made of ----------------------------------------------------------------
