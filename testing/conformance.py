@@ -1,22 +1,39 @@
-"""What every provider has to do."""
+"""What every provider has to do: tests for a provider's author, in whatever folder his are."""
 
 from __future__ import annotations
 
 import dataclasses
 import pickle
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 
 import pfu
-from testing.place import BOTH_MODES, MIB, Place
+from testing.place import BOTH_MODES, BUCKET, MIB, Place
+from testing.server import S3Server
 
 
 class Conformance:
-    """What holds for every Uploader, in both modes; subclasses say how to make and inspect one."""
+    """What holds for every Uploader, in both modes; subclasses say how to make and inspect one.
+
+    Each test has a place of its own: `place.root` is the tree that goes up, `place.path` the folder
+    that it lies in, with a name that no other test of the process has.
+    """
 
     def uploader(self, place: Place) -> pfu.Uploader:
+        """A new one each time, for a destination where no other test stores."""
         raise NotImplementedError
 
     def stored(self, place: Place) -> dict[str, bytes | None]:
+        """All that is at this destination: key, without the uploader's prefix -> bytes."""
         raise NotImplementedError
+
+    @pytest.fixture
+    def place(self, tmp_path: Path) -> Iterator[Place]:
+        """Comes along, so that a subclass needs no conftest.py and no plug-in."""
+        with S3Server(buckets=[BUCKET]) as server:
+            yield Place(tmp_path, server)
 
     def job(self, place: Place, mode: str) -> pfu.BatchJobModel:
         options = pfu.RunOptions(mode=mode, workers=2 if mode == "parallel" else 0, nice=0)

@@ -7,7 +7,8 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import pytest
 
@@ -182,17 +183,24 @@ from google.api_core import exceptions
 class Client:
     def bucket(self, name):
         return Bucket(Path(os.environ["FAKE_GOOGLE"]) / name)
+    def list_blobs(self, name, prefix):
+        folder = self.bucket(name).folder
+        files = (path for path in folder.rglob("*") if path.is_file())
+        blobs = (Blob(path, path.relative_to(folder).as_posix()) for path in files)
+        return (blob for blob in blobs if blob.name.startswith(prefix))
 
 class Bucket:
     def __init__(self, folder):
         self.folder = folder
     def blob(self, key):
-        return Blob(self.folder / key)
+        return Blob(self.folder / key, key)
 
 class Blob:
     etag = "etag"
-    def __init__(self, path):
-        self.path, self.metadata = path, None
+    def __init__(self, path, name):
+        self.path, self.name, self.metadata = path, name, None
+    def download_as_bytes(self):
+        return self.path.read_bytes()
     def open(self, mode, content_type, checksum):
         assert self.metadata["file-size"] and content_type and checksum == "crc32c"
         if "forbidden" in self.path.name:
@@ -206,15 +214,20 @@ class Blob:
 }
 
 
+def write_modules(folder: Path, modules: Mapping[str, str]) -> None:
+    """The modules, and a Google for them."""
+    for name, text in {**GOOGLE, **modules}.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
 class TestProviderOfReadme(Conformance):
     """The one for Google Cloud Storage, with a Google that is a folder."""
 
     @pytest.fixture(autouse=True)
     def google(self, place: Place, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-        for name, text in {**GOOGLE, "gcs.py": blocks("python")[1]}.items():
-            path = place.path / "modules" / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
+        write_modules(place.path / "modules", {"gcs.py": blocks("python")[1]})
         monkeypatch.syspath_prepend(str(place.path / "modules"))
         monkeypatch.setenv("FAKE_GOOGLE", str(place.path / "google"))
         yield
@@ -240,3 +253,36 @@ class TestProviderOfReadme(Conformance):
         place.file("forbidden")
         summary = self.job(place, mode).run()
         assert (summary.exit_code, summary.error) == (2, "upload p/forbidden: not you")
+
+
+class TestConformanceFromOutside:
+    """The tests that README.md has for its provider, in a folder that has nothing of ours."""
+
+    def run_pytest(self, place: Place, provider: str, *arguments: str) -> tuple[int, str]:
+        clone, folder = place.path / "clone", place.path / "elsewhere"
+        shutil.copytree(HERE / "testing", clone / "testing")
+        shutil.copy(PFU, clone)
+        write_modules(folder, {"gcs.py": provider, "test_gcs.py": blocks("python")[2]})
+        environment = {k: v for k, v in place.environment.items() if not k.startswith("PYTEST_")}
+        environment.update(PYTHONPATH=str(clone), FAKE_GOOGLE=str(place.path / "google"))
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-v", *arguments],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    def test_a_provider_passes_in_both_modes(self, place: Place) -> None:
+        code, told = self.run_pytest(place, blocks("python")[1])
+        assert (code, " 5 passed" in told) == (0, True), told
+        for mode in ("concurrent", "parallel"):
+            assert len(re.findall(rf"\[{mode}\] PASSED", told)) == 2, told
+
+    def test_a_provider_that_loses_bytes_is_told_what_is_missing(self, place: Place) -> None:
+        provider = blocks("python")[1].replace("file.write(part)", "file.write(part[1:])")
+        code, told = self.run_pytest(place, provider, "-k", "what_it_has and concurrent")
+        assert (code, " 1 failed" in told) == (1, True), told
+        assert "assert {'f': b'ewer'} == {'f': b'newer'}" in told, told
