@@ -94,7 +94,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import IO, Any, Callable, ClassVar, NamedTuple, TypeVar, Union
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "BaseModel",
@@ -9619,5 +9619,10 @@ def open_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """What `pfu` calls where pfu is installed: the program, in a process of its own."""
     leave(main())
+
+
+if __name__ == "__main__":
+    command()
