@@ -1,41 +1,45 @@
 """Draw what bench/compare.py measured as one SVG picture, for README.md.
 
-    python bench/compare.py --json result.json
-    python bench/chart.py result.json [more.json ...] > bench/comparison.svg
+    pip install -r requirements-dev.txt
+    python bench/compare.py --json bench/comparison.json
+    python bench/chart.py bench/comparison.json [more.json ...] > bench/comparison.svg
 
-What it shows
-- One section a kind of files: small, medium (under 1 MiB) and large, in the order of the results.
-  Its workloads have one scale and one unit: files/s and CPU a file, for large files MiB/s and CPU
-  a GiB. Every bar starts at zero and ends at the median; a thin line goes from the lowest to the
-  highest run. Of a series that is in several of the files, the last one counts.
-- Above each column stands what pfu, both modes, reaches against the best other tool of each
-  workload, from the worst of these ratios to the best. The first section's make the title. There
-  are none where any series of pfu failed.
-- A series without a good run is "failed", without a bar. Where only some runs failed, the bar is of
-  the others, and the workload's heading says how many are missing.
+One section for each tree of small or medium files (under 1 MiB), and one for all large files. A
+section has one scale and one unit: files/s and CPU a file, for large files MiB/s and CPU a GiB.
+Every bar starts at zero and ends at the median; a thin line runs from the lowest to the highest
+run. Of a series that is in several of the files, the last one counts.
 
-The same results make the same bytes. The picture follows the reader's light or dark mode and needs
-nothing from elsewhere: no font, no script, no custom property that a plain renderer would not know.
+Above each column stands what pfu, both modes, reaches against the best other tool of each workload:
+the lowest and the highest of these ratios. There are none where a series of pfu failed. A series
+without a good run is "failed", without a bar; where only some runs failed, the heading says so.
+
+The same results make the same bytes, with one version of matplotlib. The picture follows the
+reader's light or dark mode, and needs nothing from elsewhere.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
-import math
 import re
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
-from xml.sax.saxutils import escape
+from typing import Any, Callable, NoReturn
+
+try:
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+except ImportError:
+    sys.exit("chart.py: matplotlib is missing (pip install -r requirements-dev.txt)")
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 SMALL_BYTES = 64 * KIB  # files are small up to this mean size,
 LARGE_BYTES = MIB  # and large from this
-LABEL_LETTERS = 14
 NOISE = 0.1  # as in compare.py: a share of the machine used by others that makes a figure doubtful
 DELAYED = {
     "http30": "http, 30 ms added to each request",
@@ -60,18 +64,21 @@ class Span:
 
 @dataclass(frozen=True)
 class Series:
-    """All runs of one tool in one workload; without speed and CPU if none was good."""
+    """All runs of one tool in one workload: speed and CPU, or nothing if none was good."""
 
     tool: str
-    speed: Span | None
-    cpu: Span | None
+    spans: tuple[Span, ...]
     runs: int
     failed: int
-    other_share: float
+    noisy: bool
 
     @property
     def is_pfu(self) -> bool:
         return self.tool.startswith("pfu")
+
+    @property
+    def label(self) -> str:
+        return shortened(self.tool.replace("pfu-", "pfu "), 14)
 
 
 @dataclass(frozen=True)
@@ -93,6 +100,13 @@ class Workload:
             return "large"
         return "small" if self.mean <= SMALL_BYTES else "medium"
 
+    def ratios(self, column: int) -> list[float]:
+        """Each mode of pfu against the best other tool: most files a second, least CPU."""
+        others = [it.spans[column].median for it in self.series if it.spans and not it.is_pfu]
+        best = (max, min)[column](others, default=0)
+        own = [it.spans[column].median for it in self.series if it.spans and it.is_pfu]
+        return [median / best for median in own if best]
+
 
 @dataclass(frozen=True)
 class Section:
@@ -109,54 +123,50 @@ class Section:
         return len({(load.files, load.bytes) for load in self.workloads}) == 1
 
     @property
-    def units(self) -> tuple[str, str]:
-        """What the two columns of bars are in."""
-        large = self.kind == "large"
-        speed, cpu = ("MiB/s", "CPU s/GiB") if large else ("files/s", "CPU µs/file")
-        return f"{speed}, more is better", f"{cpu}, less is better"
+    def series(self) -> list[Series]:
+        return [it for load in self.workloads for it in load.series]
 
-    def series(self) -> Iterator[Series]:
-        for load in self.workloads:
-            yield from load.series
+    def scale(self, column: int) -> float:
+        """The highest run."""
+        return max((it.spans[column].high for it in self.series if it.spans), default=0) or 1
+
+    def ratios(self, column: int) -> list[float]:
+        """Those of all workloads, sorted; none where a series of pfu failed."""
+        if any(it.is_pfu and not it.spans for it in self.series):
+            return []
+        return sorted(ratio for load in self.workloads for ratio in load.ratios(column))
 
 
-def workloads(results: Iterable[dict[str, Any]]) -> list[Workload]:
-    """The results by workload, each in the order in which it first comes."""
+def sections(results: Iterable[dict[str, Any]]) -> list[Section]:
+    """Large files are one section, MiB/s being comparable; others are one for each tree."""
     latest = {(it["case"], it["scheme"], it["tool"]): it for it in results}
-    found: dict[tuple[str, str, int, int], list[dict[str, Any]]] = {}
+    series: dict[tuple[str, str, int, int], list[Series]] = {}
     for it in latest.values():
-        found.setdefault((it["case"], it["scheme"], it["files"], it["bytes"]), []).append(it)
-    return [
-        Workload(files, size, scheme, tuple(map(read_series, group)))
-        for (_, scheme, files, size), group in found.items()
-    ]
+        which = (it["case"], it["scheme"], it["files"], it["bytes"])
+        series.setdefault(which, []).append(read_series(it))
+    groups: dict[tuple[int, int], list[Workload]] = {}
+    for (_, scheme, files, size), found in series.items():
+        load = Workload(files, size, scheme, tuple(found))
+        groups.setdefault((0, 0) if load.kind == "large" else (files, size), []).append(load)
+    return [Section(tuple(group)) for group in groups.values()]
 
 
 def read_series(it: dict[str, Any]) -> Series:
     median, runs = it["median"], it["runs"]
     good = [run for run in runs if run["failure"] is None]
-    failed = len(runs) - len(good)
-    if not good or not median:
-        return Series(it["tool"], None, None, len(runs), failed, 0.0)
-    files, size = max(1, it["files"]), max(1, it["bytes"])
-    large = size / files >= LARGE_BYTES
-    amount, cpu_unit = (size / MIB, size / GIB) if large else (files, files / 1e6)
-    speed = spanned(amount / median["wall"], [amount / run["wall"] for run in good])
-    cpu = spanned(median["cpu_seconds"] / cpu_unit, [run["cpu"] / cpu_unit for run in good])
-    return Series(it["tool"], speed, cpu, len(runs), failed, median.get("other_share", 0.0))
-
-
-def spanned(median: float, runs: Sequence[float]) -> Span:
-    return Span(median, min(runs), max(runs))
-
-
-def sections(found: Iterable[Workload]) -> list[Section]:
-    """Large files are one section, MiB/s being comparable; others are one for each tree."""
-    groups: dict[tuple[int, int], list[Workload]] = {}
-    for load in found:
-        tree = (0, 0) if load.kind == "large" else (load.files, load.bytes)
-        groups.setdefault(tree, []).append(load)
-    return [Section(tuple(group)) for group in groups.values()]
+    spans: tuple[Span, ...] = ()
+    if good and median:
+        files, size = max(1, it["files"]), max(1, it["bytes"])
+        large = size / files >= LARGE_BYTES
+        amount, cpu_unit = (size / MIB, size / GIB) if large else (files, files / 1e6)
+        speeds = [amount / run["wall"] for run in good]
+        cpus = [run["cpu"] / cpu_unit for run in good]
+        spans = (
+            Span(amount / median["wall"], min(speeds), max(speeds)),
+            Span(median["cpu_seconds"] / cpu_unit, min(cpus), max(cpus)),
+        )
+    noisy = median.get("other_share", 0) > NOISE
+    return Series(it["tool"], spans, len(runs), len(runs) - len(good), noisy)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -164,59 +174,18 @@ def sections(found: Iterable[Workload]) -> list[Section]:
 # ---------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Ratios:
-    """pfu against the best other tool: from the lowest to the highest of a section."""
-
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        low, high = ratio(self.low), ratio(self.high)
-        return low if low == high else f"{low} to {high}"
-
-
-def speed_ratios(section: Section) -> Ratios | None:
-    found = []
-    for load in section.workloads:
-        others = [it.speed.median for it in load.series if it.speed and not it.is_pfu]
-        own = [it.speed.median for it in load.series if it.speed and it.is_pfu]
-        found += [speed / max(others) for speed in own if others]
-    return ratios_of(section, found)
-
-
-def cpu_ratios(section: Section) -> Ratios | None:
-    found = []
-    for load in section.workloads:
-        others = [it.cpu.median for it in load.series if it.cpu and not it.is_pfu]
-        own = [it.cpu.median for it in load.series if it.cpu and it.is_pfu]
-        found += [cpu / min(others) for cpu in own if others and min(others) > 0]
-    return ratios_of(section, found)
-
-
-def ratios_of(section: Section, found: Sequence[float]) -> Ratios | None:
-    if not found or any(it.is_pfu and it.speed is None for it in section.series()):
-        return None
-    return Ratios(min(found), max(found))
-
-
-def ratio(number: float) -> str:
-    if number >= 10:
-        return f"{number:,.0f}"
-    return f"{number:.1f}" if number >= 1 else f"{number:.2f}"
+def shortened(text: str, letters: int) -> str:
+    return text if len(text) <= letters else text[: letters - 1] + "…"
 
 
 def figure(number: float) -> str:
     return f"{number:,.0f}" if number >= 10 else f"{number:.2f}"
 
 
-def share_text(share: float) -> str:
-    return "less than half" if share < 0.5 else f"up to {percent(share)} of"
-
-
-def percent(share: float) -> str:
-    """Rounded up: it is said to be the most."""
-    return f"{math.ceil(round(100 * share, 9))}\N{NO-BREAK SPACE}%"
+def ratios_text(ratios: Sequence[float]) -> str:
+    """As 1.4 to 3.6: from the lowest to the highest."""
+    ends = [f"{it:.1f}" if 1 <= it < 10 else figure(it) for it in (ratios[0], ratios[-1])]
+    return " to ".join(dict.fromkeys(ends))
 
 
 def size_text(number: float) -> str:
@@ -243,55 +212,50 @@ def section_text(section: Section) -> str:
 
 def workload_text(section: Section, load: Workload) -> str:
     over = DELAYED.get(load.scheme, load.scheme)
-    return over if section.one_tree else f"{tree_text(load)}, {over}"
+    text = over if section.one_tree else f"{tree_text(load)}, {over}"
+    partly = [it for it in load.series if it.spans and it.failed]
+    failed = [f"{it.label}: {it.failed} of {it.runs} runs failed" for it in partly]
+    return f"{text} ({', '.join(failed)})" if failed else text
 
 
-def failed_text(load: Workload) -> str:
-    """Which bars are of fewer runs than were made."""
-    partly = [it for it in load.series if it.speed and it.failed]
-    return ", ".join(f"{label(it.tool)}: {it.failed} of {it.runs} runs failed" for it in partly)
-
-
-def label(tool: str) -> str:
-    """A tool as it is called beside its bar."""
-    text = re.sub(r"^pfu-", "pfu ", tool)
-    return text if len(text) <= LABEL_LETTERS else text[: LABEL_LETTERS - 1] + "…"
-
-
-def title_lines(found: Sequence[Section]) -> list[str]:
-    speed, cpu = speed_ratios(found[0]), cpu_ratios(found[0])
+def title_text(found: Sequence[Section]) -> str:
+    speed, cpu = found[0].ratios(0), found[0].ratios(1)
     if not speed:
-        return ["How fast pfu uploads, and on how much CPU"]
-    first = f"{found[0].kind.capitalize()} files: pfu is {speed} times as fast"
-    second = "as the best other tool"
-    return [first, f"{second}, on {share_text(cpu.high)} the CPU" if cpu else second]
+        return "How fast pfu uploads, and on how much CPU"
+    kind = found[0].kind.capitalize()
+    text = f"{kind} files: pfu is {ratios_text(speed)} times as fast as the best other tool"
+    percents = dict.fromkeys(f"{100 * it:.0f}" for it in cpu[:: len(cpu) - 1 or 1])
+    return f"{text}, on {' to '.join(percents)}\N{NO-BREAK SPACE}% of the CPU" if cpu else text
 
 
-def subtitle_lines(found: Sequence[Section]) -> list[str]:
+def subtitle_texts(found: Sequence[Section]) -> list[str]:
     """What the title leaves out, the sections where pfu is slower among it."""
-    others = [(each.kind.capitalize(), speed_ratios(each)) for each in found[1:]]
     told = [
-        f"{kind} files: {speed} times{' (slower)' if speed.high < 1 else ''}."
-        for kind, speed in others
-        if speed
+        f"{each.kind.capitalize()} files: {ratios_text(speed)} times"
+        f"{' (slower)' if speed[-1] < 1 else ''}."
+        for each in found[1:]
+        if (speed := each.ratios(0))
     ]
-    compared = any(speed_ratios(each) for each in found)
+    compared = any(each.ratios(0) for each in found)
     meaning = ["× is pfu, both modes, against the best other tool of each workload."]
     return ([" ".join(told)] if told else []) + (meaning if compared else [])
 
 
-def findings(section: Section) -> tuple[str, str]:
-    """What stands above the column of speed, and above that of CPU."""
-    speed, cpu = speed_ratios(section), cpu_ratios(section)
-    return f"pfu {speed} ×" if speed else "", f"pfu {cpu} ×" if cpu else ""
+def column_texts(section: Section) -> tuple[list[str], list[str]]:
+    """Above the columns of speed and of CPU: their units, and what pfu reaches."""
+    large = section.kind == "large"
+    speed, cpu = ("MiB/s", "CPU s/GiB") if large else ("files/s", "CPU µs/file")
+    units = [f"{speed}, more is better", f"{cpu}, less is better"]
+    ratios = [section.ratios(column) for column in (0, 1)]
+    return units, [f"pfu {ratios_text(it)} ×" if it else "" for it in ratios]
 
 
-def footer_lines(files: Sequence[dict[str, Any]], found: Sequence[Section]) -> list[str]:
-    lines = []
-    for each in files:
-        lines += [machine_text(each), versions_text(each["versions"])]
-    lines.append("Bars end at medians of whole runs; thin lines go from the lowest to the highest.")
-    return list(dict.fromkeys(lines)) + noise_lines(found)
+def footer_texts(files: Sequence[dict[str, Any]], found: Sequence[Section]) -> list[str]:
+    texts = [text(each) for each in files for text in (machine_text, versions_text)]
+    texts.append("Bars end at medians of whole runs; thin lines go from the lowest to the highest.")
+    noisy = [it.noisy for each in found for it in each.series if it.spans]
+    used = f"Other processes used over {NOISE:.0%} of the machine in"
+    return [*dict.fromkeys(texts), *([f"{used} {sum(noisy)} of {len(noisy)} rows."] * any(noisy))]
 
 
 def machine_text(result: dict[str, Any]) -> str:
@@ -303,194 +267,188 @@ def machine_text(result: dict[str, Any]) -> str:
     )
 
 
-def versions_text(versions: dict[str, Any]) -> str:
-    """As pfu 0.1.0, s5cmd 2.3.0: the tools first, then what they ran on."""
-    tools = [name for name in versions if name not in ("python", "nginx")]
-    found = {}
-    for name in [*tools, "python", "nginx"]:
+def versions_text(result: dict[str, Any]) -> str:
+    """As pfu 0.2.0, s5cmd 2.3.0: the tools first, then what they ran on."""
+    versions, found = result["versions"], {}
+    last = ["python", "nginx"]
+    for name in [*(name for name in versions if name not in last), *last]:
         number = re.search(r"\d+(\.\d+)+", str(versions.get(name, "")))
         if number:
-            found[re.sub(r"^pfu-.*", "pfu", name)] = number[0]
-    names = {"python": "Python"}
-    return ", ".join(f"{names.get(name, name)} {number}" for name, number in found.items())
-
-
-def noise_lines(found: Sequence[Section]) -> list[str]:
-    every = [it for each in found for it in each.series() if it.speed]
-    noisy = sum(it.other_share > NOISE for it in every)
-    used = f"Other processes used over {percent(NOISE)} of the machine"
-    return [f"{used} in {noisy} of {len(every)} rows."] if noisy else []
+            found[re.sub(r"^pfu-.*", "pfu", name).replace("python", "Python")] = number[0]
+    return ", ".join(f"{name} {number}" for name, number in found.items())
 
 
 # ---------------------------------------------------------------------------------------------
 # Picture
 # ---------------------------------------------------------------------------------------------
 
-WIDTH = 600
-SPEED_LEFT, SPEED_WIDTH = 124, 180
-CPU_LEFT, CPU_WIDTH = 388, 146
-ROW, BAR = 18, 13  # height of a row, and of the bar in it
-BASELINE = 14  # of a row's text
-LETTERS = {"title": 52, "section": 56, "head": 78, "note": 86}  # that fit a line, in a wide font
+WIDTH, MARGIN = 400.0, 8.0  # points; a phone shows them at nearly that size
+LEFTS, WIDTHS = (96.0, 268.0), (114.0, 80.0)  # of the columns of bars
+ROW, BAR = 15.0, 10.5
 
-STYLE = """
-text { font: 15px system-ui, -apple-system, "Segoe UI", Roboto, Helvetica, Arial, sans-serif;
-  fill: #1f2328; font-variant-numeric: tabular-nums }
-.title { font-size: 20px; font-weight: 600 }
-.section { font-size: 17px; font-weight: 600 }
-.head, .note { fill: #59636e }
-.note { font-size: 13px }
-.finding, .parallel .figure, .concurrent .figure { font-weight: 600 }
-.finding { fill: #0757ba }
-.failed { font-style: italic }
-rect { fill: #c8ced5 }
-.parallel rect { fill: #0969da }
-.concurrent rect { fill: #80b8f7 }
-.range { stroke: #1f2328; stroke-opacity: .75; stroke-width: 1.25 }
-.rule { stroke: #d1d9e0 }
-"""
-
-DARK_STYLE = """
-text { fill: #f0f6fc }
-.head, .note { fill: #9198a1 }
-rect { fill: #4a525c }
-.finding { fill: #58a6ff }
-.parallel rect { fill: #388bfd }
-.concurrent rect { fill: #1f5499 }
-.range { stroke: #f0f6fc }
-.rule { stroke: #3d444d }
-"""
+# Each colour, and what it becomes in dark mode: found in the finished SVG by its light value.
+DARK = {
+    (BACKGROUND := "#ffffff"): "#0d1117",
+    (INK := "#1f2328"): "#f0f6fc",
+    (MUTED := "#59636e"): "#9198a1",
+    (RULE := "#d1d9e0"): "#3d444d",
+    (FINDING := "#0757ba"): "#58a6ff",
+    (PARALLEL := "#0969da"): "#388bfd",
+    (CONCURRENT := "#80b8f7"): "#1f5499",
+    (OTHER := "#c8ced5"): "#4a525c",
+}
+BARS = {"pfu-parallel": PARALLEL, "pfu-concurrent": CONCURRENT}
+FONTS = 'system-ui, -apple-system, "Segoe UI", Roboto, Helvetica, Arial, "DejaVu Sans", sans-serif'
 
 
-class Drawing:
-    """SVG elements from the top down; `top` is where the next one goes."""
+@dataclass(frozen=True)
+class Style:
+    """How a line of text looks; so many letters fit it, in a wide font."""
+
+    height: float
+    size: float
+    letters: int
+    color: str = INK
+    weight: str = "normal"
+
+
+TITLE = Style(20, 14, 50, weight="bold")
+LEAD = Style(15, 10.5, 76, MUTED)
+SECTION = Style(19, 12.5, 52, weight="bold")
+HEAD = Style(16, 10.5, 64, MUTED)
+FOUND = Style(15, 10.5, 64, FINDING, "bold")
+NOTE = Style(13.5, 9.5, 84, MUTED)
+
+
+class Page:
+    """What is drawn from the top down: blocks of a height, placed when all of them are known."""
 
     def __init__(self) -> None:
-        self.top = 0
-        self.elements: list[str] = []
+        self._blocks: list[tuple[float, Callable[[float], None]]] = []
+        self.figure = Figure(facecolor=BACKGROUND)
 
-    def text(self, text: str, left: float, name: str, baseline: float) -> None:
-        place = f'x="{number_text(left)}" y="{number_text(self.top + baseline)}"'
-        self.elements.append(f'<text class="{name}" {place}>{xml_text(text)}</text>')
+    def text(self, text: str, style: Style) -> None:
+        """Over the whole width, in more than one line if it is long."""
+        for line in textwrap.wrap(NOT_IN_XML.sub("\ufffd", text), style.letters):
+            self.columns([line], style, [0])
 
-    def line(self, text: str, name: str, height: int) -> None:
-        """Text over the whole width, in more than one line if it is long."""
-        for each in textwrap.wrap(text, LETTERS[name]):
-            self.text(each, 0, name, round(height * 0.75))
-            self.top += height
+    def columns(self, texts: Sequence[str], style: Style, lefts: Sequence[float] = LEFTS) -> None:
+        """Beside each other."""
 
-    def columns(self, texts: tuple[str, str], name: str) -> None:
-        for text, left in zip(texts, (SPEED_LEFT, CPU_LEFT)):
-            if text:
-                self.text(text, left, name, BASELINE)
-        self.top += ROW if any(texts) else 0
+        def place(top: float) -> None:
+            for text, left in zip(texts, lefts):
+                x, y = self._fraction(left, top + 0.75 * style.height)
+                font = {"fontsize": style.size, "fontweight": style.weight, "color": style.color}
+                self.figure.text(x, y, text, parse_math=False, va="baseline", **font)
 
-    def rule(self) -> None:
-        self.elements.append(f'<path class="rule" d="M0 {self.top + 0.5}H{WIDTH}"/>')
+        if any(texts):
+            self._blocks.append((style.height, place))
 
-    def bar(self, span: Span, left: int, scale: float) -> None:
-        """A bar from zero to the median, the range across it, and the figure after both."""
-        middle = number_text(self.top + 3 + BAR / 2)
-        low, end, high = (left + scale * it for it in (span.low, span.median, span.high))
-        place = f'x="{left}" y="{self.top + 3}" height="{BAR}"'
-        self.elements.append(f'<rect {place} width="{number_text(end - left)}"/>')
-        if span.high > span.low:
-            across = f"M{number_text(low)} {middle}H{number_text(high)}"
-            self.elements.append(f'<path class="range" d="{across}"/>')
-        self.text(figure(span.median), max(end, high) + 6, "figure", BASELINE)
+    def gap(self, height: float, *, rule: bool = False) -> None:
+        def place(top: float) -> None:
+            if rule:
+                (x, y), (end, _) = self._fraction(0, top + 12), self._fraction(WIDTH, 0)
+                line = Line2D([x, end], [y, y], color=RULE, linewidth=0.75)
+                self.figure.add_artist(line)
 
-    def series(self, it: Series, speed_scale: float, cpu_scale: float) -> None:
-        self.elements.append(f'<g class="{css_class(it.tool)}">')
-        self.text(label(it.tool), 0, "tool", BASELINE)
-        if it.speed and it.cpu:
-            self.bar(it.speed, SPEED_LEFT, speed_scale)
-            self.bar(it.cpu, CPU_LEFT, cpu_scale)
-        else:
-            self.text("failed" if it.runs else "not run", SPEED_LEFT, "failed", BASELINE)
-        self.elements.append("</g>")
-        self.top += ROW
+        self._blocks.append((height, place))
 
-    def section(self, section: Section) -> None:
-        speed_scale = scale_for(SPEED_WIDTH, (it.speed for it in section.series()))
-        cpu_scale = scale_for(CPU_WIDTH, (it.cpu for it in section.series()))
-        self.section_head(section)
-        for load in section.workloads:
-            self.top += 6
-            failed = failed_text(load)
-            heading = workload_text(section, load) + (f" ({failed})" if failed else "")
-            self.line(heading, "head", 20)
-            for it in load.series:
-                self.series(it, speed_scale, cpu_scale)
+    def bars(self, section: Section, load: Workload) -> None:
+        """One row for each tool: its name, and a bar in each column."""
 
-    def section_head(self, section: Section) -> None:
-        self.top += 20
-        self.rule()
-        self.top += 8
-        self.line(section_text(section), "section", 24)
-        self.columns(section.units, "head")
-        self.columns(findings(section), "finding")
+        def place(top: float) -> None:
+            for column in (0, 1):
+                self._column(section, load, column, top)
 
+        self._blocks.append((ROW * len(load.series), place))
 
-def scale_for(width: float, spans: Iterable[Span | None]) -> float:
-    """Pixels for each unit, so that the highest run has all the width."""
-    return width / (max((span.high for span in spans if span), default=0) or 1)
+    def _column(self, section: Section, load: Workload, column: int, top: float) -> None:
+        height, rows = ROW * len(load.series), range(len(load.series))
+        x, bottom = self._fraction(LEFTS[column], top + height)
+        share = (WIDTHS[column] / self._width, height / self._height)
+        axes = self.figure.add_axes((x, bottom, *share), frame_on=False)
+        axes.set(
+            xlim=(0, section.scale(column)), ylim=(len(rows) - 0.5, -0.5), xticks=[], yticks=[]
+        )
+        gap = section.scale(column) * 5 / WIDTHS[column]
+        words = {"va": "center_baseline", "fontsize": 10.5, "clip_on": False, "parse_math": False}
+        for row, it in zip(rows, load.series):
+            bold = "bold" if it.is_pfu else "normal"
+            if column == 0:
+                name = NOT_IN_XML.sub("\ufffd", it.label)
+                left = -LEFTS[0] * section.scale(0) / WIDTHS[0]
+                axes.text(left, row, name, color=INK, gid=f"tool{row}", **words)
+            if it.spans:
+                span = it.spans[column]
+                axes.barh(
+                    row, span.median, BAR / ROW, color=BARS.get(it.tool, OTHER), clip_on=False
+                )
+                if span.high > span.low:
+                    line = {"color": INK, "linewidth": 0.9, "solid_capstyle": "butt"}
+                    axes.plot([span.low, span.high], [row, row], clip_on=False, **line)
+                end = max(span.median, span.high) + gap
+                axes.text(end, row, figure(span.median), color=INK, fontweight=bold, **words)
+            elif column == 0:
+                failed = "failed" if it.runs else "not run"
+                axes.text(0, row, failed, color=INK, fontstyle="italic", **words)
 
+    def _fraction(self, left: float, top: float) -> tuple[float, float]:
+        """A place on the page, in the figure's own units, which start at its lower left."""
+        return (MARGIN + left) / self._width, 1 - (MARGIN + top) / self._height
 
-def css_class(tool: str) -> str:
-    return {"pfu-parallel": "parallel", "pfu-concurrent": "concurrent"}.get(tool, "other")
-
-
-def number_text(number: float) -> str:
-    return f"{number:.2f}".rstrip("0").rstrip(".")
-
-
-def xml_text(text: str) -> str:
-    return escape(NOT_IN_XML.sub("\ufffd", text))
-
-
-def described(found: Sequence[Section]) -> str:
-    """For those who hear the picture: every section's finding."""
-    told = []
-    for each in found:
-        columns = [": ".join(filter(None, pair)) for pair in zip(each.units, findings(each))]
-        told.append(f"{section_text(each)}: {'; '.join(columns)}.")
-    return " ".join([*subtitle_lines(found), *told])
+    def finish(self) -> Figure:
+        self._width = WIDTH + 2 * MARGIN
+        self._height = sum(height for height, _ in self._blocks) + 2 * MARGIN
+        self.figure.set_size_inches(self._width / 72, self._height / 72)
+        top = 0.0
+        for height, place in self._blocks:
+            place(top)
+            top += height
+        return self.figure
 
 
-def picture(files: Sequence[dict[str, Any]]) -> str:
-    """The SVG of all the results."""
-    found = sections(workloads(it for each in files for it in each["results"]))
+def draw(files: Sequence[dict[str, Any]]) -> Figure:
+    """The picture of all the results."""
+    found = sections(it for each in files for it in each["results"])
     if not found:
         fail("there are no results to draw")
-    drawing = Drawing()
-    for text in title_lines(found):
-        drawing.line(text, "title", 27)
-    for text in subtitle_lines(found):
-        drawing.line(text, "head", 21)
+    page = Page()
+    page.figure.set_label(title_text(found))
+    page.text(title_text(found), TITLE)
+    for text in subtitle_texts(found):
+        page.text(text, LEAD)
     for section in found:
-        drawing.section(section)
-    drawing.top += 20
-    drawing.rule()
-    drawing.top += 8
-    for text in footer_lines(files, found):
-        drawing.line(text, "note", 18)
-    return document(drawing, " ".join(title_lines(found)), described(found))
+        page.gap(18, rule=True)
+        page.text(section_text(section), SECTION)
+        units, findings = column_texts(section)
+        page.columns(units, HEAD)
+        page.columns(findings, FOUND)
+        for load in section.workloads:
+            page.gap(5)
+            page.text(workload_text(section, load), HEAD)
+            page.bars(section, load)
+    page.gap(18, rule=True)
+    for text in footer_texts(files, found):
+        page.text(text, NOTE)
+    return page.finish()
 
 
-def document(drawing: Drawing, title: str, description: str) -> str:
-    height = drawing.top + 4
-    size = f'width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}"'
-    accessible = 'role="img" aria-labelledby="title description"'
-    return "\n".join(
-        [
-            f'<svg xmlns="http://www.w3.org/2000/svg" {size} {accessible}>',
-            f'<title id="title">{xml_text(title)}</title>',
-            f'<desc id="description">{xml_text(description)}</desc>',
-            f"<style>{STYLE}@media (prefers-color-scheme: dark) {{{DARK_STYLE}}}\n</style>",
-            *drawing.elements,
-            "</svg>\n",
-        ]
+def svg(picture: Figure) -> str:
+    """The file: without a date, its text as text, with a style for readers in dark mode."""
+    written = io.BytesIO()
+    metadata = {"Title": picture.get_label(), "Date": None, "Creator": None}
+    settings = {"svg.fonttype": "none", "svg.hashsalt": "pfu", "font.sans-serif": ["DejaVu Sans"]}
+    with matplotlib.rc_context(settings):
+        picture.savefig(written, format="svg", metadata=metadata, facecolor=BACKGROUND)
+    rules = "".join(
+        f' [style*="{what}: {light}"] {{ {what}: {dark} !important }}\n'
+        for light, dark in DARK.items()
+        for what in ("fill", "stroke")
     )
+    style = f"text {{ font-family: {FONTS} !important }}\n"
+    style += f"@media (prefers-color-scheme: dark) {{\n{rules}}}\n"
+    head, opening, rest = written.getvalue().decode().partition("<defs>")
+    return f"{head}<style>\n{style}</style>\n{opening}{rest}"
 
 
 # ---------------------------------------------------------------------------------------------
@@ -512,17 +470,17 @@ def read_result(path: Path) -> dict[str, Any]:
     return found
 
 
-def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
+def main() -> int:
+    parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument("results", type=Path, nargs="+", metavar="FILE", help="what it wrote")
-    return made
-
-
-def main() -> int:
-    files = [read_result(path) for path in parser().parse_args().results]
-    sys.stdout.buffer.write(picture(files).encode())
+    parser.add_argument("results", type=Path, nargs="+", metavar="FILE", help="what it wrote")
+    files = [read_result(path) for path in parser.parse_args().results]
+    try:
+        drawn = svg(draw(files))
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        fail(f"cannot draw this: {type(error).__name__}: {error}")
+    sys.stdout.buffer.write(drawn.encode())
     return 0
 
 
