@@ -1,0 +1,72 @@
+"""What is said in several places of the project is the same in all of them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import pfu
+
+HOME = Path(__file__).resolve().parent.parent
+
+
+def text_of(name: str) -> str:
+    return (HOME / name).read_text("utf-8")
+
+
+def requirements(name: str) -> dict[str, str]:
+    """Each package and the versions of it that are asked for."""
+    lines = [line.partition("#")[0].strip() for line in text_of(name).splitlines()]
+    matches = [re.fullmatch(r"([\w.-]+(?:\[\w+\])?)(.*)", line) for line in lines if line]
+    return {match[1]: match[2] for match in matches if match}
+
+
+class TestToolsOfCiAndPreCommit:
+    @pytest.mark.parametrize("tool", ["ruff", "mypy"])
+    def test_they_are_of_the_same_version(self, tool: str) -> None:
+        wanted = requirements("requirements-dev.txt")[tool]
+        assert re.fullmatch(r"==[\d.]+", wanted)
+        found = re.findall(rf'"{tool}([=<>][^"]*)"', text_of(".pre-commit-config.yaml"))
+        assert found
+        assert set(found) == {wanted}
+
+    def test_mypy_sees_the_same_pytest(self) -> None:
+        wanted = requirements("requirements-dev.txt")["pytest"]
+        assert f'"pytest{wanted}"' in text_of(".pre-commit-config.yaml")
+
+    def test_ci_installs_the_versions_of_the_file(self) -> None:
+        text = text_of(".ci/run")
+        assert 'new_venv tools "${newest#* }" -r requirements-dev.txt' in text
+        assert not re.search(r"\b(ruff|mypy|matplotlib)[=<>]", text)
+
+    def test_mypy_checks_the_same_files(self) -> None:
+        programs = re.search(r"^PROGRAMS=\((.*)\)$", text_of(".ci/run"), re.MULTILINE)
+        assert programs
+        assert f"entry: mypy {programs[1]}\n" in text_of(".pre-commit-config.yaml")
+
+
+class TestPackage:
+    def test_it_needs_what_pfu_needs(self) -> None:
+        text = text_of("pyproject.toml")
+        boto3 = "boto3" + requirements("requirements.txt")["boto3"]
+        assert f'dependencies = ["{boto3}"]' in text
+        assert 'requires-python = ">=3.9"' in text
+        header = text_of("pfu.py").partition("# ///\n")[0]
+        assert f'# dependencies = ["{boto3}"]' in header
+        assert '# requires-python = ">=3.9"' in header
+
+    def test_its_sandbox_needs_what_the_sandbox_needs(self) -> None:
+        wanted = requirements("requirements.txt")
+        names = ("moto[s3]", "flask", "flask-cors")
+        listed = ", ".join(f'"{name}{wanted[name]}"' for name in names)
+        assert f"sandbox = [{listed}]" in text_of("pyproject.toml")
+
+    def test_its_command_is_there(self) -> None:
+        assert 'pfu = "pfu:command"' in text_of("pyproject.toml")
+        assert callable(pfu.command)
+
+    def test_its_version_is_in_the_changelog(self) -> None:
+        text = text_of("CHANGELOG.md")
+        assert f"## [{pfu.__version__}]" in text or f"Version {pfu.__version__}.\n" in text
