@@ -117,6 +117,8 @@ def operation_table(*rows: str) -> list[Operation]:
 OPERATIONS = operation_table(
     "PutObject PUT key - -",
     "UploadPart PUT key partNumber,uploadId -",
+    "CopyObject COPY key - -",
+    "UploadPartCopy COPY key partNumber,uploadId -",
     "GetObject GET key - -",
     "HeadObject HEAD key - partNumber",
     "DeleteObject DELETE key - -",
@@ -249,12 +251,12 @@ def parse_query(query: str) -> list[tuple[str, str]]:
 def operation_of(request: Request) -> str:
     level = "key" if request.key else "bucket" if request.bucket else "service"
     names = request.query.keys()
-    if "x-amz-copy-source" in request.headers:
-        return ""
+    copies = request.method == "PUT" and "x-amz-copy-source" in request.headers
+    method = "COPY" if copies else request.method
     found = (
         row.name
         for row in OPERATIONS
-        if row[1:3] == (request.method, level) and row.required <= names <= row.optional
+        if row[1:3] == (method, level) and row.required <= names <= row.optional
     )
     return next(found, "")
 

@@ -13,7 +13,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from typing import Any, Callable
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, unquote
 from xml.etree import ElementTree
 
 from botocore import xform_name
@@ -34,9 +34,11 @@ ACCOUNT = "123456789012"
 MAX_KEY_BYTES = 1024
 MAX_METADATA_BYTES = 2048
 MAX_PARTS = 10_000
+MAX_COPY = 5 << 30
+CHECKSUM = "x-amz-checksum-sha256"
 MIN_PART_SIZE = 5 << 20
 KEPT_HEADERS = re.compile(
-    r"x-amz-meta-.*|x-amz-storage-class|x-amz-server-side-encryption.*|x-amz-tagging|x-amz-acl"
+    r"x-amz-meta-.*|x-amz-storage-class|x-amz-server-side-encryption.*|x-amz-tagging$|x-amz-acl"
     r"|x-amz-checksum-.*|content-(type|encoding|disposition|language)|cache-control|expires"
 )
 NOT_RETURNED = {"x-amz-tagging", "x-amz-acl", "x-amz-checksum-algorithm", "x-amz-checksum-type"}
@@ -77,6 +79,20 @@ class StoredObject:
     modified: float
     puts: int = 0
     parts: tuple[StoredPart, ...] = ()
+
+    def digest(self, part_size: int | None) -> str:
+        """SHA-256 as a ledger that knows the object by parts of that size should have it.
+
+        A copy is in one piece: how it was once cut, the ledger alone knows.
+        """
+        if part_size is None:
+            assert not self.parts
+            return self.sha256
+        assert self.body is not None
+        assert {part.size for part in self.parts[:-1]} <= {part_size}
+        cuts = range(0, max(1, len(self.body)), part_size)
+        digests = [hashlib.sha256(self.body[cut : cut + part_size]).digest() for cut in cuts]
+        return f"{hashlib.sha256(b''.join(digests)).hexdigest()}-{len(digests)}"
 
 
 @dataclass
@@ -176,6 +192,57 @@ class Store:
         digest = request.sha256.hexdigest()
         bucket.put(request.key, StoredObject(body, request.size, digest, etag, headers, self.now()))
         return Answer(headers={"etag": f'"{etag}"', **returned(headers, "x-amz-")})
+
+    def copy_object(self, request: Request) -> Answer:
+        """A copy is an object in one piece, whatever its source was.
+
+        Where bodies are not kept it is known by the source's parts alone, and so is the copy.
+        """
+        source = self._source_of_copy(request)
+        bucket = self.bucket(request.bucket)
+        headers = source.headers
+        if request.headers.get("x-amz-metadata-directive") == "REPLACE":
+            headers = self._kept_headers(bucket, request)
+        elif bucket.objects.get(request.key) is source:
+            raise S3Error("InvalidRequest", "a copy onto itself that changes nothing")
+        if source.size > MAX_COPY:
+            raise S3Error("InvalidRequest", "the source is larger than 5 GiB")
+        body = source.body
+        etag = self._etag(hashlib.md5(body or b"").digest(), headers) if body else source.etag
+        summed = headers.pop("x-amz-checksum-algorithm", "") or source.headers.get(CHECKSUM, "")
+        if body is not None and summed:
+            headers = {**headers, CHECKSUM: encode64(hashlib.sha256(body).digest())}
+        parts = source.parts if body is None else ()
+        copy = StoredObject(
+            *(body, source.size, source.sha256, etag, headers, self.now()), parts=parts
+        )
+        bucket.put(request.key, copy)
+        return document("CopyObjectResult", [("ETag", f'"{etag}"')])
+
+    def upload_part_copy(self, request: Request) -> Answer:
+        source, upload = self._source_of_copy(request), self._upload(request)
+        assert source.body is not None
+        first, last = byte_range(request.headers["x-amz-copy-source-range"], source.size)
+        body = source.body[first : last + 1]
+        number, etag = int(request.query["partNumber"]), hashlib.md5(body).hexdigest()
+        digest = hashlib.sha256(body)
+        checksum = encode64(digest.digest())
+        upload.parts[number] = StoredPart(
+            number, len(body), digest.hexdigest(), etag, checksum, body, self.now()
+        )
+        return document("CopyPartResult", [("ETag", f'"{etag}"')])
+
+    def _source_of_copy(self, request: Request) -> StoredObject:
+        name = unquote(request.headers["x-amz-copy-source"]).lstrip("/")
+        bucket, _, key = name.partition("/")
+        source = self.bucket(bucket).objects.get(key)
+        if source is None:
+            raise S3Error("NoSuchKey")
+        if request.headers.get("x-amz-copy-source-if-match", f'"{source.etag}"').strip('"') != (
+            source.etag
+        ):
+            raise S3Error("PreconditionFailed", Condition="x-amz-copy-source-If-Match")
+        return source
 
     @staticmethod
     def _check_condition(bucket: StoredBucket, request: Request) -> None:
