@@ -46,6 +46,7 @@ import array
 import asyncio
 import base64
 import binascii
+import codecs
 import contextlib
 import dataclasses
 import difflib
@@ -146,6 +147,9 @@ MAX_UNSENT = 100  # files in a row that could not be sent, repetitions included,
 SCAN_BATCH = 500  # files compared with the ledger at once; SQLite before 3.32 takes 999 variables
 SCAN_COMMIT = 5_000  # changed rows in one transaction of the scan
 CHECKPOINT_PAGES = 4000  # of 4 KiB in the write-ahead log, before they go into the ledger file
+SWEEP_ROWS = 5_000  # rows looked at in one transaction, for those of files that are gone
+SWEEP_SECONDS = 86_400.0  # a ledger is swept once a day: 90 d of history need no more
+KEPT_HISTORY = 90 * 86_400.0  # seconds that the ledger remembers files that are gone, and runs
 FOLD_ROWS = 25_000  # outcomes written one after the other, before they go where they belong
 PAGE_ROWS = 500  # rows in one page
 PAGE_BYTES = 64 * MIB  # bytes of files in one page (a page holds one row at least)
@@ -155,6 +159,7 @@ SAFE_CONCURRENCY = 32  # requests in flight in one process on the safe lane
 THREADS = 64  # in one process, for slow reads and the safe lane; they start as they are needed
 INLINE_BYTES = 64 * KIB  # files up to this size may be read on the event loop
 SLOW_READ = 0.001  # seconds; reads that take longer on average move to threads
+LEASE_SECONDS = 60.0  # a lease is broken after 45 s (proc_sys_fs(5), lease-break-time)
 INLINE_PROBE = 200  # reads in threads, before one on the loop is tried again
 THROTTLED_SECONDS = 300  # a file is repeated this long while the store asks to slow down
 MAX_REFUSALS = 20  # answers in a row that the fast lane does not understand, to give it up
@@ -178,7 +183,7 @@ SLOW_LINE_SECONDS = 180  # the latter, where a slow line may still carry what th
 WATCH_SECONDS = 300.0  # in which nothing was read, sent or answered: the run is stopped
 GIVE_UP_SECONDS = 30.0  # more, and it is broken off
 APPLICATION_ID = 0x70667531  # "pfu1", written into the header of the ledger file
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MAX_INTEGER = (1 << 63) - 1  # SQLite's largest
 KILLED = "killed"  # what the ledger says of a run that was: BatchJob.error
 LOCK_SUFFIX = ".lock"
@@ -252,6 +257,10 @@ class VanishedError(SourceError):
 
 class ChangedError(SourceError):
     """A file changes while it is read."""
+
+
+class LeasedError(SourceError):
+    """Another program (Samba) has a lease on a file, and is asked by the system to give it up."""
 
 
 class NotRegularError(SourceError):
@@ -433,6 +442,7 @@ class Column(NamedTuple):
     """What may stand in a column."""
 
     name: str
+    sql: str  # its type
     types: frozenset[type]
     values: frozenset[int]  # empty: any
 
@@ -445,21 +455,23 @@ def columns_of(model: type[BaseModel]) -> Mapping[str, Column]:
 
 
 def _column(name: str, annotation: str) -> Column:
-    types: set[type] = {int if _sql_type(annotation) == "INTEGER" else str}
+    sql = _sql_type(annotation)
+    types: set[type] = {int if sql == "INTEGER" else str}
     if annotation.endswith("None"):
         types.add(type(None))
     if name in NOT_UTF8:
         types.add(bytes)
-    return Column(name, frozenset(types), frozenset(map(int, STATUSES.get(annotation, ()))))
+    return Column(name, sql, frozenset(types), frozenset(map(int, STATUSES.get(annotation, ()))))
 
 
 @dataclass
 class FileModel(BaseModel):
     """One file on its way to one destination.
 
-    ``etag`` and ``sha256`` belong to what the store acknowledged for exactly this size, time and
-    permissions; they are NULL as soon as the file is known to differ. A pending row that still
-    has them is read and hashed first, and goes up only if its bytes are others.
+    A row describes what the store has: ``etag`` and ``sha256`` are of the bytes that it
+    acknowledged with exactly this size, time, mode and owner. Both are NULL as soon as the bytes
+    are known to differ, or nobody knows. A pending row that still has one is read and compared
+    first: only other bytes are sent, and what else has changed is renewed in the store.
     """
 
     table: ClassVar[str] = "FileStat"
@@ -483,6 +495,13 @@ class FileModel(BaseModel):
     uploaded_at: int | None = None  # seconds since the epoch
     inode: int = 0
     racy: int = 0  # 1: last modified within two seconds of being read
+    changed_at: int | None = None  # nanoseconds since the epoch: the inode's ctime
+    uid: int | None = None  # NULL, like changed_at, in rows of an older pfu
+    gid: int | None = None
+    part_size: int | None = None  # bytes of the parts that sha256 is composed of
+    stale: int | None = None  # 1: the store has these bytes, with older metadata than these
+    destination_id: int | None = None  # Destination.id
+    missing_since: int | None = None  # seconds since the epoch: a whole scan did not see it
 
     def move_to(self, status: FileStatus) -> None:
         """Go to ``status``. Raises ValueError where no such step exists."""
@@ -494,35 +513,38 @@ class FileModel(BaseModel):
         """An engine takes the file."""
         self.move_to(FileStatus.IN_PROGRESS)
 
-    def release(self, attempts: int = 0) -> None:
-        """The engine gives the file back. Once tried, nobody knows what the store has."""
+    def release(self, *, sent: bool = False) -> None:
+        """The engine gives the file back. Once sent, nobody knows what the store has."""
         self.move_to(FileStatus.PENDING)
-        if attempts:
+        if sent:
             self.etag = self.sha256 = None
 
-    def fail(self, error: str, attempts: int) -> None:
-        """The file is not in the store; ``error`` says why."""
+    def fail(self, error: str, attempts: int, *, sent: bool = False) -> None:
+        """The file is not in the store as it is now; ``error`` says why."""
         self.move_to(FileStatus.FAILED)
         self.error, self.attempts = error, self.attempts + attempts
-        self.etag = self.sha256 = None
+        if sent:
+            self.etag = self.sha256 = None
 
     def apply(self, outcome: Outcome) -> None:
         """What an engine says became of the file."""
         if outcome.kind in STORED:
             self.succeed(outcome)
         elif outcome.kind in GIVEN_BACK:
-            self.release(outcome.attempts)
+            self.release(sent=outcome.sent)
         else:
-            self.fail(outcome.error, outcome.attempts)
+            self.fail(outcome.error, outcome.attempts, sent=outcome.sent)
 
     def succeed(self, outcome: Outcome) -> None:
         """The store has the file as ``outcome`` read it."""
         self.move_to(FileStatus.SUCCESS)
         self.file_size, self.last_modified = outcome.file_size, outcome.last_modified
         self.permissions, self.inode, self.racy = outcome.permissions, outcome.inode, outcome.racy
+        self.changed_at, self.uid, self.gid = outcome.changed_at, outcome.uid, outcome.gid
         self.error, self.attempts = None, self.attempts + outcome.attempts
-        self.sha256 = outcome.sha256
-        if outcome.kind is OutcomeKind.UPLOADED:
+        self.sha256, self.part_size = outcome.sha256 or None, outcome.part_size or None
+        self.stale = int(outcome.stale) or None
+        if outcome.kind is not OutcomeKind.UNCHANGED:
             self.etag, self.uploaded_at = outcome.etag, outcome.uploaded_at
 
 
@@ -530,7 +552,7 @@ class OutcomeKind(IntEnum):
     """What became of a file that was handed to an engine."""
 
     UPLOADED = 0  # acknowledged by the store
-    UNCHANGED = 1  # read and hashed: the store has these bytes already
+    UNCHANGED = 1  # read and compared: the store has these bytes already
     FAILED = 2
     DENIED = 3  # failed, because the store refused permission
     VANISHED = 4  # not there any more, or not a regular file any more
@@ -540,9 +562,11 @@ class OutcomeKind(IntEnum):
     CHANGED = 8  # a large file changed under way
     GONE = 9  # its multipart upload is not there any more
     LARGE = 10  # the file has grown so large that it has to go up in parts
+    RENEWED = 11  # the store has these bytes already; its metadata are those of the file now
 
 
-STORED = frozenset((OutcomeKind.UPLOADED, OutcomeKind.UNCHANGED))
+STORED = frozenset((OutcomeKind.UPLOADED, OutcomeKind.UNCHANGED, OutcomeKind.RENEWED))
+SENT_WHOLE = frozenset((OutcomeKind.UPLOADED, OutcomeKind.RENEWED))
 GIVEN_BACK = frozenset((OutcomeKind.RELEASED, OutcomeKind.FATAL))
 
 
@@ -561,6 +585,12 @@ class Outcome(NamedTuple):
     etag: str = ""
     sha256: str = ""
     uploaded_at: int = 0  # seconds since the epoch
+    changed_at: int = 0  # nanoseconds since the epoch: the inode's ctime
+    uid: int = 0
+    gid: int = 0
+    part_size: int = 0  # bytes of the parts that sha256 is composed of; 0: of none
+    stale: bool = False  # the metadata in the store are older; ``error`` says why
+    sent: bool = False  # the store may have some of it
 
 
 @dataclass
@@ -581,6 +611,11 @@ class OutcomeRow(BaseModel):
     uploaded_at: int | None
     inode: int
     racy: int
+    changed_at: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    part_size: int | None = None
+    stale: int | None = None
 
 
 @dataclass
@@ -600,7 +635,7 @@ class UploadModel(BaseModel):
     inode: int = 0
     changed_at: int = 0  # nanoseconds since the epoch: the inode's ctime
     racy: int = 0  # 1: the file was modified within two seconds of being read first
-    fingerprint: str = ""  # of the object's metadata: size, time and permissions among it
+    fingerprint: str = ""  # hashes of what Create said: of all but the metadata, /, of these
 
 
 @dataclass
@@ -614,6 +649,19 @@ class PartModel(BaseModel):
     part_size: int  # bytes
     etag: str
     sha256: str  # hex
+
+
+@dataclass
+class DestinationModel(BaseModel):
+    """A place that files go to, known by the ROOT that fills it: one ROOT, one destination."""
+
+    table: ClassVar[str] = "Destination"
+
+    id: int | None
+    endpoint: str  # of a store that is not AWS
+    destination: str
+    root_dir: str | None = None
+    swept_at: int = 0  # seconds since the epoch: rows of files that are gone were looked for
 
 
 @dataclass
@@ -671,9 +719,16 @@ class Known(NamedTuple):
     file_size: int
     last_modified: int
     permissions: str
+    uid: int | None
+    gid: int | None
+    inode: int
+    changed_at: int | None
     status: int
     racy: int
-    hashed: int  # 1: sha256 is known, and holds for these three
+    stale: int | None
+    missing_since: int | None
+    row: int  # SQLite's number of it
+    hashed: int  # 1: a hash of the bytes that the store has is known
 
 
 class Found(NamedTuple):
@@ -685,8 +740,17 @@ class Found(NamedTuple):
     file_size: int = 0
     last_modified: int = 0
     permissions: str = ""
+    uid: int = 0
+    gid: int = 0
     inode: int = 0
+    changed_at: int = 0
     problem: str = ""
+
+
+# What tells whether a file is the one that was stored: in the same order in Known and in Found.
+FACTS_KNOWN, FACTS_FOUND = slice(1, 8), slice(3, 10)
+STATE_KNOWN = slice(8, 12)  # Known.status to missing_since
+AS_STORED = (FileStatus.SUCCESS, 0, None, None)  # these, if all is well
 
 
 class StoredRow(NamedTuple):
@@ -696,9 +760,15 @@ class StoredRow(NamedTuple):
     file_size: int
     last_modified: int
     permissions: str
+    uid: int | None
+    gid: int | None
+    inode: int
+    changed_at: int | None
     status: int
     etag: str | None
     sha256: str | None
+    part_size: int | None
+    stale: int | None
 
 
 class Listed(NamedTuple):
@@ -717,6 +787,7 @@ class Inspected(NamedTuple):
     sha256: str  # hex, of objects in parts as combined_digest(); empty where it is not kept
     metadata: Mapping[str, str]
     stored_at: int  # nanoseconds since the epoch
+    part_size: int = 0  # bytes; 0: it is not in parts, or the store does not tell
 
     def is_of(self, found: Found) -> bool:
         """Whether its metadata are those of a file: size, time and permissions."""
@@ -724,6 +795,29 @@ class Inspected(NamedTuple):
         mode = self.metadata.get("mode", "").lstrip("0")
         told = (self.size, modified, mode)
         return told == (found.file_size, found.last_modified, found.permissions.lstrip("0"))
+
+    def forms(self) -> list[tuple[Form, str]]:
+        """What its bytes can be compared by: forms of a digest that the store tells."""
+        md5 = self.etag if is_md5_etag(self.etag) else ""
+        return [
+            (form, digest)
+            for algorithm, digest in (("sha256", self.sha256), ("md5", md5))
+            if digest
+            for form in forms_of(algorithm, digest, self.size, (self.part_size,))
+        ]
+
+    def proves(self, digests: Mapping[Form, str]) -> bool | None:
+        """Whether its bytes are those with these ``digests``; None: it tells nothing of the kind.
+
+        An ETag that looks like an MD5 need not be one (SSE-KMS), and parts may have been cut in
+        another way than is known: such a one proves sameness alone.
+        """
+        forms = self.forms()
+        same = {form for form, digest in forms if digests[form] == digest}
+        sha256 = {form for form, _ in forms if form.algorithm == "sha256"}
+        if len(sha256) == 1 and (self.part_size or WHOLE_SHA256 in sha256):
+            return bool(same & sha256)
+        return True if same else None
 
 
 def nanoseconds(text: str) -> int | None:
@@ -740,7 +834,7 @@ class Change(NamedTuple):
 
     found: Found
     reason: str
-    keeps_hash: bool = False  # the hash in the ledger still stands: read first, then decide
+    keeps_hash: bool = False  # what the store has is known: read and compare, then decide
 
 
 FOUND_COLUMNS = [
@@ -757,9 +851,10 @@ FOUND_COLUMNS = [
     "inode",
     "attempts",
     "racy",
+    "destination_id",
 ]
 TAKE_IN_SQL = FileModel.insert_sql(
-    FOUND_COLUMNS, updating=[*FOUND_COLUMNS[2:], "etag", "sha256", "uploaded_at"]
+    FOUND_COLUMNS, updating=[name for name in FileModel.columns() if name not in FOUND_COLUMNS[:2]]
 )
 OUTCOME_COLUMNS = OutcomeRow.columns()[1:]
 OUTCOME_SQL = OutcomeRow.insert_sql()
@@ -768,12 +863,18 @@ FOLD_SQL = (
     f"{OutcomeRow.select_sql('WHERE true ORDER BY file_id')} ON CONFLICT(id) DO UPDATE SET "
     + ", ".join(f"{name}=excluded.{name}" for name in OUTCOME_COLUMNS)
 )
-REHASH_SQL = FileModel.update_sql(("status", "batch_id", "attempts", "error"))
+REHASH_SQL = FileModel.update_sql(
+    ("file_path", "status", "batch_id", "attempts", "error", "missing_since")
+)
 outcome_values = operator.attrgetter("id", *OUTCOME_COLUMNS)
-IS_HASHED = f"sha256 IS NOT NULL AND status != {FileStatus.IN_PROGRESS:d}"
-KNOWN_SQL = FileModel.select_sql("WHERE id IN ({})", (*Known._fields[:-1], IS_HASHED))
+IS_HASHED = f"coalesce(sha256, etag) IS NOT NULL AND status != {FileStatus.IN_PROGRESS:d}"
+KNOWN_SQL = FileModel.select_sql("WHERE id IN ({})", (*Known._fields[:-2], "rowid", IS_HASHED))
 NOT_FOLDED_SQL = OutcomeRow.select_sql(
-    "WHERE file_id IN ({})", ("file_id", *Known._fields[1:-1], IS_HASHED)
+    "WHERE file_id IN ({})", ("file_id", *Known._fields[1:-3], "NULL", "0", IS_HASHED)
+)
+JOBS_TO_FORGET = (
+    "created_at < ? AND id NOT IN (SELECT batch_id FROM MultipartUpload) AND rowid NOT IN "
+    "(SELECT max(rowid) FROM BatchJob WHERE status=? GROUP BY destination, endpoint)"
 )
 PAGE_SQL = FileModel.select_sql(
     "WHERE status=? AND (file_size, id) > (?, ?) AND batch_id=? ORDER BY file_size, id LIMIT ?"
@@ -797,6 +898,7 @@ class Ledger:
         """
         self.path = os.fspath(path)
         self.read_only = read_only
+        self.renamed: tuple[str, str] | None = None  # ROOT, and the name that rows know it by
         self._not_folded = 0
         try:
             self._db = self._connect()
@@ -828,8 +930,8 @@ class Ledger:
                 "open ledger", self.path, f"made by a newer pfu (schema {version})", "update pfu.py"
             )
         if owner == APPLICATION_ID:
-            if version < SCHEMA_VERSION and not self.read_only:
-                self._create()
+            if version < SCHEMA_VERSION:
+                self._extend()
             return
         if self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
             raise LedgerError(
@@ -842,11 +944,39 @@ class Ledger:
 
     def _create(self) -> None:
         with self._transaction() as db:
-            for model in (FileModel, BatchJobRow, OutcomeRow, UploadModel, PartModel):
+            for model in TABLES:
                 for sql in model.create_sql():
                     db.execute(sql)
             db.execute(f"PRAGMA application_id={APPLICATION_ID}")
             db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+
+    def _extend(self) -> None:
+        """Give a ledger of an older pfu the columns and tables that it lacks.
+
+        One that must not be written is copied into memory.
+        """
+        if self.read_only:
+            copy = sqlite3.connect(":memory:", isolation_level=None)
+            self._db.backup(copy)
+            self._db.close()
+            self._db = copy
+        with self._transaction() as db:
+            for model in TABLES:
+                there = {row[1] for row in self._rows(f"PRAGMA table_info({model.table})")}
+                for column in columns_of(model).values() if there else ():
+                    if column.name not in there:
+                        db.execute(f"ALTER TABLE {model.table} ADD {column.name} {column.sql}")
+            self._create()
+            db.execute(
+                "INSERT INTO Destination(endpoint, destination, root_dir, swept_at) SELECT "
+                "endpoint, destination, root_dir, 0 FROM BatchJob WHERE rowid IN "
+                "(SELECT max(rowid) FROM BatchJob GROUP BY endpoint, destination) AND NOT EXISTS "
+                "(SELECT 1 FROM Destination)"
+            )
+            db.execute(
+                "UPDATE FileStat SET destination_id=(SELECT Destination.id FROM Destination "
+                "JOIN BatchJob USING (endpoint, destination) WHERE BatchJob.id=batch_id)"
+            )
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -942,33 +1072,51 @@ class Ledger:
         )
         return [BatchJobRow(*map(python_path, row)) for row in rows]
 
-    def forget_endpoint(self, endpoint: str) -> None:
-        """Drop all files that were uploaded to ``endpoint``: that store is no more."""
-        with self._transaction() as db:
-            for upload in list(self._uploads("AND endpoint=?", (endpoint,))):
-                self.forget_upload(upload.id)
-            db.execute(
-                "DELETE FROM FileStat WHERE batch_id IN (SELECT id FROM BatchJob WHERE endpoint=?)",
-                (endpoint,),
-            )
+    # -- destinations
 
-    def has_uploads(self, job: BatchJobRow) -> bool:
-        """Whether an earlier run from this root to this destination has put files there."""
-        sql = (
-            "SELECT 1 FROM FileStat JOIN BatchJob ON batch_id=BatchJob.id "
-            "WHERE FileStat.status=? AND root_dir=? AND destination=? AND endpoint=? LIMIT 1"
-        )
-        return bool(self._rows(sql, (FileStatus.SUCCESS, *_ends(job))))
+    def destination(self, job: BatchJobRow) -> DestinationModel:
+        """What is known of the place that a run goes to; its id is None if that is nothing."""
+        columns = DestinationModel.columns()
+        sql = DestinationModel.select_sql("WHERE destination=? AND endpoint=?", columns)
+        ends = sql_path(job.destination), sql_path(job.endpoint)
+        rows = self._checked(DestinationModel, sql, ends, columns)
+        if rows:
+            return DestinationModel(*map(python_path, rows[0]))
+        return DestinationModel(None, job.endpoint, job.destination)
+
+    def save_destination(self, place: DestinationModel) -> None:
+        """Write what is known of a destination; one that is new gets its id."""
+        with self._transaction() as db:
+            written = db.execute(DestinationModel.insert_sql(updating=place.columns()), _row(place))
+            place.id = place.id or written.lastrowid
+
+    def forget_files(self, place: DestinationModel) -> None:
+        """Drop all files that went to a destination: that store is no more."""
+        with self._transaction() as db:
+            ends = place.destination, place.endpoint
+            for upload in list(self._uploads("AND destination=? AND endpoint=?", ends)):
+                self.forget_upload(upload.id)
+            db.execute("DELETE FROM FileStat WHERE destination_id=?", (place.id,))
+
+    def has_uploads(self, place: DestinationModel) -> bool:
+        """Whether files have been put there."""
+        sql = "SELECT 1 FROM FileStat WHERE status=? AND destination_id=? LIMIT 1"
+        return bool(self._rows(sql, (FileStatus.SUCCESS, place.id)))
+
+    def has_files(self, place: DestinationModel) -> bool:
+        """Whether anything is known of files that go there."""
+        sql = "SELECT 1 FROM FileStat WHERE destination_id=? LIMIT 1"
+        return bool(self._rows(sql, (place.id,)))
 
     # -- scan
 
-    def known(self, ids: Sequence[str]) -> dict[str, Known]:
-        """What is remembered of ``ids``, at most SCAN_BATCH of them."""
+    def known(self, ids: Sequence[str]) -> dict[str, tuple[Any, ...]]:
+        """What is remembered of ``ids``, at most SCAN_BATCH of them: the fields of Known."""
         marks = ",".join("?" * len(ids))
         rows = self._rows(KNOWN_SQL.format(marks), ids)
-        if self.read_only and self._pragma("user_version") == SCHEMA_VERSION:
+        if self.read_only:
             rows += self._rows(NOT_FOLDED_SQL.format(marks), ids)  # left by a run that was killed
-        return {row[0]: Known._make(row) for row in rows}
+        return {row[0]: row for row in rows}
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
@@ -976,31 +1124,83 @@ class Ledger:
         with self._transaction():
             yield
 
-    def take_in(self, changes: Iterable[Change], batch_id: str, now: int) -> None:
+    def take_in(
+        self, changes: Iterable[Change], batch_id: str, now: int, place: DestinationModel
+    ) -> None:
         """Write files that have to be looked at: pending, or failed where the scan says so."""
         rehash, anew = [], []
+        path: str | bytes
         for found, _, keeps_hash in changes:
+            path = self._alias(found.path)
+            path = path if path.isascii() else sql_path(path)
             if keeps_hash:
-                rehash.append((FileStatus.PENDING, batch_id, 0, None, found.id))
+                rehash.append((path, FileStatus.PENDING, batch_id, 0, None, None, found.id))
             else:
-                anew.append(_found_row(found, batch_id, now))
+                anew.append(_found_row(found, path, batch_id, now, place.id))
         anew.sort()
         with self._transaction() as db:
             db.executemany(REHASH_SQL, rehash)
             db.executemany(TAKE_IN_SQL, anew)
 
-    def forget_vanished(self, job: BatchJobRow) -> int:
-        """Drop files of this root that earlier runs left unfinished and this scan did not see.
+    def _alias(self, path: str) -> str:
+        if self.renamed and path.startswith(self.renamed[0]):
+            return self.renamed[1] + path[len(self.renamed[0]) :]
+        return path
+
+    def _real_path(self, path: str) -> str:
+        if self.renamed and path.startswith(self.renamed[1]):
+            return self.renamed[0] + path[len(self.renamed[1]) :]
+        return path
+
+    def forget_vanished(self, job: BatchJobRow, place: DestinationModel) -> int:
+        """Drop files that earlier runs left unfinished and this scan did not see.
 
         Returns how many they were.
         """
-        sql = (
-            "DELETE FROM FileStat WHERE status != ? AND batch_id != ? AND batch_id IN "
-            "(SELECT id FROM BatchJob WHERE root_dir=? AND destination=? AND endpoint=?)"
-        )
-        where = (FileStatus.SUCCESS, job.id, *_ends(job))
+        sql = "DELETE FROM FileStat WHERE status != ? AND batch_id != ? AND destination_id=?"
         with self._transaction() as db:
-            return int(db.execute(sql, where).rowcount)
+            return int(db.execute(sql, (FileStatus.SUCCESS, job.id, place.id)).rowcount)
+
+    # -- history
+
+    def room_for_rows(self) -> bytearray:
+        """A bit for each row that there may be, none of them set."""
+        return bytearray((self._rows("SELECT max(rowid) FROM FileStat")[0][0] or 0) // 8 + 1)
+
+    def seen_again(self, ids: Iterable[str]) -> None:
+        """Files that were missing are there again."""
+        with self._transaction() as db:
+            sql = FileModel.update_sql(("missing_since",))
+            db.executemany(sql, [(None, file_id) for file_id in ids])
+
+    def sweep(
+        self,
+        job: BatchJobRow,
+        place: DestinationModel,
+        is_missing: Callable[[int, str], bool],
+        forgotten: float,
+    ) -> None:
+        """Mark files that a whole scan did not see, and drop those missing since ``forgotten``.
+
+        ``is_missing`` is asked about each row of earlier runs: its number and its path. Runs that
+        began before ``forgotten`` are dropped too, but for the last success at each destination.
+        """
+        columns = ("rowid", "id", "missing_since", "file_path")
+        where = "WHERE rowid > ? AND destination_id=? AND batch_id != ? ORDER BY rowid LIMIT ?"
+        sql, last = FileModel.select_sql(where, columns), 0
+        while rows := self._rows(sql, (last, place.id, job.id, SWEEP_ROWS)):
+            last = rows[-1][0]
+            missing = [r for r in rows if is_missing(r[0], self._real_path(python_path(r[3])))]
+            old = [
+                (r[1],) for r in missing if (job.created_at if r[2] is None else r[2]) <= forgotten
+            ]
+            with self._transaction() as db:
+                marks = [(job.created_at, r[1]) for r in missing if r[2] is None]
+                db.executemany(FileModel.update_sql(("missing_since",)), marks)
+                db.executemany("DELETE FROM FileStat WHERE id=?", old)
+        with self._transaction() as db:
+            where_old = (int(forgotten), JobStatus.COMPLETE)
+            db.execute(f"DELETE FROM BatchJob WHERE {JOBS_TO_FORGET}", where_old)
 
     # -- verification
 
@@ -1032,6 +1232,14 @@ class Ledger:
         rows = self._rows("SELECT key FROM Listed WHERE found=0 ORDER BY key LIMIT ?", (count,))
         return int(total), [row[0] for row in rows]
 
+    def went_away(self, place: DestinationModel) -> int:
+        """How many of these objects are of files that the ledger knows: they were there once."""
+        sql = (
+            "SELECT count(*) FROM FileStat JOIN Listed ON Listed.key=object_key "
+            "WHERE found=0 AND destination_id=?"
+        )
+        return int(self._rows(sql, (place.id,))[0][0])
+
     def stored(self, ids: Sequence[str]) -> dict[str, StoredRow]:
         """What is remembered of ``ids``."""
         where = f"WHERE id IN ({','.join('?' * len(ids))})"
@@ -1039,18 +1247,24 @@ class Ledger:
         rows = self._checked(FileModel, FileModel.select_sql(where, columns), ids, columns)
         return {row[0]: StoredRow._make(row) for row in rows}
 
-    def doubt(self, ids: Iterable[str]) -> None:
-        """The store does not have these as the rows say: they are to be uploaded again."""
-        sql = FileModel.update_sql(("status", "etag", "sha256"))
-        with self._transaction() as db:
-            db.executemany(sql, [(FileStatus.PENDING, None, None, file_id) for file_id in ids])
+    def doubt(self, ids: Iterable[str], changed: Iterable[str]) -> None:
+        """The store does not have ``ids`` as the rows say: they are to be uploaded again.
 
-    def adopt(self, files: Iterable[tuple[Found, Inspected]], batch_id: str, now: int) -> None:
+        Of ``changed`` files it has what the rows say: they are to be compared.
+        """
+        with self._transaction() as db:
+            lost = [(FileStatus.PENDING, None, None, file_id) for file_id in ids]
+            db.executemany(FileModel.update_sql(("status", "etag", "sha256")), lost)
+            kept = [(FileStatus.PENDING, file_id) for file_id in changed]
+            db.executemany(BEGIN_SQL, kept)
+
+    def adopt(self, files: Iterable[FileModel]) -> None:
         """Take in files that the store has, though the ledger did not know."""
         sql = FileModel.insert_sql(updating=FileModel.columns()[1:])
         with self._transaction() as db:
-            for found, stored in files:
-                db.execute(sql, _row(_adopted(found, stored, batch_id, now)))
+            for file in files:
+                row = dataclasses.replace(file, file_path=self._alias(file.file_path))
+                db.execute(sql, _row(row))
 
     # -- pages
 
@@ -1070,19 +1284,22 @@ class Ledger:
         """The next pending files behind ``after`` = (file_size, id), now in progress.
 
         At most ``rows`` of them and ``size`` bytes together, but one at least if there is one.
-        The ledger is told of those alone whose hash a crash would make doubtful.
         """
         found = self._checked(FileModel, PAGE_SQL, (FileStatus.PENDING, *after, batch_id, rows))
         sizes = itertools.accumulate(row[SIZE_COLUMN] for row in found)
         fitting = sum(1 for total in sizes if total <= size)
         page = [_file(row) for row in found[: max(1, fitting)]]
         for file in page:
+            file.file_path = self._real_path(file.file_path)
             file.begin()
-        hashed = [(file.status, file.id) for file in page if file.sha256]
+        return page
+
+    def doubt_hashes(self, files: Iterable[FileModel]) -> None:
+        """Say of those whose hash is known that they may be sent: a crash would leave it wrong."""
+        hashed = [(FileStatus.IN_PROGRESS, file.id) for file in files if file.sha256 or file.etag]
         if hashed:
             with self._transaction() as db:
                 db.executemany(BEGIN_SQL, hashed)
-        return page
 
     def record(self, files: Collection[FileModel], gone: Iterable[FileModel] = ()) -> None:
         """Write what became of files, and drop those that are gone, in one transaction."""
@@ -1112,26 +1329,18 @@ class Ledger:
         return self._uploads("", ())
 
     def left_over_uploads(self, job: BatchJobRow) -> Iterator[UploadModel]:
-        """Those that earlier runs like ``job`` began, of files that it has not to do any more.
+        """Those begun by earlier runs to the same place, of files that ``job`` has not to do.
 
-        None where the scan could not see all files.
+        Only where its scan saw all files.
         """
-        unseen = (
-            "SELECT 1 FROM FileStat WHERE batch_id=? AND status=? AND attempts=0 "
-            "AND error LIKE 'cannot read%' LIMIT 1"
-        )
-        if self._rows(unseen, (job.id, FileStatus.FAILED)):
-            return iter(())
         condition = (
-            "AND batch_id IN (SELECT id FROM BatchJob WHERE root_dir=? AND destination=? "
-            "AND endpoint=?) AND NOT EXISTS (SELECT 1 FROM FileStat "
+            "AND destination=? AND endpoint=? AND NOT EXISTS (SELECT 1 FROM FileStat "
             "WHERE FileStat.id=MultipartUpload.id AND FileStat.batch_id=? AND status != ?)"
         )
-        return self._uploads(condition, (*_ends(job), job.id, FileStatus.SUCCESS))
+        ends = sql_path(job.destination), sql_path(job.endpoint)
+        return self._uploads(condition, (*ends, job.id, FileStatus.SUCCESS))
 
     def _uploads(self, condition: str, parameters: Sequence[Any]) -> Iterator[UploadModel]:
-        if self._pragma("user_version") < SCHEMA_VERSION:
-            return  # the table came with it
         sql = UploadModel.select_sql(f"WHERE id > ? {condition} ORDER BY id LIMIT 1")
         last = ""
         while rows := self._checked(UploadModel, sql, (last, *parameters)):
@@ -1204,7 +1413,9 @@ class Ledger:
         where = "WHERE status=? AND batch_id=? ORDER BY file_size, id LIMIT ?"
         sql = FileModel.select_sql(where, columns)
         rows = self._checked(FileModel, sql, (FileStatus.FAILED, batch_id, count), columns)
-        return [(python_path(path), python_path(error) or "") for path, error in rows]
+        return [
+            (self._real_path(python_path(path)), python_path(error) or "") for path, error in rows
+        ]
 
     def count(self, batch_id: str, status: FileStatus) -> int:
         """How many files of a run have ``status``."""
@@ -1222,10 +1433,6 @@ def part_id(file_id: str, number: int) -> str:
     return f"{file_id}/{number:05d}"
 
 
-def _ends(job: BatchJobRow) -> tuple[str | bytes, ...]:
-    return tuple(map(sql_path, (job.root_dir, job.destination, job.endpoint)))
-
-
 def _row(model: BaseModel) -> tuple[Any, ...]:
     return tuple(
         sql_path(value) if type(value) is str and not value.isascii() else value
@@ -1240,33 +1447,14 @@ def _file(row: Sequence[Any]) -> FileModel:
     return file
 
 
-def _found_row(found: Found, batch_id: str, now: int) -> tuple[Any, ...]:
+def _found_row(
+    found: Found, path: str | bytes, batch_id: str, now: int, place: int | None
+) -> tuple[Any, ...]:
     """The values of FOUND_COLUMNS."""
-    file_id, path, key, size, last_modified, permissions, inode, problem = found
-    stored_path = path if path.isascii() else sql_path(path)
+    problem, key = found.problem, found.key
     status = FileStatus.FAILED if problem else FileStatus.PENDING
-    attributes = (size, last_modified, permissions, stored_path, int(status), batch_id, key)
-    return (file_id, now, *attributes, problem or None, inode, 0, 0)
-
-
-def _adopted(found: Found, stored: Inspected, batch_id: str, now: int) -> FileModel:
-    racy = abs(stored.stored_at - found.last_modified) < RACY_NS
-    return FileModel(
-        id=found.id,
-        created_at=now,
-        file_size=found.file_size,
-        last_modified=found.last_modified,
-        permissions=found.permissions,
-        file_path=found.path,
-        status=FileStatus.SUCCESS,
-        batch_id=batch_id,
-        object_key=found.key,
-        etag=stored.etag,
-        sha256=stored.sha256 or None,
-        uploaded_at=stored.stored_at // 10**9,
-        inode=found.inode,
-        racy=int(racy),
-    )
+    attributes = (*found[3:6], path, int(status), batch_id, key)
+    return (found.id, now, *attributes, problem or None, found.inode, 0, 0, place)
 
 
 def sql_path(path: str) -> str | bytes:
@@ -1304,6 +1492,12 @@ def refuse_link(path: str) -> None:
     """Raises LedgerError if a symbolic link lies there: who planted it chooses what is written."""
     if os.path.islink(path):
         raise LedgerError("open", path, LINK_CAUSE, LINK_HINT)
+
+
+TABLES: tuple[type[BaseModel], ...] = (
+    *(FileModel, BatchJobRow, OutcomeRow, UploadModel, PartModel),
+    DestinationModel,
+)
 
 
 class LedgerLock:
@@ -1414,6 +1608,7 @@ RESERVED_DESCRIPTORS = 64  # of those that may be open, for all but connections
 UNLIMITED_DESCRIPTORS = 1 << 16
 OWN_LEDGER = "pfu's own ledger"  # or its log, or its metrics
 EXCLUDED = "excluded"
+OTHER_SYSTEM = "other file system"
 LINK_SUFFIX = ".rclonelink"  # rclone's --links: an object that holds the target of a link
 is_shard_ledger = re.compile(r"pfu\.\d+-of-\d+\.db(-wal|-shm|-journal|\.lock)?").fullmatch
 
@@ -1439,6 +1634,8 @@ class Glob:
         body = body[1:] if body.startswith("/") else body
         if not body:
             raise ValueError("the pattern is empty")
+        if {"", ".", ".."} & set(body.split("/")):
+            raise ValueError(f"{text!r} can match nothing: paths have no such step, begin at ROOT")
         try:
             pattern = re.compile(("" if tied else "(?:.*/)?") + glob_regex(body), re.DOTALL)
         except re.error as error:
@@ -1489,14 +1686,21 @@ def rules_of_file(path: str) -> list[Rule]:
     Raises UsageError.
     """
     try:
-        lines = os.fsdecode(Path(path).read_bytes()).split("\n")
+        content = Path(path).read_bytes()
     except OSError as error:
         raise UsageError("read patterns", path, os_cause(error)) from error
+    if b"\0" in content or content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UsageError("read patterns", path, "it is not UTF-8 text", "save it as UTF-8")
+    content = content[len(codecs.BOM_UTF8) :] if content.startswith(codecs.BOM_UTF8) else content
+    lines = os.fsdecode(content).split("\n")
     rules = []
     for number, line in enumerate(lines, start=1):
         line = re.sub(r"(?<!\\)\s+$", "", line)
         if not line or line.startswith("#"):
             continue
+        if re.search("[\udc80-\udcff]", line):
+            cause = f"line {number} is not UTF-8: {line}"
+            raise UsageError("read patterns", path, cause, "save it as UTF-8")
         takes = line.startswith("!")
         try:
             rules.append(Rule(takes, Glob.of(line[takes:])))
@@ -1656,6 +1860,7 @@ class Scan:
         places = [_place(path + end) for path, ends in own for end in ends]
         self._own_files = {inode: (device, inode) for device, inode in places}
         self.is_single = False
+        self.is_whole = True  # every directory could be read to its end
         self.root_place = -1, -1  # device and inode of the root, or of the folder of a single file
         self._permissions: dict[int, str] = {}
         self._stack: list[OpenDirectory] = []
@@ -1725,6 +1930,7 @@ class Scan:
             try:
                 entry = next(directory.entries, None)
             except OSError as error:
+                self.is_whole = False
                 yield self._problem(directory, "", f"cannot read on: {os_cause(error)}")
                 entry = None
             if entry is None:
@@ -1791,8 +1997,20 @@ class Scan:
         key = directory.key + encode_name(name) + LINK_SUFFIX
         if self._is_elsewhere(directory.path_of(name), key):
             return None
+        if self._has_file(directory, name + LINK_SUFFIX):
+            return self._problem(directory, name, f"its object is that of {name}{LINK_SUFFIX}")
         status = entry.stat(follow_symlinks=False)
         return self._found(directory.ids.of(name), directory.path + name, key, status)
+
+    def _has_file(self, directory: OpenDirectory, name: str) -> bool:
+        """Whether a file of that name is there, and taken: no two may have one key."""
+        where = directory.path + name if directory.fd is None else name
+        try:
+            mode = os.stat(where, dir_fd=directory.fd, follow_symlinks=False).st_mode
+        except OSError:
+            return False
+        decision = self.options.decision(directory.path[self._cut :] + name, is_directory=False)
+        return stat.S_ISREG(mode) and (directory.takes if decision is None else decision)
 
     def _marker(self, directory: OpenDirectory, below: OpenDirectory) -> Found | None:
         name = os.path.basename(below.path[:-1])
@@ -1830,6 +2048,9 @@ class Scan:
         except FileNotFoundError:
             return self._skipping("vanished")
         except OSError as error:
+            if self.options.one_file_system and self._is_mount(directory, entry):
+                return self._skipping(OTHER_SYSTEM)
+            self.is_whole = False
             return self._problem(directory, name, f"cannot read directory: {os_cause(error)}")
         reason = self._reason_to_skip(below)
         if reason:
@@ -1844,12 +2065,19 @@ class Scan:
 
     def _reason_to_skip(self, below: OpenDirectory) -> str:
         if self.options.one_file_system and below.device != self.root_place[0]:
-            return "other file system"
+            return OTHER_SYSTEM
         if self.options.follow_symlinks and any(
             above.place == below.place for above in self._stack
         ):
             return "symbolic link into its own parents"
         return ""
+
+    def _is_mount(self, directory: OpenDirectory, entry: os.DirEntry[str]) -> bool:
+        """Whether another file system begins there; one that is broken may not even say so."""
+        try:
+            return entry.stat().st_dev != self.root_place[0]
+        except OSError:
+            return os.path.join(os.path.realpath(directory.path), entry.name) in mount_points()
 
     def _open(
         self, path: str, key: str, below_root: bytes, name: str | None, parent: int | None
@@ -1878,10 +2106,11 @@ class Scan:
         )
         is_odd = len(key) > MAX_KEY_BYTES // 4 or size > MAX_PART_SIZE
         problem = too_large(key, size) if is_odd else ""
-        mtime, inode = status.st_mtime_ns, status.st_ino
-        if not -MAX_INTEGER < mtime < MAX_INTEGER or inode > MAX_INTEGER:
-            mtime, inode = ledger_time(status), ledger_inode(status)
-        return Found(file_id, path, key, size, mtime, permissions, inode, problem)
+        mtime, ctime, inode = status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+        if not 0 <= mtime | ctime | inode <= MAX_INTEGER:
+            mtime, inode, ctime = ledger_time(status), ledger_inode(status), ledger_ctime(status)
+        uid, gid = status.st_uid, status.st_gid
+        return Found(file_id, path, key, size, mtime, permissions, uid, gid, inode, ctime, problem)
 
     def _problem(self, directory: OpenDirectory, name: str, cause: str) -> Found:
         path, key = directory.path + name, directory.key + encode_name(name)
@@ -1893,9 +2122,25 @@ def ledger_time(status: os.stat_result) -> int:
     return max(-MAX_INTEGER, min(status.st_mtime_ns, MAX_INTEGER))
 
 
+def ledger_ctime(status: os.stat_result) -> int:
+    """The time of the inode's last change in ns, or the nearest that SQLite can keep."""
+    return max(-MAX_INTEGER, min(status.st_ctime_ns, MAX_INTEGER))
+
+
 def ledger_inode(status: os.stat_result) -> int:
     """The inode number, folded into what SQLite can keep: some file systems use all 64 bits."""
     return status.st_ino & MAX_INTEGER
+
+
+def mount_points() -> set[str]:
+    """Where file systems begin, as far as the system tells (proc_pid_mountinfo(5))."""
+    try:
+        lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
+    except OSError:
+        return set()
+    octal = re.compile(rb"\\([0-7]{3})")
+    places = (line.split(b" ")[4] for line in lines)
+    return {os.fsdecode(octal.sub(lambda m: bytes([int(m[1], 8)]), place)) for place in places}
 
 
 def _place(path: str) -> tuple[int, int]:
@@ -2190,6 +2435,8 @@ class SourceFile:
                 raise FatalError("read", path, os_cause(error), OPEN_FILES_HINT) from error
             if error.errno in (errno.ELOOP, errno.ENXIO):
                 raise NotRegularError("read", path, "it is not a regular file any more") from error
+            if error.errno == errno.EWOULDBLOCK:
+                raise LeasedError("read", path, "another program holds a lease on it") from error
             raise SourceError("read", path, os_cause(error)) from error
         self.read_at = time.time_ns()
         try:
@@ -2235,11 +2482,41 @@ class SourceFile:
             except OSError as error:
                 raise SourceError("read", self.path, os_cause(error)) from error
             if not chunk:
-                raise ChangedError("read", self.path, "it shrank while it was read")
+                raise self._size_error("it shrank while it was read")
             self._beat()
             chunks.append(chunk)
             offset, size = offset + len(chunk), size - len(chunk)
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    def read_all(self) -> bytes:
+        """All bytes. Raises SourceError if they are not as many as fstat said."""
+        size = self.size
+        try:
+            content = read_at(self.fd, size + 1, 0)
+        except OSError as error:
+            raise SourceError("read", self.path, os_cause(error)) from error
+        self._beat()
+        if len(content) < size:  # in one call a system may read 2 GiB, or less
+            content += self.read(len(content), size - len(content))
+            self.check_end()
+        elif len(content) > size:
+            raise self._size_error("it grew while it was read")
+        return content
+
+    def check_end(self) -> None:
+        """Raises SourceError if there are more bytes than fstat said."""
+        try:
+            more = read_at(self.fd, 1, self.size)
+        except OSError as error:
+            raise SourceError("read", self.path, os_cause(error)) from error
+        if more:
+            raise self._size_error("it grew while it was read")
+
+    def _size_error(self, cause: str) -> SourceError:
+        """What to raise where the size is wrong: it changes, or is not true of any moment."""
+        if self._now().st_size == self.status.st_size:
+            return SourceError("read", self.path, "its size is not what the file system says")
+        return ChangedError("read", self.path, cause)
 
     def read_into(self, view: memoryview, offset: int) -> None:
         """Fill ``view`` from ``offset``. Raises SourceError if there are too few bytes."""
@@ -2254,19 +2531,32 @@ class SourceFile:
             except OSError as error:
                 raise SourceError("read", self.path, os_cause(error)) from error
             if not count:
-                raise ChangedError("read", self.path, "it shrank while it was read")
+                raise self._size_error("it shrank while it was read")
             self._beat()
             view, offset = view[count:], offset + count
 
-    def check_unchanged(self) -> None:
-        """Raises ChangedError if the file is not what it was when it was opened."""
+    def has_moved(self) -> bool:
+        """Whether its ctime has moved since it was opened: then its bytes are to be read again.
+
+        Mode and owner are looked at anew. Raises ChangedError if size or time have changed.
+        """
         now, then = self._now(), self.status
-        if (now.st_size, now.st_mtime_ns, now.st_ctime_ns) != (
-            then.st_size,
-            then.st_mtime_ns,
-            then.st_ctime_ns,
-        ):
+        if (now.st_size, now.st_mtime_ns) != (then.st_size, then.st_mtime_ns):
             raise ChangedError("read", self.path, "it changed while it was read")
+        self.status = now
+        return now.st_ctime_ns != then.st_ctime_ns
+
+    def check_unchanged(self, read_again: Callable[[], T], before: T) -> None:
+        """Raises ChangedError if the file is not what it was when it was opened.
+
+        A ctime that moves (a hard link, a chmod, a file system that makes it up) proves nothing:
+        then the bytes are read again, and compared with what was read ``before``.
+        """
+        if not self.has_moved():
+            return
+        if read_again() != before:
+            raise ChangedError("read", self.path, "it changed while it was read")
+        self.has_moved()  # its size or time, meanwhile
 
 
 class SourceLink(SourceFile):
@@ -2301,10 +2591,18 @@ class SourceLink(SourceFile):
         """Bytes of that path."""
         return self._target[offset : offset + size]
 
-    def check_unchanged(self) -> None:
+    def read_all(self) -> bytes:
+        """That path."""
+        return self._target
+
+    def check_end(self) -> None:
+        """A path has no more bytes than it has."""
+
+    def has_moved(self) -> bool:
         """Raises ChangedError if it leads elsewhere now."""
         if self._look()[0] != self._target:
             raise ChangedError("read link", self.path, "it changed while it was read")
+        return False
 
 
 class SourceDirectory(SourceFile):
@@ -2321,8 +2619,16 @@ class SourceDirectory(SourceFile):
         """A directory's own size means nothing elsewhere."""
         return 0
 
-    def check_unchanged(self) -> None:
+    def read_all(self) -> bytes:
+        """Nothing: what is in it goes up by itself."""
+        return b""
+
+    def check_end(self) -> None:
+        """As read_all()."""
+
+    def has_moved(self) -> bool:
         """Nothing was read of it but what is in its metadata."""
+        return False
 
 
 class FileBody:
@@ -4017,6 +4323,113 @@ def combined_digest(digests: Sequence[bytes]) -> str:
     return f"{hashlib.sha256(b''.join(digests)).hexdigest()}-{len(digests)}"
 
 
+class Form(NamedTuple):
+    """How a digest is composed: of the whole, or hash of the parts' hashes, then -N."""
+
+    algorithm: str  # as hashlib calls it
+    part_size: int  # bytes; 0: of the whole
+
+
+class RunningDigest:
+    """A digest of what comes piece by piece."""
+
+    def __init__(self, form: Form) -> None:
+        self._form = form
+        self._left = form.part_size or sys.maxsize
+        self._now = self._new()
+        self._parts: list[bytes] = []
+
+    def _new(self) -> Any:
+        return hashlib.new(self._form.algorithm, usedforsecurity=False)
+
+    def update(self, piece: memoryview) -> None:
+        """Take in the next bytes."""
+        while piece:
+            if not self._left:
+                self._parts.append(self._now.digest())
+                self._now, self._left = self._new(), self._form.part_size
+            self._now.update(piece[: self._left])
+            taken = min(self._left, len(piece))
+            self._left -= taken
+            piece = piece[taken:]
+
+    def text(self) -> str:
+        """In hex, as S3 writes it."""
+        if not self._form.part_size:
+            return str(self._now.hexdigest())
+        whole, parts = self._new(), [*self._parts, self._now.digest()]
+        whole.update(b"".join(parts))
+        return f"{whole.hexdigest()}-{len(parts)}"
+
+
+WHOLE_SHA256 = Form("sha256", 0)
+
+
+def digests_of(source: SourceFile, forms: Iterable[Form]) -> dict[Form, str]:
+    """Digests of a file's bytes, all from one reading. Raises SourceError."""
+    running = {form: RunningDigest(form) for form in forms}
+    for offset in range(0, source.size, HASH_BYTES):
+        piece = memoryview(source.read(offset, min(HASH_BYTES, source.size - offset)))
+        for digest in running.values():
+            digest.update(piece)
+    return {form: digest.text() for form, digest in running.items()}
+
+
+# Of what other tools and stores cut objects into: rclone 5 MiB, aws 8 MiB, s5cmd 50 MiB ...
+COMMON_PART_SIZES = tuple(
+    n * MIB for n in (8, 5, 16, 50, 64, 10, 15, 20, 25, 32, 100, 128, 200, 256, 500, 512, 1024)
+)
+is_md5_etag = re.compile(r"[0-9a-f]{32}(?:-[1-9][0-9]{0,4})?").fullmatch
+
+
+def forms_of(algorithm: str, digest: str, size: int, likely: Iterable[int]) -> list[Form]:
+    """How ``digest``, of ``size`` bytes, may be composed; ``likely`` are sizes of parts."""
+    _, dash, count = digest.partition("-")
+    if not dash:
+        return [Form(algorithm, 0)]
+    candidates = dict.fromkeys((*likely, *COMMON_PART_SIZES))
+    return [Form(algorithm, s) for s in candidates if s and max(1, -(-size // s)) == int(count)]
+
+
+class Stored(NamedTuple):
+    """What the store has of a file, as far as the ledger knows."""
+
+    last_modified: int  # nanoseconds since the epoch
+    permissions: str
+    uid: int | None  # None: not known
+    gid: int | None
+    etag: str
+    sha256: str  # empty: not known
+    part_size: int  # bytes of the parts that sha256 is composed of; 0: not known, or of none
+    inode: int
+    changed_at: int | None
+    is_stale: bool  # its metadata are older than these
+
+    def has_metadata_of(self, status: os.stat_result) -> bool:
+        """Whether the object says of the file what fstat says now."""
+        owner = status.st_uid, status.st_gid
+        return (
+            not self.is_stale
+            and (self.last_modified, self.permissions)
+            == (ledger_time(status), f"0{status.st_mode:o}")
+            and all(told in (None, now) for told, now in zip((self.uid, self.gid), owner))
+        )
+
+    def is_untouched(self, status: os.stat_result) -> bool:
+        """Whether nothing has happened to the file since it was last read."""
+        now = ledger_time(status), ledger_inode(status), ledger_ctime(status)
+        return (self.last_modified, self.inode, self.changed_at) == now
+
+    def forms(self, size: int, likely: int) -> list[tuple[Form, str]]:
+        """What the bytes can be compared by: forms of a digest, and the digest."""
+        md5 = self.etag if is_md5_etag(self.etag) else ""
+        for algorithm, digest in (("sha256", self.sha256), ("md5", md5)):
+            forms = forms_of(algorithm, digest, size, (self.part_size, likely)) if digest else []
+            if forms:
+                return [(form, digest) for form in forms]
+        return []
+
+
 class Snapshot(NamedTuple):
     """What tells whether a file was touched, as fstat says it and SQLite can keep it."""
 
@@ -4028,8 +4441,8 @@ class Snapshot(NamedTuple):
     @classmethod
     def of(cls, status: os.stat_result) -> Snapshot:
         """The snapshot that fstat's answer stands for."""
-        changed = min(status.st_ctime_ns, MAX_INTEGER)
-        return cls(status.st_size, status.st_mtime_ns, changed, ledger_inode(status))
+        inode, changed = ledger_inode(status), ledger_ctime(status)
+        return cls(status.st_size, status.st_mtime_ns, changed, inode)
 
 
 class StoredPart(NamedTuple):
@@ -4097,6 +4510,7 @@ class Uploader(ABC):
     endpoint: str = ""  # of a store that is not the provider's own
     prefix: str = ""  # begins every key; empty, or with a slash at its end
     fast_lane_off: str | None = "this provider has none"  # why there is no fast lane
+    is_first_run: bool = False  # the ledger has nothing there: prepare() is to look what there is
     process_state: ClassVar[frozenset[str]] = frozenset({"traffic"})  # attributes not to pickle
 
     def __init__(self) -> None:
@@ -4142,6 +4556,15 @@ class Uploader(ABC):
         Called from many threads at once. Raises TransferError, as its kind says: RetryableError
         and SlowDownError are tried again, FatalError stops the run, others fail this one file.
         """
+
+    def renew(self, upload: Upload, etag: str, modified: int | None) -> Receipt:
+        """Give the stored object the metadata of ``upload``; its bytes are the same already.
+
+        ``etag`` is that of the object as it was stored last, ``modified`` (nanoseconds since the
+        epoch) the time that it has then. May block. Raises TransferError; UploadGoneError where
+        the object is another one; UnsupportedError, as here, where the bytes must be sent.
+        """
+        raise UnsupportedError("renew metadata of", upload.key, "this provider cannot")
 
     async def send(self, upload: Upload, threads: ThreadPoolExecutor) -> Receipt:
         """put() for an event loop. A provider that needs no thread for it overrides this."""
@@ -4212,7 +4635,10 @@ class MultipartUploader(Uploader):
 
     @abstractmethod
     def fingerprint(self, upload: Upload) -> str:
-        """What the object will be, but for its bytes: an upload with another one is useless."""
+        """What is said of the object: a hash of all but its metadata, a slash, one of these.
+
+        An unfinished upload for which the first half was another one is useless.
+        """
 
 
 class InspectableUploader(Uploader):
@@ -4227,8 +4653,8 @@ class InspectableUploader(Uploader):
         """What the store says of an object; None if there is none."""
 
     @abstractmethod
-    def stored_sha256(self, key: str, known: str) -> str:
-        """The digest of an object's bytes, composed as ``known`` is; read back if need be."""
+    def read_back(self, key: str) -> str:
+        """SHA-256 in hex of the bytes of an object, all of which are read."""
 
 
 # -- S3
@@ -4325,7 +4751,10 @@ class S3Uploader(MultipartUploader, InspectableUploader):
     """
 
     process_state: ClassVar[frozenset[str]] = frozenset(
-        {"traffic", "_session", "_client", "_lock", "_lane", "_refusals", "_connections"}
+        {
+            *("traffic", "_session", "_client", "_lock", "_lane", "_refusals", "_connections"),
+            "_denied_copies",
+        }
     )
 
     def __init__(self, destination: str | None = None, options: S3Options | None = None) -> None:
@@ -4356,6 +4785,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         self._lane_renewals = 0
         self._lock = threading.Lock()
         self._refusals = 0
+        self._denied_copies: list[TransferError] = []
         self._connections = 10
         self._terms = self._acknowledged_terms = Terms()
 
@@ -4397,6 +4827,8 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         client = self._client_of("s3")
         found = self._find_bucket(client)
         notes = self._check_private(client) if found else self._create_bucket(client)
+        if found and self.is_first_run:
+            notes += self._look_around(client)
         self._open_gate(client)
         url = urllib.parse.urlsplit(client.meta.endpoint_url)
         if url.scheme == "http" and not is_loopback(url.hostname or ""):
@@ -4404,6 +4836,20 @@ class S3Uploader(MultipartUploader, InspectableUploader):
                 f"http://{url.netloc} is not encrypted: the files can be read on their way"
             )
         return notes
+
+    def _look_around(self, client: Any) -> list[str]:
+        """Tell of objects that the ledger does not know; where no one may list, of nothing."""
+        try:
+            with translated("list", self.destination):
+                page = client.list_objects_v2(
+                    Bucket=self.bucket, Prefix=self.prefix, MaxKeys=1, **self.options.access()
+                )
+        except TransferError:
+            return []
+        if not page.get("Contents"):
+            return []
+        hint = "--verify takes over those that are as they are here, instead of sending them again"
+        return [f"{self.destination} holds objects that this ledger does not know: {hint}"]
 
     def _open_gate(self, client: Any) -> None:
         with translated("read credentials for", self.destination):
@@ -4754,9 +5200,10 @@ class S3Uploader(MultipartUploader, InspectableUploader):
     # -- large files
 
     def fingerprint(self, upload: Upload) -> str:
-        """A hash of all that CreateMultipartUpload says."""
-        told = json.dumps(self._object(upload), sort_keys=True)
-        return hashlib.sha256(told.encode()).hexdigest()
+        """Hashes of what CreateMultipartUpload says."""
+        told = {**self._object(upload), "Metadata": {}}, upload.metadata
+        texts = (json.dumps(half, sort_keys=True).encode() for half in told)
+        return "/".join(hashlib.sha256(text).hexdigest() for text in texts)
 
     def begin(self, upload: Upload) -> str:
         """CreateMultipartUpload. Returns an UploadHandle, as text."""
@@ -4836,6 +5283,127 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         etag = etag_of(answer)
         self._check_stored(upload)
         return Receipt(etag, combined_sha256(parts))
+
+    def renew(self, upload: Upload, etag: str, modified: int | None) -> Receipt:
+        """CopyObject onto itself, which keeps nothing that is not said anew; by parts above 5 GiB.
+
+        Then a look at the object: some stores acknowledge, and keep the metadata.
+        """
+        if len(self._denied_copies) >= MAX_DENIED_COPIES:
+            raise self._denied_copies[-1]
+        try:
+            copied = self._copy_of(upload, etag, modified)
+        except TransferError as error:
+            if not error.retryable and not isinstance(error, (FatalError, UploadGoneError)):
+                self._denied_copies.append(error)
+            raise
+        self._denied_copies.clear()
+        return Receipt(copied)
+
+    def _copy_of(self, upload: Upload, etag: str, modified: int | None) -> str:
+        """The ETag of the copy, as HEAD tells it: Swift answers with another one, rclone with none.
+
+        A store that takes the request for a PutObject has an empty object then: it is sent again.
+        """
+        way, told = f"s3://{self.bucket}/{upload.key}", ""
+        try:
+            try:
+                told = self._copy(upload, etag)
+            except UploadGoneError as gone:
+                known = self._known_object(upload, modified, gone)
+                told = known.etag
+                if not upload.metadata.items() <= known.metadata.items():  # else it is done
+                    told = self._copy(upload, known.etag)
+            lost: RetryableError | None = None
+        except RetryableError as error:
+            lost = error
+        try:
+            head = self._head(upload.key)
+        except DeniedError:
+            head = None
+        if head is None and not told:
+            raise lost or UploadGoneError("renew metadata of", way, "the store may not have copied")
+        if head is not None and head["ContentLength"] != upload.size:
+            raise UploadGoneError("renew metadata of", way, "the store does not copy")
+        if head is not None and not describes(head, upload):
+            raise lost or UnsupportedError("renew metadata of", way, "the store kept the old ones")
+        return str((head or {}).get("ETag") or told).strip('"')
+
+    def _known_object(
+        self, upload: Upload, modified: int | None, gone: UploadGoneError
+    ) -> Inspected:
+        """The object, if it is ours under another ETag; raises ``gone`` if it is another one.
+
+        Some stores tell another ETag each time; or a copy was made, and its answer lost.
+        """
+        stored = self.inspect(upload.key) if gone.status == PRECONDITION_FAILED else None
+        if stored is None or stored.size != upload.size:
+            raise gone
+        times = modified, upload.status.st_mtime_ns
+        told = nanoseconds(stored.metadata.get("mtime", ""))
+        digests = digests_of(upload.source, {form for form, _ in stored.forms()})
+        if told is None or told not in times or not stored.proves(digests):
+            raise gone
+        return stored
+
+    def _copy(self, upload: Upload, etag: str) -> str:
+        source = {
+            "CopySource": {"Bucket": self.bucket, "Key": upload.key},
+            **({"CopySourceIfMatch": f'"{etag}"'} if etag else {}),
+            **({"ExpectedSourceBucketOwner": owner} if (owner := self._owner()) else {}),
+        }
+        if upload.size > MAX_PART_SIZE:
+            return self._copy_parts(upload, source)
+        directives = {"MetadataDirective": "REPLACE"}
+        if self.options.tags:
+            directives["TaggingDirective"] = "REPLACE"
+        with self._renewing(upload) as client:
+            answer = client.copy_object(**self._object(upload), **source, **directives)
+        return str(answer.get("CopyObjectResult", {}).get("ETag") or "")
+
+    def _owner(self) -> str | None:
+        return self.options.expected_bucket_owner
+
+    def _copy_parts(self, upload: Upload, source: Mapping[str, Any]) -> str:
+        size = part_size_for(upload.size, COPIED_PART_SIZE)
+        with self._renewing(upload) as client:
+            upload_id = client.create_multipart_upload(**self._object(upload))["UploadId"]
+            of_copy = {"Bucket": self.bucket, "Key": upload.key, "UploadId": upload_id}
+            try:
+                parts = []
+                for number, offset in enumerate(range(0, upload.size, size), start=1):
+                    last = min(offset + size, upload.size) - 1
+                    answer = client.upload_part_copy(
+                        **of_copy,
+                        **source,
+                        **self.options.access(),
+                        PartNumber=number,
+                        CopySourceRange=f"bytes={offset}-{last}",
+                    )
+                    etag = answer["CopyPartResult"]["ETag"]
+                    parts.append({"PartNumber": number, "ETag": etag})
+                    self.traffic.beat()
+                answer = client.complete_multipart_upload(
+                    **of_copy, **self.options.access(), MultipartUpload={"Parts": parts}
+                )
+            except BaseException:
+                client.abort_multipart_upload(**of_copy, **self.options.access())
+                raise
+        return etag_of(answer)
+
+    @contextlib.contextmanager
+    def _renewing(self, upload: Upload) -> Iterator[Any]:
+        """Raises UploadGoneError where the object is not the one that the ledger knows."""
+        way = f"s3://{self.bucket}/{upload.key}"
+        try:
+            with self._calling("renew metadata of", way) as client:
+                yield client
+        except TransferError as error:
+            if error.status not in (404, PRECONDITION_FAILED):
+                raise
+            gone = UploadGoneError("renew metadata of", way, error.cause)
+            gone.status = error.status
+            raise gone from error
 
     def _check_stored(self, upload: Upload) -> None:
         """Raises TransferError if the object is not as it should be.
@@ -4941,25 +5509,26 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         metadata = {name.lower(): value for name, value in head["Metadata"].items()}
         stored_at = int(head["LastModified"].timestamp()) * 10**9
         sha256 = hex_of_checksum(head.get("ChecksumSHA256", ""))
-        return Inspected(head["ContentLength"], etag_of(head), sha256, metadata, stored_at)
+        size, etag = head["ContentLength"], str(head.get("ETag") or "").strip('"')
+        part_size = self._first_part(key, size) if "-" in sha256 or "-" in etag else 0
+        return Inspected(size, etag, sha256, metadata, stored_at, part_size)
 
-    def stored_sha256(self, key: str, known: str) -> str:
-        """The checksum that the store keeps; else GetObject, cut as the parts were."""
-        head = self._head(key, ChecksumMode="ENABLED")
-        if head is None:
-            raise TransferError("look at", f"s3://{self.bucket}/{key}", "it is not there")
-        kept = hex_of_checksum(head.get("ChecksumSHA256", ""))
-        if kept and kept.partition("-")[1:] == known.partition("-")[1:]:  # composed alike
-            return kept
-        part_size = 0
-        if "-" in known:
-            first = self._head(key, PartNumber=1) or head
-            part_size = first["ContentLength"]
+    def _first_part(self, key: str, size: int) -> int:
+        """Bytes of an object's first part; 0 where the store does not heed partNumber."""
+        first = self._head(key, PartNumber=1) or {}
+        told = int(first.get("ContentLength", 0))
+        return told if first.get("PartsCount") or told != size else 0
+
+    def read_back(self, key: str) -> str:
+        """GetObject."""
         with self._calling("read back", f"s3://{self.bucket}/{key}") as client:
             answer = client.get_object(Bucket=self.bucket, Key=key, **self.options.access())
-            return digest_of(answer["Body"], part_size, self.traffic.beat)
+            return digest_of(answer["Body"], self.traffic.beat)
 
 
+PRECONDITION_FAILED = 412
+MAX_DENIED_COPIES = 3  # in a row, after which no more are asked for
+COPIED_PART_SIZE = GIB  # of an object that is copied onto itself by parts
 NOT_FOUND_NOTE = (
     "large objects could not be checked: the store acknowledged them, and finds none of them"
 )
@@ -5012,30 +5581,13 @@ def hex_of_checksum(text: str) -> str:
     return base64.b64decode(digest).hex() + dash + count
 
 
-def digest_of(body: Any, part_size: int, beat: Callable[[], None]) -> str:
-    """SHA-256 in hex of what a stream holds; with a part size, the combined digest."""
-    if not part_size:
-        return digest_of_next(body, MAX_OBJECT_SIZE, beat)[0].hex()
-    digests = []
-    while True:
-        digest, size = digest_of_next(body, part_size, beat)
-        if size:
-            digests.append(digest)
-        if size < part_size:
-            return combined_digest(digests)
-
-
-def digest_of_next(body: Any, size: int, beat: Callable[[], None]) -> tuple[bytes, int]:
-    """SHA-256 of the next ``size`` bytes, and how many there were."""
-    digest, left = hashlib.sha256(), size
-    while left:
-        piece = body.read(min(HASH_BYTES, left))
-        if not piece:
-            break
+def digest_of(body: Any, beat: Callable[[], None]) -> str:
+    """SHA-256 in hex of what a stream holds."""
+    digest = hashlib.sha256()
+    while piece := body.read(HASH_BYTES):
         beat()
         digest.update(piece)
-        left -= len(piece)
-    return digest.digest(), size - left
+    return digest.hexdigest()
 
 
 class PartBody(io.RawIOBase):
@@ -5348,14 +5900,8 @@ class Task(NamedTuple):
     path: str
     key: str
     size: int  # bytes, as scanned
-    last_modified: int  # nanoseconds since the epoch, as scanned
-    permissions: str  # as scanned
-    known_sha256: str  # hash of what the store has, with the size, time and permissions above
-
-    def is_as_scanned(self, source: SourceFile) -> bool:
-        """Whether a file is still what the scan saw, as far as the ledger keeps it."""
-        seen, status = (self.size, self.last_modified, self.permissions), source.status
-        return seen == (source.size, ledger_time(status), f"0{status.st_mode:o}")
+    permissions: str  # as scanned, or as stored
+    stored: Stored | None = None  # what the store has, of that size: only what differs is sent
 
 
 class BeginTask(NamedTuple):
@@ -5396,6 +5942,8 @@ class CompleteTask(NamedTuple):
     parts: tuple[StoredPart, ...]  # by number
     snapshot: Snapshot
     racy: int
+    part_size: int  # bytes
+    fingerprint: str  # what Create said
     size: int = 0
 
 
@@ -5465,6 +6013,8 @@ class EngineOptions:
     root: Root | None = None  # None: files are opened by their paths, wherever they lead
     content_types: tuple[tuple[Glob, str], ...] = ()  # the last one that matches decides
     nice: int = 19
+    renew_by_upload: bool = False  # send a file whose metadata cannot be renewed otherwise
+    ignore_ctime: bool = False  # of a file that is read: it moves by itself here
 
     def content_type(self, file: Task) -> str:
         """The media type of a file: by these rules, else by the end of its name."""
@@ -5798,7 +6348,7 @@ NO_THREAD, NO_THREAD_HINT = "start new thread", "raise the limit of processes: u
 class Transfer(ABC):
     """What is done about one task: tried again where that may help."""
 
-    __slots__ = ("attempts", "began", "options", "readings", "runner", "task")
+    __slots__ = ("attempts", "began", "kind", "options", "readings", "runner", "sent", "task")
     readings_allowed: ClassVar[int] = 1  # of a file that changes meanwhile
     kind_if_changed: ClassVar[OutcomeKind] = OutcomeKind.CHANGED
 
@@ -5808,6 +6358,8 @@ class Transfer(ABC):
         self.options = runner.options
         self.attempts = 0
         self.readings = 0
+        self.kind = OutcomeKind.UPLOADED  # or RENEWED, if its bytes are known to be the same
+        self.sent = False  # the store may have something of it that the ledger does not know
         self.began = time.monotonic()
 
     @property
@@ -5823,6 +6375,10 @@ class Transfer(ABC):
                 return await self._try()
             except (VanishedError, NotRegularError) as error:
                 return self._vanished(error)
+            except LeasedError as error:
+                if time.monotonic() - self.began > LEASE_SECONDS or self.runner.is_stopping:
+                    return self._failed(OutcomeKind.FAILED, error)
+                await asyncio.sleep(min(1.0, full_jitter(self.attempts)))
             except ChangedError as error:
                 self.readings += 1
                 if self.readings >= self.readings_allowed:
@@ -5831,7 +6387,8 @@ class Transfer(ABC):
                 if not self._may_repeat(error):
                     return self._failed(_kind_of_failure(error), error)
                 if self.runner.is_stopping:
-                    return Outcome(self.task.id, OutcomeKind.RELEASED, "", self.attempts)
+                    released = Outcome(self.task.id, OutcomeKind.RELEASED, "", self.attempts)
+                    return released._replace(sent=self.sent)
                 await asyncio.sleep(full_jitter(self.attempts))
             except PfuError as error:
                 return self._failed(OutcomeKind.FAILED, error)
@@ -5860,7 +6417,7 @@ class Transfer(ABC):
         return error.retryable and self.attempts < SEND_ATTEMPTS
 
     def _failed(self, kind: OutcomeKind, error: PfuError) -> Outcome:
-        return Outcome(self.task.id, kind, str(error), self.attempts)
+        return Outcome(self.task.id, kind, str(error), self.attempts, sent=self.sent)
 
     def _open(self, path: str, permissions: str = "") -> SourceFile:
         return open_source(self.runner.tree, path, permissions, self.runner.uploader.traffic.beat)
@@ -5875,6 +6432,83 @@ class Transfer(ABC):
             self.options.content_type(file),
             self.options.part_size,
         )
+
+    def _has_same_bytes(self, upload: Upload, stored: Stored) -> str | None:
+        """The digest of the file if the store has these bytes already.
+
+        Where nothing that can be compared is known, its time decides.
+        """
+        source, size = upload.source, upload.size
+        if stored.is_stale and stored.is_untouched(upload.status):
+            return stored.sha256
+        forms = stored.forms(size, part_size_for(size, upload.part_size))
+        if not forms:
+            self.runner.uploader.traffic.notes.append(NOT_COMPARED_NOTE)
+            same_time = stored.last_modified == ledger_time(upload.status)
+            return (stored.sha256 or upload.sha256) if same_time else None
+        if upload.body is not None and forms[0][0] == WHOLE_SHA256:
+            return upload.sha256 if upload.sha256 == stored.sha256 else None
+        found = digests_of(source, {form for form, _ in forms})
+        self._check_read(source, lambda: digests_of(source, found), found)
+        for form, digest in forms:
+            if found[form] == digest:
+                return stored.sha256 or upload.sha256 or self._digest(upload, form.part_size)
+        return None
+
+    def _digest(self, upload: Upload, part_size: int) -> str:
+        form = Form("sha256", part_size)
+        return digests_of(upload.source, [form])[form]
+
+    def _check_read(self, source: SourceFile, read_again: Callable[[], T], before: T) -> None:
+        if self.options.ignore_ctime:
+            source.has_moved()
+        else:
+            source.check_unchanged(read_again, before)
+
+    def _renew(self, upload: Upload, stored: Stored) -> Outcome | None:
+        """Have the store renew the metadata of a large object; None: it has to be sent.
+
+        Where it refuses, the object stays as it is: what has changed is not worth all bytes.
+        """
+        self.sent = True  # until the store says that it has done nothing
+        try:
+            receipt = self.runner.uploader.renew(upload, stored.etag, stored.last_modified)
+        except UploadGoneError:
+            return None
+        except TransferError as error:
+            if error.retryable or isinstance(error, FatalError):
+                raise
+            self.sent = False
+            if self.options.renew_by_upload:
+                return None
+            kept = self._outcome(upload, OutcomeKind.UNCHANGED, Receipt(stored.etag))
+            return kept._replace(stale=True, error=error.cause, part_size=stored.part_size)
+        renewed = self._outcome(upload, OutcomeKind.RENEWED, receipt)
+        return renewed._replace(part_size=stored.part_size)
+
+    def _settle(self, upload: Upload) -> Outcome | None:
+        """What becomes of a file whose bytes the store may have; None: they are to be sent."""
+        stored: Stored | None = self.file.stored
+        self.kind = OutcomeKind.UPLOADED
+        if stored is None:
+            return None
+        digest = self._has_same_bytes(upload, stored)
+        if digest is None:
+            return None
+        known = upload._replace(sha256=digest)
+        if stored.has_metadata_of(upload.status):
+            same = self._outcome(known, OutcomeKind.UNCHANGED, Receipt(stored.etag))
+            return same._replace(part_size=stored.part_size)
+        if upload.body is not None:
+            self.kind = OutcomeKind.RENEWED
+            return None  # to send a small object again takes one request, and no other right
+        return self._renew(known, stored)
+
+    @property
+    def file(self) -> Task:
+        """The file that it is about."""
+        file: Task = self.task.file
+        return file
 
     def _outcome(
         self, upload: Upload, kind: OutcomeKind, receipt: Receipt, racy: int | None = None
@@ -5893,6 +6527,9 @@ class Transfer(ABC):
             receipt.etag.strip('"'),
             receipt.sha256 or upload.sha256,
             int(time.time()),
+            ledger_ctime(status),
+            status.st_uid,
+            status.st_gid,
         )
 
 
@@ -5908,40 +6545,54 @@ class FileTransfer(Transfer):
         task: Task = self.task
         return min(task.size, self.options.threshold)
 
+    @property
+    def file(self) -> Task:
+        return self.task  # type: ignore[no-any-return]
+
     async def _try(self) -> Outcome:
-        upload = await self.runner.read(self._read, self.task.size)
+        upload, settled = await self.runner.read(self._read, self.task.size)
         source = upload.source
         try:
-            if _is_stored(upload, self.task):
-                return self._outcome(upload, OutcomeKind.UNCHANGED, Receipt(""))
+            if settled:
+                return settled
             if upload.body is None and isinstance(self.runner.uploader, MultipartUploader):
                 return Outcome(self.task.id, OutcomeKind.LARGE)
+            self.sent = True
             receipt = await self.runner.send(upload)
             sha256 = receipt.sha256 or upload.sha256
-            if not sha256:
-                sha256 = await self.runner.in_thread(functools.partial(hash_parts, upload))
-            if upload.body is None:
-                source.check_unchanged()
-            return self._outcome(upload, OutcomeKind.UPLOADED, Receipt(receipt.etag, sha256))
+            if upload.body is not None:
+                sent = self._outcome(upload, self.kind, Receipt(receipt.etag, sha256))
+                return sent._replace(sent=True)
+            return await self.runner.in_thread(functools.partial(self._end, upload, receipt))
         finally:
             source.close()
 
-    def _read(self) -> Upload:
+    def _end(self, upload: Upload, receipt: Receipt) -> Outcome:
+        """A large file whose uploader takes no parts: is it still the one that was sent?"""
+        size = part_size_for(upload.size, upload.part_size)
+        sha256 = receipt.sha256 or self._digest(upload, size)
+        self._check_read(upload.source, lambda: self._digest(upload, size), sha256)
+        sent = self._outcome(upload, OutcomeKind.UPLOADED, Receipt(receipt.etag, sha256))
+        return sent._replace(part_size=size)
+
+    def _read(self) -> tuple[Upload, Outcome | None]:
         """Open, read and hash. A large file is only opened, and hashed where that may spare it."""
         source = self._open(self.task.path, self.task.permissions)
         try:
-            is_small = source.size <= self.options.threshold
-            body = source.read(0, source.size) if is_small else None
+            body = None
+            if source.size <= self.options.threshold:
+                body = source.read_all()
+                self._check_read(source, source.read_all, body)
+            else:
+                source.check_end()
             upload = self._describe(self.task, source, body)
-            if body is None and self.task.known_sha256:
-                upload = upload._replace(sha256=hash_parts(upload))
-            source.check_unchanged()
+            settled = self._settle(upload) if self.task.stored else None
         except BaseException:
             source.close()
             raise
         if body is not None:
             source.close()
-        return upload
+        return upload, settled
 
 
 class LargeTransfer(Transfer):
@@ -5956,9 +6607,12 @@ class LargeTransfer(Transfer):
         return self.runner.uploader
 
     def _open_again(self, path: str, snapshot: Snapshot) -> SourceFile:
-        """Raises ChangedError if the file is not what it was."""
+        """Raises ChangedError if the file has not the size and time that it had.
+
+        Whether its bytes are the same, if its ctime has moved, is found out when all are sent.
+        """
         source = self._open(path)
-        if Snapshot.of(source.status) != snapshot:
+        if Snapshot.of(source.status)[:2] != snapshot[:2]:
             source.close()
             raise ChangedError("read", path, "it changed while it was read")
         return source
@@ -5970,7 +6624,10 @@ class BeginTransfer(LargeTransfer):
     __slots__ = ()
 
     async def _try(self) -> AnyOutcome:
-        return await self.runner.ask(self._begin)
+        outcome = await self.runner.ask(self._begin)
+        if isinstance(outcome, Outcome) and outcome.kind in SENT_WHOLE:
+            self.runner.count_file()
+        return outcome
 
     def _begin(self) -> AnyOutcome:
         file: Task = self.task.file
@@ -5978,13 +6635,9 @@ class BeginTransfer(LargeTransfer):
         try:
             if source.size > MAX_OBJECT_SIZE:
                 raise SourceError("upload", source.path, too_large(file.key, source.size))
+            source.check_end()
             upload = self._describe(file, source, None)
-            if file.known_sha256:
-                upload = upload._replace(sha256=hash_parts(upload))
-            if _is_stored(upload, file):
-                return self._outcome(upload, OutcomeKind.UNCHANGED, Receipt(""))
-            source.check_unchanged()  # from here on the snapshot tells
-            return self._go_on(upload) or self._begin_anew(upload)
+            return self._settle(upload) or self._go_on(upload) or self._begin_anew(upload)
         finally:
             source.close()
 
@@ -5993,10 +6646,12 @@ class BeginTransfer(LargeTransfer):
         known: UploadModel | None = self.task.known
         if known is None or known.upload_id is None or self.task.anew:
             return None
-        now, told = Snapshot.of(upload.status), self.uploader.fingerprint(upload)
-        if (known.inode, known.changed_at, known.fingerprint) != (now.inode, now.changed, told):
+        told = self.uploader.fingerprint(upload)
+        is_like = known.fingerprint.partition("/")[0] == told.partition("/")[0]
+        if not is_like or not 0 < -(-upload.size // max(known.part_size, 1)) <= MAX_PARTS:
             return None
         parts = self.task.parts
+        now = Snapshot.of(upload.status)
         try:
             stored = self.uploader.list_parts(upload.key, known.upload_id)
             there = {part[:3]: part.sha256 for part in stored}
@@ -6004,11 +6659,49 @@ class BeginTransfer(LargeTransfer):
         except DeniedError:
             pass  # PutObject is permission enough; the store will tell when it is completed
         except UploadGoneError:
-            receipt = self.uploader.is_complete(upload, parts)
-            racy = known.racy | upload.source.racy
-            return receipt and self._outcome(upload, OutcomeKind.UPLOADED, receipt, racy)
+            return self._completed(upload, known, parts, told)
+        if (known.inode, known.changed_at) != (now.inode, now.changed):
+            parts = same_parts(upload.source, parts, known.part_size)
+            if upload.source.has_moved():
+                now = now._replace(inode=-1)  # then all is compared again at the end
         begun = self._begun(upload, known.upload_id, known.part_size, parts)
-        return begun._replace(racy=known.racy | begun.racy)
+        racy = known.racy | begun.racy
+        return begun._replace(racy=racy, fingerprint=known.fingerprint, snapshot=now)
+
+    def _completed(
+        self, upload: Upload, known: UploadModel, parts: Sequence[StoredPart], told: str
+    ) -> Outcome | None:
+        """The end of an upload that was completed, though nobody heard of it."""
+        is_as_told = known.fingerprint == told
+        asked = upload if is_as_told else upload._replace(metadata={})
+        receipt = self.uploader.is_complete(asked, parts)
+        if receipt is None:
+            return self._found(upload)
+        parts = same_parts(upload.source, parts, known.part_size)
+        if len(parts) < max(1, -(-upload.size // known.part_size)):
+            return None  # it was made of other bytes
+        racy = known.racy | upload.source.racy
+        done = self._outcome(upload, OutcomeKind.UPLOADED, receipt, racy)
+        done = done._replace(part_size=known.part_size)
+        return done if is_as_told else renewed(self.uploader, upload, done)
+
+    def _found(self, upload: Upload) -> Outcome | None:
+        """The end of an upload whose object has the very bytes of the file, by a digest."""
+        if not isinstance(self.uploader, InspectableUploader):
+            return None
+        try:
+            stored = self.uploader.inspect(upload.key)
+        except DeniedError:
+            return None
+        if stored is None or stored.size != upload.size or not stored.forms():
+            return None
+        digests = digests_of(upload.source, {form for form, _ in stored.forms()} | {WHOLE_SHA256})
+        if not stored.proves(digests):
+            return None
+        receipt = Receipt(stored.etag, digests[WHOLE_SHA256])
+        done = self._outcome(upload, OutcomeKind.UPLOADED, receipt)
+        is_as_told = upload.metadata.items() <= stored.metadata.items()
+        return done if is_as_told else renewed(self.uploader, upload, done)
 
     def _begin_anew(self, upload: Upload) -> Begun:
         known: UploadModel | None = self.task.known
@@ -6055,7 +6748,7 @@ class PartTransfer(LargeTransfer):
         try:
             reading = functools.partial(read_part, source, task.offset, task.size, buffer)
             body, sha256 = await self.runner.in_thread(reading)
-            source.check_unchanged()
+            source.has_moved()
             part = Part(task.path, task.key, task.upload_id, task.number, body, sha256)
             receipt = await self.runner.send_part(part)
         finally:
@@ -6080,11 +6773,27 @@ class CompleteTransfer(LargeTransfer):
         task: CompleteTask = self.task
         source = self._open_again(task.file.path, task.snapshot)
         try:
+            self._compare_again(source)
             upload = self._describe(task.file, source, None)
-            receipt = self.uploader.complete(upload, task.upload_id, task.parts)
-            return self._outcome(upload, OutcomeKind.UPLOADED, receipt, task.racy)
+            is_as_told = task.fingerprint == self.uploader.fingerprint(upload)
+            told = upload if is_as_told else upload._replace(metadata={})
+            self.sent = True
+            receipt = self.uploader.complete(told, task.upload_id, task.parts)
+            done = self._outcome(upload, OutcomeKind.UPLOADED, receipt, task.racy)
+            done = done._replace(part_size=task.part_size)
+            return done if is_as_told else renewed(self.uploader, upload, done)
         finally:
             source.close()
+
+    def _compare_again(self, source: SourceFile) -> None:
+        """If its ctime or inode has moved since its upload was begun, are these its bytes?"""
+        task: CompleteTask = self.task
+        source.check_end()
+        if Snapshot.of(source.status) == task.snapshot or self.options.ignore_ctime:
+            return
+        if len(same_parts(source, task.parts, task.part_size)) < len(task.parts):
+            raise ChangedError("read", source.path, "it changed while it was read")
+        source.has_moved()
 
 
 class AbortTransfer(LargeTransfer):
@@ -6151,20 +6860,33 @@ def read_part(
     return view[:size], digest.hexdigest()
 
 
-def hash_parts(upload: Upload) -> str:
-    """The digest of a large file, as it will be composed when its parts have been sent."""
-    size = part_size_for(upload.size, upload.part_size)
-    digests = [
-        read_part(upload.source, offset, min(size, upload.size - offset), None)[1]
-        for offset in range(0, upload.size, size)
-    ]
-    return combined_digest([bytes.fromhex(digest) for digest in digests])
+def renewed(uploader: Uploader, upload: Upload, done: Outcome) -> Outcome:
+    """The end of an upload that was begun with metadata that are not true any more."""
+    try:
+        receipt = uploader.renew(upload, done.etag, None)
+    except TransferError as error:
+        if error.retryable or isinstance(error, FatalError):
+            raise
+        return done._replace(stale=True, error=error.cause)
+    return done._replace(etag=receipt.etag)
 
 
-def _is_stored(upload: Upload, file: Task) -> bool:
-    """Whether the store has these bytes, and their metadata, already."""
-    known = file.known_sha256
-    return known != "" and known == upload.sha256 and file.is_as_scanned(upload.source)
+def same_parts(
+    source: SourceFile, parts: Sequence[StoredPart], part_size: int
+) -> tuple[StoredPart, ...]:
+    """Those of ``parts`` whose bytes are the file's. Raises SourceError."""
+    same = []
+    for part in parts:
+        offset = (part.number - 1) * part_size
+        size = min(part_size, source.size - offset)
+        if size == part.size and read_part(source, offset, size, None)[1] == part.sha256:
+            same.append(part)
+    return tuple(same)
+
+
+NOT_COMPARED_NOTE = (
+    "of some files neither a hash nor an ETag that is an MD5 is known: size and time decided"
+)
 
 
 def _kind_of_failure(error: TransferError) -> OutcomeKind:
@@ -6681,6 +7403,11 @@ class RunOptions:
     nice: int = 19
     force: bool = False  # upload what is in the store already, too
     checksum: bool = False  # hash what looks unchanged before it is believed
+    ignore_ctime: bool = False  # that it moves says nothing about a file
+    ignore_inode: bool = False  # the same
+    renew_by_upload: bool = False  # send a file whose metadata cannot be renewed otherwise
+    root_as: str = ""  # the name under which ROOT is known; empty: its own
+    keep_history: float = KEPT_HISTORY  # seconds
     scan: ScanOptions = field(default_factory=ScanOptions)
     content_types: tuple[tuple[Glob, str], ...] = ()  # the last one that matches decides
 
@@ -6701,6 +7428,8 @@ class RunOptions:
             memory=memory,
             content_types=self.content_types,
             nice=self.nice,
+            renew_by_upload=self.renew_by_upload,
+            ignore_ctime=self.ignore_ctime,
         )
 
     def limiter(self, has_fast_lane: bool) -> Limiter:
@@ -6767,6 +7496,10 @@ class Summary:
     status: str = "could not start"
     seen: int = 0
     uploaded: int = 0
+    renewed: int = 0  # of them, files of which the metadata alone had changed
+    compared: int = (
+        0  # of a dry run's pending files, those that are sent only if their bytes differ
+    )
     unchanged: int = 0
     skipped: int = 0
     failed: int = 0
@@ -6849,8 +7582,8 @@ class LargeFile:
     """A file on its way in parts."""
 
     __slots__ = (
-        *("begun", "file", "in_flight", "is_fast", "known", "missing", "problem", "restarts"),
-        *("unsent", "was_known"),
+        *("begun", "file", "in_flight", "is_fast", "is_gone", "known", "missing", "problem"),
+        *("restarts", "unsent", "was_known"),
     )
 
     def __init__(self, file: FileModel, known: UploadModel | None) -> None:
@@ -6863,6 +7596,7 @@ class LargeFile:
         self.in_flight = 0  # tasks
         self.problem: Outcome | None = None
         self.restarts = 0
+        self.is_gone = False  # the store does not know the upload any more
         self.is_fast = True  # no part went by the safe lane
 
 
@@ -6881,9 +7615,15 @@ class WorkList:
         uploader: Uploader,
         options: RunOptions,
         files: int,
+        *,
+        whole: bool = True,
     ) -> None:
-        """``files`` is how many are pending."""
+        """``files`` is how many are pending; ``whole``: the scan saw all that there is."""
         self.fast_files = 0  # large ones that went by the fast lane altogether
+        self.renewed = 0  # files that were put again for their metadata alone
+        self.differed = 0  # files whose bytes were compared, and were others
+        self.stale = 0  # files whose metadata the store would not renew
+        self.refusal = ""  # why
         self.resumed_bytes = 0  # that need not be sent, since this was last set to 0
         self.failed_abort = ""  # why an upload that is not wanted is still there
         self._aborting: set[str] = set()
@@ -6898,7 +7638,7 @@ class WorkList:
         self._large: dict[str, LargeFile] = {}
         self._parts: dict[str, Iterator[PartTask]] = {}
         self._ready: deque[AnyTask] = deque()
-        self._left_over = ledger.left_over_uploads(job) if takes_parts else iter(())
+        self._left_over = ledger.left_over_uploads(job) if takes_parts and whole else iter(())
         begun = ledger.unfinished_uploads() if takes_parts else ()
         self._begun_before = {upload.id: upload for upload in begun}
 
@@ -6957,12 +7697,13 @@ class WorkList:
         self._files -= len(page)
         self._position = (page[-1].file_size, page[-1].id)
         self._taken.update((file.id, file) for file in page)
-        if page[-1].file_size <= self._threshold:
-            return list(map(task_of, page))
         large = [file for file in page if file.file_size > self._threshold]
-        with self._ledger.together():
-            self._ready.extend(map(self._open, large))
-        return list(map(task_of, page[: len(page) - len(large)]))
+        small = page[: len(page) - len(large)]
+        self._ledger.doubt_hashes(small)
+        if large:
+            with self._ledger.together():
+                self._ready.extend(map(self._open, large))
+        return list(map(task_of, small))
 
     def _take_left_over(self) -> list[AnyTask]:
         """Uploads that earlier runs began, and nobody wants any more."""
@@ -7014,9 +7755,18 @@ class WorkList:
             if outcome.kind is OutcomeKind.VANISHED:
                 gone.append(file)
             else:
+                self._weigh(file, outcome)
                 file.apply(outcome)
                 files.append(file)
         self._ledger.record(files, gone)
+
+    def _weigh(self, file: FileModel, outcome: Outcome) -> None:
+        """What the comparison of its bytes came to."""
+        self.differed += outcome.kind is OutcomeKind.UPLOADED and bool(file.sha256 or file.etag)
+        self.renewed += outcome.kind is OutcomeKind.RENEWED
+        if outcome.stale:
+            self.stale += 1
+            self.refusal = self.refusal or outcome.error
 
     # -- large files
 
@@ -7030,8 +7780,8 @@ class WorkList:
         return self._begin(large)
 
     def _begin(self, large: LargeFile) -> BeginTask:
-        file, anew = large.file, large.restarts > 0
-        known = large.known if large.was_known or anew else None
+        file, anew = large.file, large.is_gone
+        known = large.known if large.was_known or large.restarts else None
         stored = stored_parts(self._ledger.parts(file.id)) if known else ()
         large.in_flight += 1
         return BeginTask(
@@ -7068,6 +7818,7 @@ class WorkList:
         else:
             large.known = self._upload_row(large, begun)
             self._ledger.save_uploads([large.known])
+            self._ledger.doubt_hashes([large.file])
         large.begun = begun
         stored = {part.number for part in begun.parts}
         large.missing = begun.part_count - len(stored)
@@ -7095,6 +7846,8 @@ class WorkList:
                 stored_parts(self._ledger.parts(file_id)),
                 begun.snapshot,
                 begun.racy,
+                begun.part_size,
+                begun.fingerprint,
             )
         )
 
@@ -7114,16 +7867,17 @@ class WorkList:
     def _give_up(self, large: LargeFile, problem: Outcome) -> Outcome | None:
         """A large file cannot be uploaded as it was begun: begin anew, or end it."""
         kind = problem.kind
-        if kind in (OutcomeKind.CHANGED, OutcomeKind.GONE):
-            if large.restarts < READ_ATTEMPTS - 1:
-                large.restarts += 1
-                large.problem = None
-                self._ready.append(self._begin(large))
-                return None
-            kind = OutcomeKind.FAILED
+        may_help = kind in (OutcomeKind.CHANGED, OutcomeKind.GONE)
+        if may_help and large.restarts < READ_ATTEMPTS - 1:
+            large.restarts += 1
+            large.is_gone = kind is OutcomeKind.GONE
+            large.problem = None
+            self._ready.append(self._begin(large))
+            return None
         del self._large[large.file.id]
-        if kind in (OutcomeKind.FAILED, OutcomeKind.VANISHED):
+        if kind in (OutcomeKind.FAILED, OutcomeKind.VANISHED, OutcomeKind.GONE):
             self._abort(large)
+        kind = OutcomeKind.FAILED if may_help else kind
         return problem._replace(id=large.file.id, kind=kind)
 
     def _abort(self, large: LargeFile) -> None:
@@ -7146,9 +7900,26 @@ def task_of(file: FileModel) -> Task:
         file.file_path,
         file.object_key,
         file.file_size,
+        file.permissions,
+        stored_of(file),
+    )
+
+
+def stored_of(file: FileModel) -> Stored | None:
+    """What the ledger says that the store has of a file, if anything."""
+    if not file.sha256 and not file.etag:
+        return None
+    return Stored(
         file.last_modified,
         file.permissions,
+        file.uid,
+        file.gid,
+        file.etag or "",
         file.sha256 or "",
+        file.part_size or 0,
+        file.inode,
+        file.changed_at,
+        bool(file.stale),
     )
 
 
@@ -7206,6 +7977,11 @@ class BatchJobModel(BatchJobRow):
         self._memory = MemoryGauge()
         self._preparation: Preparation | None = None
         self._root: Root | None = None
+        self._source = absolute(root)
+        self.place = DestinationModel(None, "", "")
+        self._seen: bytearray | None = None  # rows of files that were seen, if that matters
+        self._moved = 0  # files to be compared because of their ctime or inode alone
+        self._is_taken_over = False
         self._scan: Scan | None = None
         self._is_preparing = False
         self._engine: Engine | None = None
@@ -7215,7 +7991,7 @@ class BatchJobModel(BatchJobRow):
             id=uuid.uuid4().hex,
             status=JobStatus.CREATED,
             created_at=int(time.time()),
-            root_dir=absolute(root),
+            root_dir=absolute(self.options.root_as or root),
             destination="",
             mode=self.options.mode,
         )
@@ -7229,8 +8005,6 @@ class BatchJobModel(BatchJobRow):
         with ``exit_code`` and, where it stopped early, ``error``.
         """
         with self._session():
-            if self.endpoint == SANDBOX_ENDPOINT:
-                self._ledger.forget_endpoint(SANDBOX_ENDPOINT)
             self._run()
         return self.summary
 
@@ -7239,6 +8013,7 @@ class BatchJobModel(BatchJobRow):
         self._find_ends()
         self._ledger = Ledger(self.db, read_only=True)
         try:
+            self._find_place()
             self._plan()
         finally:
             self._ledger.close()
@@ -7256,11 +8031,14 @@ class BatchJobModel(BatchJobRow):
             failed, size = bool(change.found.problem), change.found.file_size
             summary.failed += failed
             summary.pending += not failed
+            summary.compared += change.keeps_hash
             summary.bytes_uploaded += 0 if failed else size
             if not failed:
                 summary.requests += self._requests_of(size) if size > threshold else 1
             self.observer.planned(change)
         self._count_skipped(scan)
+        if not self._stop:
+            self.refuse_empty(scan, summary.seen)
         summary.request_cost_usd = self.uploader.request_cost(summary.requests)
 
     def _threshold(self) -> int:
@@ -7327,7 +8105,35 @@ class BatchJobModel(BatchJobRow):
             closing.callback(self._ledger.close)
             self._ledger.fold()
             self._ledger.interrupt_unfinished_jobs()
+            self._find_place()
+            self._ledger.save_destination(self.place)
             yield
+
+    def _find_place(self) -> None:
+        """What the ledger knows of the destination. Raises UsageError if another ROOT fills it."""
+        self.place = place = self._ledger.destination(self)
+        if self._source != self.root_dir:
+            self._ledger.renamed = self._source, self.root_dir
+        if self.endpoint == SANDBOX_ENDPOINT and place.id and not self._ledger.read_only:
+            self._ledger.forget_files(place)
+        is_known = self._ledger.has_uploads(place)
+        is_new = not is_known and not self._ledger.has_files(place)
+        self.uploader.is_first_run = is_new and self.options.scan.shard is None
+        if is_known and place.root_dir and base_of(place.root_dir) != base_of(self.root_dir):
+            self._take_over(place.root_dir)
+        place.root_dir = self.root_dir
+
+    def _take_over(self, known_root: str) -> None:
+        """The files of another ROOT are there: may they be ours?"""
+        old, new = base_of(known_root), base_of(self._source)
+        self._is_taken_over = not os.path.exists(old) or is_same_directory(old, new)
+        if not self._is_taken_over:
+            hint = (
+                f"name another --db, or pass --root-as {shlex.quote(known_root)} if it is the same"
+            )
+            cause = f"this ledger knows {self.destination} as filled from {known_root}"
+            raise UsageError("use root", self.root_dir, cause, hint)
+        self.note(f"{known_root} is {self.root_dir} now: its files are compared, not sent again")
 
     # -- never hangs
 
@@ -7374,9 +8180,9 @@ class BatchJobModel(BatchJobRow):
     def _find_ends(self) -> None:
         """Both ends of the way: ROOT can be read, the destination is known."""
         try:
-            mode = os.stat(self.root_dir).st_mode
+            mode = os.stat(self._source).st_mode
         except OSError as error:
-            raise UsageError("read root", self.root_dir, os_cause(error)) from error
+            raise UsageError("read root", self._source, os_cause(error)) from error
         if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
             cause = f"it is a {kind_of(mode)}"
             raise UsageError("read root", self.root_dir, cause, "name a directory or a file")
@@ -7441,21 +8247,47 @@ class BatchJobModel(BatchJobRow):
             with self._ledger.together():
                 for few in batches(many, SCAN_BATCH):
                     self._prepare()
-                    self._ledger.take_in(few, self.id, self.created_at)
+                    self._ledger.take_in(few, self.id, self.created_at, self.place)
         self._count_skipped(scan)
         if self._stop:
             return
         self._root = self.scanned_root(scan)
-        is_empty = not self.summary.seen and not scan.elsewhere
-        if is_empty and self._ledger.has_uploads(self):
+        self.refuse_empty(scan, self.summary.seen)
+        if self._is_whole():
+            self._ledger.forget_vanished(self, self.place)
+            self._sweep()
+
+    def refuse_empty(self, scan: Scan, files: int) -> None:
+        """Raises UsageError if ROOT has become empty."""
+        if not files and not scan.elsewhere and self._ledger.has_uploads(self.place):
             cause = "it is empty, but earlier runs have uploaded files from it"
             raise UsageError("read root", self.root_dir, cause, "is it mounted?")
-        self._ledger.forget_vanished(self)
+
+    def _is_whole(self) -> bool:
+        """Whether the scan saw all files that this destination has from here."""
+        return bool(self._scan and self._scan.is_whole and not self._scan.is_single)
+
+    def _sweep(self) -> None:
+        """Mark files that are gone, and forget those that have been for long."""
+        seen, shard = self._seen, self.options.scan.shard
+        if seen is None:
+            return
+        cut = len(os.path.join(self._source, ""))
+
+        def is_missing(row: int, path: str) -> bool:
+            is_seen = row >> 3 < len(seen) and seen[row >> 3] >> (row & 7) & 1
+            return not is_seen and (shard is None or shard.has(os.fsencode(path[cut:])))
+
+        self._ledger.sweep(
+            self, self.place, is_missing, self.created_at - self.options.keep_history
+        )
+        self.place.swept_at = self.created_at
+        self._ledger.save_destination(self.place)
 
     def scanned_root(self, scan: Scan) -> Root:
         """Raises FatalError if it is not there any more."""
-        is_link = scan.is_single and os.path.islink(self.root_dir)
-        folder = os.path.dirname(self.root_dir) if scan.is_single else self.root_dir
+        is_link = scan.is_single and os.path.islink(self._source)
+        folder = os.path.dirname(self._source) if scan.is_single else self._source
         root = Root(folder, scan.root_place, self.options.scan.follow_symlinks or is_link)
         root.check_is_there()
         return root
@@ -7463,7 +8295,10 @@ class BatchJobModel(BatchJobRow):
     def scan(self) -> Scan:
         """A walk over the root, as it goes to the destination."""
         identity = f"{self.endpoint} {self.destination}"
-        self._scan = Scan(self.root_dir, identity, self.uploader.prefix, self.options.scan, self.db)
+        self._scan = Scan(self._source, identity, self.uploader.prefix, self.options.scan, self.db)
+        due = self.place.swept_at + min(SWEEP_SECONDS, self.options.keep_history)
+        if not self._ledger.read_only and due <= self.created_at:
+            self._seen = self._ledger.room_for_rows()
         return self._scan
 
     def _changes(self, scan: Scan) -> Iterator[Change]:
@@ -7474,17 +8309,47 @@ class BatchJobModel(BatchJobRow):
     def _compare(self, batch: Sequence[Found]) -> list[Change]:
         """Those of a batch that have to be looked at; the others are counted as unchanged."""
         known = self._ledger.known([found.id for found in batch])
-        changes = []
+        suspects: list[tuple[Found, Known | None]] = []
+        looks_closer = self.options.force or self.options.checksum or self._is_taken_over
         for found in batch:
-            change = compare(found, known.get(found.id), self.options)
-            if change is None:
-                self.summary.unchanged += 1
-            else:
-                changes.append(change)
-                self._failed += bool(found.problem)
+            row: Any = known.get(found.id)
+            if (
+                row is None
+                or row[FACTS_KNOWN] != found[FACTS_FOUND]
+                or row[STATE_KNOWN] != AS_STORED
+                or looks_closer
+                or found.problem
+            ):
+                suspects.append((found, row and Known._make(row)))
         self.summary.seen += len(batch)
+        changes = self._judge(suspects)
+        self.summary.unchanged += len(batch) - len(changes)
+        if self._seen is not None:
+            self._mark_seen(known.values())
         self.observer.scanned(self.summary.seen)
         return changes
+
+    def _judge(self, suspects: Iterable[tuple[Found, Known | None]]) -> list[Change]:
+        changes, again = [], []
+        for found, known in suspects:
+            change = compare(found, known, self.options, taken_over=self._is_taken_over)
+            if change is not None:
+                changes.append(change)
+                self._failed += bool(found.problem)
+                self._moved += change.reason in MOVED_ALONE
+                if change.reason == OLDER_LEDGER:
+                    self.note(OLDER_LEDGER_NOTE)
+            elif known and known.missing_since is not None:
+                again.append(found.id)
+        if again and not self._ledger.read_only:
+            self._ledger.seen_again(again)
+        return changes
+
+    def _mark_seen(self, rows: Iterable[tuple[Any, ...]]) -> None:
+        seen, place = self._seen, Known._fields.index("row")
+        assert seen is not None
+        for row in rows:
+            seen[row[place] >> 3] |= 1 << (row[place] & 7)
 
     def _count_skipped(self, scan: Scan) -> None:
         self.summary.skipped_by_reason.update(scan.skipped)
@@ -7494,7 +8359,8 @@ class BatchJobModel(BatchJobRow):
 
     def _upload_all(self) -> None:
         files, size = self._ledger.pending(self.id)
-        if self.is_stopping() or not (files or any(self._ledger.left_over_uploads(self))):
+        has_left_over = self._is_whole() and any(self._ledger.left_over_uploads(self))
+        if self.is_stopping() or not (files or has_left_over):
             return
         self.observer.uploading(files, size)
         preparation = self._prepare()
@@ -7503,7 +8369,7 @@ class BatchJobModel(BatchJobRow):
             if self.is_stopping():
                 return
         for note in preparation.result():
-            self._note(note)
+            self.note(note)
         self._is_preparing = False
         with spared_collector(), contextlib.closing(self._make_engine()) as engine:
             self._engine = engine
@@ -7523,7 +8389,7 @@ class BatchJobModel(BatchJobRow):
             self.summary.notes.append(note)
             self.observer.problem(note)
 
-    def _note(self, note: str) -> None:
+    def note(self, note: str) -> None:
         """Tell the user once."""
         if note not in self.summary.notes:
             self.summary.notes.append(note)
@@ -7546,18 +8412,35 @@ class BatchJobModel(BatchJobRow):
         return engine
 
     def _upload_pending(self, engine: Engine, files: int) -> None:
-        work = WorkList(self._ledger, self, self.uploader, self.options, files)
+        work = WorkList(
+            *(self._ledger, self, self.uploader, self.options, files), whole=self._is_whole()
+        )
         for outcomes in engine.upload(work.next_page, lambda: self._tick(engine)):
             for outcome in work.take_back(outcomes):
                 self._count(outcome)
             self._count_resumed(work)
             for note in engine.notes:
-                self._note(note)
+                self.note(note)
             engine.notes.clear()
         self.summary.fast_lane += work.fast_files
+        self.summary.renewed += work.renewed
+        self._tell_comparison(work)
         if work.failed_abort:
             hint = "the next run and --cleanup try again"
-            self._note(f"an unfinished upload may be left: {work.failed_abort} ({hint})")
+            self.note(f"an unfinished upload may be left: {work.failed_abort} ({hint})")
+
+    def _tell_comparison(self, work: WorkList) -> None:
+        """What the next run could be spared, and what was not renewed."""
+        if work.stale:
+            hint = "--renew-by-upload sends these files again"
+            objects = count_of(work.stale, "object")
+            self.note(f"older metadata remain with {objects}: {work.refusal} ({hint})")
+        if self._moved >= MANY_MOVED and not work.differed:
+            self.note(
+                f"{self._moved:,} files were read again because their ctime or inode had moved, "
+                "and none had changed: where that is so each time, pass --ignore-ctime or "
+                "--ignore-inode"
+            )
 
     def _count_resumed(self, work: WorkList) -> None:
         if work.resumed_bytes:
@@ -7566,9 +8449,10 @@ class BatchJobModel(BatchJobRow):
 
     def _count(self, outcome: Outcome) -> None:
         kind, summary = outcome.kind, self.summary
-        if kind is OutcomeKind.UPLOADED:
+        if kind in SENT_WHOLE:
             summary.uploaded += 1
-            summary.bytes_uploaded += outcome.file_size
+            is_sent = kind is OutcomeKind.UPLOADED or outcome.sent
+            summary.bytes_uploaded += outcome.file_size if is_sent else 0
             self._refused_in_a_row = 0
         elif kind is OutcomeKind.UNCHANGED:
             summary.unchanged += 1
@@ -7689,7 +8573,9 @@ class BatchJobModel(BatchJobRow):
         self.summary.peak_memory_bytes = self._memory.peak
 
 
-def compare(found: Found, known: Known | None, options: RunOptions) -> Change | None:
+def compare(
+    found: Found, known: Known | None, options: RunOptions, *, taken_over: bool = False
+) -> Change | None:
     """Why a file has to be looked at, or None where the store has it as it is."""
     if found.problem:
         return Change(found, "cannot be taken")
@@ -7697,19 +8583,41 @@ def compare(found: Found, known: Known | None, options: RunOptions) -> Change | 
         return Change(found, "new")
     if found.file_size != known.file_size:
         return Change(found, "size changed")
-    if found.last_modified != known.last_modified:
-        return Change(found, "modification time changed")
-    if found.permissions != known.permissions:
-        return Change(found, "permissions changed")
     if options.force:
         return Change(found, "forced")
     reason = REASONS_TO_LOOK.get((known.status, known.racy), DAMAGED)
-    if reason is None and not options.checksum:
-        return None
     keeps_hash = bool(known.hashed) and reason != DAMAGED
-    return Change(found, reason or "to be hashed", keeps_hash)
+    if taken_over:
+        return Change(found, "known from another ROOT", keeps_hash)
+    reason = reason or what_changed(found, known, options)
+    if reason is None and options.checksum:
+        reason = "to be hashed"
+    if reason is None and known.stale:
+        reason = "the store has older metadata"
+    return Change(found, reason, keeps_hash) if reason else None
 
 
+def what_changed(found: Found, known: Known, options: RunOptions) -> str | None:
+    """What the ledger knows otherwise of a file of the same size; its bytes may be the same."""
+    if known.changed_at is None:
+        return OLDER_LEDGER
+    told = [
+        ("modification time changed", found.last_modified != known.last_modified),
+        ("permissions changed", found.permissions != known.permissions),
+        ("owner changed", (found.uid, found.gid) != (known.uid, known.gid)),
+        (CTIME_MOVED, found.changed_at != known.changed_at and not options.ignore_ctime),
+        (INODE_MOVED, found.inode != known.inode and not options.ignore_inode),
+    ]
+    return next((reason for reason, is_so in told if is_so), None)
+
+
+CTIME_MOVED, INODE_MOVED = "ctime moved", "inode moved"
+MOVED_ALONE = frozenset((CTIME_MOVED, INODE_MOVED))
+MANY_MOVED = 1000  # files read again for nothing, to say how that is spared
+OLDER_LEDGER = "the ledger is of an older pfu"
+OLDER_LEDGER_NOTE = (
+    "the ledger is of an older pfu: what it has of each file is compared once, and not sent again"
+)
 DAMAGED = "its row in the ledger is not pfu's"
 REASONS_TO_LOOK: Mapping[tuple[int, int], str | None] = {
     (FileStatus.SUCCESS, 0): None,
@@ -7727,6 +8635,19 @@ def absolute(path: str | os.PathLike[str]) -> str:
     except OSError as error:
         cause = f"the working directory is gone: {os_cause(error)}"
         raise UsageError("find", os.fspath(path), cause, "cd to one that is there") from error
+
+
+def base_of(root: str) -> str:
+    """The directory that keys begin in: of a single file the one that it is in."""
+    return os.path.dirname(root) if os.path.isfile(root) else root
+
+
+def is_same_directory(one: str, other: str) -> bool:
+    """Whether two paths lead to the same directory."""
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return False
 
 
 def batches(things: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -7842,8 +8763,11 @@ def _peak_resident_set() -> int:
 # The store is listed once, 1,000 keys a request, prefixes side by side, into a temporary table on
 # disk. Then the tree is walked, and each file looked up in the ledger and in the listing: memory
 # stays flat. What differs becomes pending, so that the next run mends it. A file that the ledger
-# does not know, whose object says that it is just this file, is taken into the ledger: so a lost
-# ledger is made anew.
+# does not know, whose object says that it is just this file, or has its bytes, is taken into the
+# ledger: so a lost ledger is rebuilt.
+#
+# Where bytes are compared there are three: of the file, of the ledger, of the store. The file is
+# read once, for all digests that the other two are told by.
 
 
 @dataclass
@@ -7860,14 +8784,24 @@ class Verdict:
     adopted: int = 0  # of them, files that the ledger did not know
     differing: int = 0
     extra: int = 0  # objects that no file of the tree stands for
+    extra_known: int = 0  # of them, objects of files that went away; the ledger knows them
     skipped: int = 0
     by_reason: dict[str, int] = field(default_factory=dict)
     differences: list[dict[str, str]] = field(default_factory=list)  # the first ones
     extra_keys: list[str] = field(default_factory=list)  # the first ones
+    bytes_read_back: int = 0  # of objects of which the store tells nothing that can be compared
     elapsed_seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
     error: str | None = None
     exit_code: int = ExitCode.OK
+
+
+class Checked(NamedTuple):
+    """What comparing the bytes of a file came to."""
+
+    reason: str = ""  # why it is not in the store as it is
+    adopted: FileModel | None = None  # the row of a file that the ledger did not know
+    read_back: int = 0  # bytes
 
 
 class Verification:
@@ -7884,6 +8818,8 @@ class Verification:
         self._checksum = checksum
         self._threads = ThreadPoolExecutor(SAFE_CONCURRENCY, thread_name_prefix="pfu-verify")
         self._unchecked_in_a_row = 0
+        self._missed = 0  # objects that the listing did not show
+        self._shown: set[bool] = set()  # kinds of ETags that the store repeats: of parts, or not
         self._tree: FreeTree | None = None
 
     def run(self) -> None:
@@ -7895,13 +8831,16 @@ class Verification:
                 self._take_listing()
                 self._compare_all(self._job.scan())
                 verdict.extra, verdict.extra_keys = self._ledger.not_found(REPORTED_FAILURES)
+                if verdict.extra:
+                    verdict.extra_known = self._ledger.went_away(self._job.place)
         finally:
             self._threads.shutdown(wait=False, cancel_futures=True)
             self._uploader.close()
             if self._tree and not self._job.is_stopping():  # else threads may be reading
                 self._tree.close()
         verdict.elapsed_seconds = round(time.monotonic() - began, 3)
-        if verdict.differing or verdict.extra:
+        verdict.notes = self._job.summary.notes
+        if verdict.differing:
             verdict.status, verdict.exit_code = "differs", ExitCode.INCOMPLETE
 
     def _take_listing(self) -> None:
@@ -7916,17 +8855,14 @@ class Verification:
         scan.keys_elsewhere = []
         for batch in batches(scan, SCAN_BATCH):
             self._job.heed_stop()
-            if self._checksum and self._tree is None:
+            if self._tree is None:
                 self._tree = tree_of(self._job.scanned_root(scan))
             self._compare(batch)
             self._take_others(scan.keys_elsewhere)
             self._job.observer.scanned(self.verdict.checked)
         self._take_others(scan.keys_elsewhere)
         self.verdict.skipped = sum(scan.skipped.values())
-
-    def _answers(self, ask: Callable[[Found], T], files: Iterable[Found]) -> list[T]:
-        """Of many, asked side by side. Raises StoppedError."""
-        return list(map(self._job.wait_for, [self._threads.submit(ask, found) for found in files]))
+        self._job.refuse_empty(scan, self.verdict.checked + self.verdict.skipped)
 
     def _take_others(self, keys: list[str]) -> None:
         """Objects that other shares of the tree answer for."""
@@ -7940,52 +8876,137 @@ class Verification:
             found.id: difference(found, rows.get(found.id), listed.get(found.key))
             for found in batch
         }
-        unknown = [
-            found
+        self._shown.update(
+            "-" in row.etag
+            for row, object_ in ((rows.get(f.id), listed.get(f.key)) for f in batch)
+            if row and object_ and row.etag and row.etag == object_.etag
+        )
+        closer = [
+            (found, rows.get(found.id))
             for found in batch
-            if found.id not in rows and found.key in listed and not found.problem
+            if self._is_in_question(found, rows.get(found.id), reasons[found.id], listed)
         ]
-        self._adopt(unknown, reasons)
-        if self._checksum:
-            good = [found for found in batch if not reasons[found.id]]
-            checked = self._answers(lambda f: self._deep_difference(f, rows.get(f.id)), good)
-            for found, reason in zip(good, checked):
-                reasons[found.id] = reason
-                self._weigh(reason)
+        adopted = []
+        for (found, _), checked in zip(closer, self._look_closer(closer)):
+            reasons[found.id] = checked.reason
+            self.verdict.bytes_read_back += checked.read_back
+            self._weigh(checked.reason)
+            if checked.adopted:
+                adopted.append(checked.adopted)
+        self._ledger.adopt(adopted)
+        self.verdict.adopted += len(adopted)
         self._count(batch, reasons)
 
-    def _adopt(self, candidates: Sequence[Found], reasons: dict[str, str]) -> None:
-        """Take in files whose objects say that they are just these files."""
-        heads = self._answers(lambda f: patiently(self._uploader.inspect, f.key), candidates)
-        adopted = [
-            (found, stored)
-            for found, stored in zip(candidates, heads)
-            if stored and stored.is_of(found)
-        ]
-        self._ledger.adopt(adopted, self._job.id, int(time.time()))
-        self.verdict.adopted += len(adopted)
-        reasons.update((found.id, "") for found, _ in adopted)
+    def _is_in_question(
+        self, found: Found, row: StoredRow | None, reason: str, listed: Collection[str]
+    ) -> bool:
+        """Whether the listing does not decide. It proves that an object is there, not that none is.
 
-    def _deep_difference(self, found: Found, row: StoredRow | None) -> str:
+        (s3rver leaves out prefixes.) What it misses is asked for, MAX_MISSED times.
+        """
+        if found.problem:
+            return False
+        is_missed = found.key not in listed and (reason == MISSING or row is None)
+        if is_missed:
+            self._missed += 1
+            return self._missed <= MAX_MISSED
+        if row is None or reason == OTHER_ETAG:
+            return True
+        return not reason and (self._checksum or has_moved(found, row, self._job.options))
+
+    def _look_closer(self, files: Iterable[tuple[Found, StoredRow | None]]) -> list[Checked]:
+        """Files read side by side. Raises StoppedError."""
+        asked = [self._threads.submit(self._check, found, row) for found, row in files]
+        return list(map(self._job.wait_for, asked))
+
+    def _check(self, found: Found, row: StoredRow | None) -> Checked:
         try:
-            known = (row and row.sha256) or self._digest_of(found)
-            sha256 = patiently(self._uploader.stored_sha256, found.key, known)
+            if row is not None and not self._checksum and has_moved(found, row, self._job.options):
+                checked = self._check_file(found, row)
+                if checked.reason:
+                    return checked
+            stored = patiently(self._uploader.inspect, found.key)
+            if stored is None:
+                return Checked(NOT_UPLOADED if row is None else MISSING)
+            if row is None:
+                return self._adopt(found, stored)
+            if stored.size != found.file_size:
+                return Checked(OTHER_SIZE)
+            if self._checksum:
+                return self._check_bytes(found, row, stored)
+            return self._check_object(found, row, stored)
         except FatalError:
             raise
         except (TransferError, SourceError) as error:
-            return f"{UNCHECKED}: {error.cause}"
-        return "" if sha256 == known else "the store has other bytes"
+            return Checked(f"{UNCHECKED}: {error.cause}")
 
-    def _digest_of(self, found: Found) -> str:
-        """SHA-256 of a file whose bytes this ledger has never seen. Raises SourceError."""
+    def _check_object(self, found: Found, row: StoredRow, stored: Inspected) -> Checked:
+        """Is it the object that was stored? Its ETag tells only where such ETags are repeated."""
+        if row.etag and stored.etag == row.etag:
+            return Checked()
+        digests = self._digests(found, {form for form, _ in stored.forms()})
+        if stored.forms() and stored.proves(digests):
+            return Checked()
+        if ("-" in (row.etag or "")) in self._shown or not (
+            stored.is_of(found) or not stored.metadata
+        ):
+            return Checked(OTHER_ETAG)
+        self._job.note(NOT_SHOWN_NOTE)
+        return Checked()
+
+    def _check_file(self, found: Found, row: StoredRow) -> Checked:
+        """Is it the file that was stored? Its ctime or inode has moved since."""
+        forms = forms_of_row(row)
+        digests = self._digests(found, {form for form, _ in forms})
+        return Checked("" if is_same(forms, digests) is not False else CHANGED_SINCE)
+
+    def _check_bytes(self, found: Found, row: StoredRow, stored: Inspected) -> Checked:
+        """The bytes of the file, of the ledger and of the store."""
+        forms = forms_of_row(row)
+        wanted = {form for form, _ in (*forms, *stored.forms())} | {WHOLE_SHA256}
+        digests = self._digests(found, wanted)
+        if is_same(forms, digests) is False:
+            return Checked(CHANGED_SINCE)
+        return self._against_store(found, stored, digests)
+
+    def _against_store(
+        self, found: Found, stored: Inspected, digests: Mapping[Form, str]
+    ) -> Checked:
+        proof, read_back = stored.proves(digests), 0
+        if proof is None:
+            whole = patiently(self._uploader.read_back, found.key)
+            proof, read_back = whole == digests[WHOLE_SHA256], stored.size
+        return Checked("" if proof else OTHER_BYTES, None, read_back)
+
+    def _digests(self, found: Found, forms: Collection[Form]) -> dict[Form, str]:
+        """Of a file's bytes now. Raises SourceError."""
         assert self._tree is not None
         beat = self._uploader.traffic.beat
         with contextlib.closing(
             open_source(self._tree, found.path, found.permissions, beat)
         ) as source:
-            digest = read_part(source, 0, source.size, None)[1]
-            source.check_unchanged()
-        return digest
+            digests = digests_of(source, forms)
+            source.check_unchanged(lambda: digests_of(source, forms), digests)
+        return digests
+
+    def _adopt(self, found: Found, stored: Inspected) -> Checked:
+        """Take in a file whose object says that it is just this file, or has its very bytes."""
+        if stored.size != found.file_size:
+            return Checked(NOT_UPLOADED)
+        is_ours = stored.is_of(found)
+        if is_ours and not self._checksum:
+            return Checked("", adopted_row(found, stored, stored.sha256, self._job))
+        digests = self._digests(found, {form for form, _ in stored.forms()} | {WHOLE_SHA256})
+        proof, read_back = stored.proves(digests), 0
+        if proof is None and (is_ours or self._checksum):
+            checked = self._against_store(found, stored, digests)
+            proof, read_back = not checked.reason, checked.read_back
+        if not proof:
+            return Checked(OTHER_BYTES if is_ours else NOT_UPLOADED, None, read_back)
+        sha256 = stored.sha256 or digests[WHOLE_SHA256]
+        row = adopted_row(found, stored, sha256, self._job)
+        row.stale = None if is_ours else 1
+        return Checked("", row, read_back)
 
     def _weigh(self, reason: str) -> None:
         """Stop where all further questions would be in vain."""
@@ -7999,7 +9020,7 @@ class Verification:
     def _count(self, batch: Sequence[Found], reasons: Mapping[str, str]) -> None:
         verdict = self.verdict
         verdict.checked += len(batch)
-        doubtful = []
+        doubtful, changed = [], []
         for found in batch:
             reason = reasons[found.id]
             if not reason:
@@ -8009,17 +9030,75 @@ class Verification:
             is_unchecked = reason.startswith(UNCHECKED)
             kind = UNCHECKED if is_unchecked else reason
             verdict.by_reason[kind] = verdict.by_reason.get(kind, 0) + 1
-            if reason != NOT_UPLOADED and not found.problem and not is_unchecked:
+            if reason == CHANGED_SINCE:
+                changed.append(found.id)
+            elif reason != NOT_UPLOADED and not found.problem and not is_unchecked:
                 doubtful.append(found.id)
             if len(verdict.differences) < REPORTED_FAILURES:
                 told = {"path": found.path, "key": found.key, "reason": reason}
                 verdict.differences.append(told)
-        self._ledger.doubt(doubtful)
+        self._ledger.doubt(doubtful, changed)
         self._ledger.mark_found([found.key for found in batch])
 
 
 NOT_UPLOADED = "not uploaded"
 UNCHECKED = "cannot be checked"
+CHANGED_SINCE = "changed since it was uploaded"
+OTHER_BYTES = "the store has other bytes"
+OTHER_SIZE = "the store has another size"
+OTHER_ETAG = "the store has another ETag"
+MISSING = "missing in the store"
+MAX_MISSED = 1000  # objects that a listing does not show, asked for one by one; then it is believed
+NOT_SHOWN_NOTE = (
+    "this store tells other ETags than it answered with: of some objects no more than size and "
+    "metadata could be compared; --checksum reads them back"
+)
+
+
+def has_moved(found: Found, row: StoredRow, options: RunOptions) -> bool:
+    """Whether a file may have been replaced under its old size and time."""
+    ctime = found.changed_at != row.changed_at and not options.ignore_ctime
+    return ctime or (found.inode != row.inode and not options.ignore_inode)
+
+
+def forms_of_row(row: StoredRow) -> list[tuple[Form, str]]:
+    """What a file's bytes can be compared by, as far as the ledger knows."""
+    part_size = row.part_size or 0
+    facts = row.last_modified, row.permissions, row.uid, row.gid
+    known = Stored(*facts, row.etag or "", row.sha256 or "", part_size, 0, 0, False)
+    return known.forms(row.file_size, part_size_for(row.file_size, DEFAULT_PART_SIZE))
+
+
+def is_same(forms: Sequence[tuple[Form, str]], digests: Mapping[Form, str]) -> bool | None:
+    """Whether one of the digests is as it is known; None: none is."""
+    return any(digests[form] == digest for form, digest in forms) if forms else None
+
+
+def adopted_row(found: Found, stored: Inspected, sha256: str, job: BatchJobModel) -> FileModel:
+    """The row of a file that the store has, though the ledger did not know."""
+    owner = (stored.metadata.get(name, "") for name in ("uid", "gid"))
+    uid, gid = (int(told) if told.isdigit() and len(told) < 11 else None for told in owner)
+    return FileModel(
+        id=found.id,
+        created_at=int(time.time()),
+        file_size=found.file_size,
+        last_modified=found.last_modified,
+        permissions=found.permissions,
+        file_path=found.path,
+        status=FileStatus.SUCCESS,
+        batch_id=job.id,
+        object_key=found.key,
+        etag=stored.etag or None,
+        sha256=sha256 or None,
+        uploaded_at=stored.stored_at // 10**9,
+        inode=found.inode,
+        racy=int(abs(stored.stored_at - found.last_modified) < RACY_NS),
+        changed_at=found.changed_at,
+        uid=found.uid if uid is None else uid,
+        gid=found.gid if gid is None else gid,
+        part_size=stored.part_size if "-" in sha256 else None,
+        destination_id=job.place.id,
+    )
 
 
 def patiently(ask: Callable[..., T], *arguments: Any) -> T:
@@ -8037,14 +9116,15 @@ def difference(found: Found, row: StoredRow | None, listed: Listed | None) -> st
         return found.problem
     if row is None or row.status != FileStatus.SUCCESS:
         return NOT_UPLOADED
-    if (found.file_size, found.last_modified, found.permissions) != row[1:4]:
-        return "changed since it was uploaded"
+    owner = (row.uid, row.gid) if row.changed_at is not None else (found.uid, found.gid)
+    if found[3:8] != (*row[1:4], *owner) or row.stale:
+        return CHANGED_SINCE
     if listed is None:
-        return "missing in the store"
+        return MISSING
     if listed.size != found.file_size:
-        return "the store has another size"
+        return OTHER_SIZE
     if listed.etag != row.etag:
-        return "the store has another ETag"
+        return OTHER_ETAG
     return ""
 
 
@@ -8537,6 +9617,8 @@ class Console(Observer):
             return
         found = change.found
         reason = found.problem or change.reason
+        if change.keeps_hash:
+            reason += "; compared first, and if its bytes are the same only its metadata renewed"
         self.say(f"{printable(found.path)}  {bytes_text(found.file_size)}  {printable(reason)}")
 
     def stuck(self, reason: str) -> None:
@@ -8668,6 +9750,7 @@ def _outcome_counts(summary: Summary) -> list[Count]:
 
 def _other_counts(summary: Summary) -> list[Count]:
     return [
+        Count(summary.renewed, "of them metadata only"),
         Count(summary.unchanged, "unchanged"),
         Count(summary.skipped, "skipped", skipped_text(summary)),
         Count(summary.failed, "failed", "listed above; the ledger has them all", "red"),
@@ -8698,7 +9781,7 @@ def _cost_lines(summary: Summary) -> Iterator[str]:
     ]
     memory = f"{bytes_text(summary.peak_memory_bytes)} of memory"
     yield ", ".join([f"{summary.cpu_seconds:.1f} s of CPU", memory, *requests])
-    if summary.fast_lane < summary.uploaded:
+    if summary.fast_lane < summary.uploaded - summary.renewed:
         why = summary.fast_lane_off or "it left the others to boto3"
         yield f"{summary.fast_lane:,} of {summary.uploaded:,} by the fast lane: {printable(why)}"
 
@@ -8714,6 +9797,7 @@ def plan_text(summary: Summary, *, colours: bool = False) -> str:
         Count.things(summary.requests, "request", more=cost),
     ]
     others = [
+        Count(summary.compared, "of them to be compared", "sent only if their bytes differ"),
         Count(summary.unchanged, "unchanged"),
         Count(summary.skipped, "skipped", skipped_text(summary)),
         Count(summary.failed, "cannot go", style="red"),
@@ -9117,8 +10201,16 @@ def _add_choice_options(group: argparse._ArgumentGroup) -> None:
         type=parse_shard,
         help="the K-th of N shares of the tree, or auto, or auto/N: from the array job",
     )
+    add("--root-as", metavar="PATH", default="", help="the name that the ledger knows ROOT by")
+    add("--ignore-ctime", action="store_true", help="where it moves by itself: do not look at it")
+    add("--ignore-inode", action="store_true", help="the same of inode numbers")
     add("--force", action="store_true", help="upload what is in the store already, too")
     add("--checksum", action="store_true", help="hash what looks unchanged before it is believed")
+    add(
+        "--renew-by-upload",
+        action="store_true",
+        help="send a large file again where its metadata cannot be renewed by a copy",
+    )
 
 
 def _add_engine_options(group: argparse._ArgumentGroup) -> None:
@@ -9130,6 +10222,13 @@ def _add_engine_options(group: argparse._ArgumentGroup) -> None:
         help="in several processes (default), or on one event loop",
     )
     add("--db", metavar="FILE", help="the ledger (default: pfu.db; of a shard pfu.K-of-N.db)")
+    add(
+        "--keep-history",
+        metavar="TIME",
+        type=parse_time,
+        default=KEPT_HISTORY,
+        help="how long the ledger remembers files that are gone, and runs (default: 90d)",
+    )
     add("--workers", metavar="N", type=in_range(1, 256), default=0, help="processes")
     add("--concurrency", metavar="N", type=in_range(1, 4096), default=0, help="requests in flight")
     add(
@@ -9314,11 +10413,18 @@ def verdict_text(verdict: Verdict, *, quiet: bool, colours: bool = False) -> Ite
             Count(unchecked, UNCHECKED, "left as they are", "red"),
             Count(verdict.skipped, "skipped"),
             Count.things(verdict.objects, "object", "listed"),
-            Count(verdict.extra, "of no file", "left alone", "yellow"),
+            Count(verdict.extra, "of no file", extra_text(verdict), "yellow"),
+            Count(verdict.bytes_read_back, "bytes read back", "the store tells no digest of them"),
         ],
         colours,
     )
     yield f"  {duration_text(verdict.elapsed_seconds)}"
+
+
+def extra_text(verdict: Verdict) -> str:
+    """Which objects no file of the tree stands for."""
+    never = verdict.extra - verdict.extra_known
+    return f"left alone; files that went away: {verdict.extra_known:,}, never known: {never:,}"
 
 
 def show_status(options: argparse.Namespace, console: Console) -> ExitCode:

@@ -89,11 +89,11 @@ def server_context(certificates: Any, name: str) -> ssl.SSLContext:
 
 @pytest.fixture
 def unasked(place: Place) -> Place:
-    """What is stored has to be read back: the store keeps no checksums."""
+    """What is stored has to be read back: no checksums are kept, and no ETag is an MD5."""
     without_pauses(place)
     place.server.faults.append(ChecksumFault(Action("error", 501, "NotImplemented")))
     place.files(pfu.MAX_UNSENT)
-    assert place.run("--mode", "concurrent").code == 0
+    assert place.run("--mode", "concurrent", "--sse", "aws:kms").code == 0
     return place
 
 

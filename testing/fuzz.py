@@ -49,7 +49,7 @@ OPTION_NUMBERS = 60_000
 ENDS = 60_000
 COMMAND_LINES = 10_000
 DAMAGED_LEDGERS = 2_400
-ODD_ROWS = 1_900
+ODD_ROWS = 2_200
 ODD_RUNS = 24
 ODD_FILE_NAMES = 100_000
 ODD_HEADS = 20_000
@@ -602,6 +602,7 @@ ODD_VALUES = [
 def write_ledger(path: Path) -> None:
     """One of every kind: files of every status, runs, uploads, parts, outcomes not folded."""
     ledger = pfu.Ledger(path)
+    ledger.save_destination(DESTINATION)
     place = ("s3://bkt/p", "http://127.0.0.1:9")
     for batch_id, status in ((EARLIER_ID, 5), (BATCH_ID, 2)):
         ledger.save_job(
@@ -618,7 +619,8 @@ def write_ledger(path: Path) -> None:
                 (
                     *(file_id, LONG_AGO, number * 1000, number, "0100644", f"/tree/{number}"),
                     *(number % 4, BATCH_ID, f"p/{number}", "e", "0" * 64, 1, "cannot read: x"),
-                    *(LONG_AGO, number, number % 2),
+                    *(LONG_AGO, number, number % 2, LONG_AGO, 1, 2, 5 * MIB, number % 3 or None),
+                    *(DESTINATION.id, (LONG_AGO, None)[number % 2]),
                 ),
             )
     ledger.save_uploads(
@@ -640,6 +642,7 @@ def file_row(file_id: str) -> pfu.FileModel:
     return pfu.FileModel(*fixed, etag="e", sha256="0" * 64)
 
 
+DESTINATION = pfu.DestinationModel(1, "http://127.0.0.1:9", "s3://bkt/p", "/tree")
 JOB = pfu.BatchJobRow(
     *(BATCH_ID, pfu.JobStatus.UPLOADING, LONG_AGO, "/tree", "s3://bkt/p", "parallel"),
     endpoint="http://127.0.0.1:9",
@@ -648,7 +651,8 @@ READINGS: dict[str, Callable[[pfu.Ledger], Any]] = {
     "last_jobs": lambda ledger: list(pfu.jobs_text(ledger.last_jobs(10))),
     "known": lambda ledger: ledger.known(FILE_IDS),
     "stored": lambda ledger: ledger.stored(FILE_IDS),
-    "has_uploads": lambda ledger: ledger.has_uploads(JOB),
+    "destination": lambda ledger: ledger.destination(JOB),
+    "has_uploads": lambda ledger: ledger.has_uploads(DESTINATION),
     "pending": lambda ledger: ledger.pending(BATCH_ID),
     "failures": lambda ledger: list(map(failure_text, ledger.failures(BATCH_ID, 100))),
     "count": lambda ledger: ledger.count(BATCH_ID, pfu.FileStatus.FAILED),
@@ -663,7 +667,10 @@ WRITINGS: dict[str, Callable[[pfu.Ledger], Any]] = {
     "begin_page": lambda ledger: all_pages(ledger),
     "retry": lambda ledger: ledger.retry_failed(BATCH_ID),
     "release": lambda ledger: ledger.release_in_progress(BATCH_ID),
-    "forget": lambda ledger: ledger.forget_endpoint("http://127.0.0.1:9"),
+    "save_destination": lambda ledger: ledger.save_destination(DESTINATION),
+    "seen_again": lambda ledger: ledger.seen_again(FILE_IDS[:9]),
+    "sweep": lambda ledger: ledger.sweep(JOB, DESTINATION, lambda row, path: bool(row % 2), 9.0),
+    "forget": lambda ledger: ledger.forget_files(DESTINATION),
     "save_job": lambda ledger: ledger.save_job(JOB),
 }
 

@@ -17,7 +17,7 @@ from testing.faults import Action, Fault
 from testing.place import BUCKET, KIB, LONG_AGO, MIB, PART, LaneFault, Place, rewrite_in_place
 from testing.protocol import Request
 from testing.server import S3Server
-from testing.store import StoredObject, StoredUpload
+from testing.store import StoredUpload
 from testing.uploaders import FolderUploader
 
 
@@ -99,6 +99,21 @@ def s3_job(
     return pfu.BatchJobModel(place.root, uploader, place.path / "pfu.db", settings, observer)
 
 
+SENDING = {
+    *("PutObject", "CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload"),
+    *("AbortMultipartUpload", "CopyObject", "UploadPartCopy", "GetObject"),
+}
+
+
+def visit(place: Place, *arguments: Any, code: int = 0, **options: Any) -> tuple[Any, Counter[str]]:
+    """A run: what it says in JSON, and how often it asked the store to take or give something."""
+    before = len(place.server.log)
+    run = place.run(*arguments, "--json", **options)
+    assert run.code == code, (run.err, run.out)
+    operations = (request.operation for request in place.server.log[before:])
+    return run.json, Counter(operation for operation in operations if operation in SENDING)
+
+
 def recorded(place: Place) -> int:
     return len(place.rows("SELECT id FROM Part"))
 
@@ -137,16 +152,8 @@ def killed(
     return place.server.part_acknowledgements(BUCKET)
 
 
-def combined(stored: StoredObject) -> str:
-    """What the ledger should hold of an object's bytes."""
-    if not stored.parts:
-        return stored.sha256
-    digests = b"".join(bytes.fromhex(part.sha256) for part in stored.parts)
-    return f"{hashlib.sha256(digests).hexdigest()}-{len(stored.parts)}"
-
-
-def assert_all_is_there(place: Place, *failed: str) -> None:
-    """The store has the very files with their metadata, and nothing unfinished is left."""
+def assert_all_is_there(place: Place, *failed: str, unfinished: tuple[str, ...] = ()) -> None:
+    """The store has the very files with their metadata, and nothing else unfinished is left."""
     objects = {key[2:]: stored for key, stored in place.server.objects(BUCKET).items()}
     local = {key: hashlib.sha256(body).hexdigest() for key, body in place.local().items()}
     for name in failed:
@@ -157,12 +164,19 @@ def assert_all_is_there(place: Place, *failed: str) -> None:
     for row in rows:
         stored, status = objects[row["object_key"][2:]], os.stat(pfu.python_path(row["file_path"]))
         assert row["etag"] == stored.etag
-        assert row["sha256"] == combined(stored)
+        assert row["sha256"] == stored.digest(row["part_size"])
+        assert row["stale"] is None
+        assert (row["uid"], row["gid"]) == (status.st_uid, status.st_gid)
+        assert stored.headers["x-amz-meta-uid"] == str(status.st_uid)
+        assert stored.headers["x-amz-meta-gid"] == str(status.st_gid)
         assert stored.headers["x-amz-meta-file-size"] == str(status.st_size)
         assert stored.headers["x-amz-meta-file-mtime"] == f"{status.st_mtime_ns}ns"
         assert stored.headers["x-amz-meta-mode"] == f"0{status.st_mode:o}"
-    assert not place.server.uploads(BUCKET)
-    assert not place.rows("SELECT id FROM MultipartUpload UNION SELECT id FROM Part")
+    begun = {upload.key: upload.upload_id for upload in place.server.uploads(BUCKET).values()}
+    assert set(begun) == {f"p/{name}" for name in unfinished}
+    assert known_uploads(place) == set(begun.values())
+    if not unfinished:
+        assert not place.rows("SELECT id FROM MultipartUpload UNION SELECT id FROM Part")
 
 
 def touched(place: Place) -> None:

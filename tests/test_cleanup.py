@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from typing import Callable
+from pathlib import Path
+from typing import Any, Callable
 
 import pytest
 
@@ -75,14 +76,33 @@ class TestCleanup:
         assert not place.server.uploads(BUCKET)
         assert "0 unfinished uploads aborted" in place.run("--cleanup", to=None).out
 
-    @pytest.mark.parametrize("kind", ["lost_ack", "call"])
-    def test_what_an_unlucky_begin_leaves_is_given_up(self, place: Place, kind: str) -> None:
+    @pytest.mark.parametrize(
+        "kind, change, uploaded, begun, renewed",
+        [
+            ("lost_ack", Path.exists, 1, 2, 0),
+            ("call", os.utime, 1, 1, 1),
+            ("call", Path.unlink, 0, 1, 0),
+        ],
+        ids=["lost_ack", "touched", "vanished"],
+    )
+    def test_what_an_unlucky_begin_leaves_is_given_up(
+        self,
+        place: Place,
+        kind: str,
+        change: Callable[[Path], Any],
+        uploaded: int,
+        begun: int,
+        renewed: int,
+    ) -> None:
+        """Or gone on with, where that may be."""
         path = place.file("large", os.urandom(11 * MIB))
-        action = Action(kind, function=lambda: os.utime(path))
+        action = Action(kind, function=lambda: change(path))
         place.server.faults.append(Fault(action, operation="CreateMultipartUpload", times=1))
         run = place.run(*PART, "--mode", "concurrent", "--json")
-        assert (run.code, run.json["uploaded"]) == (0, 1), run.err
-        assert place.server.count("CreateMultipartUpload") == 2
+        assert (run.code, run.json["uploaded"]) == (0, uploaded), run.err
+        assert place.server.count("CreateMultipartUpload") == begun
+        assert place.server.count("CopyObject") == renewed
+        assert place.server.acknowledged("UploadPart") == 3 * uploaded
         assert not place.server.uploads(BUCKET)
 
     def test_cleanup_leaves_what_was_begun_elsewhere(self, place: Place) -> None:

@@ -238,9 +238,14 @@ class TestShares:
             checked += run.json["checked"]
         assert checked == 28
         (place.root / "d1/f00001").unlink()
+        known = 0
         for share in ("1/2", "2/2"):
+            assert place.run(*arguments, share).code == 0  # the directory has another time
             run = place.run(*arguments, share, "--verify", "--json")
-            assert (run.code, run.json["extra_keys"]) == (1, ["p/d1/f00001"])
+            told = run.json["status"], run.json["extra_keys"]
+            assert (run.code, *told) == (0, "verified", ["p/d1/f00001"])
+            known += run.json["extra_known"]
+        assert known == 1  # to the ledger of its share
 
     def test_a_share_that_has_become_empty_is_no_empty_root(self, place: Place) -> None:
         names = [f"f{number}" for number in range(20)]

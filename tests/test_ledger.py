@@ -75,6 +75,9 @@ class TestStates:
 # ======================================================================================
 
 
+HERE_IT_GOES = pfu.DestinationModel(7, "", "s3://bkt/p")
+
+
 class TestPages:
     """Pages of files, and their outcomes."""
 
@@ -84,7 +87,7 @@ class TestPages:
             pfu.Found(f"{n:032x}", f"/p/{n}", f"k{n}", n % 50, 1, "0100644") for n in range(5000)
         )
         for batch in pfu.batches((pfu.Change(f, "new") for f in found), 500):
-            ledger.take_in(batch, "job", 1)
+            ledger.take_in(batch, "job", 1, HERE_IT_GOES)
         position, seen = (-1, ""), []
         while page := ledger.begin_page("job", position, 300, 1 << 40):
             assert len(page) <= 300
@@ -100,7 +103,7 @@ class TestPages:
         ledger = pfu.Ledger(tmp_path / "l.db")
         sizes = [1, 10, 10, 100, 1000]
         found = [pfu.Found(f"{n}", f"/{n}", f"{n}", size) for n, size in enumerate(sizes)]
-        ledger.take_in([pfu.Change(f, "new") for f in found], "job", 1)
+        ledger.take_in([pfu.Change(f, "new") for f in found], "job", 1, HERE_IT_GOES)
         pages, position = [], (-1, "")
         while page := ledger.begin_page("job", position, 10, 100):
             position = (page[-1].file_size, page[-1].id)
@@ -110,7 +113,7 @@ class TestPages:
     def test_a_page_is_recorded_whole_or_not_at_all(self, tmp_path: Path) -> None:
         ledger = pfu.Ledger(tmp_path / "l.db")
         found = [pfu.Found(f"{n}", f"/{n}", f"{n}", 1) for n in range(3)]
-        ledger.take_in([pfu.Change(f, "new") for f in found], "job", 1)
+        ledger.take_in([pfu.Change(f, "new") for f in found], "job", 1, HERE_IT_GOES)
         page = ledger.begin_page("job", (-1, ""), 10, 100)
         for file in page:
             file.fail("reason", 1)
@@ -124,10 +127,13 @@ class TestPages:
     @pytest.mark.parametrize("read_only", [False, True], ids=["run", "dry run"])
     def test_what_a_killed_run_recorded_is_known(self, tmp_path: Path, read_only: bool) -> None:
         ledger = pfu.Ledger(tmp_path / "l.db")
-        ledger.take_in([pfu.Change(pfu.Found("1", "/1", "1", 7, 8), "new")], "job", 1)
+        ledger.take_in([pfu.Change(pfu.Found("1", "/1", "1", 7, 8), "new")], "job", 1, HERE_IT_GOES)
         page = ledger.begin_page("job", (-1, ""), 10, 100)
         outcome = pfu.Outcome(
-            "1", pfu.OutcomeKind.UPLOADED, "", 1, 9, 10, "0100644", 11, 0, "e", "s"
+            *("1", pfu.OutcomeKind.UPLOADED, "", 1, 9, 10, "0100644", 11, 0, "e", "s"),
+            changed_at=12,
+            uid=13,
+            gid=14,
         )
         page[0].apply(outcome)
         ledger.record(page)
@@ -135,8 +141,11 @@ class TestPages:
         ledger = pfu.Ledger(tmp_path / "l.db", read_only=read_only)
         if not read_only:
             ledger.fold()
-        known = pfu.Known("1", 9, 10, "0100644", pfu.FileStatus.SUCCESS, 0, 1)
-        assert ledger.known(["1"]) == {"1": known}
+        (row,) = ledger.known(["1"]).values()
+        assert row[pfu.FACTS_KNOWN] == (9, 10, "0100644", 13, 14, 11, 12)
+        assert row[pfu.STATE_KNOWN] == pfu.AS_STORED == (pfu.FileStatus.SUCCESS, 0, None, None)
+        known = pfu.Known._make(row)
+        assert (known.id, known.hashed) == ("1", 1)
 
 
 # ======================================================================================
@@ -222,15 +231,30 @@ class TestOddLedgers:
         assert place.server.count("PutObject") == 2
         place.check_ledger_is_honest()
 
-    @pytest.mark.parametrize("attempts, kept", [(0, ("e", "h")), (1, (None, None))])
-    @pytest.mark.parametrize("kind", [pfu.OutcomeKind.RELEASED, pfu.OutcomeKind.FATAL])
-    def test_a_file_that_was_tried_loses_its_hash(
-        self, kind: pfu.OutcomeKind, attempts: int, kept: tuple[Any, Any]
+    @pytest.mark.parametrize("attempts", [0, 1])
+    @pytest.mark.parametrize("sent, kept", [(False, ("e", "h")), (True, (None, None))])
+    @pytest.mark.parametrize(
+        "kind, status",
+        [
+            (pfu.OutcomeKind.RELEASED, pfu.FileStatus.PENDING),
+            (pfu.OutcomeKind.FATAL, pfu.FileStatus.PENDING),
+            (pfu.OutcomeKind.FAILED, pfu.FileStatus.FAILED),
+            (pfu.OutcomeKind.DENIED, pfu.FileStatus.FAILED),
+        ],
+    )
+    def test_a_file_that_was_sent_loses_its_hash(
+        self,
+        kind: pfu.OutcomeKind,
+        status: pfu.FileStatus,
+        attempts: int,
+        sent: bool,
+        kept: tuple[Any, Any],
     ) -> None:
+        """Not one that could only not be read: what the store has is known as it was."""
         file = pfu.FileModel("i", 0, 0, 0, "", "", pfu.FileStatus.IN_PROGRESS, "b", "k")
         file.etag, file.sha256 = "e", "h"
-        file.apply(pfu.Outcome("i", kind, "", attempts))
-        assert (file.status, file.etag, file.sha256) == (pfu.FileStatus.PENDING, *kept)
+        file.apply(pfu.Outcome("i", kind, "", attempts, sent=sent))
+        assert (file.status, file.etag, file.sha256) == (status, *kept)
 
     @pytest.mark.parametrize("name", ["own.db", "own.db.lock"])
     def test_a_root_that_is_the_ledger_is_left_out(self, place: Place, name: str) -> None:

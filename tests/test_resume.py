@@ -66,6 +66,7 @@ def kill_group(process: Any) -> None:
 
 FIRST_STEPS = ("HeadBucket",)
 LARGE_STEPS = ("CreateMultipartUpload", "ListParts")
+LAST_STEPS = ("UploadPart", "CompleteMultipartUpload")
 
 
 def count_of(server: S3Server, operations: tuple[str, ...]) -> int:
@@ -85,6 +86,25 @@ def other_inode(place: Place) -> None:
     path = place.root / "large"
     copy = place.file("copy", os.urandom(path.stat().st_size))
     os.replace(copy, path)
+
+
+def restored(place: Place) -> None:
+    """The same bytes and time in another inode, as from a backup."""
+    path = place.root / "large"
+    os.replace(place.file("copy", path.read_bytes()), path)
+
+
+def linked(place: Place) -> None:
+    os.link(place.root / "large", place.path / "snapshot")
+
+
+def two_parts_rewritten(place: Place) -> None:
+    """All but the part that the store has."""
+    path = place.root / "large"
+    kept, body = place.rows("SELECT number FROM Part")[0]["number"], bytearray(path.read_bytes())
+    for number in {1, 2, 3} - {kept}:
+        body[(number - 1) * PIECE] ^= 1
+    path.write_bytes(body)
 
 
 def part_overwritten(place: Place) -> None:
@@ -125,25 +145,29 @@ def no_head_and_aborted(place: Place) -> None:
     aborted(place)
 
 
-MEANWHILE: list[tuple[Callable[[Place], None], dict[str, Any], int, bool]] = [
-    (nothing, {}, 2, True),
-    (nothing, {"part_size": 2 * PIECE}, 2, True),
-    (nothing, {"storage_class": "STANDARD_IA"}, 3, False),
-    (touched, {}, 3, False),
-    (other_mode, {}, 3, False),
-    (grown, {}, 4, False),
-    (shrunk, {}, 0, False),
-    (other_inode, {}, 3, False),
-    (rewritten, {}, 3, False),
-    (part_overwritten, {}, 3, True),
-    (part_lost, {}, 3, True),
-    (aborted, {}, 3, False),
-    (aborted_beside_a_twin, {}, 3, False),
-    (no_list, {}, 2, True),
-    (half_a_list, {}, 2, True),
-    (lists_unknown, {}, 2, True),
-    (no_list_and_aborted, {}, 3, False),
-    (no_head_and_aborted, {}, 3, False),
+# What is sent then; whether by the upload that was begun; and how often metadata are renewed.
+MEANWHILE: list[tuple[Callable[[Place], None], dict[str, Any], int, bool, int]] = [
+    (nothing, {}, 2, True, 0),
+    (nothing, {"part_size": 2 * PIECE}, 2, True, 0),
+    (nothing, {"storage_class": "STANDARD_IA"}, 3, False, 0),
+    (touched, {}, 2, True, 1),
+    (other_mode, {}, 2, True, 1),
+    (grown, {}, 3, True, 1),
+    (shrunk, {}, 0, False, 0),
+    (other_inode, {}, 3, True, 0),
+    (restored, {}, 2, True, 0),
+    (linked, {}, 2, True, 0),
+    (rewritten, {}, 3, True, 0),
+    (two_parts_rewritten, {}, 2, True, 1),
+    (part_overwritten, {}, 3, True, 0),
+    (part_lost, {}, 3, True, 0),
+    (aborted, {}, 3, False, 0),
+    (aborted_beside_a_twin, {}, 3, False, 0),
+    (no_list, {}, 2, True, 0),
+    (half_a_list, {}, 2, True, 0),
+    (lists_unknown, {}, 2, True, 0),
+    (no_list_and_aborted, {}, 3, False, 0),
+    (no_head_and_aborted, {}, 3, False, 0),
 ]
 ODD_LARGE_NAMES: list[str | bytes] = [
     "plus+ &=%41?#'\"<>\\",
@@ -237,7 +261,7 @@ class TestResume:
         assert sum(sent.values()) - len(sent) <= 4
 
     @pytest.mark.parametrize(
-        "meanwhile, options, sent, goes_on",
+        "meanwhile, options, sent, goes_on, renewed",
         MEANWHILE,
         ids=[" ".join([case[0].__name__, *case[1]]) for case in MEANWHILE],
     )
@@ -248,6 +272,7 @@ class TestResume:
         options: dict[str, Any],
         sent: int,
         goes_on: bool,
+        renewed: int,
     ) -> None:
         at_hand.file("large", os.urandom(3 * PIECE - 7))
         before = killed(at_hand, 1)
@@ -259,6 +284,9 @@ class TestResume:
         new = at_hand.server.part_acknowledgements(BUCKET) - before
         assert sum(new.values()) == sent
         assert {upload_id == first for _, upload_id, _ in new} <= {goes_on}
+        assert at_hand.server.count("CopyObject") == renewed
+        summary = s3_job(at_hand, **options).run()
+        assert (summary.exit_code, summary.unchanged, summary.requests) == (0, 1, 0)
 
     def test_a_file_that_vanished_since_the_kill_leaves_nothing(self, at_hand: Place) -> None:
         at_hand.file("small")
@@ -302,21 +330,29 @@ class TestResume:
         assert_all_is_there(at_hand)
 
     @pytest.mark.parametrize(
-        "operation, is_first, again",
+        "operation, first_class, change, again",
         [
-            ("CreateMultipartUpload", True, 3),
-            ("CreateMultipartUpload", False, 3),
-            ("CompleteMultipartUpload", True, 0),
+            ("CreateMultipartUpload", None, nothing, 3),
+            ("CreateMultipartUpload", "STANDARD_IA", nothing, 3),
+            ("CompleteMultipartUpload", None, nothing, 0),
+            ("CompleteMultipartUpload", "", touched, 0),
+            ("CopyObject", "", touched, 0),
         ],
-        ids=["begun", "begun anew", "completed"],
+        ids=["begun", "begun anew", "completed", "changed and completed", "renewed"],
     )
     def test_killed_before_the_answer_is_read(
-        self, at_hand: Place, operation: str, is_first: bool, again: int
+        self,
+        at_hand: Place,
+        operation: str,
+        first_class: str | None,
+        change: Callable[[Place], None],
+        again: int,
     ) -> None:
+        """``first_class``: the storage class of the upload that a first run has begun."""
         at_hand.file("large", os.urandom(11 * MIB))
-        if not is_first:
-            killed(at_hand, 1, part_size=LEAST_PART)
-            touched(at_hand)
+        if first_class is not None:
+            killed(at_hand, 1, part_size=LEAST_PART, storage_class=first_class)
+        change(at_hand)
         running: list[Any] = []
         kill = Action("call", function=lambda: os.killpg(running[0].pid, signal.SIGKILL))
         at_hand.server.faults.append(Fault(kill, operation, times=1))
@@ -328,17 +364,28 @@ class TestResume:
         assert at_hand.server.acknowledged("UploadPart") - sent == again
         assert_all_is_there(at_hand)
 
-    @pytest.mark.parametrize("meanwhile", [nothing, touched])
+    @pytest.mark.parametrize(
+        "first_class, meanwhile, operations",
+        [
+            (None, nothing, [*LARGE_STEPS[:1], *LAST_STEPS]),
+            ("STANDARD_IA", nothing, [*LARGE_STEPS[:1], *LAST_STEPS]),
+            ("", touched, [*LAST_STEPS, "CopyObject"]),
+        ],
+        ids=["begun", "begun anew", "touched"],
+    )
     def test_workers_that_die_under_way_leave_nothing(
-        self, at_hand: Place, meanwhile: Callable[[Place], None]
+        self,
+        at_hand: Place,
+        first_class: str | None,
+        meanwhile: Callable[[Place], None],
+        operations: list[str],
     ) -> None:
         at_hand.file("large", os.urandom(11 * MIB))
-        if meanwhile is not nothing:
-            killed(at_hand, 1, part_size=LEAST_PART)
-            meanwhile(at_hand)
+        if first_class is not None:
+            killed(at_hand, 1, part_size=LEAST_PART, storage_class=first_class)
+        meanwhile(at_hand)
         running: list[Any] = []
         kill = Action("call", function=lambda: os.kill(worker_of(running[0]), signal.SIGKILL))
-        operations = ["CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload"]
         at_hand.server.faults += [Fault(kill, operation, times=1) for operation in operations]
         running.append(at_hand.start("--workers", "1", "--concurrency", "2", *IN_PARTS))
         out, err = running[0].communicate(timeout=30)

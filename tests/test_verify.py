@@ -34,10 +34,20 @@ def lose(place: Place, key: str) -> None:
     bucket.delete(f"p/{key}")
 
 
+def replace(place: Place, key: str) -> None:
+    """Someone else puts other bytes there, of the same size."""
+    stored = place.server.objects(BUCKET)[f"p/{key}"]
+    body = with_another_start(bytes(stored.body or b""))
+    checksum = encode64(hashlib.sha256(body).digest())
+    headers = {**stored.headers, "x-amz-checksum-sha256": checksum}
+    digests = {"sha256": hashlib.sha256(body).hexdigest(), "etag": hashlib.md5(body).hexdigest()}
+    alter(place, key, body=body, headers=headers, **digests)
+
+
 DAMAGES: dict[str, tuple[Callable[[Place, str], Any], str]] = {
     "d1/f00001": (lose, "missing in the store"),
     "d2/f00002": (lambda place, key: alter(place, key, size=3), "the store has another size"),
-    "d3/f00003": (lambda place, key: alter(place, key, etag="x"), "the store has another ETag"),
+    "d3/f00003": (lambda place, key: replace(place, key), "the store has another ETag"),
     "new": (lambda place, key: place.file(key), "not uploaded"),
     "d5/f00005": (
         lambda place, key: place.file(key, b"changed"),
@@ -57,6 +67,15 @@ def put_at_once(place: Place, files: Iterable[Path], like: StoredObject) -> None
         digests = digest.hexdigest(), hashlib.md5(body).hexdigest()
         key = f"p/{path.relative_to(place.root)}"
         bucket.put(key, StoredObject(body, len(body), *digests, headers, time.time()))
+
+
+def put_strangers(place: Place, *names: str) -> list[str]:
+    """Objects that no pfu has put there."""
+    bucket = place.server.bucket(BUCKET)
+    assert bucket is not None
+    for name in names:
+        bucket.put(f"p/{name}", StoredObject(b"", 0, *2 * ("0" * 32,), {}, time.time()))
+    return [f"p/{name}" for name in names]
 
 
 def with_another_start(content: bytes) -> bytes:
@@ -98,6 +117,13 @@ class TestVerify:
         assert place.run("--verify").code == 0
         assert place.stored() == place.local()
 
+    def test_another_etag_of_the_same_bytes_is_no_difference(self, place: Place) -> None:
+        place.files(3)
+        assert place.run("--mode", "concurrent").code == 0
+        alter(place, "d1/f00001", etag="x")  # its checksum is as it was
+        run = place.run("--verify", "--json")
+        assert (run.code, run.json["verified"]) == (0, 3), run.out
+
     def test_half_a_listing_is_none(self, place: Place) -> None:
         place.files(5)
         assert place.run("--mode", "concurrent").code == 0
@@ -114,9 +140,15 @@ class TestVerify:
         place.files(3)
         assert place.run().code == 0
         (place.root / "d1/f00001").unlink()
+        (stranger,) = put_strangers(place, "d1/stranger")
         run = place.run("--verify", "--json")
-        assert (run.code, run.json["extra"], run.json["extra_keys"]) == (1, 1, ["p/d1/f00001"])
-        assert len(place.stored()) == 3
+        assert (run.code, run.json["status"]) == (0, "verified"), run.err
+        assert run.json["extra_keys"] == ["p/d1/f00001", stranger]
+        assert (run.json["extra"], run.json["extra_known"]) == (2, 1)
+        text = place.run("--verify")
+        assert text.code == 0
+        assert re.search("2 of no file +left alone; .*went away: 1, never known: 1", text.out)
+        assert len(place.stored()) == 4
 
     def test_a_lost_ledger_is_made_anew(self, place: Place) -> None:
         place.server.verify_signatures = False  # for speed; all other tests look at them
@@ -147,13 +179,18 @@ class TestVerify:
     def test_verify_with_checksum_reads_what_it_cannot_ask(
         self, place: Place, name: str, keeps_checksums: bool
     ) -> None:
+        """Where there are no checksums, and the ETag is no MD5, as with KMS."""
         place.file("small", b"content")
-        place.file("large", os.urandom(11 * MIB))
+        large = os.urandom(11 * MIB)
+        place.file("large", large)
+        kms: tuple[str, ...] = ()
         if not keeps_checksums:
             place.server.faults.append(ChecksumFault(Action("error", 501, "NotImplemented")))
-        assert place.run(*PART).code == 0
+            kms = ("--sse", "aws:kms")
+        assert place.run(*PART, *kms).code == 0
         clean = place.run("--verify", "--checksum", "--json")
         assert (clean.code, clean.json["verified"]) == (0, 2), clean.out
+        assert clean.json["bytes_read_back"] == (0 if keeps_checksums else 7 + len(large))
         (alter_checksum if keeps_checksums else alter_body)(place, name)
         assert place.run("--verify").code == 0
         assert (place.server.count("GetObject") == 0) == keeps_checksums
@@ -162,6 +199,15 @@ class TestVerify:
         told = run.json["differences"]
         assert [d["reason"] for d in told] == ["the store has other bytes"]
         assert told[0]["path"].endswith(name)
+
+    def test_verify_with_checksum_believes_etags_that_are_md5(self, place: Place) -> None:
+        place.server.faults.append(ChecksumFault(Action("error", 501, "NotImplemented")))
+        place.file("small", b"content")
+        place.file("large", os.urandom(11 * MIB))
+        assert place.run(*PART).code == 0
+        run = place.run("--verify", "--checksum", "--json")
+        assert (run.code, run.json["verified"], run.json["bytes_read_back"]) == (0, 2, 0), run.out
+        assert place.server.count("GetObject") == 0
 
     @pytest.mark.parametrize("operation", LIES)
     def test_verify_asks_again(self, unasked: Place, operation: str) -> None:
