@@ -103,6 +103,7 @@ class Stored(NamedTuple):
     etag: str
     mtime: str
     permissions: str
+    owner: tuple[str, ...]  # user and group
     part_sizes: tuple[int, ...]
 
 
@@ -167,6 +168,7 @@ class Service:
                 stored.etag,
                 stored.headers.get("x-amz-meta-file-mtime", ""),
                 stored.headers.get("x-amz-meta-file-permissions", ""),
+                tuple(stored.headers.get(f"x-amz-meta-{name}", "") for name in ("uid", "gid")),
                 tuple(part.size for part in stored.parts),
             )
             for key, stored in self.server.objects(BUCKET).items()
@@ -223,6 +225,8 @@ class Store:
 
 NAMES = [f"f{number:02}" for number in range(60)] + [os.fsdecode(name) for name in ODD_NAMES]
 DIRECTORIES = ["a", "b", "c", "dir with space", "\u00e9t\u00e9", os.fsdecode(b"d\xff")]
+COMMON_TIME = 1_600_000_000 * 10**9  # nanoseconds
+OWNERS = (0, 0, 1, 1000)
 MODES = (0o600, 0o640, 0o644, 0o664, 0o755)
 
 
@@ -233,6 +237,8 @@ class Expected(NamedTuple):
     size: int
     mtime: int  # nanoseconds
     permissions: str
+    uid: int
+    gid: int
 
 
 class Tree:
@@ -241,7 +247,10 @@ class Tree:
     CHANGES = weights(
         "add 8 add_large 4 rewrite 6 rewrite_in_size 4 touch 3 chmod 3 truncate 2 grow 3 delete 4"
         " rename 4 rename_directory 1 link 1 link_directory 1 fifo 1 remove_others 1"
+        " replace_unseen 4 edit_unseen 4 restore 2 hard_link 3 waver 4"
     )
+    if os.geteuid() == 0:
+        CHANGES["chown"] = 3
 
     def __init__(self, root: Path, outside: Path) -> None:
         self.root, self.outside = str(root), outside
@@ -274,7 +283,8 @@ class Tree:
         for path in self.files():
             status = os.lstat(path)
             attributes = status.st_size, status.st_mtime_ns, f"0{status.st_mode:o}"
-            found[self.key(path)] = Expected(path, *attributes)
+            owner = status.st_uid, status.st_gid
+            found[self.key(path)] = Expected(path, *attributes, *owner)
         return found
 
     def key(self, path: str) -> str:
@@ -335,13 +345,59 @@ class Tree:
         self._write(path, rng.randbytes(os.path.getsize(path)), rng)
 
     def _touch(self, rng: random.Random, files: list[str]) -> None:
-        """No time twice: equal times and sizes of two files would hide a renaming, by design."""
         ago = rng.choice((0, 0, 10**9, 10**16, 10**18, -(10**14)))
-        mtime = time.time_ns() - ago
+        mtime = rng.choice((time.time_ns() - ago, COMMON_TIME))
         os.utime(self._chosen(rng, files), ns=(mtime, mtime))
 
     def _chmod(self, rng: random.Random, files: list[str]) -> None:
         os.chmod(self._chosen(rng, files), rng.choice(MODES))
+
+    def _chown(self, rng: random.Random, files: list[str]) -> None:
+        os.chown(self._chosen(rng, files), rng.choice(OWNERS), rng.choice(OWNERS))
+
+    def _replace_unseen(self, rng: random.Random, files: list[str]) -> None:
+        """Other bytes are moved over a file: only its inode and ctime tell."""
+        path = self._chosen(rng, files)
+        self._prepare(path, rng.randbytes(os.path.getsize(path)))
+
+    def _restore(self, rng: random.Random, files: list[str]) -> None:
+        """The same bytes are, as from a backup."""
+        path = self._chosen(rng, files)
+        with open(path, "rb") as file:
+            self._prepare(path, file.read())
+
+    def _prepare(self, path: str, body: bytes) -> None:
+        status, other = os.stat(path), self.outside / "prepared"
+        other.write_bytes(body)
+        other.chmod(status.st_mode)
+        if os.geteuid() == 0:
+            os.chown(other, status.st_uid, status.st_gid)
+        os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
+        other.replace(path)
+
+    def _edit_unseen(self, rng: random.Random, files: list[str]) -> None:
+        """Bytes change in place, then the time is put back: only the ctime tells."""
+        path = self._chosen(rng, files)
+        status = os.stat(path)
+        with open(path, "r+b") as file:
+            file.seek(rng.randrange(max(1, status.st_size)))
+            file.write(rng.randbytes(rng.randint(0, status.st_size - file.tell())))
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    def _hard_link(self, rng: random.Random, files: list[str]) -> None:
+        """Two names in the tree for one inode, or one outside, as a snapshot makes it."""
+        path = self._chosen(rng, files)
+        if rng.random() < 0.5:
+            os.link(path, self._place(rng))
+        else:
+            os.link(path, os.path.join(tempfile.mkdtemp(dir=self.outside), "snapshot"))
+
+    def _waver(self, rng: random.Random, files: list[str]) -> None:
+        """ctimes move, and nothing else."""
+        for path in rng.sample(files, min(len(files), 20)):
+            mode = stat.S_IMODE(os.stat(path).st_mode)
+            os.chmod(path, mode ^ 0o40)
+            os.chmod(path, mode)
 
     def _truncate(self, rng: random.Random, files: list[str]) -> None:
         path = self._chosen(rng, files)
@@ -454,13 +510,16 @@ FATAL = (
 )
 OPERATIONS = weights(
     "PutObject 6 UploadPart 4 CreateMultipartUpload 3 CompleteMultipartUpload 4 HeadObject 1"
-    " AbortMultipartUpload 3 ListParts 2 ListMultipartUploads 2 HeadBucket 1 any 1"
+    " CopyObject 3 AbortMultipartUpload 3 ListParts 2 ListMultipartUploads 2 HeadBucket 1 any 1"
 )
 DISTURBANCES = weights(
     "none 6 kill 8 kill-worker 4 term 2 interrupt 2 interrupt-twice 1"
     " pause 1 pause-all 1 pause-worker 1"
 )
-WRITING = ("PutObject", "UploadPart", "CreateMultipartUpload", "CompleteMultipartUpload")
+WRITING = (
+    *("PutObject", "UploadPart", "CreateMultipartUpload", "CompleteMultipartUpload"),
+    "CopyObject",
+)
 MOMENTS = (None, *WRITING)
 
 
@@ -497,6 +556,9 @@ def drawn_options(rng: random.Random, mode: str) -> list[str]:
         (0.1, "--max-duration", ("1s", "2s", "4s")),
         (0.1, "--max-memory", ("16M", "64M")),
         (0.1, "--checksum", ()),
+        (0.1, "--ignore-inode", ()),
+        (0.1, "--renew-by-upload", ()),
+        (0.2, "--keep-history", ("0", "1s", "1d")),
         (0.03, "--force", ()),
         (0.6, "--nice", ("0",)),
     )
@@ -738,7 +800,8 @@ def opened_copy(path: Path) -> Iterator[sqlite3.Connection]:
 def lie_of(row: sqlite3.Row, stored: Stored | None) -> str:
     """What a row that claims success says, and the store does not; nothing if they agree.
 
-    Of a file that was not uploaded but taken in by --verify, no digest need be known.
+    Of a file that was not uploaded but taken in by --verify, no digest need be known. A row that
+    is stale says that the metadata in the store are older.
     """
     if stored is None:
         return "not in the store"
@@ -748,7 +811,10 @@ def lie_of(row: sqlite3.Row, stored: Stored | None) -> str:
         "SHA-256": (row["sha256"], stored.sha256 if row["attempts"] else row["sha256"]),
         "modification time": (f"{row['last_modified']}ns", stored.mtime),
         "permissions": (row["permissions"], stored.permissions),
+        "owner": ((str(row["uid"]), str(row["gid"])), stored.owner),
     }
+    if row["stale"]:
+        pairs = {name: pairs[name] for name in ("size", "ETag", "SHA-256")}
     lies = [f"{name} {told} is {real}" for name, (told, real) in pairs.items() if told != real]
     return ", ".join(lies)
 
@@ -1029,10 +1095,11 @@ class Soak:
         wrong = []
         for key, file in expected.items():
             stored = objects.get(key)
-            told = stored and (stored.size, stored.mtime, stored.permissions)
-            if stored is None or told != (file.size, f"{file.mtime}ns", file.permissions):
+            told = stored and (stored.size, stored.mtime, stored.permissions, stored.owner)
+            owner = str(file.uid), str(file.gid)
+            if told != (file.size, f"{file.mtime}ns", file.permissions, owner):
                 wrong.append(f"{key!r}: {file} is stored as {stored}")
-            elif digest_like(file.path, stored.part_sizes) != stored.sha256:
+            elif stored and digest_like(file.path, stored.part_sizes) != stored.sha256:
                 wrong.append(f"{key!r}: other bytes are stored")
         self.tally.files_checked += len(expected)
         self.tally.lost_files += len(wrong)
@@ -1055,8 +1122,10 @@ class Soak:
         for key, file in expected.items():
             demand(key in told, f"the ledger does not know {key!r}")
             row = told[key]
-            known = row["file_size"], row["last_modified"], row["permissions"]
+            names = ("file_size", "last_modified", "permissions", "uid", "gid")
+            known = tuple(row[name] for name in names)
             demand(known == file[1:], f"the ledger has {key!r} as {known}, it is {file[1:]}")
+            demand(not row["stale"], f"the metadata of {key!r} are stale, though none was refused")
 
     def check_verification(self, expected: dict[str, Expected], adopted: int) -> None:
         """--verify finds what is known to be there, and nothing to complain of."""
@@ -1068,7 +1137,8 @@ class Soak:
         found = tuple(told[name] for name in names)
         wanted = (len(expected), len(expected), 0, len(extra), adopted)
         demand(found == wanted, f"--verify finds {found}, not {wanted}: {told['differences']}")
-        demand(ended.code == bool(extra), f"--verify ends with {ended.code}")
+        demand(ended.code == 0, f"--verify ends with {ended.code}")
+        demand(told["extra_known"] <= told["extra"], "more files went away than there are objects")
         self.check_ledger()
 
     def lose_ledger(self, expected: dict[str, Expected]) -> None:
