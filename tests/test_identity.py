@@ -161,6 +161,18 @@ class TestBytes:
         assert object_of(place, "link.rclonelink").body == b"bbb"
         assert visit(place, *arguments)[0]["unchanged"] == 2
 
+    def test_verify_with_checksum_reads_the_files_too(self, place: Place) -> None:
+        """Where not even the ctime tells."""
+        paths = both_sizes(place)
+        visit(place, *PART, "--mode", "concurrent")
+        for path in paths.values():
+            rewrite_in_place(path)
+        assert visit(place, "--verify", "--ignore-ctime")[0]["verified"] == 2
+        said, _ = visit(place, "--verify", "--ignore-ctime", "--checksum", code=1)
+        assert said["by_reason"] == {"changed since it was uploaded": 2}
+        assert visit(place, *PART, "--ignore-ctime")[0]["uploaded"] == 2
+        assert place.stored() == place.local()
+
     @BOTH_MODES
     def test_the_same_bytes_in_another_inode_cost_nothing(self, place: Place, mode: str) -> None:
         """A restored backup, with its times."""
