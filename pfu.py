@@ -32,8 +32,8 @@ As a library:
 
 Another provider is a subclass of Uploader with one method, put().
 
-Exit codes: 0 all is in the store; 1 some files are not; 2 could not start; 3 another run holds
-the ledger; 4 stopped early, the next run goes on.
+Exit codes: 0 all is in the store; 1 something is not, and not by your wish; 2 could not start; 3
+another run holds the ledger; 4 stopped by your wish, the next run goes on.
 
 Stable: the names in __all__, the option names, the keys of --json, the columns of the tables
 FileStat and BatchJob, the exit codes and the metadata of the objects.
@@ -86,7 +86,15 @@ import urllib.parse
 import uuid
 from abc import ABC, abstractmethod
 from collections import Counter, deque
-from collections.abc import Awaitable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    Awaitable,
+    Collection,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for_futures
 from concurrent.futures.process import BrokenProcessPool
@@ -105,8 +113,10 @@ __all__ = [
     "FileModel",
     "FileStatus",
     "JobStatus",
+    "KeyRefusedError",
     "PfuError",
     "Receipt",
+    "RetryableError",
     "RunOptions",
     "S3Options",
     "S3Uploader",
@@ -140,9 +150,6 @@ DEFAULT_THRESHOLD = 16 * MIB  # files above it go up in parts
 DEFAULT_PART_SIZE = 8 * MIB  # or larger, so that MAX_PARTS suffice
 RACY_NS = 2_000_000_000  # a change within 2 s of the read may leave the mtime as it was (FAT: 2 s)
 READ_ATTEMPTS = 3  # readings of a file that changes meanwhile
-SEND_ATTEMPTS = 4  # sendings of a file, or a part, whose failure may pass
-MAX_DENIED = 20  # refusals of permission, with nothing accepted before, that stop a run
-MAX_UNSENT = 100  # files in a row that could not be sent, repetitions included, that stop a run
 
 SCAN_BATCH = 500  # files compared with the ledger at once; SQLite before 3.32 takes 999 variables
 SCAN_COMMIT = 5_000  # changed rows in one transaction of the scan
@@ -154,6 +161,8 @@ FOLD_ROWS = 25_000  # outcomes written one after the other, before they go where
 PAGE_ROWS = 500  # rows in one page
 PAGE_BYTES = 64 * MIB  # bytes of files in one page (a page holds one row at least)
 REPORTED_FAILURES = 100  # failures listed one by one; the ledger has them all
+TOLD_CAUSES, TOLD_PATHS = 50, 3  # of failures, as a person is told of them
+COUNTED_STEP = 10  # a cause is told again when so many times as many files met it
 
 SAFE_CONCURRENCY = 32  # requests in flight in one process on the safe lane
 THREADS = 64  # in one process, for slow reads and the safe lane; they start as they are needed
@@ -161,13 +170,14 @@ INLINE_BYTES = 64 * KIB  # files up to this size may be read on the event loop
 SLOW_READ = 0.001  # seconds; reads that take longer on average move to threads
 LEASE_SECONDS = 60.0  # a lease is broken after 45 s (proc_sys_fs(5), lease-break-time)
 INLINE_PROBE = 200  # reads in threads, before one on the loop is tried again
-THROTTLED_SECONDS = 300  # a file is repeated this long while the store asks to slow down
 MAX_REFUSALS = 20  # answers in a row that the fast lane does not understand, to give it up
+LANE_DOUBT = 3  # failures in a row that may pass, before boto3 is asked whether it fares better
 MAX_WORKERS = 8  # processes, unless --workers says more
 DEFAULT_MEMORY = 128 * MIB  # for the contents of files in flight, all processes together
 CLIENT_MEMORY = 24 * MIB  # of each process's share is left to boto3's client, which it may need
 REPORT_SECONDS = 1.0  # an engine reports at least this often
 IDLE_REPORT_SECONDS = 0.1  # and this often while it could do more
+EARLY_REPORTS = 20  # that come so often in any case
 HASH_BYTES = MIB  # read and hashed at a time, so that it is still in the processor's cache
 TICK_SECONDS = 0.05  # the parent and the loops look at each other's gauges this often
 ORPHAN_SECONDS = 0.25  # a worker sees this late that its parent was killed
@@ -180,6 +190,7 @@ CANCEL_ATTEMPTS = 5  # Python before 3.12 may lose one: asyncio.wait_for() swall
 
 CONNECT_SECONDS, READ_SECONDS = 10, 60  # time limits of one botocore request
 SLOW_LINE_SECONDS = 180  # the latter, where a slow line may still carry what the kernel holds
+COMPLETE_SECONDS = 600  # the latter, for an object to be made of up to 10,000 parts
 WATCH_SECONDS = 300.0  # in which nothing was read, sent or answered: the run is stopped
 GIVE_UP_SECONDS = 30.0  # more, and it is broken off
 APPLICATION_ID = 0x70667531  # "pfu1", written into the header of the ledger file
@@ -198,10 +209,10 @@ class ExitCode(IntEnum):
     """What the program tells its caller."""
 
     OK = 0  # all is in the store
-    INCOMPLETE = 1  # some files are not
-    CANNOT_START = 2  # usage, credentials, bucket, root
+    INCOMPLETE = 1  # something is not, and not by your wish: failed, refused, away
+    CANNOT_START = 2  # nothing was sent, or what answers is no store
     LOCKED = 3  # another run holds the ledger
-    STOPPED = 4  # signal, time or a lost ledger; the next run goes on
+    STOPPED = 4  # by your wish (signal, time), with nothing failed; the next run goes on
 
 
 # ======================================================================================
@@ -222,7 +233,10 @@ class PfuError(Exception):
         self.operation, self.subject, self.cause, self.hint = operation, subject, cause, hint
 
     def __str__(self) -> str:
-        head = f"{self.operation} {printable(self.subject)}".strip()
+        return self.told(f"{self.operation} {printable(self.subject)}".strip())
+
+    def told(self, head: str) -> str:
+        """The cause and the hint, after ``head``."""
         text = f"{head}: {printable(self.cause)}" if self.cause else head
         return f"{text} ({self.hint})" if self.hint else text
 
@@ -268,37 +282,49 @@ class NotRegularError(SourceError):
 
 
 class TransferError(PfuError):
-    """The store did not take a file. ``retryable``: the same request may succeed later."""
+    """The store did not take a file. Its class says of which kind that is: see kind_of_error().
 
-    retryable: ClassVar[bool] = False
+    One that is no more than a TransferError is a refusal: it may concern all files alike.
+    """
+
     code = ""  # what the store calls it
     status = 0  # HTTP
 
 
 class RetryableError(TransferError):
-    """A failure that may pass: a broken connection, an error inside the store."""
+    """A failure that may pass: no connection, half an answer, an error inside the store."""
 
-    retryable = True
+    dropped = False  # the store or the network may be overloaded: for the limiter
 
 
 class SlowDownError(RetryableError):
     """The store asks for fewer requests."""
 
+    dropped = True
+
 
 class UploadGoneError(TransferError):
-    """A multipart upload, or a part of it, is not there any more: it has to be begun anew."""
+    """The store does not know a multipart upload, or a part of it, any more."""
+
+
+class KeyRefusedError(TransferError):
+    """The store refuses this very key or object, and says nothing of others by it."""
 
 
 class DeniedError(TransferError):
-    """The store knows the caller and refuses this request."""
+    """The store understands this request and refuses it."""
 
 
 class UnsupportedError(DeniedError):
     """The store does not know such requests, and refuses them to all."""
 
 
+class TooManyPartsError(DeniedError):
+    """The store takes fewer parts of one object than S3 does."""
+
+
 class FatalError(TransferError):
-    """No file can be uploaded any more: the run stops, and the next one goes on."""
+    """No file can be uploaded any more. With a ``code`` of the store it takes several to stop."""
 
 
 def internal_error(error: Exception) -> str:
@@ -554,15 +580,16 @@ class OutcomeKind(IntEnum):
     UPLOADED = 0  # acknowledged by the store
     UNCHANGED = 1  # read and compared: the store has these bytes already
     FAILED = 2
-    DENIED = 3  # failed, because the store refused permission
+    REFUSED = 3  # failed: the store refuses it, and may refuse others for the same reason
     VANISHED = 4  # not there any more, or not a regular file any more
     RELEASED = 5  # not begun, or broken off: the run is stopping
-    UNSENT = 6  # failed after all repetitions: the store could not be reached, or was too busy
+    UNSENT = 6  # failed after many tries, while others were taken: it is tried once more at the end
     FATAL = 7  # no file can be uploaded any more: the run stops, the next one goes on
     CHANGED = 8  # a large file changed under way
     GONE = 9  # its multipart upload is not there any more
     LARGE = 10  # the file has grown so large that it has to go up in parts
     RENEWED = 11  # the store has these bytes already; its metadata are those of the file now
+    CRAMPED = 12  # a large file has more parts than the store takes
 
 
 STORED = frozenset((OutcomeKind.UPLOADED, OutcomeKind.UNCHANGED, OutcomeKind.RENEWED))
@@ -591,6 +618,14 @@ class Outcome(NamedTuple):
     part_size: int = 0  # bytes of the parts that sha256 is composed of; 0: of none
     stale: bool = False  # the metadata in the store are older; ``error`` says why
     sent: bool = False  # the store may have some of it
+    path: str = ""  # of a failure, as the next one
+    cause: str = ""  # the error without the file: what many may have in common
+    status: int = 0  # HTTP, of a failure
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether nothing was sent of it."""
+        return self.kind is OutcomeKind.RELEASED and not self.attempts
 
 
 @dataclass
@@ -712,6 +747,16 @@ class BatchJobRow(BaseModel):
 # What a killed run left there is folded before the next one begins.
 
 
+FOLDER_DIGITS = 12  # of an id that are the directory's: see Ids
+BEHIND_HEX = "g"
+FAILED_BEFORE = "failed before"
+
+
+def directory_of(file_id: str) -> str:
+    """What the ids of the files of one directory begin with."""
+    return file_id[:FOLDER_DIGITS]
+
+
 class Known(NamedTuple):
     """What the ledger remembers of a file, as far as the scan has to know it."""
 
@@ -729,6 +774,7 @@ class Known(NamedTuple):
     missing_since: int | None
     row: int  # SQLite's number of it
     hashed: int  # 1: a hash of the bytes that the store has is known
+    late: int = 0  # 1: it failed before, and has not been taken since
 
 
 class Found(NamedTuple):
@@ -792,6 +838,7 @@ class Inspected(NamedTuple):
     def is_of(self, found: Found) -> bool:
         """Whether its metadata are those of a file: size, time and permissions."""
         modified = nanoseconds(self.metadata.get("mtime", ""))
+        modified = modified and min(modified, MAX_INTEGER)
         mode = self.metadata.get("mode", "").lstrip("0")
         told = (self.size, modified, mode)
         return told == (found.file_size, found.last_modified, found.permissions.lstrip("0"))
@@ -799,12 +846,26 @@ class Inspected(NamedTuple):
     def forms(self) -> list[tuple[Form, str]]:
         """What its bytes can be compared by: forms of a digest that the store tells."""
         md5 = self.etag if is_md5_etag(self.etag) else ""
+        told = [("sha256", self.sha256), ("md5", md5)]
+        if self._is_of_parts_untold:
+            told.append(("sha256", f"{self.sha256}-{md5.partition('-')[2]}"))
         return [
             (form, digest)
-            for algorithm, digest in (("sha256", self.sha256), ("md5", md5))
+            for algorithm, digest in told
             if digest
             for form in forms_of(algorithm, digest, self.size, (self.part_size,))
         ]
+
+    @property
+    def _is_of_parts_untold(self) -> bool:
+        """Whether its digest may be one of parts that lacks their number, as moto tells it."""
+        is_in_parts = "-" in self.etag and bool(is_md5_etag(self.etag))
+        return is_in_parts and bool(self.sha256) and "-" not in self.sha256
+
+    @property
+    def clear_sha256(self) -> str:
+        """Its digest, if it is known of what."""
+        return "" if self._is_of_parts_untold else self.sha256
 
     def proves(self, digests: Mapping[Form, str]) -> bool | None:
         """Whether its bytes are those with these ``digests``; None: it tells nothing of the kind.
@@ -815,7 +876,8 @@ class Inspected(NamedTuple):
         forms = self.forms()
         same = {form for form, digest in forms if digests[form] == digest}
         sha256 = {form for form, _ in forms if form.algorithm == "sha256"}
-        if len(sha256) == 1 and (self.part_size or WHOLE_SHA256 in sha256):
+        is_clear = len(sha256) == 1 and not self._is_of_parts_untold
+        if is_clear and (self.part_size or WHOLE_SHA256 in sha256):
             return bool(same & sha256)
         return True if same else None
 
@@ -835,6 +897,7 @@ class Change(NamedTuple):
     found: Found
     reason: str
     keeps_hash: bool = False  # what the store has is known: read and compare, then decide
+    is_late: bool = False  # it failed before: all else goes first
 
 
 FOUND_COLUMNS = [
@@ -868,16 +931,21 @@ REHASH_SQL = FileModel.update_sql(
 )
 outcome_values = operator.attrgetter("id", *OUTCOME_COLUMNS)
 IS_HASHED = f"coalesce(sha256, etag) IS NOT NULL AND status != {FileStatus.IN_PROGRESS:d}"
-KNOWN_SQL = FileModel.select_sql("WHERE id IN ({})", (*Known._fields[:-2], "rowid", IS_HASHED))
+ADDED = (IS_HASHED, "error IS NOT NULL")  # to the first fields of Known
+KNOWN_SQL = FileModel.select_sql("WHERE id IN ({})", (*Known._fields[:-3], "rowid", *ADDED))
 NOT_FOLDED_SQL = OutcomeRow.select_sql(
-    "WHERE file_id IN ({})", ("file_id", *Known._fields[1:-3], "NULL", "0", IS_HASHED)
+    "WHERE file_id IN ({})", ("file_id", *Known._fields[1:-4], "NULL", "0", *ADDED)
 )
 JOBS_TO_FORGET = (
     "created_at < ? AND id NOT IN (SELECT batch_id FROM MultipartUpload) AND rowid NOT IN "
     "(SELECT max(rowid) FROM BatchJob WHERE status=? GROUP BY destination, endpoint)"
 )
+# What is new or changed, then what has only to be looked at again, then what failed before: so old
+# failures never stand before tonight's data.
+TURNS = ("sha256 IS NULL AND error IS NULL", "sha256 NOTNULL AND error IS NULL", "error NOTNULL")
 PAGE_SQL = FileModel.select_sql(
-    "WHERE status=? AND (file_size, id) > (?, ?) AND batch_id=? ORDER BY file_size, id LIMIT ?"
+    "WHERE status=? AND (file_size, id) > (?, ?) AND batch_id=? AND {} "
+    "ORDER BY file_size, id LIMIT ?"
 )
 BEGIN_SQL = FileModel.update_sql(("status",))
 SIZE_COLUMN = FileModel.columns().index("file_size")
@@ -1130,13 +1198,14 @@ class Ledger:
         """Write files that have to be looked at: pending, or failed where the scan says so."""
         rehash, anew = [], []
         path: str | bytes
-        for found, _, keeps_hash in changes:
+        for found, _, keeps_hash, is_late in changes:
+            late = FAILED_BEFORE if is_late else None
             path = self._alias(found.path)
             path = path if path.isascii() else sql_path(path)
             if keeps_hash:
-                rehash.append((path, FileStatus.PENDING, batch_id, 0, None, None, found.id))
+                rehash.append((path, FileStatus.PENDING, batch_id, 0, late, None, found.id))
             else:
-                anew.append(_found_row(found, path, batch_id, now, place.id))
+                anew.append(_found_row(found, path, batch_id, now, place.id, late))
         anew.sort()
         with self._transaction() as db:
             db.executemany(REHASH_SQL, rehash)
@@ -1279,16 +1348,39 @@ class Ledger:
         return int(files), int(size)
 
     def begin_page(
-        self, batch_id: str, after: tuple[int, str], rows: int, size: int
+        self, batch_id: str, after: tuple[int, str], rows: int, size: int, turn: int = 0
     ) -> list[FileModel]:
-        """The next pending files behind ``after`` = (file_size, id), now in progress.
+        """The next pending files of a turn behind ``after`` = (file_size, id), now in progress.
 
         At most ``rows`` of them and ``size`` bytes together, but one at least if there is one.
         """
-        found = self._checked(FileModel, PAGE_SQL, (FileStatus.PENDING, *after, batch_id, rows))
+        sql = PAGE_SQL.format(TURNS[turn])
+        found = self._checked(FileModel, sql, (FileStatus.PENDING, *after, batch_id, rows))
         sizes = itertools.accumulate(row[SIZE_COLUMN] for row in found)
         fitting = sum(1 for total in sizes if total <= size)
-        page = [_file(row) for row in found[: max(1, fitting)]]
+        return self._begin([_file(row) for row in found[: max(1, fitting)]])
+
+    def begin_elsewhere(
+        self, batch_id: str, count: int, directories: set[str], taken: Collection[str]
+    ) -> list[FileModel]:
+        """Pending files, one of a directory, of none of these directories; now in progress."""
+        self.fold()
+        sql = FileModel.select_sql("WHERE id > ? AND status=? AND batch_id=? ORDER BY id LIMIT 1")
+        last = ""
+        page: list[FileModel] = []
+        while len(page) < count:
+            rows = self._checked(FileModel, sql, (last, FileStatus.PENDING, batch_id))
+            if not rows:
+                break
+            last = rows[0][0]
+            if directory_of(last) in directories:
+                last = directory_of(last) + BEHIND_HEX
+            elif last not in taken:
+                page.append(_file(rows[0]))
+                last = directory_of(last) + BEHIND_HEX
+        return self._begin(page)
+
+    def _begin(self, page: list[FileModel]) -> list[FileModel]:
         for file in page:
             file.file_path = self._real_path(file.file_path)
             file.begin()
@@ -1390,14 +1482,6 @@ class Ledger:
 
     # -- the end of a run
 
-    def retry_failed(self, batch_id: str) -> int:
-        """Make pending again what an engine tried once and failed. Returns how many they are."""
-        self.fold()
-        sql = "UPDATE FileStat SET status=? WHERE status=? AND batch_id=? AND attempts > 0"
-        with self._transaction() as db:
-            where = (FileStatus.PENDING, FileStatus.FAILED, batch_id)
-            return int(db.execute(sql, where).rowcount)
-
     def release_in_progress(self, batch_id: str) -> None:
         """Give back what no engine has any more; nobody knows what the store has of it."""
         with self._transaction() as db:
@@ -1448,13 +1532,18 @@ def _file(row: Sequence[Any]) -> FileModel:
 
 
 def _found_row(
-    found: Found, path: str | bytes, batch_id: str, now: int, place: int | None
+    found: Found,
+    path: str | bytes,
+    batch_id: str,
+    now: int,
+    place: int | None,
+    late: str | None = None,
 ) -> tuple[Any, ...]:
     """The values of FOUND_COLUMNS."""
     problem, key = found.problem, found.key
     status = FileStatus.FAILED if problem else FileStatus.PENDING
     attributes = (*found[3:6], path, int(status), batch_id, key)
-    return (found.id, now, *attributes, problem or None, found.inode, 0, 0, place)
+    return (found.id, now, *attributes, problem or late, found.inode, 0, 0, place)
 
 
 def sql_path(path: str) -> str | bytes:
@@ -1784,7 +1873,9 @@ class Ids:
     """Names the files of one directory: half a hash of the directory, then one of the file."""
 
     def __init__(self, identity: bytes, below_root: bytes) -> None:
-        self._folder = hashlib.blake2b(below_root, digest_size=6, key=identity).hexdigest()
+        self._folder = hashlib.blake2b(
+            below_root, digest_size=FOLDER_DIGITS // 2, key=identity
+        ).hexdigest()
         self._hash = hashlib.blake2b(below_root + b"\0", digest_size=10, key=identity)
 
     def of(self, name: str) -> str:
@@ -2787,10 +2878,11 @@ class Stamper:
 # names of all files are the same, so the canonical request and the head are built once, with %s for
 # whatever differs, by the same pure functions that a single request would use.
 #
-# Coming in, one shape of answer is accepted: HTTP/1.1 200 with sane headers, an ETag, and a body
-# that is empty or read to its end and holds no <Error>. Everything else is Rejected, with just what
-# the limiter and the clock need to know of it. check_answer() is given all bytes so far each time;
-# an answer nearly always comes in one piece and is at most MAX_ANSWER, so no state is kept.
+# Coming in, an answer is its status line and whole head: 200 with sane headers and an ETag, not
+# HTML, and no <Error> in what body there is. How the body ends decides only whether the connection
+# lives on. Everything else is Rejected, with just what the policy, the limiter and the clock need
+# to know of it. check_answer() is given all bytes so far each time; an answer nearly always comes
+# in one piece and is at most MAX_ANSWER, so no state is kept.
 
 MAX_HEAD = 16 * KIB
 MAX_ANSWER = 64 * KIB
@@ -2804,7 +2896,7 @@ DROP_STATUSES = (429, 503, 509)
 is_header_name = re.compile(r"[a-z0-9-]+").fullmatch
 is_query = re.compile(r"[A-Za-z0-9._~%=&-]*").fullmatch
 is_answer_head = re.compile(
-    rb"HTTP/1\.1 ([1-9][0-9]{2})( [\t\x20-\x7e\x80-\xff]*)?\r\n"
+    rb"HTTP/1\.[01] ([1-9][0-9]{2})( [\t\x20-\x7e\x80-\xff]*)?\r\n"
     rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*\r\n)*\r\n"
 ).fullmatch
 is_length = re.compile(rb"[0-9]{1,9}").fullmatch
@@ -2812,8 +2904,8 @@ chunk_head = re.compile(
     rb"([0-9A-Fa-f]{1,6})[ \t]{0,8}(?:;[\t\x20-\x7e]{0,240})?\r\n"  # below MAX_CHUNK_HEAD
 ).match
 known_fields = re.compile(
-    rb"\r\n(content-length|transfer-encoding|content-encoding|etag|connection|retry-after|date)"
-    rb":[ \t]*([^\r]*)",
+    rb"\r\n(content-length|transfer-encoding|content-(?:encoding|type)|etag|connection|retry-after"
+    rb"|date):[ \t]*([^\r]*)",
     re.IGNORECASE,
 ).findall
 
@@ -2841,6 +2933,7 @@ class Rejected(Exception):
     """The fast lane did not get the one answer it understands. Nothing is known of the object.
 
     `dropped`: the store or the network is overloaded (503, 429, timeout, reset): for the limiter.
+    `passing`: what came is no answer, or half of one; of whole ones the status tells.
     `retry_after` is in seconds, `date` is the store's Date header.
     """
 
@@ -2851,13 +2944,15 @@ class Rejected(Exception):
         retry_after: float | None = None,
         date: str | None = None,
         dropped: bool = False,
+        passing: bool = False,
     ) -> None:
-        super().__init__(status, reason, retry_after, date, dropped)
+        super().__init__(status, reason, retry_after, date, dropped, passing)
         self.status = status
         self.reason = reason
         self.retry_after = retry_after
         self.date = date
         self.dropped = dropped
+        self.passing = passing or dropped
 
     def __str__(self) -> str:
         return self.reason if self.status is None else f"{self.status} {self.reason}".rstrip()
@@ -3031,28 +3126,38 @@ def checked_query(query: str) -> str:
     return query
 
 
-def check_answer(received: bytes) -> Answer | None:
-    """Return the answer when it is complete, None when more must come. Raises Rejected."""
+def check_answer(received: bytes, *, is_last: bool = False) -> Answer | None:
+    """Return the answer when it is complete, None when more must come. Raises Rejected.
+
+    `is_last`: nothing more will come.
+    """
     end = received.find(b"\r\n\r\n", 0, MAX_HEAD)
     if end < 0:
         refuse_or_wait(received)
         return None
     fields = answer_fields(received[: end + 4])
-    body = answer_body(fields, received[end + 4 :])
-    if body is None:
+    etag = fields.get(b"etag", b"")
+    is_html = b"html" in fields.get(b"content-type", b"").lower()
+    if is_html and (received[end + 4 :] or fields.get(b"content-length", b"0").strip(b"0")):
+        raise Rejected(200, "with HTML: not an answer of an object store", passing=True)
+    if not etag.strip(b'"'):
+        raise Rejected(200, "without an ETag: not an answer of an object store", passing=True)
+    if b"content-encoding" in fields:
+        raise Rejected(200, "with a body that is not plain")
+    rest = received[end + 4 :]
+    has_ended, content = body_so_far(fields, rest)
+    if b"<Error" in rest or b"<Error" in content:
+        raise Rejected(200, "with an error", passing=True)
+    if has_ended is None and not is_last:
         return None
-    if b"<Error" in body or b"content-encoding" in fields:
-        raise Rejected(200, "with a body that is not plain or is an error")
-    etag = fields.get(b"etag")
-    if not etag or not etag.strip(b'"'):
-        raise Rejected(200, "without an ETag: not an answer of an object store")
     connection = fields.get(b"connection", b"").lower()
-    return Answer(etag.decode("latin-1"), b"close" not in connection)
+    lives = b"close" not in connection and (received[7:8] == b"1" or b"keep-alive" in connection)
+    return Answer(etag.decode("latin-1"), lives and bool(has_ended))
 
 
 def refuse_or_wait(received: bytes) -> None:
-    if not b"HTTP/1.1 ".startswith(received[:9]):
-        raise Rejected(None, "the answer is not HTTP/1.1")
+    if not any(start.startswith(received[:9]) for start in (b"HTTP/1.1 ", b"HTTP/1.0 ")):
+        raise Rejected(None, "the answer is not HTTP/1.1", passing=True)
     if len(received) >= MAX_HEAD:
         raise Rejected(None, "the answer's head is too long")
 
@@ -3061,7 +3166,7 @@ def answer_fields(head: bytes) -> dict[bytes, bytes]:
     """Return the fields of a 200 that matter, names in lower case. Raises Rejected else."""
     match = is_answer_head(head)
     if not match:
-        raise Rejected(None, "the answer is not HTTP/1.1")
+        raise Rejected(None, "the answer is not HTTP/1.1", passing=True)
     fields: dict[bytes, bytes] = {}
     for name, value in known_fields(head):
         name = name.lower()
@@ -3084,137 +3189,109 @@ def rejection(status: int, phrase: bytes, fields: dict[bytes, bytes]) -> Rejecte
     )
 
 
-def answer_body(fields: dict[bytes, bytes], rest: bytes) -> bytes | None:
+def body_so_far(fields: dict[bytes, bytes], rest: bytes) -> tuple[bool | None, bytes]:
+    """Whether a body ends where it should, and what it holds.
+
+    None: more must come. False: no other answer can follow.
+    """
     encoding = fields.get(b"transfer-encoding")
     length = fields.get(b"content-length")
-    if encoding is None and length is not None and is_length(length):
-        return body_by_length(rest, int(length))
-    if length is None and encoding is not None and encoding.lower() == b"chunked":
-        return body_by_chunks(rest)
-    raise Rejected(200, "without a length")
-
-
-def body_by_length(rest: bytes, length: int) -> bytes | None:
-    if length > MAX_ANSWER or len(rest) > length:
-        raise Rejected(200, "with a body longer than expected")
-    return rest if len(rest) == length else None
-
-
-def body_by_chunks(rest: bytes) -> bytes | None:
-    """Trailers are not accepted: nobody sends them to an answer of this size."""
     if len(rest) > MAX_ANSWER:
-        raise Rejected(200, "with a body longer than expected")
-    chunks, end = [], 0
+        return False, rest
+    if encoding is None and length is not None:
+        if not is_length(length) or int(length) > MAX_ANSWER or len(rest) > int(length):
+            return False, rest
+        return (True if len(rest) == int(length) else None), rest
+    if length is None and encoding is not None and encoding.lower() == b"chunked":
+        return chunks_so_far(rest)
+    return (None if length is None and encoding is None else False), rest
+
+
+def chunks_so_far(rest: bytes) -> tuple[bool | None, bytes]:
+    """Trailers are not accepted: nobody sends them to an answer of this size."""
+    content, end = b"", 0
     for _ in range(MAX_CHUNKS):
         match = chunk_head(rest, end)
         if not match:
-            refuse_or_wait_for_chunk(rest[end:])
-            return None
+            is_begun = b"\r\n" not in rest[end:] and len(rest) - end <= MAX_CHUNK_HEAD
+            may_be = re.match(rb"[0-9A-Fa-f]{0,6}(?:[ \t;\r]|\Z)", rest[end:])
+            return (None if is_begun and may_be else False), content
         start, size = match.end(), int(match[1], 16)
         end = start + size + 2
+        content += rest[start : end - 2]
         following = rest[end - 2 : end]
         if not b"\r\n".startswith(following) or size > MAX_ANSWER:
-            raise Rejected(200, "with a broken chunk")
+            return False, content
         if len(following) < 2:
-            return None
-        chunks.append(rest[start : end - 2])
+            return None, content
         if size == 0:
-            break
-    else:
-        raise Rejected(200, "with too many chunks")
-    if len(rest) > end:
-        raise Rejected(200, "with bytes after its end")
-    return b"".join(chunks)
-
-
-def refuse_or_wait_for_chunk(rest: bytes) -> None:
-    if (
-        b"\r\n" in rest
-        or len(rest) > MAX_CHUNK_HEAD
-        or not re.match(rb"[0-9A-Fa-f]{0,6}(?:[ \t;\r]|\Z)", rest)
-    ):
-        raise Rejected(200, "with a broken chunk")
+            return len(rest) == end, content
+    return False, content
 
 
 # ======================================================================================
-# Retry policy: what an answer of the store means, in one table
+# Failure policy: five kinds of answers, one clock of the run
 # ======================================================================================
 #
-# botocore's standard mode repeats what its own table names before an error comes here. What
-# still comes is sorted by the error's code, then by the HTTP status; what neither table knows
-# is a failure of that one file.
-
-ERROR_CODES: Mapping[str, type[TransferError]] = {
-    # the store is busy
-    "SlowDown": SlowDownError,
-    "ServiceUnavailable": SlowDownError,
-    "Throttling": SlowDownError,
-    "ThrottlingException": SlowDownError,
-    "TooManyRequests": SlowDownError,
-    "RequestLimitExceeded": SlowDownError,
-    "BandwidthLimitExceeded": SlowDownError,
-    # may pass: damage on the way, or a fault inside the store
-    "InternalError": RetryableError,
-    "RequestTimeout": RetryableError,
-    "IncompleteBody": RetryableError,
-    "BadDigest": RetryableError,
-    "XAmzContentSHA256Mismatch": RetryableError,
-    "OperationAborted": RetryableError,
-    "ConditionalRequestConflict": RetryableError,
-    # a multipart upload was aborted by someone else, or has ended
-    "NoSuchUpload": UploadGoneError,
-    "InvalidPart": UploadGoneError,
-    "InvalidPartOrder": UploadGoneError,
-    # this request is not allowed
-    "AccessDenied": DeniedError,
-    "403": DeniedError,
-    "400": DeniedError,  # HeadObject's answer has no body that would tell more
-    # nor this one to anybody
-    "NotImplemented": UnsupportedError,
-    "MethodNotAllowed": UnsupportedError,
-    # no request can succeed
-    "ExpiredToken": FatalError,
-    "ExpiredTokenException": FatalError,
-    "TokenRefreshRequired": FatalError,
-    "InvalidToken": FatalError,
-    "InvalidAccessKeyId": FatalError,
-    "InvalidClientTokenId": FatalError,
-    "UnrecognizedClientException": FatalError,
-    "SignatureDoesNotMatch": FatalError,
-    "AuthorizationHeaderMalformed": FatalError,
-    "RequestTimeTooSkewed": FatalError,
-    "RequestExpired": FatalError,
-    "NoSuchBucket": FatalError,
-    "AllAccessDisabled": FatalError,
-    "AccountProblem": FatalError,
-    "NotSignedUp": FatalError,
-    "PermanentRedirect": FatalError,
-}
-ERROR_STATUSES: Mapping[int, type[TransferError]] = {
-    403: DeniedError,
-    405: UnsupportedError,
-    429: SlowDownError,
-    500: RetryableError,
-    501: UnsupportedError,
-    502: RetryableError,
-    503: SlowDownError,
-    504: RetryableError,
-    509: SlowDownError,
-}
-ERROR_HINTS: Mapping[str, str] = {
-    "ExpiredToken": "renew the credentials and run again",
-    "InvalidAccessKeyId": "check AWS_ACCESS_KEY_ID or AWS_PROFILE",
-    "InvalidClientTokenId": "check AWS_ACCESS_KEY_ID or AWS_PROFILE",
-    "SignatureDoesNotMatch": "check AWS_SECRET_ACCESS_KEY",
-    "AuthorizationHeaderMalformed": "check --region",
-    "PermanentRedirect": "check --region and --endpoint-url",
-    "RequestTimeTooSkewed": "set this machine's clock",
-    "NoSuchBucket": "check the name, or pass --create-bucket",
-    "AccessDenied": "the credentials lack the permission, see README: Permissions",
-    "403": "the credentials lack the permission, see README: Permissions",
-}
+# What an answer says decides what follows, whichever lane it came by:
+#
+# taken     success; the clock and the row of refusals start anew
+# own       it is about this file alone, which fails
+# passing   it is sent again, with full jitter, as long as the run is patient
+# refused   this file fails; the same word again and again is about the run: see RefusedRow
+# fatal     credentials or bucket: three keys must meet it, and nothing be taken meanwhile
+#
+# What is not known to be about the file is not about the file; an unknown 4xx is refused, an
+# unknown 5xx is passing. The codes below are words that statuses alone do not tell; a code that is
+# missing here changes no outcome for the worse.
+#
+# Patience belongs to the run. RunClock starts at the first passing answer since something was last
+# taken. Once it shows HOLD_SECONDS the run holds still: a few probes find out whether the store is
+# back, all else waits, and the limiter learns nothing. Uploaders say what an answer was, and never
+# try again by themselves.
 
 
+class Kind(IntEnum):
+    """What an answer says, if it is not: taken."""
+
+    OWN = 0
+    PASSING = 1
+    REFUSED = 2
+    FATAL = 3
+
+
+PATIENCE_SECONDS = 300.0  # that a store may be away: longer than a restart or a failover takes
+FIRST_SECONDS = 15.0  # before it has ever answered: a mistyped URL must not cost five minutes
+HOLD_SECONDS = 1.0  # of the clock, after which the run holds still; a busy store answers within
+TELL_SECONDS = 5.0  # of the clock, after which the user is told
+PROBES = 4  # tries at a time while the store is away, all processes together
+PROBE_SECONDS = 2.0  # at most between two of them, so that its return is seen within seconds
+OWN_TRIES, OWN_SECONDS = 10, 60.0  # of one request, in vain while others are taken: it fails
+FATAL_KEYS = 3  # that must meet the same word about credentials or bucket
+FATAL_SECONDS = 10.0  # that a good answer about the bucket counts for
+ROW = 20  # different files refused in a row, with nothing taken between: about the run?
+OTHERS = 5  # files from directories without a refusal that may prove it is not
+
+SLOW_DOWN_CODES = frozenset(
+    (
+        *("SlowDown", "ServiceUnavailable", "Throttling", "ThrottlingException"),
+        *("TooManyRequests", "RequestLimitExceeded", "BandwidthLimitExceeded"),
+    )
+)
+PASSING_CODES = frozenset(  # that come with a 4xx: damage on the way, or two requests that met
+    (
+        *("InternalError", "RequestTimeout", "IncompleteBody", "BadDigest"),
+        *("XAmzContentSHA256Mismatch", "OperationAborted", "ConditionalRequestConflict"),
+    )
+)
+GONE_CODES = frozenset(("NoSuchUpload", "InvalidPart", "InvalidPartOrder"))
+KEY_CODES = frozenset(
+    (
+        *("KeyTooLongError", "EntityTooLarge", "EntityTooSmall", "MetadataTooLarge"),
+        *("XMinioParentIsObject", "XMinioObjectExistsAsDirectory", "XMinioInvalidObjectName"),
+        *("InvalidURI", "XMinioInvalidResourceName", "InvalidObjectName"),
+    )
+)
 CREDENTIAL_CODES = frozenset(
     (
         *("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidToken"),
@@ -3222,11 +3299,62 @@ CREDENTIAL_CODES = frozenset(
         *("SignatureDoesNotMatch", "RequestExpired"),
     )
 )
+FATAL_CODES = CREDENTIAL_CODES | {
+    *("AuthorizationHeaderMalformed", "RequestTimeTooSkewed", "NoSuchBucket", "AllAccessDisabled"),
+    *("AccountProblem", "NotSignedUp", "PermanentRedirect"),
+}
+SLOW_DOWN_STATUSES = frozenset((429, 503, 509))
+REFUSING_5XX = frozenset((501, 507))  # not implemented, out of space: no 5xx that passes
+PASSING_4XX = frozenset((408, 425, 429))
+ERROR_HINTS: Mapping[str, str] = {
+    "ExpiredToken": "renew the credentials and run again",
+    "InvalidAccessKeyId": "check AWS_ACCESS_KEY_ID or AWS_PROFILE",
+    "InvalidClientTokenId": "check AWS_ACCESS_KEY_ID or AWS_PROFILE",
+    "SignatureDoesNotMatch": (
+        "check AWS_SECRET_ACCESS_KEY; a proxy before the store must not change the Host header"
+    ),
+    "AuthorizationHeaderMalformed": "check --region",
+    "PermanentRedirect": "check --region and --endpoint-url",
+    "RequestTimeTooSkewed": "set this machine's clock",
+    "NoSuchBucket": "check the name, or pass --create-bucket",
+    "HtmlAnswer": "is that URL an S3 server?",
+    "InsufficientStorage": "the store is full",
+    "QuotaExceeded": "the store is full",
+    "AccessDenied": "the credentials lack the permission, see README: Permissions",
+    "403": "the credentials lack the permission, see README: Permissions",
+    "InvalidStorageClass": "check --storage-class",
+}
+
+
+def is_passing(status: int) -> bool:
+    """Whether what comes with an HTTP status may pass, as far as that tells."""
+    return status in PASSING_4XX or (status >= 500 and status not in REFUSING_5XX)
 
 
 def classify(code: str, status: int) -> type[TransferError]:
-    """The kind of error that a code and HTTP status of the store stand for."""
-    return ERROR_CODES.get(code) or ERROR_STATUSES.get(status) or TransferError
+    """The class of error that a code and HTTP status of the store stand for."""
+    if code in FATAL_CODES:
+        return FatalError
+    if code in KEY_CODES:
+        return KeyRefusedError
+    if code in GONE_CODES:
+        return UploadGoneError
+    if code in SLOW_DOWN_CODES or status in SLOW_DOWN_STATUSES:
+        return SlowDownError
+    if code in PASSING_CODES or is_passing(status):
+        return RetryableError
+    is_unknown = code in ("NotImplemented", "MethodNotAllowed") or status in (405, 501)
+    return UnsupportedError if is_unknown else DeniedError
+
+
+def kind_of_error(error: PfuError) -> Kind:
+    """What an error says. Those of other things than the store are about the file."""
+    if isinstance(error, RetryableError):
+        return Kind.PASSING
+    if isinstance(error, FatalError):
+        return Kind.FATAL
+    is_own = isinstance(error, KeyRefusedError) or not isinstance(error, TransferError)
+    return Kind.OWN if is_own else Kind.REFUSED
 
 
 def full_jitter(attempt: int, base: float = 0.2, cap: float = 20.0) -> float:
@@ -3234,7 +3362,122 @@ def full_jitter(attempt: int, base: float = 0.2, cap: float = 20.0) -> float:
 
     AWS Architecture Blog, "Exponential Backoff And Jitter".
     """
-    return random.uniform(0, min(cap, base * 2**attempt))
+    return random.uniform(0, min(cap, base * 2.0 ** min(attempt, 30)))
+
+
+class Signs(NamedTuple):
+    """Counts of what came from the store, of the whole run; they only grow."""
+
+    taken: float  # acknowledged; and bytes of a body that arrived for the first time
+    answered: float  # refused, or said of a file: the store speaks
+    passing: float
+
+
+class RunClock:
+    """How long the store has been away. Pure: the caller passes the time."""
+
+    def __init__(self, patience: float = PATIENCE_SECONDS) -> None:
+        self.patience = patience  # seconds
+        self.cause = ""  # of the last passing answer
+        self.since: float | None = None  # the first passing answer since something was taken
+        self._signs = Signs(0, 0, 0)
+        self._was_set_back = False
+
+    def absorb(self, signs: Signs, now: float) -> None:
+        """Take in the counts as they are now."""
+        before, self._signs = self._signs, signs
+        if signs.taken != before.taken:
+            self.since, self._was_set_back = None, False
+        elif signs.answered != before.answered and self.is_away(now) and not self._was_set_back:
+            self.since, self._was_set_back = None, True
+        elif signs.passing != before.passing and self.since is None:
+            self.since = now
+
+    def shows(self, now: float) -> float:
+        """Seconds."""
+        return 0.0 if self.since is None else now - self.since
+
+    def is_away(self, now: float) -> bool:
+        """Whether the run is to hold still."""
+        return self.since is not None and self.shows(now) >= min(HOLD_SECONDS, self.patience)
+
+    def is_over(self, now: float) -> bool:
+        """Whether the patience is."""
+        return self.since is not None and self.shows(now) >= self.patience
+
+
+def patiently(
+    ask: Callable[[], T],
+    patience: float,
+    tell: Callable[[RetryableError], None] = lambda error: None,
+) -> T:
+    """Ask again what may be answered the next time, for so many seconds. Raises PfuError.
+
+    For what is asked outside of an engine. ``tell`` hears of each failure, and may raise too.
+    """
+    began = time.monotonic()
+    for attempt in itertools.count(1):
+        try:
+            return ask()
+        except RetryableError as error:
+            if time.monotonic() - began >= patience:
+                raise
+            tell(error)
+            time.sleep(min(full_jitter(attempt), PROBE_SECONDS))
+    raise AssertionError("unreachable")
+
+
+class RefusedRow:
+    """Tells a store that refuses everything from one that refuses some files.
+
+    ROW different files refused, with nothing taken between: up to OTHERS further ones are tried,
+    from directories without a refusal. If none of them is taken, it is the run that is refused.
+    """
+
+    def __init__(self) -> None:
+        self.codes: Counter[str] = Counter()  # of the row, by cause
+        self.directories: set[str] = set()  # with a refusal in this run
+        self.on_trial: set[str] = set()  # those that are tried
+        self._row: set[str] = set()
+        self._tried = 0
+
+    def taken(self) -> None:
+        """Something was: the row is at its end."""
+        if self._row or self._tried:
+            self._row.clear()
+            self.codes.clear()
+            self.on_trial.clear()
+            self._tried = 0
+
+    def refused(self, file_id: str, cause: str) -> None:
+        """One more was refused."""
+        self.directories.add(directory_of(file_id))
+        self._row.add(file_id)
+        self.on_trial.discard(file_id)
+        self.codes[cause] += 1
+
+    def __len__(self) -> int:
+        return len(self._row)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing but others are to be tried."""
+        return len(self._row) >= ROW
+
+    @property
+    def room(self) -> int:
+        """How many others may still be tried."""
+        return OTHERS - self._tried
+
+    def try_others(self, file_ids: Collection[str]) -> None:
+        """These are tried now."""
+        self.on_trial.update(file_ids)
+        self._tried = self._tried + len(file_ids) if file_ids else OTHERS
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the others were refused too, or there are none."""
+        return self.is_full and not self.on_trial and self._tried >= OTHERS
 
 
 # ======================================================================================
@@ -3361,6 +3604,11 @@ class Limiter:
         self._busy += tally.busy
         if self._completions >= self._enough and now >= self._closes:
             self._close_window(now)
+
+    def begin_again(self, now: float) -> None:
+        """Nothing was done for a while, through no fault of the limit."""
+        self.cut_at = now
+        self._set(self._base, now)
 
     def _open_window(self, now: float, settle: float = 0.0) -> None:
         self._work: float = 0
@@ -3513,10 +3761,13 @@ class Pacer:
 # a full handshake costs as much as many small files.
 
 CONNECT_ATTEMPTS = 3
-STALL_SECONDS = 60.0
+NEXT_ADDRESS_SECONDS = 2.0  # that a connection may take where the name has another address
+DEAD_SECONDS = 60.0  # that an address is left alone after it did not let itself be connected
+STALL_SECONDS, LEAST_STALL_SECONDS = 60.0, 10.0
 DRAIN_SECONDS = 15.0
 IDLE_SECONDS = 15.0
 SWEEP_SECONDS = 1.0
+END_SECONDS = 1.0
 RESOLVE_SECONDS = 30.0
 RECEIVE_BUFFER = 4 * KIB
 ONE_WRITE = 64 * KIB
@@ -3575,8 +3826,10 @@ class Connection(asyncio.BufferedProtocol):
     def expire(self) -> None:
         """Called by the pool after the deadline."""
         if self._waiter is not None:
-            if not self._is_draining():
-                self._fail(Rejected(None, f"no progress in {STALL_SECONDS:.0f} s", dropped=True))
+            if not self._is_draining() and not self._take_last():
+                self._fail(
+                    Rejected(None, f"no progress in {self._pool.stall_seconds:.0f} s", dropped=True)
+                )
         elif self.ready.done():
             self.abort()
 
@@ -3619,20 +3872,32 @@ class Connection(asyncio.BufferedProtocol):
         try:
             answer = check_answer(data)
             if answer is not None and (self._rest is not None or self._is_paused):
-                raise Rejected(200, "before the body was sent")
+                raise Rejected(200, "before the body was sent", passing=True)
         except Rejected as rejected:
             self._fail(rejected)
             return
         if answer is None:
             self._received = data
+            if check_answer(data, is_last=True):  # of a body whose end nobody can foresee
+                self.deadline = min(self.deadline, self._pool.now + END_SECONDS)
         else:
             self._finish(waiter, answer)
+
+    def _take_last(self) -> bool:
+        """Whether what came is an answer, though nothing says that its body is at its end."""
+        waiter, is_sent = self._waiter, self._rest is None and not self._is_paused
+        with contextlib.suppress(Rejected):
+            answer = check_answer(self._received, is_last=True)
+            if answer and waiter and is_sent and not waiter.done():
+                self._finish(waiter, answer._replace(keep_alive=False))
+                return True
+        return False
 
     def _begin(self) -> None:
         self.ready.set_result(None)
 
     def _has_moved(self, then_waits: float = 0.0) -> None:
-        self.deadline = self._pool.now + then_waits + STALL_SECONDS
+        self.deadline = self._pool.now + then_waits + self._pool.stall_seconds
         self._unsent = None
 
     def _is_draining(self) -> bool:
@@ -3642,7 +3907,7 @@ class Connection(asyncio.BufferedProtocol):
         if before is None:
             seconds = DRAIN_SECONDS if unsent else 0.0
         else:
-            seconds = STALL_SECONDS if unsent < before else 0.0
+            seconds = self._pool.stall_seconds if unsent < before else 0.0
         self.deadline = self._pool.now + seconds
         return seconds > 0
 
@@ -3677,7 +3942,7 @@ class Connection(asyncio.BufferedProtocol):
         try:
             self._write(piece.read() if isinstance(piece, FileBody) else piece)
         except SourceError as error:
-            self._fail(Rejected(None, str(error)))
+            self._fail(Rejected(None, str(error), passing=True))
             return
         if not self._is_paused and self._rest is not None:
             self._pool.loop.call_soon(self._send_slice)
@@ -3707,7 +3972,9 @@ class Connection(asyncio.BufferedProtocol):
     def _lose(self, problem: Exception | None) -> None:
         reason = f"connection lost: {problem}" if problem else "closed before the answer"
         if self._is_used and not self._received:
-            self._fail(ConnectionStale(None, reason))
+            self._fail(ConnectionStale(None, reason, passing=True))
+        elif self._take_last():
+            return
         else:
             self._fail(Rejected(None, reason, dropped=True))
 
@@ -3810,6 +4077,8 @@ class TlsConnection(Connection):
 class ConnectionPool:
     """Connections to one origin, spread over all addresses of its name."""
 
+    stall_seconds = STALL_SECONDS
+
     def __init__(
         self, address: tuple[str, int], context: ssl.SSLContext | None, pacer: Pacer
     ) -> None:
@@ -3822,6 +4091,7 @@ class ConnectionPool:
         self._context = context
         self._connections: set[Connection] = set()
         self._addresses: list[str] = []
+        self._dead_until: dict[str, float] = {}
         self._resolved_at = -RESOLVE_SECONDS
         self._resolving = asyncio.Lock()
         self._turn = 0
@@ -3832,16 +4102,21 @@ class ConnectionPool:
     async def connect(self) -> Connection:
         """Return a new connection. Raises Rejected if no address lets itself be connected."""
         problem: Exception | None = None
-        for address in (await self._candidates())[:CONNECT_ATTEMPTS]:
+        candidates = (await self._candidates())[:CONNECT_ATTEMPTS]
+        for number, address in enumerate(candidates, start=1):
+            is_last = number == len(candidates)
             try:
-                return await asyncio.wait_for(self._open(address), CONNECT_SECONDS)
+                seconds = CONNECT_SECONDS if is_last else NEXT_ADDRESS_SECONDS
+                return await asyncio.wait_for(self._open(address), seconds)
             except (OSError, asyncio.TimeoutError) as caught:
                 problem = caught
-                if address in self._addresses and len(self._addresses) > 1:
-                    self._addresses.remove(address)
+                self._dead_until[address] = self.loop.time() + DEAD_SECONDS
         timed_out = isinstance(problem, (asyncio.TimeoutError, TimeoutError, ConnectionResetError))
         reason = str(problem) or type(problem).__name__
-        raise Rejected(None, f"cannot connect to {self.host}: {reason}", dropped=timed_out)
+        is_tls = isinstance(problem, ssl.SSLError)  # boto3 has better words for it
+        raise Rejected(
+            None, f"cannot connect to {self.host}: {reason}", dropped=timed_out, passing=not is_tls
+        )
 
     def give_back(self, connection: Connection) -> None:
         """Take in one that was not used."""
@@ -3884,13 +4159,14 @@ class ConnectionPool:
         return TlsConnection(self, self._context)
 
     async def _candidates(self) -> list[str]:
-        """Return all addresses, those whose turn it is first."""
+        """Return all addresses, those whose turn it is first, those that are dead last."""
         async with self._resolving:
             if self.loop.time() >= self._resolved_at + RESOLVE_SECONDS:
                 await self._resolve()
         self._turn += 1
-        turn = self._turn % max(len(self._addresses), 1)
-        return self._addresses[turn:] + self._addresses[:turn]
+        turn, now = self._turn % max(len(self._addresses), 1), self.loop.time()
+        in_turn = self._addresses[turn:] + self._addresses[:turn]
+        return sorted(in_turn, key=lambda address: self._dead_until.get(address, 0.0) > now)
 
     async def _resolve(self) -> None:
         """Keep the addresses that are known if the name cannot be resolved now."""
@@ -3898,7 +4174,8 @@ class ConnectionPool:
             found = await self.loop.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
         except OSError as problem:
             if not self._addresses:
-                raise Rejected(None, f"cannot resolve {self.host}: {problem}") from problem
+                reason = f"cannot resolve {self.host}: {problem}"
+                raise Rejected(None, reason, passing=True) from problem
         else:
             self._addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
         self._resolved_at = self.loop.time()
@@ -3932,6 +4209,7 @@ PROBE_BODY = b"pfu"
 CREDENTIALS_SECONDS = 5.0
 CLOCK_SKEW_SECONDS = 300.0
 FORBIDDEN = 403
+CLOCK_WITNESSES = 2  # answers in a row that contradict a clock which the store has accepted
 OWN_HEADERS = frozenset(
     (
         *("authorization", "connection", "content-length", "expect", "host", "user-agent"),
@@ -4146,8 +4424,12 @@ class FastLane:
         credentials_source: Callable[[], Credentials],
         clock: Callable[[], float] = time.time,
         pacer: Pacer | None = None,
+        patience: float = PATIENCE_SECONDS,
     ) -> None:
         self.requests = 0
+        self._stall_seconds = min(STALL_SECONDS, max(patience, LEAST_STALL_SECONDS))
+        self._skews: list[float] = []  # told since something was taken with the present clock
+        self._accepted: float | None = None  # the offset with which something was taken last
         self._pacer = pacer or Pacer()
         self._template = template
         self._credentials_source = credentials_source
@@ -4161,6 +4443,7 @@ class FastLane:
         is_tls = self._template.scheme == "https"
         context = tls_context(self._template.ca_bundle) if is_tls else None
         self._pool = ConnectionPool(self._template.address, context, self._pacer)
+        self._pool.stall_seconds = self._stall_seconds
         self._tasks = [loop.create_task(self._sweep()), loop.create_task(self._refresh())]
 
     async def close(self) -> None:
@@ -4201,15 +4484,19 @@ class FastLane:
 
         offset = self._writer.clock_offset
         try:
-            return await self._put(head, body)
+            etag = await self._put(head, body)
         except ConnectionStale:
-            return await self._send(await self._pool.connect(), head(), body)
+            etag = await self._send(await self._pool.connect(), head(), body)
         except Rejected as rejected:
             if not self._corrects_clock(rejected, offset):
                 raise
-            return await self._put(head, body)
+            etag = await self._put(head, body)
         except ValueError as problem:
             raise Rejected(None, str(problem)) from problem
+        if offset == self._writer.clock_offset:
+            self._accepted = offset
+            self._skews.clear()
+        return etag
 
     async def _put(self, make_head: Callable[[], bytes], body: Body) -> str:
         idle = self._pool.idle
@@ -4230,14 +4517,21 @@ class FastLane:
             raise
 
     def _corrects_clock(self, rejected: Rejected, offset: float) -> bool:
-        """Whether the request was signed by a wrong clock that has been set right since."""
+        """Whether the request was signed by a wrong clock that has been set right since.
+
+        One answer is enough before the store has accepted the clock; then one node of it may be
+        wrong, and several in a row have to say the same, with nothing taken between.
+        """
         writer = self._writer
         if rejected.status != FORBIDDEN or rejected.date is None:
             return False
-        if writer.clock_offset == 0.0:
-            skew = clock_skew(rejected.date, self._clock())
-            if abs(skew) > CLOCK_SKEW_SECONDS:
+        skew = clock_skew(rejected.date, self._clock())
+        if offset == writer.clock_offset and abs(skew - offset) > CLOCK_SKEW_SECONDS:
+            self._skews.append(skew)
+            agree = [told for told in self._skews if abs(told - skew) < CLOCK_SKEW_SECONDS]
+            if len(agree) >= (CLOCK_WITNESSES if self._accepted == offset else 1):
                 writer.clock_offset = skew
+                self._skews.clear()
         return writer.clock_offset != offset
 
     async def _sweep(self) -> None:
@@ -4313,9 +4607,9 @@ class Upload(NamedTuple):
             yield number, self.source.read(offset, min(size, self.size - offset))
 
 
-def part_size_for(size: int, wanted: int) -> int:
-    """Bytes of a part such that MAX_PARTS parts suffice, ``wanted`` if that is enough."""
-    return max(wanted, MIN_PART_SIZE, -(-size // MAX_PARTS))
+def part_size_for(size: int, wanted: int, most: int = MAX_PARTS) -> int:
+    """Bytes of a part such that ``most`` parts suffice, ``wanted`` if that is enough."""
+    return max(wanted, MIN_PART_SIZE, -(-size // most))
 
 
 def combined_digest(digests: Sequence[bytes]) -> str:
@@ -4479,6 +4773,8 @@ class Traffic:
         self.pacer = Pacer()
         self.notes: deque[str] = deque()
         self.beats = 0
+        self.moved = 0  # bytes of large bodies that arrived for the first time
+        self.wants_shared = False  # what Uploader.adopt() took is refused
         self._lock = threading.Lock()
 
     def beat(self) -> None:
@@ -4511,6 +4807,7 @@ class Uploader(ABC):
     prefix: str = ""  # begins every key; empty, or with a slash at its end
     fast_lane_off: str | None = "this provider has none"  # why there is no fast lane
     is_first_run: bool = False  # the ledger has nothing there: prepare() is to look what there is
+    patience: float = PATIENCE_SECONDS  # for what is asked outside of an engine: a listing
     process_state: ClassVar[frozenset[str]] = frozenset({"traffic"})  # attributes not to pickle
 
     def __init__(self) -> None:
@@ -4533,6 +4830,17 @@ class Uploader(ABC):
         """
         return []
 
+    def shared(self, *, again: bool = False) -> Any:
+        """What every process needs and only one may ask for: credentials that are renewed.
+
+        Asked, after prepare(), every few seconds in the process that prepared; None: there is no
+        such thing. ``again``: a process says that what it has is refused. May block.
+        """
+        return None
+
+    def adopt(self, shared: Any) -> None:  # noqa: B027
+        """Take over what shared() has given elsewhere. Called on the loop."""
+
     def open(self, connections: int) -> None:  # noqa: B027
         """Make clients for so many requests at a time, in the process that will use them."""
 
@@ -4549,12 +4857,22 @@ class Uploader(ABC):
         """What so many requests that store something cost, about, in USD; None: not known."""
         return None
 
+    def answers(self) -> bool:
+        """Whether the store answers a plain request. Asked where one file alone fails and fails."""
+        return False
+
+    def refuses_all(self) -> bool:
+        """Whether a plain request meets what a FatalError with a code said; asked before a stop."""
+        return True
+
     @abstractmethod
     def put(self, upload: Upload) -> Receipt:
         """Store one object; return once the store has acknowledged all its bytes.
 
-        Called from many threads at once. Raises TransferError, as its kind says: RetryableError
-        and SlowDownError are tried again, FatalError stops the run, others fail this one file.
+        Called from many threads at once. Asks the store once, and raises what it said: a
+        RetryableError (or SlowDownError) may pass, and the run sends it again as long as it is
+        patient; a KeyRefusedError is about this key; a FatalError about all of them; any other
+        exception is a refusal, which stops the run where it meets everything.
         """
 
     def renew(self, upload: Upload, etag: str, modified: int | None) -> Receipt:
@@ -4602,8 +4920,10 @@ class MultipartUploader(Uploader):
         """Make the object of its parts, all of them, by number; see that the store has it."""
 
     @abstractmethod
-    def is_complete(self, upload: Upload, parts: Sequence[StoredPart]) -> Receipt | None:
-        """The receipt if the object is there, made of these parts and with this metadata."""
+    def is_complete(
+        self, upload: Upload, upload_id: str, parts: Sequence[StoredPart]
+    ) -> Receipt | None:
+        """The receipt if the object is there, made by this upload of these parts."""
 
     @abstractmethod
     def abort(self, key: str, upload_id: str) -> None:
@@ -4629,7 +4949,7 @@ class MultipartUploader(Uploader):
         try:
             yield
         except TransferError as error:
-            if error.retryable or isinstance(error, FatalError):
+            if kind_of_error(error) in (Kind.PASSING, Kind.FATAL):
                 raise
             self.traffic.notes.append(f"an unfinished upload may be left: {error} ({LEFT_HINT})")
 
@@ -4639,6 +4959,11 @@ class MultipartUploader(Uploader):
 
         An unfinished upload for which the first half was another one is useless.
         """
+
+
+IMPOSSIBLE_KEY = ".pfu-nobody-has-stored-this-"
+DROPS_METADATA = "this store drops metadata: times, modes and owners are not kept"
+GRACE_TRIES, GRACE_SECONDS = 6, 0.5  # for an object to appear that was just taken
 
 
 class InspectableUploader(Uploader):
@@ -4655,6 +4980,36 @@ class InspectableUploader(Uploader):
     @abstractmethod
     def read_back(self, key: str) -> str:
         """SHA-256 in hex of the bytes of an object, all of which are read."""
+
+    def prove(self, found: Found) -> list[str]:
+        """See that a store is behind the answers: it has what it took, and nothing else.
+
+        Returns notes for the user. Raises FatalError where there is none.
+        """
+        try:
+            stored = self.inspect(found.key)
+            for _ in range(GRACE_TRIES):
+                if stored is None:
+                    time.sleep(GRACE_SECONDS)
+                    stored = self.inspect(found.key)
+            if stored is None:
+                return self.explain_loss(found.key)
+            if self.inspect(f"{self.prefix}{IMPOSSIBLE_KEY}{uuid.uuid4().hex}"):
+                raise self.unproven("it has every object that it is asked for")
+        except DeniedError as error:
+            return [f"what is stored could not be looked at: {error.told(error.operation)}"]
+        if stored.size != found.file_size:
+            cause = f"it took {found.file_size} bytes of {found.key}, and has {stored.size}"
+            raise self.unproven(cause)
+        return [DROPS_METADATA] * (not stored.is_of(found))
+
+    def explain_loss(self, key: str) -> list[str]:
+        """Notes on an object that was taken and is not there. Raises FatalError without one."""
+        raise self.unproven(f"it took {key}, and does not have it")
+
+    def unproven(self, cause: str) -> FatalError:
+        """What is said of a store that is none."""
+        return FatalError("use", self.destination, cause, "is that URL an S3 server?")
 
 
 # -- S3
@@ -4720,6 +5075,10 @@ ALL_BLOCKS = {
     "RestrictPublicBuckets": True,
 }
 BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]|arn:[\w:/.-]+", re.ASCII | re.I)
+ANY_BUCKET = re.compile(  # other stores have tenants and more
+    r"[^/\s?#%\x00-\x1f\x7f]{1,255}|arn:[\w:/.-]+"
+)
+DESTINATION_HINT = "write s3://BUCKET or s3://BUCKET/PREFIX"
 DESTINATION = re.compile(
     r"s3://(?P<bucket>arn:[^/]*:accesspoint/[^/]+|[^/]*)(?:/(?P<prefix>.*))?", re.DOTALL
 )
@@ -4730,6 +5089,9 @@ ENDPOINT = re.compile(  # scheme, name or address, port, path
 )
 ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 NO_HEADERS = Headers((), ())
+METADATA_SERVICE = "http://169.254.169.254"
+METADATA_SECONDS = 5  # for an answer of it
+RENEWAL_SECONDS = 10.0  # between two readings of credentials that were refused
 CONFIGURATION_HINT = "check the AWS configuration, and credential_process if it names one"
 NO_CREDENTIALS_HINT = (
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; --sandbox needs neither"
@@ -4740,6 +5102,7 @@ class Terms(NamedTuple):
     """What requests depend on, beside what they carry; it may change under way."""
 
     checksums: bool = True  # until the store refuses one
+    md5: bool = False  # until the store asks for one
     renewals: int = 0  # of the credentials
 
 
@@ -4752,7 +5115,15 @@ class S3Uploader(MultipartUploader, InspectableUploader):
 
     process_state: ClassVar[frozenset[str]] = frozenset(
         {
-            *("traffic", "_session", "_client", "_lock", "_lane", "_refusals", "_connections"),
+            "traffic",
+            "_session",
+            "_clients",
+            "_trying_without",
+            "_lock",
+            "_is_keeper",
+            "_lane",
+            "_refusals",
+            "_connections",
             "_denied_copies",
         }
     )
@@ -4766,6 +5137,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         self._forget_process()
         self._template: RequestTemplate | None = None
         self._fixed_credentials: Credentials | None = None
+        self._shared_credentials: Credentials | None = None  # that another process renews
         self.options = options or S3Options()
         self.endpoint = self.options.endpoint_url or ""
         self._is_default = destination is None
@@ -4780,12 +5152,19 @@ class S3Uploader(MultipartUploader, InspectableUploader):
 
     def _forget_process(self) -> None:
         self._session: Any = None
-        self._client: Any = None
+        self._clients: dict[float, Any] = {}  # by the seconds that an answer may take
         self._lane: FastLane | None = None
         self._lane_renewals = 0
         self._lock = threading.Lock()
-        self._refusals = 0
         self._denied_copies: list[TransferError] = []
+        self._refusals = self._failures_in_a_row = 0
+        self._renewed_at = -RENEWAL_SECONDS
+        self._is_plain = False  # an http:// endpoint was asked whether it speaks TLS
+        self._is_keeper = False  # the one that asks where credentials come from
+        self._is_asking_boto3 = False
+        self._tried_without: set[str] = set()  # a checksum, by what was asked
+        self._heads_have_etags = False  # answers to HeadObject, as far as is known
+        self._trying_without = threading.RLock()
         self._connections = 10
         self._terms = self._acknowledged_terms = Terms()
 
@@ -4814,6 +5193,9 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             check_endpoint(host)
             self.endpoint = "" if ".amazonaws.com" in host else host
         if not self._is_default or self.bucket:
+            if not self.endpoint and not BUCKET_NAME.fullmatch(self.bucket):
+                cause = "S3 has no bucket of such a name"
+                raise UsageError("read destination", self.destination, cause, DESTINATION_HINT)
             return
         with translated("find the account for the default bucket", ""):
             sts = self._client_of("sts")
@@ -4824,6 +5206,9 @@ class S3Uploader(MultipartUploader, InspectableUploader):
 
     def prepare(self) -> list[str]:
         """Find the bucket, or make it, and see that it is private."""
+        self._is_keeper = True
+        credentials = self._credentials()
+        self._shared_credentials = None if self._fixed_credentials else credentials
         client = self._client_of("s3")
         found = self._find_bucket(client)
         notes = self._check_private(client) if found else self._create_bucket(client)
@@ -4863,6 +5248,19 @@ class S3Uploader(MultipartUploader, InspectableUploader):
 
     def _find_bucket(self, client: Any) -> bool:
         """Whether the bucket is there. A refusal counts as yes: PutObject may still be allowed."""
+        try:
+            return self._has_bucket(client)
+        except RetryableError as error:
+            url = urllib.parse.urlsplit(client.meta.endpoint_url)
+            may_be, self._is_plain = not self._is_plain and error.code in ("", "HtmlAnswer"), True
+            if may_be and url.scheme == "http" and speaks_tls(url.hostname or "", url.port or 80):
+                hint = "write https://"
+                raise UsageError(
+                    "find bucket", self.bucket, "that port speaks TLS", hint
+                ) from error
+            raise
+
+    def _has_bucket(self, client: Any) -> bool:
         with translated("find bucket", self.bucket):
             try:
                 client.head_bucket(Bucket=self.bucket, **self.options.owner())
@@ -4884,28 +5282,39 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         try:
             client.list_objects_v2(Bucket=self.bucket, MaxKeys=0, **self.options.access())
         except client.exceptions.ClientError as error:
-            if classify(error.response["Error"]["Code"], 0) is not DeniedError:
+            if classify(error.response["Error"]["Code"], 400) not in (
+                DeniedError,
+                UnsupportedError,
+            ):
                 raise
             if self._is_default:
                 cause = "it exists, and belongs to another account or may not be used"
                 raise UsageError("use bucket", self.bucket, cause, "name a bucket") from error
 
     def _create_bucket(self, client: Any) -> list[str]:
-        arguments: dict[str, Any] = {"ObjectOwnership": "BucketOwnerEnforced"}
+        """Private, as far as a store lets itself be told so.
+
+        Other stores than AWS may not know the ownership, and some refuse every object that comes
+        without an ACL where BlockPublicAcls is set (RADOS gateway); to ignore ACLs is enough.
+        """
+        ownership = {} if self.endpoint else {"ObjectOwnership": "BucketOwnerEnforced"}
+        arguments: dict[str, Any] = {"Bucket": self.bucket, **ownership}
         region = client.meta.region_name
         if region not in ("us-east-1", "aws-global"):
             arguments["CreateBucketConfiguration"] = {"LocationConstraint": region}
         with translated("create bucket", self.bucket):
-            client.create_bucket(Bucket=self.bucket, **arguments)
+            client.create_bucket(**arguments)
+        blocks = {**ALL_BLOCKS, "BlockPublicAcls": not self.endpoint}
         with translated("block public access to bucket", self.bucket):
             try:
                 client.put_public_access_block(
                     Bucket=self.bucket,
-                    PublicAccessBlockConfiguration=ALL_BLOCKS,
+                    PublicAccessBlockConfiguration=blocks,
                     **self.options.owner(),
                 )
             except client.exceptions.ClientError as error:
-                if error.response["ResponseMetadata"]["HTTPStatusCode"] not in (400, 404, 405, 501):
+                status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+                if is_passing(status) or status == FORBIDDEN:
                     raise
                 return [f"bucket {self.bucket}: this store has no public access blocks"]
         return []
@@ -4928,23 +5337,51 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         if self._session is None:
             try:
                 self._session = boto3.Session(
-                    profile_name=self.options.profile, region_name=self.options.region
+                    profile_name=self.options.profile,
+                    region_name=self.options.region,
+                    **self._given_credentials(),
                 )
+                ask_code_once(self._session)
             except BotoCoreError as error:
                 raise UsageError("read AWS configuration", cause=str(error)) from error
         return self._session
+
+    def _given_credentials(self) -> dict[str, str | None]:
+        """What boto3 is not to look for, as another process has it."""
+        shared = self._shared_credentials
+        if shared is None or self._is_keeper:
+            return {}
+        names = "aws_access_key_id", "aws_secret_access_key", "aws_session_token"
+        return dict(zip(names, shared))
+
+    def shared(self, *, again: bool = False) -> Credentials | None:
+        """Those that are renewed: by a role, a metadata service, a process."""
+        if self._shared_credentials is None:
+            return None
+        if again:
+            self._session = None
+        self._shared_credentials = self._credentials()
+        return self._shared_credentials
+
+    def adopt(self, shared: Credentials) -> None:
+        """Sign with these from now on."""
+        with self._lock:
+            self._shared_credentials, self._session = shared, None
+            self._clients.clear()
+            self._terms = self._terms._replace(renewals=self._terms.renewals + 1)
 
     def _client_of(
         self, service: str, connections: int = 10, read_seconds: float = READ_SECONDS
     ) -> Any:
         from botocore.config import Config
         from botocore.exceptions import BotoCoreError
+        from botocore.handlers import validate_bucket_name
 
         config = Config(
             connect_timeout=CONNECT_SECONDS,
             read_timeout=read_seconds,
             max_pool_connections=connections,
-            retries={"mode": "standard", "max_attempts": SEND_ATTEMPTS},
+            retries={"mode": "standard", "total_max_attempts": 1},  # trying again is the engine's
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
             s3={"payload_signing_enabled": True},
@@ -4952,14 +5389,24 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         )
         session = self._session_of()
         try:
-            return session.client(
+            client = session.client(
                 service,
                 region_name=session.region_name or "us-east-1",
                 endpoint_url=self.options.endpoint_url,
                 config=config,
             )
+            client.meta.events.register_first("before-parse.*", make_parsable)
+            client.meta.events.register("before-parse.*", refuse_half_an_answer)
+            if self.endpoint:  # AWS alone has the names that botocore insists on
+                client.meta.events.unregister("before-parameter-build.s3", validate_bucket_name)
+            return client
         except BotoCoreError as error:
+            problem = client_error("set up", service, error)
+            if kind_of_error(problem) is not Kind.REFUSED:
+                raise problem from error
             raise UsageError("set up", service, str(error), "check the options") from error
+        except PfuError:
+            raise
         except Exception as error:  # whatever a credential_process does; it may tell secrets
             cause = os_cause(error) if isinstance(error, OSError) else type(error).__name__
             where = getattr(error, "filename", None)
@@ -4971,44 +5418,71 @@ class S3Uploader(MultipartUploader, InspectableUploader):
 
         Where it cannot change, boto3 is asked once, and no worker has to import it.
         """
-        if self._fixed_credentials is not None:
-            return self._fixed_credentials
+        known = self._fixed_credentials or (None if self._is_keeper else self._shared_credentials)
+        if known is not None:
+            return known
         with translated("read credentials for", self.destination):
             from botocore import credentials
 
-            found = self._session_of().get_credentials()
+            try:
+                found = self._session_of().get_credentials()
+            except (AttributeError, KeyError, TypeError) as error:  # of an odd credential_process
+                cause = type(error).__name__
+                place = "read credentials for", self.destination
+                raise FatalError(*place, cause, CONFIGURATION_HINT) from error
             if found is None:
-                raise FatalError("read credentials for", self.destination, "there are none")
+                self._doubt_metadata_service()
+                cause = "Unable to locate credentials"
+                hint = NO_CREDENTIALS_HINT
+                raise FatalError("read credentials for", self.destination, cause, hint)
             frozen = found.get_frozen_credentials()
             current = Credentials(frozen.access_key, frozen.secret_key, frozen.token)
             if type(found) is credentials.Credentials:
                 self._fixed_credentials = current
             return current
 
+    def _doubt_metadata_service(self) -> None:
+        """Raises RetryableError if there is one, which may tell the next time; botocore asks once.
+
+        It is given more time, too.
+        """
+        if os.environ.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true":
+            return
+        told = os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT") or METADATA_SERVICE
+        url = urllib.parse.urlsplit(told)
+        with contextlib.suppress(OSError):
+            socket.create_connection((url.hostname or "", url.port or 80), 1.0).close()
+            self._session = None
+            session = self._session_of()._session
+            session.set_config_variable("metadata_service_timeout", METADATA_SECONDS)
+            cause = "the metadata service gave none"
+            raise RetryableError(
+                "read credentials for", self.destination, cause, NO_CREDENTIALS_HINT
+            )
+
     # -- in every process that uploads
 
     def open(self, connections: int) -> None:
         """The safe lane's client is made when it is first needed: it costs 40 ms and 10 MB."""
-        self._client, self._connections = None, connections
+        self._clients, self._connections = {}, connections
 
-    def _safe_client(self) -> Any:
+    def _safe_client(self, seconds: float) -> Any:
+        """One for each time that an answer may take."""
         with self._lock:
-            if self._client is None:
-                client = self._client_of("s3", self._connections, SLOW_LINE_SECONDS)
+            if seconds not in self._clients:
+                client = self._client_of("s3", self._connections, seconds)
                 events = client.meta.events
                 events.register("request-created.s3", self._count_request)
                 events.register("response-received.s3", self._count_throttling)
                 events.register("before-sign.s3", drop_expect_header)
                 events.register("before-send.s3", self._pace)
-                events.register_first("before-parse.*", make_parsable)  # before botocore looks
-                events.register("before-parse.s3", refuse_half_an_answer)
-                self._client = client
-            return self._client
+                self._clients[seconds] = client
+            return self._clients[seconds]
 
     @contextlib.contextmanager
-    def _calling(self, operation: str, subject: str) -> Iterator[Any]:
+    def _calling(self, operation: str, subject: str, seconds: float | None = None) -> Iterator[Any]:
         """The safe lane's client, for one call; its errors come out as TransferError."""
-        client, terms = self._safe_client(), self._terms
+        client, terms = self._safe_client(seconds or SLOW_LINE_SECONDS), self._terms
         try:
             with translated(operation, subject):
                 yield client
@@ -5025,10 +5499,15 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         Others that are refused in their turn, before anything was acknowledged, are the last.
         """
         with self._lock:
-            if self._client is not refused:
+            if refused not in self._clients.values():
                 return True  # another thread has done so
-            if self._terms.renewals > self._acknowledged_terms.renewals:
+            is_early = time.monotonic() < self._renewed_at + RENEWAL_SECONDS
+            if is_early or self._terms.renewals > self._acknowledged_terms.renewals:
                 return False
+            self._renewed_at = time.monotonic()
+            if self._shared_credentials is not None and not self._is_keeper:
+                self.traffic.wants_shared = True
+                return True  # until another process has read them, or the same again
             before = self._session, self._fixed_credentials
             old, self._session, self._fixed_credentials = self._credentials(), None, None
             try:
@@ -5038,20 +5517,25 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             if new == old:
                 self._session, self._fixed_credentials = before
                 return False
-            self._client = None
+            self._clients.clear()
             self._terms = self._terms._replace(renewals=self._terms.renewals + 1)
             return True
 
     def close(self) -> None:
         """Close the client's connections."""
-        if self._client is not None:
-            self._client.close()
-            self._client = None
+        for client in self._clients.values():
+            client.close()
+        self._clients.clear()
 
     async def enter_loop(self) -> None:
         """Open the fast lane, if the gate is open."""
         if self._template is not None:
-            lane = FastLane(self._template, self._credentials, pacer=self.traffic.pacer)
+            lane = FastLane(
+                self._template,
+                self._credentials,
+                pacer=self.traffic.pacer,
+                patience=self.patience,
+            )
             await lane.open()
             self._lane = lane
 
@@ -5066,47 +5550,54 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         lane = self._open_lane()
         if lane is None or upload.body is None:
             return await super().send(upload, threads)
-        began, terms = time.monotonic(), self._terms
-        headers = Headers(
-            header_names_of(tuple(upload.metadata)),
-            (upload.content_type, *upload.metadata.values()),
-        )
-        try:
-            etag = await lane.put(
-                upload.key, headers, upload.body, upload.sha256, checksum=terms.checksums
-            )
-        except Rejected as rejected:
-            self._weigh_rejection(rejected, began, upload.source.path, upload.key)
-            receipt = await super().send(upload, threads)
-            self._count_refusal(rejected, terms)
-            return receipt
-        finally:
-            self.traffic.fast_requests = lane.requests
-        self.traffic.fast_files += 1
-        self._refusals, self._acknowledged_terms = 0, terms
-        return Receipt(etag, fast=True)
+        terms = self._terms
+        names, values = tuple(upload.metadata), (upload.content_type, *upload.metadata.values())
+        headers = Headers(header_names_of(names, terms.md5), (*values, *md5_of(upload.body, terms)))
+        put = lane.put(upload.key, headers, upload.body, upload.sha256, checksum=terms.checksums)
+        way = self._way(upload.source.path, upload.key)
+        receipt = await self._by_lane(lane, way, put, lambda: Uploader.send(self, upload, threads))
+        self.traffic.fast_files += receipt.fast
+        return receipt
 
     async def send_part(self, part: Part, threads: ThreadPoolExecutor) -> Receipt:
         """By the fast lane if that is open, else by the safe lane."""
         lane = self._open_lane()
         if lane is None:
             return await super().send_part(part, threads)
-        began, terms, handle = time.monotonic(), self._terms, UploadHandle.read(part.upload_id)
+        terms, handle = self._terms, UploadHandle.read(part.upload_id)
         checksum = handle.checksum and terms.checksums
         upload_id = urllib.parse.quote(handle.upload_id, safe="")
         query = f"partNumber={part.number}&uploadId={upload_id}"
+        headers = NO_HEADERS
+        if terms.md5 and not isinstance(part.body, FileBody):
+            headers = Headers(("content-md5",), md5_of(part.body, terms))
+        put = lane.put(part.key, headers, part.body, part.sha256, query, checksum=checksum)
+        way = f"part {part.number} of {self._way(part.path, part.key)}"
+        by_boto3 = functools.partial(MultipartUploader.send_part, self, part, threads)
+        return await self._by_lane(lane, way, put, by_boto3)
+
+    async def _by_lane(
+        self,
+        lane: FastLane,
+        way: str,
+        put: Awaitable[str],
+        by_boto3: Callable[[], Awaitable[Receipt]],
+    ) -> Receipt:
+        """A refusal by the fast lane is put to boto3 once, for its words and its redirects."""
+        terms = self._terms
         try:
-            etag = await lane.put(
-                part.key, NO_HEADERS, part.body, part.sha256, query, checksum=checksum
-            )
+            etag = await put
         except Rejected as rejected:
-            self._weigh_rejection(rejected, began, part.path, part.key)
-            receipt = await super().send_part(part, threads)
+            self._weigh_rejection(rejected, way)
+            try:
+                receipt = await by_boto3()
+            finally:
+                self._is_asking_boto3 = False
             self._count_refusal(rejected, terms)
             return receipt
         finally:
             self.traffic.fast_requests = lane.requests
-        self._refusals, self._acknowledged_terms = 0, terms
+        self._refusals, self._failures_in_a_row, self._acknowledged_terms = 0, 0, terms
         return Receipt(etag, fast=True)
 
     def _open_lane(self) -> FastLane | None:
@@ -5118,13 +5609,46 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             self._lane.use(self._credentials())
         return self._lane
 
-    def _weigh_rejection(self, rejected: Rejected, began: float, path: str, key: str) -> None:
-        """Tell the limiter of a drop. Raises SlowDownError where the store asks for fewer."""
-        if rejected.dropped:
-            self.traffic.meter.dropped(began, time.monotonic())
-        if rejected.status in DROP_STATUSES:
-            self.traffic.add(throttled=1, retries=1)
-            raise SlowDownError("upload", self._way(path, key), str(rejected))
+    def _weigh_rejection(self, rejected: Rejected, way: str) -> None:
+        """Raises RetryableError for what may pass, unless boto3 is to be asked how it fares.
+
+        It is asked, one file at a time, once the fast lane alone may be what does not work.
+        """
+        is_busy = rejected.status in SLOW_DOWN_STATUSES
+        self.traffic.add(throttled=int(is_busy))
+        if not rejected.passing and not is_passing(rejected.status or 0):
+            return
+        self._failures_in_a_row += 1
+        if is_busy or self._is_asking_boto3 or self._failures_in_a_row <= LANE_DOUBT:
+            kind = SlowDownError if is_busy else RetryableError
+            problem = kind("upload", way, str(rejected))
+            problem.dropped = rejected.dropped
+            raise problem from rejected
+        self._is_asking_boto3 = True
+
+    def answers(self) -> bool:
+        """HeadBucket."""
+        try:
+            with self._calling("find bucket", self.bucket) as client:
+                client.head_bucket(Bucket=self.bucket, **self.options.owner())
+        except RetryableError:
+            return False
+        except TransferError:
+            pass
+        return True
+
+    def refuses_all(self) -> bool:
+        """ListObjectsV2, whose answer tells credentials and bucket from a lack of permission."""
+        for _ in range(2):  # the credentials may be read again meanwhile
+            try:
+                with self._calling("list", self.bucket) as client:
+                    client.list_objects_v2(Bucket=self.bucket, MaxKeys=0, **self.options.access())
+            except RetryableError:
+                continue
+            except TransferError:
+                return True
+            break
+        return False
 
     def _count_refusal(self, rejected: Rejected, terms: Terms) -> None:
         """Give the fast lane up if it is refused, time after time, what the safe lane is not."""
@@ -5135,15 +5659,14 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             self.fast_lane_off = f"given up on the way: {rejected}"
 
     def _count_request(self, request: Any, **_: Any) -> None:
-        attempts = request.context.get("retries", {}).get("attempt", 1)
-        self.traffic.add(requests=1, retries=int(attempts > 1))
+        self.traffic.add(requests=1)
 
     def _pace(self, request: Any, **_: Any) -> None:
         if isinstance(request.body, PartBody):
             request.body.pacer = self.traffic.pacer
 
     def _count_throttling(self, response_dict: Any, **_: Any) -> None:
-        if response_dict and response_dict.get("status_code") in (429, 503, 509):
+        if response_dict and response_dict.get("status_code") in SLOW_DOWN_STATUSES:
             self.traffic.add(throttled=1)
 
     def _way(self, path: str, key: str) -> str:
@@ -5173,29 +5696,51 @@ class S3Uploader(MultipartUploader, InspectableUploader):
                 answer = client.put_object(
                     Body=PartBody(memoryview(upload.body)),
                     **self._object(upload),
-                    **checksum_of(upload.sha256, checksum),
+                    **self._sums(upload.body, upload.sha256, checksum),
                 )
                 return Receipt(etag_of(answer))
 
-        return self._with_checksum(send)
+        return self._with_checksum("put", send)
 
-    def _with_checksum(self, call: Callable[[bool], T], *, wanted: bool = True) -> T:
-        """call(True), to send a checksum; call(False) where that is what the store refuses."""
-        if not wanted or not self._terms.checksums:
-            return call(False)
+    def _sums(self, body: Body, sha256: str, checksum: bool) -> dict[str, str]:
+        md5 = md5_of(body, self._terms)
+        return {**checksum_of(sha256, checksum), **dict(zip(("ContentMD5",), md5))}
+
+    def _with_checksum(self, what: str, call: Callable[[bool], T], *, wanted: bool = True) -> T:
+        """call(True), to send a checksum; call(False) where that is what the store refuses.
+
+        Whether it is that is tried once a run, not once a file.
+        """
+        checksum, md5 = wanted and self._terms.checksums, self._terms.md5
         try:
-            return call(True)
+            return call(checksum)
         except TransferError as refused:
-            if not may_concern_checksum(refused):
+            if not md5 and self._learns_md5(refused):
+                return self._with_checksum(what, call, wanted=wanted)
+            if not checksum or not may_concern_checksum(refused):
                 raise
-            try:
-                answer = call(False)
-            except TransferError:
-                raise refused from None
-            with self._lock:
+            with self._trying_without:  # the others wait for what comes of it
+                if not self._terms.checksums:
+                    return call(False)
+                if what in self._tried_without:
+                    raise
+                self._tried_without.add(what)
+                try:
+                    answer = call(False)
+                except TransferError:
+                    raise refused from None
                 self._terms = self._terms._replace(checksums=False)
             self.traffic.notes.append(f"this store refuses {CHECKSUM_HEADER}: {refused.cause}")
             return answer
+
+    def _learns_md5(self, refused: TransferError) -> bool:
+        """Whether the store asks for Content-MD5, as older ones do under Object Lock."""
+        asks = "content-md5" in refused.cause.lower()
+        if asks and kind_of_error(refused) is Kind.REFUSED:
+            with self._lock:
+                self._terms = self._terms._replace(md5=True)
+            return True
+        return False
 
     # -- large files
 
@@ -5208,22 +5753,24 @@ class S3Uploader(MultipartUploader, InspectableUploader):
     def begin(self, upload: Upload) -> str:
         """CreateMultipartUpload. Returns an UploadHandle, as text."""
 
+        mark = uuid.uuid4().hex[:UPLOAD_MARK_DIGITS]
+        told = {**self._object(upload), "Metadata": {**upload.metadata, UPLOAD_MARK: mark}}
+
         def create(checksum: bool) -> tuple[Any, bool]:
             algorithm = {"ChecksumAlgorithm": "SHA256"} if checksum else {}
             with self._calling(
                 "begin upload of", self._way(upload.source.path, upload.key)
             ) as client:
-                return client.create_multipart_upload(**self._object(upload), **algorithm), checksum
+                return client.create_multipart_upload(**told, **algorithm), checksum
 
         began, wanted = time.time(), self._terms.checksums
-        answer, checksum = self._with_checksum(create)
+        answer, checksum = self._with_checksum("begin", create)
         upload_id = str(answer.get("UploadId", ""))
         if not upload_id:
             raise RetryableError("read answer", upload.key, "it names no upload")
-        was_repeated = answer["ResponseMetadata"].get("RetryAttempts") or checksum != wanted
-        if was_repeated:  # an answer that was lost may have named another one
+        if checksum != wanted:  # an answer that was lost may have named another one
             self.abort_others(upload.key, began, upload_id)
-        return str(UploadHandle(upload_id, checksum))
+        return str(UploadHandle(upload_id, checksum, mark))
 
     def put_part(self, part: Part) -> Receipt:
         """UploadPart."""
@@ -5236,11 +5783,18 @@ class S3Uploader(MultipartUploader, InspectableUploader):
                     PartNumber=part.number,
                     Body=PartBody(part.body),
                     **self._upload(part.key, part.upload_id),
-                    **checksum_of(part.sha256, checksum),
+                    **self._sums(part.body, part.sha256, checksum),
                 )
                 return Receipt(etag_of(answer))
 
-        return self._with_checksum(send, wanted=UploadHandle.read(part.upload_id).checksum)
+        wanted = UploadHandle.read(part.upload_id).checksum
+        try:
+            return self._with_checksum("part", send, wanted=wanted)
+        except DeniedError as error:
+            if part.number > 1 and is_about_count(error.cause):
+                way = error.operation, error.subject, error.cause
+                raise TooManyPartsError(*way, TOO_MANY_PARTS_HINT) from error
+            raise
 
     def list_parts(self, key: str, upload_id: str) -> list[StoredPart]:
         """ListParts, to the end."""
@@ -5260,7 +5814,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
     def complete(self, upload: Upload, upload_id: str, parts: Sequence[StoredPart]) -> Receipt:
         """CompleteMultipartUpload, then a look at the object.
 
-        An upload that is not there may be one that an earlier try has completed.
+        Where the answer is lost, or the upload is not there any more, the object tells.
         """
 
         def end(checksum: bool) -> Any:
@@ -5268,19 +5822,21 @@ class S3Uploader(MultipartUploader, InspectableUploader):
                 {"PartNumber": p.number, "ETag": p.etag, **checksum_of(p.sha256, checksum)}
                 for p in parts
             ]
-            with self._calling("complete", self._way(upload.source.path, upload.key)) as client:
+            way = self._way(upload.source.path, upload.key)
+            with self._calling("complete", way, seconds=COMPLETE_SECONDS) as client:
                 return client.complete_multipart_upload(
                     **self._upload(upload.key, upload_id), MultipartUpload={"Parts": named}
                 )
 
         try:
-            answer = self._with_checksum(end, wanted=UploadHandle.read(upload_id).checksum)
-        except UploadGoneError:
-            receipt = self.is_complete(upload, parts)
+            wanted = UploadHandle.read(upload_id).checksum
+            answer = self._with_checksum("complete", end, wanted=wanted)
+            etag = etag_of(answer)
+        except (UploadGoneError, RetryableError):
+            receipt = self.is_complete(upload, upload_id, parts)
             if receipt is None:
                 raise
             return receipt
-        etag = etag_of(answer)
         self._check_stored(upload)
         return Receipt(etag, combined_sha256(parts))
 
@@ -5294,7 +5850,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         try:
             copied = self._copy_of(upload, etag, modified)
         except TransferError as error:
-            if not error.retryable and not isinstance(error, (FatalError, UploadGoneError)):
+            if not isinstance(error, (RetryableError, FatalError, UploadGoneError)):
                 self._denied_copies.append(error)
             raise
         self._denied_copies.clear()
@@ -5420,11 +5976,32 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             raise RetryableError("complete", way, cause)
         if head is None:  # S3 finds at once what it has; of others it is not known
             self.traffic.notes.append(NOT_FOUND_NOTE)
-        elif not describes(head, upload):
+        elif head["ContentLength"] != upload.size:
             cause = "the store has acknowledged it, and holds something else"
             raise TransferError("complete", way, cause)
+        elif not describes(head, upload):
+            self.traffic.notes.append(DROPS_METADATA)
 
     def _head(self, key: str, **more: Any) -> Mapping[str, Any] | None:
+        """HeadObject. What states a size has it; one that may be half an answer is asked for again.
+
+        botocore takes an answer that breaks off within its headers for a whole one. Some stores
+        tell no ETag there: that is believed where none ever came.
+        """
+        head = self._head_once(key, **more)
+        if head is None or is_whole_head(head):
+            self._heads_have_etags |= head is not None
+            return head
+        head = self._head_once(key, **more)
+        if head is None or is_whole_head(head):
+            return head
+        if self._heads_have_etags:
+            raise RetryableError("look at", key, "the answer broke off: there is no ETag")
+        if "ContentLength" not in head:
+            raise DeniedError("look at", key, "the store does not state its size")
+        return head
+
+    def _head_once(self, key: str, **more: Any) -> Mapping[str, Any] | None:
         with self._calling("look at", f"s3://{self.bucket}/{key}") as client:
             try:
                 head: Mapping[str, Any] = client.head_object(
@@ -5436,15 +6013,24 @@ class S3Uploader(MultipartUploader, InspectableUploader):
                 raise
             return head
 
-    def is_complete(self, upload: Upload, parts: Sequence[StoredPart]) -> Receipt | None:
-        """By HeadObject: size, metadata and, where the parts' ETags are MD5, the ETag tell."""
+    def is_complete(
+        self, upload: Upload, upload_id: str, parts: Sequence[StoredPart]
+    ) -> Receipt | None:
+        """By HeadObject: the mark that the upload was begun with, or the digest of its bytes."""
         try:
-            head = self._head(upload.key)
+            head = self._head(upload.key, ChecksumMode="ENABLED")
         except DeniedError:
             return None  # then it is sent once more
-        if not head or not describes(head, upload) or combined_etag(parts) != etag_of(head):
+        if not head or head["ContentLength"] != upload.size:
             return None
-        return Receipt(etag_of(head), combined_sha256(parts))
+        etag, sha256 = str(head.get("ETag", "")).strip('"'), combined_sha256(parts)
+        mark, told = UploadHandle.read(upload_id).mark, head.get("Metadata", {}).get(UPLOAD_MARK)
+        proofs = (
+            bool(mark) and told == mark,
+            etag == combined_etag(parts) and describes(head, upload),
+            hex_of_checksum(head.get("ChecksumSHA256", "")) == sha256 and describes(head, upload),
+        )
+        return Receipt(etag, sha256) if any(proofs) else None
 
     def abort(self, key: str, upload_id: str) -> None:
         """AbortMultipartUpload. One that the store does not know is none any more."""
@@ -5495,19 +6081,30 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             yield from answered()
 
     def _list_pages(self, prefix: str, **more: str) -> Iterator[Mapping[str, Any]]:
-        with self._calling("list", f"s3://{self.bucket}/{prefix}") as client:
-            pages = client.get_paginator("list_objects_v2")
-            yield from pages.paginate(
-                Bucket=self.bucket, Prefix=prefix, **more, **self.options.access()
-            )
+        token: dict[str, str] = {}
+
+        def ask() -> Mapping[str, Any]:
+            with self._calling("list", f"s3://{self.bucket}/{prefix}") as client:
+                page: Mapping[str, Any] = client.list_objects_v2(
+                    Bucket=self.bucket, Prefix=prefix, **more, **token, **self.options.access()
+                )
+                return page
+
+        while True:
+            page = patiently(ask, self.patience)
+            yield page
+            if not page.get("IsTruncated"):
+                return
+            token = {"ContinuationToken": page["NextContinuationToken"]}
 
     def inspect(self, key: str) -> Inspected | None:
         """HeadObject."""
         head = self._head(key, ChecksumMode="ENABLED")
         if head is None:
             return None
-        metadata = {name.lower(): value for name, value in head["Metadata"].items()}
-        stored_at = int(head["LastModified"].timestamp()) * 10**9
+        metadata = {name.lower(): value for name, value in head.get("Metadata", {}).items()}
+        modified = head.get("LastModified")
+        stored_at = int(modified.timestamp()) * 10**9 if modified else 0
         sha256 = hex_of_checksum(head.get("ChecksumSHA256", ""))
         size, etag = head["ContentLength"], str(head.get("ETag") or "").strip('"')
         part_size = self._first_part(key, size) if "-" in sha256 or "-" in etag else 0
@@ -5519,6 +6116,16 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         told = int(first.get("ContentLength", 0))
         return told if first.get("PartsCount") or told != size else 0
 
+    def explain_loss(self, key: str) -> list[str]:
+        """Said of a store that answers GET as S3 does: something takes objects away at once."""
+        with self._calling("look at", f"s3://{self.bucket}/{key}") as client:
+            try:
+                client.get_object(Bucket=self.bucket, Key=key, **self.options.access())
+            except client.exceptions.ClientError as error:
+                if error.response["Error"].get("Code") == "NoSuchKey":
+                    return [f"something takes objects away at once: {key} was taken, and is gone"]
+        return super().explain_loss(key)
+
     def read_back(self, key: str) -> str:
         """GetObject."""
         with self._calling("read back", f"s3://{self.bucket}/{key}") as client:
@@ -5529,26 +6136,34 @@ class S3Uploader(MultipartUploader, InspectableUploader):
 PRECONDITION_FAILED = 412
 MAX_DENIED_COPIES = 3  # in a row, after which no more are asked for
 COPIED_PART_SIZE = GIB  # of an object that is copied onto itself by parts
+is_about_count = re.compile(
+    "part.?number|too.?many.?parts|number of parts|maximum.*parts", re.IGNORECASE
+).search
+TOO_MANY_PARTS_HINT = "this store takes fewer parts: pass a larger --part-size"
 NOT_FOUND_NOTE = (
     "large objects could not be checked: the store acknowledged them, and finds none of them"
 )
 CHECKSUM_MARK = "#sha256"  # S3's own ids have no such character
+UPLOAD_MARK, UPLOAD_MARK_DIGITS = "pfu-upload", 16  # metadata that tells one upload from another
+HANDLE = re.compile(rf"(.*?)({CHECKSUM_MARK})?(?:#([0-9a-f]{{{UPLOAD_MARK_DIGITS}}}))?", re.DOTALL)
 
 
 class UploadHandle(NamedTuple):
-    """What the ledger keeps as the id of an upload: S3's, and whether its parts are summed."""
+    """What the ledger keeps as the id of an upload: S3's, and what it was begun with."""
 
     upload_id: str
-    checksum: bool
+    checksum: bool  # its parts have one
+    mark: str = ""  # in the metadata of the object that it makes
 
     def __str__(self) -> str:
-        return f"{self.upload_id}{CHECKSUM_MARK if self.checksum else ''}"
+        ends = CHECKSUM_MARK * self.checksum, f"#{self.mark}" if self.mark else ""
+        return f"{self.upload_id}{''.join(ends)}"
 
     @classmethod
     def read(cls, text: str) -> UploadHandle:
         """The inverse of str()."""
-        upload_id, mark, rest = text.rpartition(CHECKSUM_MARK)
-        return cls(upload_id, True) if mark and not rest else cls(text, False)
+        upload_id, checksum, mark = HANDLE.fullmatch(text).groups()  # type: ignore[union-attr]
+        return cls(upload_id, bool(checksum), mark or "")
 
 
 def checksum_of(sha256: str, wanted: bool) -> dict[str, str]:
@@ -5556,12 +6171,18 @@ def checksum_of(sha256: str, wanted: bool) -> dict[str, str]:
     return {"ChecksumSHA256": base64_of(sha256)} if wanted else {}
 
 
+def md5_of(body: Body, terms: Terms) -> tuple[str, ...]:
+    """Content-MD5, if the store has asked for it."""
+    if not terms.md5:
+        return ()
+    octets = body.read() if isinstance(body, FileBody) else body
+    return (base64_of(hashlib.md5(octets, usedforsecurity=False).hexdigest()),)
+
+
 def may_concern_checksum(error: TransferError) -> bool:
     """Whether the request might pass without its checksum. Some stores lump it with signatures."""
-    is_refusal = type(error) is TransferError and 400 <= error.status < 500
-    return (
-        is_refusal or isinstance(error, UnsupportedError) or error.code == "SignatureDoesNotMatch"
-    )
+    is_refusal = kind_of_error(error) is Kind.REFUSED and error.status != FORBIDDEN
+    return is_refusal or error.code == "SignatureDoesNotMatch"
 
 
 LISTED_PREFIXES = 16  # listed side by side
@@ -5570,7 +6191,7 @@ LISTED_PREFIXES = 16  # listed side by side
 def listed_in(page: Mapping[str, Any]) -> list[Listed]:
     """The objects of a page of a listing."""
     return [
-        Listed(stored["Key"], stored["Size"], stored["ETag"].strip('"'))
+        Listed(stored["Key"], stored["Size"], stored.get("ETag", "").strip('"'))
         for stored in page.get("Contents", [])
     ]
 
@@ -5626,7 +6247,7 @@ class PartBody(io.RawIOBase):
 
 def describes(head: Mapping[str, Any], upload: Upload) -> bool:
     """Whether HeadObject's answer is that of this object, as far as it says."""
-    stored = {name.lower(): value for name, value in head["Metadata"].items()}
+    stored = {name.lower(): value for name, value in head.get("Metadata", {}).items()}
     return head["ContentLength"] == upload.size and all(
         stored.get(name) == value for name, value in upload.metadata.items()
     )
@@ -5649,19 +6270,21 @@ def combined_sha256(parts: Iterable[StoredPart]) -> str:
 def etag_of(answer: Mapping[str, Any]) -> str:
     """The ETag of an acknowledgement, without quotes. Raises RetryableError where there is none.
 
-    botocore takes an answer that breaks off within its headers for a success: one without a length,
-    or with half an ETag, is none.
+    botocore takes an answer that breaks off within its headers for a success: one with half an ETag
+    is none.
     """
     told = str(answer.get("ETag") or "")
     etag = told.strip('"')
     if not etag or told.startswith('"') != told.endswith('"'):
         raise RetryableError("read answer", "", "it broke off: there is no ETag")
-    if (
-        not {"content-length", "transfer-encoding"}
-        & answer["ResponseMetadata"]["HTTPHeaders"].keys()
-    ):
-        raise RetryableError("read answer", "", "it broke off: there is no length")
     return etag
+
+
+def is_whole_head(head: Mapping[str, Any]) -> bool:
+    """Whether an answer to HeadObject holds a size and an ETag."""
+    told = str(head.get("ETag") or "")
+    has_etag = bool(told.strip('"')) and told.startswith('"') == told.endswith('"')
+    return has_etag and "ContentLength" in head
 
 
 def parse_destination(text: str) -> tuple[str, str]:
@@ -5669,10 +6292,9 @@ def parse_destination(text: str) -> tuple[str, str]:
     match = DESTINATION.fullmatch(text)
     if re.search("[\ud800-\udfff]", text):
         raise UsageError("read destination", text, "it is not UTF-8", "keys of S3 are UTF-8")
-    if not match or not BUCKET_NAME.fullmatch(match["bucket"]):
-        hint = "write s3://BUCKET or s3://BUCKET/PREFIX"
+    if not match or not ANY_BUCKET.fullmatch(match["bucket"]):
         cause = "it names no bucket" if match else "it does not begin with s3://"
-        raise UsageError("read destination", text, cause, hint)
+        raise UsageError("read destination", text, cause, DESTINATION_HINT)
     bucket, prefix = match["bucket"], match["prefix"] or ""
     prefix = prefix.rstrip("/")
     return bucket, f"{prefix}/" if prefix else ""
@@ -5686,6 +6308,21 @@ def check_endpoint(url: str) -> None:
     match = ENDPOINT.fullmatch(url)
     if not match or not 0 < int(match["port"] or 443) < 1 << 16:
         raise UsageError("the endpoint is no http:// or https:// URL", hint="see --endpoint-url")
+
+
+TLS_PROBE_SECONDS = 2.0
+
+
+def speaks_tls(host: str, port: int) -> bool:
+    """Whether a handshake succeeds, whatever the certificate."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        with socket.create_connection((host, port), TLS_PROBE_SECONDS) as plain:
+            context.wrap_socket(plain, server_hostname=host).close()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def is_loopback(host: str) -> bool:
@@ -5709,9 +6346,10 @@ def endpoint_is_configured() -> bool:
 
 
 @functools.lru_cache(maxsize=64)
-def header_names_of(metadata_names: tuple[str, ...]) -> tuple[str, ...]:
+def header_names_of(metadata_names: tuple[str, ...], md5: bool = False) -> tuple[str, ...]:
     """The names of the headers that describe an object, in the order of their values."""
-    return ("content-type", *(f"x-amz-meta-{name}" for name in metadata_names))
+    names = ("content-type", *(f"x-amz-meta-{name}" for name in metadata_names))
+    return (*names, "content-md5") if md5 else names
 
 
 NOT_XML = re.compile(
@@ -5726,26 +6364,46 @@ def make_parsable(response_dict: Any, **_: Any) -> None:
         response_dict["body"] = NOT_XML.sub(b"?", response_dict["body"])
 
 
-HALF_AN_ANSWER = b"<Error><Code>InternalError</Code><Message>the answer broke off</Message></Error>"
-DUE_HEADERS = {"HeadObject": {"content-length", "etag", "last-modified"}}
+HALF_AN_ANSWER, HTML = "InternalError: the answer broke off", "HtmlAnswer: not an object store's"
+HTML_BODY = re.compile(rb"\s*<(?:!doctype\s+)?html", re.IGNORECASE)  # some stores call XML so
+DUE_HEADERS = {"HeadObject": {"content-length"}}
 
 
 def refuse_half_an_answer(operation_model: Any, response_dict: Any, **_: Any) -> None:
     """An answer that breaks off within its headers has no body: no listing, and no empty one.
 
-    botocore is to repeat such requests, as those whose error comes with a status of 200.
+    Nor is HTML one, whatever its status: a proxy, a portal, a console. Both may pass.
     """
-    if response_dict["status_code"] not in (200, 206):
-        return
-    headers = {name.lower() for name in response_dict["headers"]}
+    headers = {name.lower(): value for name, value in response_dict["headers"].items()}
+    status, body = response_dict["status_code"], response_dict["body"]
+    is_good, name = status in (200, 206), operation_model.name
+    is_html = isinstance(body, bytes) and HTML_BODY.match(body) is not None
+    if name.startswith("Head") and not (is_good and name == "HeadObject"):
+        length = str(headers.get("content-length", "0"))
+        is_html |= "html" in str(headers.get("content-type", "")).lower() and length != "0"
+    if is_html and status != TOO_LARGE:
+        replace_answer(response_dict, HTML)
+    elif is_good and not is_whole(operation_model, body, headers.keys()):
+        replace_answer(response_dict, HALF_AN_ANSWER)
+
+
+TOO_LARGE = 413  # what proxies say of a body, in HTML, and do not change their mind about
+
+
+def replace_answer(response_dict: Any, problem: str) -> None:
+    """By an error of the store."""
+    code, _, message = problem.partition(": ")
+    text = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>"
+    response_dict.update(status_code=500, body=text.encode())
+
+
+def is_whole(operation_model: Any, body: Any, names: Collection[str]) -> bool:
+    """Whether an answer has all that it must have."""
     if operation_model.has_streaming_output:
-        whole = bool(headers & {"content-length", "transfer-encoding"})
-    elif is_told_in_body(operation_model):
-        whole = response_dict["body"] != b""
-    else:
-        whole = DUE_HEADERS.get(operation_model.name, set()) <= headers
-    if not whole:
-        response_dict.update(status_code=500, body=HALF_AN_ANSWER)
+        return bool({"content-length", "transfer-encoding"} & set(names))
+    if is_told_in_body(operation_model):
+        return bool(body.strip())
+    return DUE_HEADERS.get(operation_model.name, set()) <= set(names)
 
 
 def is_told_in_body(operation_model: Any) -> bool:
@@ -5761,6 +6419,25 @@ def drop_expect_header(request: Any, **_: Any) -> None:
     del request.headers["Expect"]
 
 
+def ask_code_once(session: Any) -> None:
+    """A code of an MFA device works once, so it is asked for once, and on a terminal alone."""
+    asked: list[str] = []
+
+    def ask(prompt: str) -> str:
+        import getpass
+
+        if asked or not os.path.exists("/dev/tty"):
+            raise EOFError
+        with open("/dev/tty", "rb"):  # or it is read from standard input, and seen
+            asked.append(prompt)
+            return getpass.getpass(prompt)
+
+    chain = session._session.get_component("credential_provider")
+    for provider in chain.providers:
+        if hasattr(provider, "_prompter"):
+            provider._prompter = ask
+
+
 @contextlib.contextmanager
 def translated(operation: str, subject: str) -> Iterator[None]:
     """Errors of boto3 come out as TransferError, or UsageError for lack of credentials."""
@@ -5772,9 +6449,9 @@ def translated(operation: str, subject: str) -> Iterator[None]:
         yield
     except ClientError as error:
         details = error.response.get("Error", {})
-        code = str(details.get("Code", ""))
+        code = str(details.get("Code") or "")
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        cause = f"{code}: {details.get('Message', '')}" if code else str(error)
+        cause = f"{code}: {details.get('Message') or ''}".rstrip(": ") if code else str(error)
         problem = classify(code, status)(operation, subject, cause, ERROR_HINTS.get(code, ""))
         problem.code, problem.status = code, status
         raise problem from error
@@ -5782,8 +6459,10 @@ def translated(operation: str, subject: str) -> Iterator[None]:
         hint = "does --endpoint-url name an S3 server?"
         raise RetryableError(operation, subject, "the answer is not S3's", hint) from error
     except (BotoCoreError, Boto3Error) as error:
-        kind, hint = classify_client_error(error)
-        raise kind(operation, subject, str(error), hint) from error
+        raise client_error(operation, subject, error) from error
+    except (EOFError, io.UnsupportedOperation) as error:
+        cause = "the profile asks for an MFA code, and there is no terminal to ask on"
+        raise FatalError(operation, subject, cause) from error
     except OSError as error:  # such as a credential_process that is not there
         cause = f"{error.filename}: {os_cause(error)}" if error.filename else os_cause(error)
         raise FatalError(operation, subject, cause, CONFIGURATION_HINT) from error
@@ -5791,23 +6470,33 @@ def translated(operation: str, subject: str) -> Iterator[None]:
         raise FatalError(operation, subject, type(error).__name__, CONFIGURATION_HINT) from error
 
 
-def classify_client_error(error: Exception) -> tuple[type[TransferError], str]:
-    """The kind of error and the hint for what botocore raises before or without an answer."""
+def client_error(operation: str, subject: str, error: Exception) -> TransferError:
+    """What botocore raises before or without an answer."""
     from botocore import exceptions
 
-    credentials = (
-        exceptions.NoCredentialsError,
-        exceptions.PartialCredentialsError,
-        exceptions.CredentialRetrievalError,
-        exceptions.TokenRetrievalError,
-    )
-    if isinstance(error, credentials):
-        return FatalError, NO_CREDENTIALS_HINT
-    if isinstance(error, exceptions.SSLError):
-        return FatalError, "the certificate is not trusted; AWS_CA_BUNDLE names further ones"
-    if isinstance(error, (exceptions.HTTPClientError, exceptions.IncompleteReadError)):
-        return RetryableError, "check the network and --endpoint-url"
-    return TransferError, ""
+    if isinstance(error, (exceptions.NoCredentialsError, exceptions.PartialCredentialsError)):
+        return FatalError(operation, subject, str(error), NO_CREDENTIALS_HINT)
+    if isinstance(error, (exceptions.CredentialRetrievalError, exceptions.TokenRetrievalError)):
+        return RetryableError(operation, subject, str(error), NO_CREDENTIALS_HINT)
+    if isinstance(error, exceptions.SSLError) and (hint := tls_hint(str(error))):
+        problem = FatalError(operation, subject, str(error), hint)
+        problem.code = "TLS"
+        return problem
+    passing = exceptions.HTTPClientError, exceptions.ConnectionError, exceptions.IncompleteReadError
+    if isinstance(error, passing):
+        lost = RetryableError(operation, subject, str(error), "check the network and the endpoint")
+        lost.dropped = not isinstance(error, exceptions.EndpointConnectionError)
+        return lost
+    return TransferError(operation, subject, str(error))
+
+
+def tls_hint(problem: str) -> str:
+    """What to do about a handshake that will fail the next time too; empty where it may not."""
+    if re.search("WRONG_VERSION_NUMBER|HTTP_REQUEST|RECORD_LAYER_FAILURE|record layer", problem):
+        return "this port does not speak TLS: an endpoint that begins with http://?"
+    if re.search("certificate|hostname", problem, re.IGNORECASE):
+        return "the certificate is not trusted; AWS_CA_BUNDLE names further ones"
+    return ""
 
 
 class Privacy(NamedTuple):
@@ -5912,6 +6601,7 @@ class BeginTask(NamedTuple):
     known: UploadModel | None  # what the ledger knows of an earlier one
     parts: tuple[StoredPart, ...]  # those of it that were acknowledged
     anew: bool  # do not go on with the earlier one
+    most_parts: int  # that the store takes, as far as is known
     asked_at: int  # seconds since the epoch; no upload was begun for this file before
 
     @property
@@ -5947,6 +6637,15 @@ class CompleteTask(NamedTuple):
     size: int = 0
 
 
+class ProofTask(NamedTuple):
+    """An object that the store says it has taken."""
+
+    id: str
+    key: str
+    found: Found  # as it was read
+    size: int = 0
+
+
 class AbortTask(NamedTuple):
     """A multipart upload that is not wanted any more."""
 
@@ -5957,7 +6656,7 @@ class AbortTask(NamedTuple):
     size: int = 0
 
 
-AnyTask = Union[Task, BeginTask, PartTask, CompleteTask, AbortTask]
+AnyTask = Union[Task, BeginTask, PartTask, CompleteTask, ProofTask, AbortTask]
 
 
 class Begun(NamedTuple):
@@ -5985,13 +6684,19 @@ class PartDone(NamedTuple):
     fast: bool  # it went by the fast lane
 
 
+class Proven(NamedTuple):
+    """The store has what it has acknowledged."""
+
+    id: str
+
+
 class Aborted(NamedTuple):
     """A multipart upload is no more."""
 
     id: str
 
 
-AnyOutcome = Union[Outcome, Begun, PartDone, Aborted]
+AnyOutcome = Union[Outcome, Begun, PartDone, Proven, Aborted]
 
 
 class Report(NamedTuple):
@@ -6001,6 +6706,8 @@ class Report(NamedTuple):
     has_room: bool  # for another page
     fast_lane_off: str | None = None  # why it is off, or was given up
     notes: tuple[str, ...] = ()  # for the user
+    trouble: str = ""  # the last passing answer
+    wants_shared: bool = False  # see Traffic
 
 
 @dataclass(frozen=True)
@@ -6009,6 +6716,7 @@ class EngineOptions:
 
     threshold: int = DEFAULT_THRESHOLD  # bytes; files above it go up in parts
     part_size: int = DEFAULT_PART_SIZE  # bytes, of a part at least
+    is_part_size_given: bool = False  # not pfu's choice: unfinished uploads with another are no use
     memory: int = DEFAULT_MEMORY  # bytes of bodies in flight in one process
     root: Root | None = None  # None: files are opened by their paths, wherever they lead
     content_types: tuple[tuple[Glob, str], ...] = ()  # the last one that matches decides
@@ -6031,8 +6739,11 @@ class EngineOptions:
 class Gauges:
     """Figures that one runner and the parent share, without locks: each has one writer."""
 
-    FROM_PARENT = ("stopping", "limit", "cut_at", "rate")
+    # probes: how many tries at a time while the store is away, else 0. others: only those that are
+    # on trial are to be sent. all_taken: by all runners. left: files of the run not done yet
+    FROM_PARENT = ("stopping", "limit", "cut_at", "rate", "probes", "others", "all_taken", "left")
     FROM_RUNNER = (
+        *("taken", "moved", "answered", "passing"),
         *("files", "bytes", "requests", "retries", "throttled", "fast_files", "beats"),
         *("work", "completions", "busy", "drops"),
     )
@@ -6159,34 +6870,45 @@ class PageRunner:
         self._reporting: asyncio.Future[None] | None = None
         self._more = True
         self._watching: asyncio.Task[None] | None = None
+        self._trouble = ""
+        self._early_reports = EARLY_REPORTS
+        self._long = 0  # questions that may rightly take minutes
 
     # -- what an engine uses
 
-    async def exchange(self, page: Sequence[AnyTask], more: bool) -> Report:
+    async def exchange(self, page: Sequence[AnyTask], more: bool, shared: Any = None) -> Report:
         """Take in a page; report when there is room for another one, or after REPORT_SECONDS.
 
         ``more``: a further page is ready. If not, report when all is done, or when something
         follows from what was done.
         """
+        if shared is not None:
+            self.uploader.adopt(shared)
         if self._watching is None:
             await self._open()
         for task in page:
-            self._waiting.put_nowait(task)
             self._waiting_bytes += task.size
+            if self.gauges["others"] or isinstance(task, ProofTask):  # past those that wait
+                self._start(self._do(task, is_chosen=True))
+            else:
+                self._waiting.put_nowait(task)
         self._more = more
         self._look_at_gauges()
         if not self._is_reportable():
             self._reporting = self._loop.create_future()
-            seconds = REPORT_SECONDS if more else IDLE_REPORT_SECONDS
+            self._early_reports -= 1  # the sooner the store is proven the better
+            is_early = self._early_reports > 0
+            seconds = REPORT_SECONDS if more and not is_early else IDLE_REPORT_SECONDS
             timer = self._loop.call_later(seconds, self._report)
             await self._reporting
             timer.cancel()
         outcomes, self._outcomes = self._outcomes, []
         self._is_awaited = False
         self._show_gauges()
-        return Report(
-            outcomes, self._has_room(), self.uploader.fast_lane_off, tuple(self._take_notes())
-        )
+        lane_off, notes = self.uploader.fast_lane_off, tuple(self._take_notes())
+        traffic = self.uploader.traffic
+        wants, traffic.wants_shared = traffic.wants_shared, False
+        return Report(outcomes, self._has_room(), lane_off, notes, self._trouble, wants)
 
     def _take_notes(self) -> Iterator[str]:
         notes = self.uploader.traffic.notes
@@ -6213,12 +6935,15 @@ class PageRunner:
     async def _open(self) -> None:
         self.tree = tree_of(self.options.root)
         self._loop = asyncio.get_running_loop()
+        self.gate = Gate(self.gauges)
         self._waiting: asyncio.Queue[AnyTask] = asyncio.Queue()
         self.uploader.open(THREADS)
         await self.uploader.enter_loop()
         self._watching = asyncio.ensure_future(self._watch())
 
     def _is_reportable(self) -> bool:
+        if self._outcomes and self.gate.is_closed:
+            return True  # what follows is decided by it
         if self._more:
             return self._has_room()
         return self._is_awaited or self._waiting.qsize() + self._busy == 0
@@ -6238,11 +6963,12 @@ class PageRunner:
 
     def _show_gauges(self) -> None:
         traffic, meter, gauges = self.uploader.traffic, self.uploader.traffic.meter, self.gauges
+        traffic.beats += self._long > 0
         gauges["files"], gauges["bytes"] = self._files, self._bytes
         gauges["in_flight"] = self._in_flight
         gauges["requests"] = traffic.requests + traffic.fast_requests
         gauges["beats"] = traffic.beats + traffic.pacer.turns
-        for name in ("retries", "throttled", "fast_files"):
+        for name in ("retries", "throttled", "fast_files", "moved"):
             gauges[name] = getattr(traffic, name)
         for name in Tally._fields:
             gauges[name] = getattr(meter, name)
@@ -6253,38 +6979,48 @@ class PageRunner:
         self.uploader.traffic.pacer.rate = self.gauges["rate"]
         self._limit = int(self.gauges["limit"])
         while len(self._slots) < self._limit:
-            slot = asyncio.ensure_future(self._slot())
-            self._slots.add(slot)
-            slot.add_done_callback(self._slots.discard)
-        if self.gauges["stopping"]:
+            self._start(self._slot())
+        self.gate.look()
+        if self.gauges["stopping"] or self.gauges["others"]:
             self._release_waiting()
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        slot = asyncio.ensure_future(work)
+        self._slots.add(slot)
+        slot.add_done_callback(self._slots.discard)
 
     def _release_waiting(self) -> None:
         while not self._waiting.empty():
             task = self._waiting.get_nowait()
             self._waiting_bytes -= task.size
             self._outcomes.append(Outcome(task.id, OutcomeKind.RELEASED))
-        self._report()
+        if self._outcomes or self.gauges["stopping"]:
+            self._report()
 
     async def _slot(self) -> None:
         while len(self._slots) <= self._limit:
-            task = await self._waiting.get()
-            self._busy += 1
-            self._waiting_bytes -= task.size
-            transfer = TRANSFERS[type(task)](task, self)
-            size = transfer.memory
-            if not self.budget.take(size):
-                await self.budget.wait_for(size)
-            try:
-                outcome = await transfer.run()
-            except Exception as error:  # noqa: BLE001  a slot outlives whatever a file does to it
-                outcome = Outcome(task.id, OutcomeKind.FAILED, internal_error(error), 1)
-            self.budget.give_back(size)
-            self._busy -= 1
-            self._outcomes.append(outcome)
-            self._is_awaited |= type(task) is not Task
-            if self._reporting is not None and self._is_reportable():
-                self._report()
+            await self._do(await self._waiting.get())
+
+    async def _do(self, task: AnyTask, *, is_chosen: bool = False) -> None:
+        self._busy += 1
+        self._waiting_bytes -= task.size
+        transfer = TRANSFERS[type(task)](task, self)
+        transfer.is_chosen = is_chosen or isinstance(task, ProofTask)
+        size = transfer.memory
+        if not self.budget.take(size):
+            await self.budget.wait_for(size)
+        try:
+            outcome = await transfer.run()
+        except Exception as error:  # noqa: BLE001  a slot outlives whatever a file does to it
+            outcome = Outcome(task.id, OutcomeKind.FAILED, internal_error(error), 1)
+        self.budget.give_back(size)
+        self._busy -= 1
+        self._outcomes.append(outcome)
+        self._is_awaited |= type(task) is not Task
+        if isinstance(outcome, Outcome) and outcome.kind is OutcomeKind.REFUSED:
+            self.gate.refused(task.id)
+        if self._reporting is not None and self._is_reportable():
+            self._report()
 
     # -- what a Transfer needs
 
@@ -6302,13 +7038,13 @@ class PageRunner:
         """Run what blocks."""
         return await self._loop.run_in_executor(self._threads, function)
 
-    async def ask(self, function: Callable[[], T]) -> T:
-        """Run, in a thread, what waits for the store."""
-        self._in_flight += 1
+    async def ask(self, function: Callable[[], T], *, is_long: bool = False) -> T:
+        """Run, in a thread, what waits for the store, rightly for minutes if ``is_long``."""
+        self._long += is_long
         try:
-            return await self.in_thread(function)
+            return await self._answered(self.in_thread(function))
         finally:
-            self._in_flight -= 1
+            self._long -= is_long
 
     async def send(self, upload: Upload) -> Receipt:
         """Have the uploader store an object."""
@@ -6318,6 +7054,7 @@ class PageRunner:
 
     def count_file(self) -> None:
         """A file whose bytes are counted already is in the store."""
+        self.gauges["taken"] += 1
         self._files += 1
 
     async def send_part(self, part: Part) -> Receipt:
@@ -6326,15 +7063,39 @@ class PageRunner:
         return await self._sending(self.uploader.send_part(part, self._threads), len(part.body))
 
     async def _sending(self, acknowledged: Awaitable[Receipt], size: int) -> Receipt:
-        began = time.monotonic()
-        self._in_flight += 1
+        began, meter = time.monotonic(), self.uploader.traffic.meter
         try:
-            receipt = await acknowledged
-        finally:
-            self._in_flight -= 1
-        self.uploader.traffic.meter.completed(size, began, time.monotonic())
+            receipt = await self._answered(acknowledged)
+        except RetryableError as error:
+            if error.dropped:
+                meter.dropped(began, time.monotonic())
+            raise
+        meter.completed(size, began, time.monotonic())
+        self.gauges["taken"] += 1
         self._bytes += size
         return receipt
+
+    async def _answered(self, answer: Awaitable[T]) -> T:
+        """What a provider raises that is not pfu's own is what it says of the file."""
+        self._in_flight += 1
+        try:
+            told = await answer
+        except PfuError:
+            raise
+        except Exception as error:
+            if type(self.uploader).__module__ == __name__ or NO_THREAD in str(error):
+                raise
+            cause = f"{type(error).__name__}: {error}"
+            raise TransferError("upload", cause=cause) from error
+        finally:
+            self._in_flight -= 1
+        self.gauges["answered"] += 1
+        return told
+
+    def hear(self, error: RetryableError) -> None:
+        """One passing answer more."""
+        self.gauges["passing"] += 1
+        self._trouble = error.told(error.operation)
 
     @property
     def is_stopping(self) -> bool:
@@ -6345,10 +7106,135 @@ class PageRunner:
 NO_THREAD, NO_THREAD_HINT = "start new thread", "raise the limit of processes: ulimit -u"
 
 
-class Transfer(ABC):
-    """What is done about one task: tried again where that may help."""
+CLOSED_SECONDS = 2.0  # that a runner waits for the parent's word on a row of refusals
+RECALL_SECONDS = 0.3  # for what waits in the runners to come back
 
-    __slots__ = ("attempts", "began", "kind", "options", "readings", "runner", "sent", "task")
+
+class Gate:
+    """Who may send while the store is away, or while it refuses one file after the other.
+
+    Away: a few, as probes. Refused: the others that the parent has chosen; a runner that has seen
+    ROW refusals closes its gate by itself, as the parent hears of them only later.
+    """
+
+    def __init__(self, gauges: Gauges) -> None:
+        self._gauges = gauges
+        self._probing: set[Transfer] = set()
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._pausing: dict[asyncio.Future[None], asyncio.TimerHandle] = {}
+        self._row: set[str] = set()
+        self._closed_until = 0.0
+        self.is_condemned = False  # credentials or bucket are no good
+        self._asking = asyncio.Lock()
+        self._votes: dict[str, Counter[str]] = {}  # who met a word about credentials or bucket
+        self._good_until = 0.0
+        self._all_taken = 0.0
+
+    @property
+    def is_away(self) -> bool:
+        return self._gauges["probes"] > 0
+
+    @property
+    def is_closed(self) -> bool:
+        """To all that are not chosen."""
+        return self._gauges["others"] > 0 or time.monotonic() < self._closed_until
+
+    @property
+    def is_stopping(self) -> bool:
+        return bool(self._gauges["stopping"])
+
+    @property
+    def all_taken(self) -> float:
+        """How many files and parts the run has in the store."""
+        return self._gauges["all_taken"]
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether one file is all that is left of the run."""
+        return self._gauges["left"] == 1
+
+    def look(self) -> None:
+        """Follow the gauges; called many times a second."""
+        if self._gauges["all_taken"] != self._all_taken:
+            self._all_taken = self._gauges["all_taken"]
+            self._row.clear()
+            self._closed_until = 0.0
+            self._votes.clear()
+        if self.is_stopping:
+            for turn in list(self._pausing):
+                self._wake(turn)
+        free = int(self._gauges["probes"]) - len(self._probing)
+        room = len(self._waiting) if self.is_stopping or not self.is_away else max(free, 0)
+        for _ in range(min(room, len(self._waiting))):
+            self._wake(self._waiting.popleft())
+
+    def refused(self, task_id: str) -> None:
+        """One more in the row."""
+        self._gauges["answered"] += 1
+        self._row.add(task_id.partition("/")[0])
+        if len(self._row) >= ROW:
+            self._row.clear()
+            self._closed_until = time.monotonic() + CLOSED_SECONDS
+
+    async def enter(self, transfer: Transfer) -> bool:
+        """Wait for the turn to send; whether it came before the run stops, or has to."""
+        while not (self.is_stopping or self.is_condemned):
+            is_full = self.is_away and len(self._probing - {transfer}) >= self._gauges["probes"]
+            if not is_full and (transfer.is_chosen or not self.is_closed):
+                if self.is_away:
+                    self._probing.add(transfer)
+                return True
+            self._probing.discard(transfer)
+            if self._gauges["others"] and not transfer.attempts:
+                break  # the parent wants it back
+            turn = asyncio.get_running_loop().create_future()
+            self._waiting.append(turn)
+            await turn
+        return False
+
+    def leave(self, transfer: Transfer) -> None:
+        """It has got an answer that ends it."""
+        self._probing.discard(transfer)
+
+    async def pause(self, seconds: float) -> None:
+        """Until then, or until the run stops."""
+        loop = asyncio.get_running_loop()
+        turn = loop.create_future()
+        self._pausing[turn] = loop.call_later(seconds, self._wake, turn)
+        await turn
+
+    def _wake(self, turn: asyncio.Future[None]) -> None:
+        timer = self._pausing.pop(turn, None)
+        if timer:
+            timer.cancel()
+        if not turn.done():
+            turn.set_result(None)
+
+    def vote(self, task_id: str, code: str) -> bool:
+        """Whether enough have met this code, with nothing taken since, to ask the store."""
+        votes = self._votes.setdefault(code, Counter())
+        votes[task_id] += 1
+        at_once = min(self._gauges["left"] or FATAL_KEYS, max(self._gauges["limit"], 1))
+        is_enough = len(votes) >= min(FATAL_KEYS, at_once) and sum(votes.values()) >= FATAL_KEYS
+        return is_enough and time.monotonic() >= self._good_until
+
+    async def condemns(self, task_id: str, code: str, ask: Callable[[], Awaitable[bool]]) -> bool:
+        """Whether what the store says of credentials or bucket holds for all files."""
+        async with self._asking:  # the others wait for the answer
+            if not self.is_condemned and self.vote(task_id, code):
+                self.is_condemned = await ask()
+                self._votes.clear()
+                self._good_until = time.monotonic() + FATAL_SECONDS
+            return self.is_condemned
+
+
+class Transfer(ABC):
+    """What is done about one task: sent again where the policy says so."""
+
+    __slots__ = (
+        *("attempts", "began", "is_chosen", "options", "others", "own", "own_since"),
+        *("kind", "readings", "runner", "sent", "task"),
+    )
     readings_allowed: ClassVar[int] = 1  # of a file that changes meanwhile
     kind_if_changed: ClassVar[OutcomeKind] = OutcomeKind.CHANGED
 
@@ -6356,11 +7242,14 @@ class Transfer(ABC):
         self.task = task
         self.runner = runner
         self.options = runner.options
+        self.is_chosen = False  # it goes past those that wait
         self.attempts = 0
         self.readings = 0
         self.kind = OutcomeKind.UPLOADED  # or RENEWED, if its bytes are known to be the same
         self.sent = False  # the store may have something of it that the ledger does not know
-        self.began = time.monotonic()
+        self.own = 0  # tries in vain while others were taken
+        self.others = -1.0  # how many were at the last one
+        self.began = self.own_since = time.monotonic()
 
     @property
     def memory(self) -> int:
@@ -6369,34 +7258,86 @@ class Transfer(ABC):
 
     async def run(self) -> AnyOutcome:
         """Never raises for what concerns this task alone."""
-        while True:
-            self.attempts += 1
-            try:
-                return await self._try()
-            except (VanishedError, NotRegularError) as error:
-                return self._vanished(error)
-            except LeasedError as error:
-                if time.monotonic() - self.began > LEASE_SECONDS or self.runner.is_stopping:
-                    return self._failed(OutcomeKind.FAILED, error)
-                await asyncio.sleep(min(1.0, full_jitter(self.attempts)))
-            except ChangedError as error:
-                self.readings += 1
-                if self.readings >= self.readings_allowed:
-                    return self._failed(self.kind_if_changed, error)
-            except TransferError as error:
-                if not self._may_repeat(error):
-                    return self._failed(_kind_of_failure(error), error)
-                if self.runner.is_stopping:
-                    released = Outcome(self.task.id, OutcomeKind.RELEASED, "", self.attempts)
-                    return released._replace(sent=self.sent)
-                await asyncio.sleep(full_jitter(self.attempts))
-            except PfuError as error:
-                return self._failed(OutcomeKind.FAILED, error)
-            except RuntimeError as error:
-                if NO_THREAD not in str(error):
-                    raise
-                fatal = FatalError("start thread", "", str(error), NO_THREAD_HINT)
-                return self._failed(OutcomeKind.FATAL, fatal)
+        gate: Gate = self.runner.gate
+        try:
+            while await gate.enter(self):
+                self.attempts += 1
+                try:
+                    return await self._try()
+                except PfuError as error:
+                    outcome = await self._weigh(error)
+                except RuntimeError as error:
+                    if NO_THREAD not in str(error):
+                        raise
+                    fatal = FatalError("start thread", "", str(error), NO_THREAD_HINT)
+                    outcome = self._failed(OutcomeKind.FATAL, fatal)
+                if outcome:
+                    return outcome
+            released = Outcome(self.task.id, OutcomeKind.RELEASED, "", self.attempts)
+            return released._replace(sent=self.sent)
+        finally:
+            gate.leave(self)
+
+    async def _weigh(self, error: PfuError) -> Outcome | None:
+        """What comes of a try that failed; None: another one."""
+        if isinstance(error, (VanishedError, NotRegularError)):
+            return self._vanished(error)
+        if isinstance(error, ChangedError):
+            self.readings += 1
+            is_last = self.readings >= self.readings_allowed
+            return self._failed(self.kind_if_changed, error) if is_last else None
+        if isinstance(error, LeasedError) and time.monotonic() - self.began < LEASE_SECONDS:
+            await self.runner.gate.pause(min(1.0, full_jitter(self.attempts)))
+            return None
+        if isinstance(error, UploadGoneError):
+            return self._failed(OutcomeKind.GONE, error)
+        if isinstance(error, TooManyPartsError):
+            return self._failed(OutcomeKind.CRAMPED, error)
+        if isinstance(error, RetryableError):
+            return await self._wait_out(error)
+        if isinstance(error, FatalError):
+            return await self._doubt(error)
+        is_own = kind_of_error(error) is Kind.OWN
+        return self._failed(OutcomeKind.FAILED if is_own else OutcomeKind.REFUSED, error)
+
+    async def _wait_out(self, error: RetryableError) -> Outcome | None:
+        """Patience belongs to the run; a file that alone fails and fails, ends by itself."""
+        runner, now = self.runner, time.monotonic()
+        runner.hear(error)
+        others, self.others = self.others, runner.gate.all_taken
+        if runner.gate.is_away or isinstance(error, SlowDownError):
+            self.own = 0
+        elif others != self.others:  # the store has taken something meanwhile
+            self.own_since = self.own_since if self.own else now
+            self.own += 1
+        is_due = self.own >= OWN_TRIES and now - self.own_since >= OWN_SECONDS
+        if is_due or await self._fails_alone(now):
+            return self._failed(OutcomeKind.UNSENT, error)
+        self.runner.uploader.traffic.add(retries=1)
+        seconds = full_jitter(self.attempts)
+        await runner.gate.pause(min(seconds, PROBE_SECONDS) if runner.gate.is_away else seconds)
+        return None
+
+    async def _fails_alone(self, now: float) -> bool:
+        """Nothing else is there to compare with: a plain request tells the file from the store."""
+        is_due = self.attempts >= OWN_TRIES and now - self.began >= OWN_SECONDS
+        if not is_due or not self.runner.gate.is_alone or not self.runner.gate.is_away:
+            return False
+        return await self.runner.in_thread(self.runner.uploader.answers)
+
+    async def _doubt(self, error: FatalError) -> Outcome | None:
+        """What the store says of credentials or bucket is believed only of several files."""
+        gate, uploader = self.runner.gate, self.runner.uploader
+        if not error.code:
+            return self._failed(OutcomeKind.FATAL, error)
+        ask = functools.partial(self.runner.in_thread, uploader.refuses_all)
+        if await gate.condemns(self.task.id, error.code, ask):
+            return self._failed(OutcomeKind.FATAL, error)
+        self.own += 1
+        if self.own >= OWN_TRIES:
+            return self._failed(OutcomeKind.REFUSED, error)
+        await gate.pause(min(full_jitter(self.attempts), 1.0))
+        return None
 
     @abstractmethod
     async def _try(self) -> AnyOutcome: ...
@@ -6410,14 +7351,13 @@ class Transfer(ABC):
             return self._failed(OutcomeKind.FATAL, gone)
         return self._failed(OutcomeKind.VANISHED, error)
 
-    def _may_repeat(self, error: TransferError) -> bool:
-        """A store that is busy is given time; other failures may recur a few times only."""
-        if isinstance(error, SlowDownError):
-            return time.monotonic() - self.began < THROTTLED_SECONDS
-        return error.retryable and self.attempts < SEND_ATTEMPTS
-
     def _failed(self, kind: OutcomeKind, error: PfuError) -> Outcome:
-        return Outcome(self.task.id, kind, str(error), self.attempts, sent=self.sent)
+        file = getattr(self.task, "file", self.task)
+        cause = error.told(error.operation).replace(file.key, "KEY")
+        path = getattr(file, "path", "")
+        status = error.status if isinstance(error, TransferError) else 0
+        told = Outcome(self.task.id, kind, str(error), self.attempts, sent=self.sent)
+        return told._replace(path=path, cause=cause, status=status)
 
     def _open(self, path: str, permissions: str = "") -> SourceFile:
         return open_source(self.runner.tree, path, permissions, self.runner.uploader.traffic.beat)
@@ -6476,7 +7416,7 @@ class Transfer(ABC):
         except UploadGoneError:
             return None
         except TransferError as error:
-            if error.retryable or isinstance(error, FatalError):
+            if isinstance(error, (RetryableError, FatalError)):
                 raise
             self.sent = False
             if self.options.renew_by_upload:
@@ -6646,6 +7586,10 @@ class BeginTransfer(LargeTransfer):
         known: UploadModel | None = self.task.known
         if known is None or known.upload_id is None or self.task.anew:
             return None
+        if self.options.is_part_size_given and known.part_size != part_size_for(
+            upload.size, self.options.part_size
+        ):
+            return None
         told = self.uploader.fingerprint(upload)
         is_like = known.fingerprint.partition("/")[0] == told.partition("/")[0]
         if not is_like or not 0 < -(-upload.size // max(known.part_size, 1)) <= MAX_PARTS:
@@ -6674,7 +7618,7 @@ class BeginTransfer(LargeTransfer):
         """The end of an upload that was completed, though nobody heard of it."""
         is_as_told = known.fingerprint == told
         asked = upload if is_as_told else upload._replace(metadata={})
-        receipt = self.uploader.is_complete(asked, parts)
+        receipt = self.uploader.is_complete(asked, known.upload_id or "", parts)
         if receipt is None:
             return self._found(upload)
         parts = same_parts(upload.source, parts, known.part_size)
@@ -6711,7 +7655,8 @@ class BeginTransfer(LargeTransfer):
         elif known is not None or self.attempts > 1:  # one may have been begun
             since = known.created_at if known is not None else self.task.asked_at
             self.uploader.abort_others(upload.key, since)
-        part_size = part_size_for(upload.size, self.options.part_size)
+        wanted = self.options.part_size, self.task.most_parts
+        part_size = part_size_for(upload.size, *wanted)
         return self._begun(upload, self.uploader.begin(upload), part_size, ())
 
     def _begun(
@@ -6765,7 +7710,13 @@ class CompleteTransfer(LargeTransfer):
     __slots__ = ()
 
     async def _try(self) -> Outcome:
-        outcome = await self.runner.ask(self._complete)
+        """A store may send white space meanwhile: all of it has a limit."""
+        try:
+            completing = self.runner.ask(self._complete, is_long=True)
+            outcome = await asyncio.wait_for(completing, COMPLETE_SECONDS)
+        except asyncio.TimeoutError as error:
+            cause = f"no answer in {COMPLETE_SECONDS} s"
+            raise RetryableError("complete", self.task.file.path, cause) from error
         self.runner.count_file()
         return outcome
 
@@ -6796,6 +7747,19 @@ class CompleteTransfer(LargeTransfer):
         source.has_moved()
 
 
+class ProofTransfer(Transfer):
+    """Looks whether the store has what it says."""
+
+    __slots__ = ()
+
+    async def _try(self) -> Proven:
+        uploader = self.runner.uploader
+        assert isinstance(uploader, InspectableUploader)
+        notes = await self.runner.ask(functools.partial(uploader.prove, self.task.found))
+        uploader.traffic.notes.extend(notes)
+        return Proven(self.task.id)
+
+
 class AbortTransfer(LargeTransfer):
     """Gives up what is left of a multipart upload."""
 
@@ -6815,6 +7779,7 @@ TRANSFERS: Mapping[type, type[Transfer]] = {
     BeginTask: BeginTransfer,
     PartTask: PartTransfer,
     CompleteTask: CompleteTransfer,
+    ProofTask: ProofTransfer,
     AbortTask: AbortTransfer,
 }
 
@@ -6865,7 +7830,7 @@ def renewed(uploader: Uploader, upload: Upload, done: Outcome) -> Outcome:
     try:
         receipt = uploader.renew(upload, done.etag, None)
     except TransferError as error:
-        if error.retryable or isinstance(error, FatalError):
+        if isinstance(error, (RetryableError, FatalError)):
             raise
         return done._replace(stale=True, error=error.cause)
     return done._replace(etag=receipt.etag)
@@ -6889,16 +7854,6 @@ NOT_COMPARED_NOTE = (
 )
 
 
-def _kind_of_failure(error: TransferError) -> OutcomeKind:
-    if isinstance(error, FatalError):
-        return OutcomeKind.FATAL
-    if isinstance(error, DeniedError) and not isinstance(error, UnsupportedError):
-        return OutcomeKind.DENIED
-    if isinstance(error, UploadGoneError):
-        return OutcomeKind.GONE
-    return OutcomeKind.UNSENT if error.retryable else OutcomeKind.FAILED
-
-
 WORKERS_HINT = "--mode concurrent needs no workers"
 
 
@@ -6915,19 +7870,27 @@ class Runner(ABC):
     def __init__(self) -> None:
         self.gauges = Gauges()
         self.in_flight: dict[str, AnyTask] = {}
+        self.recalled: list[AnyTask] = []  # came back untouched
+        self.shared: Any = None  # for Uploader.adopt(), with the next page
         self._buried: Counter[str] = Counter()  # figures of those that died
 
     def submit(self, page: Sequence[AnyTask], more: bool) -> Any:
         """Hand in a page; the result is the report."""
         self.in_flight.update((task.id, task) for task in page)
-        return self._exchange(page, more)
+        shared, self.shared = self.shared, None
+        return self._exchange(page, more, shared)
 
     def collect(self, future: Any) -> Report:
         """The report. Raises WorkerDiedError; in_flight then has what the worker had."""
         report: Report = future.result()
+        ended = []
         for outcome in report.outcomes:
-            del self.in_flight[outcome.id]
-        return report
+            task = self.in_flight.pop(outcome.id)
+            if isinstance(outcome, Outcome) and outcome.is_untouched:
+                self.recalled.append(task)
+            else:
+                ended.append(outcome)
+        return report._replace(outcomes=ended)
 
     def figure(self, name: str) -> float:
         """One of the runner's gauges, over all its lives."""
@@ -6946,7 +7909,7 @@ class Runner(ABC):
         """Those that are done, of any runners of this kind, after ``seconds`` at the latest."""
 
     @abstractmethod
-    def _exchange(self, page: Sequence[AnyTask], more: bool) -> Any: ...
+    def _exchange(self, page: Sequence[AnyTask], more: bool, shared: Any) -> Any: ...
 
     @property
     def has_started(self) -> bool:
@@ -6988,8 +7951,8 @@ class LocalRunner(Runner):
         self._loop = asyncio.new_event_loop()
         self._exchanging: asyncio.Task[Report] | None = None
 
-    def _exchange(self, page: Sequence[AnyTask], more: bool) -> asyncio.Task[Report]:
-        self._exchanging = self._loop.create_task(self._runner.exchange(page, more))
+    def _exchange(self, page: Sequence[AnyTask], more: bool, shared: Any) -> asyncio.Task[Report]:
+        self._exchanging = self._loop.create_task(self._runner.exchange(page, more, shared))
         return self._exchanging
 
     def wait(self, futures: Iterable[Any], seconds: float) -> Iterable[Any]:
@@ -7031,9 +7994,9 @@ class WorkerRunner(Runner):
             raise FatalError("start worker", "", str(error), WORKERS_HINT) from error
         self._processes = set(multiprocessing.active_children()) - others
 
-    def _exchange(self, page: Sequence[AnyTask], more: bool) -> Future[Report]:
+    def _exchange(self, page: Sequence[AnyTask], more: bool, shared: Any) -> Future[Report]:
         try:
-            return self._pool.submit(_exchange_in_worker, page, more)
+            return self._pool.submit(_exchange_in_worker, page, more, shared)
         except BrokenProcessPool as error:
             died: Future[Report] = Future()
             died.set_exception(error)
@@ -7077,9 +8040,9 @@ class WorkerLoop:
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="pfu-loop", daemon=True).start()
 
-    def exchange(self, page: Sequence[AnyTask], more: bool) -> Report:
+    def exchange(self, page: Sequence[AnyTask], more: bool, shared: Any) -> Report:
         """PageRunner.exchange(), from the thread that the pool calls."""
-        exchanging = self._runner.exchange(page, more)
+        exchanging = self._runner.exchange(page, more, shared)
         return asyncio.run_coroutine_threadsafe(exchanging, self._loop).result()
 
 
@@ -7118,9 +8081,9 @@ def _end_with(parent: int) -> None:
     os._exit(ExitCode.STOPPED)
 
 
-def _exchange_in_worker(page: Sequence[AnyTask], more: bool) -> Report:
+def _exchange_in_worker(page: Sequence[AnyTask], more: bool, shared: Any) -> Report:
     assert _worker is not None
-    return _worker.exchange(page, more)
+    return _worker.exchange(page, more, shared)
 
 
 def spare_collector() -> None:
@@ -7180,42 +8143,67 @@ class Preparation:
     costs 0.1 s more where the process cannot be forked, so there it is a thread.
     """
 
-    def __init__(self, uploader: Uploader) -> None:
+    def __init__(self, uploader: Uploader, patience: float = FIRST_SECONDS) -> None:
+        """``patience``: seconds that the store may take until it answers first."""
         self._uploader = uploader
-        self._answer, answering = multiprocessing.Pipe(duplex=False)
+        self.trouble = ""  # why it takes so long
+        self._answer, answering = multiprocessing.Pipe()
         self._beside: Any
         if start_method() == "fork":
             process_of = multiprocessing.get_context("fork").Process
             self._beside = process_of(
-                target=_prepare_in_process, args=(uploader, answering, os.getpid()), daemon=True
+                target=_prepare_in_process,
+                args=(uploader, patience, answering, os.getpid()),
+                daemon=True,
             )
         else:
             self._beside = threading.Thread(
-                target=_prepare_in_thread, args=(uploader, answering), daemon=True
+                target=_prepare_in_thread, args=(uploader, patience, answering), daemon=True
             )
         try:
             self._beside.start()
         except (OSError, RuntimeError) as error:
             raise FatalError("start process", "", str(error)) from error
         self._answering = answering  # open here, so that the other end is never at an end
+        self._told: Any = None
+        self._is_keeping = False
 
     def is_done(self, seconds: float) -> bool:
         """Whether result() has something to say, after ``seconds`` at the latest."""
-        return self._answer.poll(seconds) or not self._beside.is_alive()
+        while self._told is None and self._answer.poll(seconds):
+            told = self._answer.recv()
+            if not isinstance(told, str):
+                self._told = told
+                return True
+            self.trouble, seconds = told, 0.0
+        return self._told is not None or not self._beside.is_alive()
 
     def result(self) -> list[str]:
         """The notes of prepare(); the uploader is as prepare() left it. Raises PfuError."""
-        answer = self._answer.recv() if self._answer.poll() else None
-        self._beside.join()  # no thread may hold a lock of OpenSSL's at a fork
-        if answer is None:  # the process was killed, or cannot send what it found
+        self.is_done(0.0)
+        self._is_keeping = bool(self._told and self._told[3])
+        if not self._is_keeping:
+            self._beside.join()  # no thread may hold a lock of OpenSSL's at a fork
+        if not self._told:  # the process was killed, or cannot send what it found
             return self._uploader.prepare()
         notes: list[str]
-        state, notes, error = answer
+        state, notes, error, _ = self._told
         if error is not None:
             raise error
         if state is not None:
             self._uploader.__setstate__(state)
         return notes
+
+    def news(self, *, again: bool) -> Any:
+        """What Uploader.shared() says now, if that is new; ``again``: it is to be asked anew."""
+        if not self._is_keeping:
+            return None
+        with contextlib.suppress(OSError, EOFError):
+            if again:
+                self._answer.send(None)
+            if self._answer.poll():
+                return self._answer.recv()
+        return None
 
     def close(self) -> None:
         """Give it up."""
@@ -7227,69 +8215,110 @@ class Preparation:
             self._answering.close()
 
 
-def _prepare(uploader: Uploader) -> tuple[list[str], PfuError | None]:
+def _prepare(
+    uploader: Uploader, patience: float, answering: Any
+) -> tuple[list[str], PfuError | None]:
+    """Tells, through the pipe, what it waits for."""
     try:
-        return uploader.prepare(), None
+        return patiently(uploader.prepare, patience, lambda e: answering.send(str(e))), None
     except PfuError as error:
         return [], error
     except Exception as error:  # noqa: BLE001  said by the run, not by a traceback
         return [], FatalError("prepare", uploader.destination, internal_error(error))
 
 
-def _prepare_in_thread(uploader: Uploader, answering: Any) -> None:
+def _prepare_in_thread(uploader: Uploader, patience: float, answering: Any) -> None:
     with contextlib.suppress(OSError):  # nobody waits for it any more
-        answering.send((None, *_prepare(uploader)))
+        answering.send((None, *_prepare(uploader, patience, answering), False))
 
 
-def _prepare_in_process(uploader: Uploader, answering: Any, parent: int) -> None:
+def _prepare_in_process(uploader: Uploader, patience: float, answering: Any, parent: int) -> None:
     with _ending_without_threads():
         _belong_to(parent)
-    notes, problem = _prepare(uploader)
+    notes, problem = _prepare(uploader, patience, answering)
+    shared = None if problem else uploader.shared()
     try:
-        answering.send((uploader.__getstate__(), notes, problem))
+        answering.send((uploader.__getstate__(), notes, problem, shared is not None))
     except Exception:  # noqa: BLE001  it cannot be pickled: the parent does it itself
         with contextlib.suppress(OSError):
-            answering.send(None)
+            answering.send(())
+        return
+    while shared is not None:
+        again = answering.poll(CREDENTIALS_SECONDS)
+        with contextlib.suppress(PfuError):  # those at hand serve until they are refused
+            if again:
+                answering.recv()
+            before, shared = shared, uploader.shared(again=again)
+            if again or shared != before:
+                answering.send(shared)
 
 
 PageSource = Callable[[bool], Sequence[AnyTask]]
+OtherTasks = Callable[[int, "set[str]"], "list[AnyTask]"]
+
+
+def pause(seconds: float) -> tuple[Any, ...]:
+    """Nothing is done meanwhile."""
+    time.sleep(seconds)
+    return ()
+
+
+def is_taken(outcome: AnyOutcome) -> bool:
+    """Whether the store has acknowledged a file."""
+    return isinstance(outcome, Outcome) and outcome.kind is OutcomeKind.UPLOADED
 
 
 class Engine:
     """Feeds runners with pages and yields what they report; steers how much is in flight."""
 
-    def __init__(self, runners: Sequence[Runner], limiter: Limiter, rate: float = 0.0) -> None:
+    def __init__(
+        self,
+        runners: Sequence[Runner],
+        limiter: Limiter,
+        rate: float = 0.0,
+        clock: RunClock | None = None,
+    ) -> None:
         """``rate``: bytes a second that may be sent, all runners together; 0: no limit."""
         self.runners = runners
+        self.clock = clock or RunClock()
+        self.row = RefusedRow()
+        self.files_left = 0  # of the run, as far as is known
+        self.tries_others = False  # nothing else is to be sent
+        self.wants_shared = False  # see Traffic
+        self._recalled_at = 0.0
         self.deaths = 0
         self.fast_lane_off: str | None = None
         self.notes: list[str] = []  # for the user
         self._limiter = limiter
         self._rate = rate
-        self._counted = {id(runner): Tally(0, 0, 0, 0) for runner in runners}
+        self._absorbed = Tally(0, 0, 0, 0)
+        self._was_away = self._is_stopping = False
         self._failed_starts = 0  # in a row
         self._deaths_of: Counter[str] = Counter()
         self._redo: list[AnyTask] = []
         self._share_limit()
         self._steer(len(runners))
 
-    def upload(self, next_page: PageSource, tick: Callable[[], bool]) -> Iterator[list[AnyOutcome]]:
+    def upload(
+        self, next_page: PageSource, tick: Callable[[], bool], others: OtherTasks | None = None
+    ) -> Iterator[list[AnyOutcome]]:
         """Yield outcomes, report by report, until ``next_page`` has no more and all are done.
 
         ``next_page`` may have nothing now, and something after outcomes have been yielded; it is
         told whether it is asked for the first runner. ``tick`` is called several times a second;
         once it returns True no further page is taken, and what is in flight has STOP_SECONDS to
-        finish.
+        finish. ``others`` gives tasks of other directories, see RefusedRow.
         """
+        self._others = others or (lambda count, directories: [])
         idle = list(self.runners)
         waiting: dict[Any, Runner] = {}
         deadline = float("inf")
         while time.monotonic() < deadline:
             for runner in idle:
                 self._feed(runner, next_page, waiting)
-            if not waiting:
+            if not waiting and not self.tries_others:
                 return
-            done = self.runners[0].wait(waiting, TICK_SECONDS)
+            done = self.runners[0].wait(waiting, TICK_SECONDS) if waiting else pause(TICK_SECONDS)
             for runner in self.runners:
                 runner.check_start()
             self._steer(len(waiting))
@@ -7299,27 +8328,100 @@ class Engine:
             for future in done:
                 runner = waiting.pop(future)
                 outcomes, has_room = self._collect(runner, future)
-                if not has_room:
-                    waiting[runner.submit([], True)] = runner
+                if not has_room and not self.tries_others:
+                    urgent = self._others(-1, set()) if runner is self.runners[0] else []
+                    waiting[runner.submit(urgent, True)] = runner
                 yield outcomes
+                self._weigh(outcomes)
+            if self._is_stopping:
+                yield [Outcome(task.id, OutcomeKind.RELEASED) for task in self._take_redo()]
             idle = [runner for runner in self.runners if runner not in waiting.values()]
 
     def _feed(self, runner: Runner, next_page: PageSource, waiting: dict[Any, Runner]) -> None:
-        page = self._redo or next_page(runner is self.runners[0])
-        self._redo = []
+        is_first = runner is self.runners[0]
+        if self._is_stopping:
+            page: Sequence[AnyTask] = []
+        elif self.tries_others:
+            page = self._choose() if is_first else []
+        else:
+            page = self._take_redo() or next_page(is_first)
         if page or runner.in_flight:
             waiting[runner.submit(page, bool(page))] = runner
 
+    def _take_redo(self) -> Sequence[AnyTask]:
+        """What came back comes first."""
+        redo, self._redo = self._redo, []
+        for runner in self.runners:
+            redo += runner.recalled
+            runner.recalled = []
+        return redo
+
+    def _weigh(self, outcomes: Sequence[AnyOutcome]) -> None:
+        """Whether it is the run that is refused."""
+        for outcome in outcomes:
+            file_id = outcome.id.partition("/")[0]
+            if isinstance(outcome, PartDone) or is_taken(outcome):
+                self.row.taken()
+            elif isinstance(outcome, Outcome) and outcome.kind is OutcomeKind.REFUSED:
+                self.row.refused(file_id, outcome.cause)
+            elif isinstance(outcome, Outcome):
+                self.row.on_trial.discard(file_id)
+        if self.row.is_full and not self.tries_others:
+            self._recalled_at = time.monotonic() + RECALL_SECONDS
+        self.tries_others = self.row.is_full and not self._is_stopping
+
+    def _choose(self) -> list[AnyTask]:
+        """Others, once what was waiting in the runners has come back; and what follows of them."""
+        row, free = self.row, set(self.row.directories)
+        chosen: list[AnyTask] = []
+        follows = self._others(-1, row.on_trial)
+        if row.on_trial or follows:
+            return follows
+        if row.room <= 0 or time.monotonic() < self._recalled_at:
+            return []
+        self._redo = [*self._take_redo()]
+        for task in self._redo:
+            if len(chosen) < row.room and directory_of(task.id) not in free:
+                free.add(directory_of(task.id))
+                chosen.append(task)
+        self._redo = [task for task in self._redo if task not in chosen]
+        if len(chosen) < row.room:
+            chosen += self._others(row.room - len(chosen), free)
+        row.try_others({task.id.partition("/")[0] for task in chosen})
+        return chosen
+
+    def share(self, shared: Any) -> None:
+        """Something for Uploader.adopt(), in every process."""
+        for runner in self.runners:
+            runner.shared = shared
+
     def _steer(self, working: int) -> None:
-        """Tell the limiter what was done, and the runners, their share of the limits."""
-        now = time.monotonic()
+        """Tell the limiter what was done, and the runners what holds for all."""
+        now, clock = time.monotonic(), self.clock
+        taken = self.total("taken")
+        moved, answered, passing = map(self.total, ("moved", "answered", "passing"))
+        clock.absorb(Signs(taken + moved, answered, passing), now)
+        is_away = clock.is_away(now)
+        self._teach(now, is_away)
         for runner in self.runners:
-            runner.gauges["rate"] = self._rate / max(working, 1)
-        for runner in self.runners:
-            tally = Tally._make(map(runner.figure, Tally._fields))
-            before, self._counted[id(runner)] = self._counted[id(runner)], tally
-            self._limiter.absorb(Tally(*(a - b for a, b in zip(tally, before))), now)
+            gauges = runner.gauges
+            gauges["rate"] = self._rate / max(working, 1)
+            gauges["probes"] = is_away * max(1, PROBES // len(self.runners))
+            gauges["others"], gauges["all_taken"] = float(self.tries_others), taken
+            gauges["left"] = self.files_left
         self._share_limit()
+
+    def _teach(self, now: float, is_away: bool) -> None:
+        """The limiter learns nothing of a time in which nothing was taken."""
+        tally = Tally._make(map(self.total, Tally._fields))
+        if is_away:
+            self._absorbed = tally
+        elif self.clock.since is None:
+            if self._was_away:
+                self._limiter.begin_again(now)
+            before, self._absorbed = self._absorbed, tally
+            self._limiter.absorb(Tally(*(a - b for a, b in zip(tally, before))), now)
+        self._was_away = is_away
 
     def _share_limit(self) -> None:
         share, rest = divmod(self._limiter.limit, len(self.runners))
@@ -7328,6 +8430,7 @@ class Engine:
             runner.gauges["cut_at"] = self._limiter.cut_at
 
     def _stop(self) -> PageSource:
+        self._is_stopping, self.tries_others = True, False
         for runner in self.runners:
             runner.gauges["stopping"] = 1
         return lambda _: []
@@ -7339,6 +8442,8 @@ class Engine:
             return self._bury(runner), True
         self.fast_lane_off = self.fast_lane_off or report.fast_lane_off
         self.notes += report.notes
+        self.clock.cause = report.trouble or self.clock.cause
+        self.wants_shared |= report.wants_shared
         return report.outcomes, report.has_room
 
     def _bury(self, runner: Runner) -> list[AnyOutcome]:
@@ -7400,6 +8505,7 @@ class RunOptions:
     max_memory: int = DEFAULT_MEMORY  # bytes, all processes together
     bwlimit: int = 0  # bytes a second, all processes together; 0: no limit
     max_duration: float = 0.0  # seconds; 0: no limit
+    patience: float | None = None  # seconds that the store may be away; None: pfu decides
     nice: int = 19
     force: bool = False  # upload what is in the store already, too
     checksum: bool = False  # hash what looks unchanged before it is believed
@@ -7425,6 +8531,7 @@ class RunOptions:
         return EngineOptions(
             threshold=min(self.part_size or DEFAULT_THRESHOLD, memory // 2),
             part_size=min(self.part_size or DEFAULT_PART_SIZE, memory // 2),
+            is_part_size_given=self.part_size > 0,
             memory=memory,
             content_types=self.content_types,
             nice=self.nice,
@@ -7542,6 +8649,49 @@ class Progress(NamedTuple):
     """Requests that the store has answered with: slow down."""
     stopping: bool
     """Whether nothing new is begun any more."""
+    away: str = ""
+    """Since when and why the store is away, if it is."""
+
+
+def refused_text(row: RefusedRow) -> str:
+    """One line for a store that takes nothing any more."""
+    causes = "; ".join(f"{count} x {cause}" for cause, count in row.codes.most_common(3))
+    return f"the store refused {len(row)} files in a row, from other directories too: {causes}"
+
+
+class FailureGroups:
+    """Tells of failures as they happen: the first of each cause at once, then counts."""
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+        self._counts: Counter[str] = Counter()
+        self._paths: dict[str, list[str]] = {}
+        self._due: dict[str, int] = {}
+
+    def add(self, path: str, cause: str) -> None:
+        """One more file has failed."""
+        if cause not in self._counts and len(self._counts) >= TOLD_CAUSES:
+            cause = "for other reasons, which the ledger has"
+        self._counts[cause] += 1
+        count, paths = self._counts[cause], self._paths.setdefault(cause, [])
+        if count == 1:
+            self._observer.problem(f"failed: {printable(path)}: {printable(cause)}")
+        elif len(paths) < TOLD_PATHS:
+            paths.append(path)
+        if count == self._due.setdefault(cause, COUNTED_STEP):
+            self._due[cause] *= COUNTED_STEP
+            self._observer.problem(f"failed: {count:,} files so far: {printable(cause)}")
+
+    def close(self) -> None:
+        """Say how many they were in the end."""
+        for cause, paths in self._paths.items():
+            if paths:
+                more = self._counts[cause] - 1
+                named = ", ".join(map(printable, paths)) + ", ..." * (more > len(paths))
+                told = f"failed: {count_of(more, 'more file')}: {printable(cause)}: {named}"
+                self._observer.problem(told)
+        self._counts.clear()
+        self._paths.clear()
 
 
 class Observer:
@@ -7571,11 +8721,60 @@ class Observer:
     def planned(self, change: Change) -> None:
         """In a dry run: this would be looked at."""
 
+    def waiting(self, reason: str) -> None:
+        """The store has not answered yet, and why; called several times a second."""
+
     def stuck(self, reason: str) -> None:
         """The run does not end, though it was stopped: the system does not come back to it.
 
         Called in a thread of its own, once. Nothing that was recorded is lost if the process ends.
         """
+
+
+class Proof:
+    """Holds successes back until the store has proven itself: see Uploader.prove().
+
+    Proven with the first object that has a byte in it; if there is none, or none for long, with
+    the first.
+    """
+
+    def __init__(self, uploader: Uploader) -> None:
+        self.problem = ""  # it has not
+        self.held: list[Outcome] = []  # taken, and not believed yet
+        self._is_needed = isinstance(uploader, InspectableUploader)
+        self._is_asked = False
+
+    def sift(self, outcomes: Sequence[AnyOutcome]) -> list[AnyOutcome]:
+        """What may be followed now."""
+        rest: list[AnyOutcome] = []
+        for outcome in outcomes:
+            if outcome.id.endswith("/proof"):
+                rest += self._end(outcome)
+            elif self._is_needed and is_taken(outcome):
+                assert isinstance(outcome, Outcome)
+                self.held.append(outcome)
+            else:
+                rest.append(outcome)
+        return rest
+
+    def _end(self, outcome: AnyOutcome) -> list[Outcome]:
+        """A store that cannot be asked is believed; one that answers amiss is not."""
+        if isinstance(outcome, Outcome) and outcome.kind in GIVEN_BACK:
+            self.problem = outcome.error
+            return []
+        self._is_needed = False
+        held, self.held = self.held, []
+        return held
+
+    def candidate(self, *, is_end: bool) -> Outcome | None:
+        """What to prove it with, once."""
+        if self._is_asked or not self.held:
+            return None
+        first = next((held for held in self.held if held.file_size), None)
+        if first is None and (is_end or len(self.held) >= PAGE_ROWS):
+            first = self.held[0]
+        self._is_asked = first is not None
+        return first
 
 
 class LargeFile:
@@ -7598,6 +8797,12 @@ class LargeFile:
         self.restarts = 0
         self.is_gone = False  # the store does not know the upload any more
         self.is_fast = True  # no part went by the safe lane
+
+
+RESTARTS = {OutcomeKind.CHANGED: READ_ATTEMPTS - 1, OutcomeKind.GONE: 1, OutcomeKind.CRAMPED: 1}
+STALE_STATUSES = frozenset(
+    (400, 404, 409, 412, 501)
+)  # not 403 or 507: a new upload would meet them too
 
 
 class WorkList:
@@ -7624,6 +8829,12 @@ class WorkList:
         self.differed = 0  # files whose bytes were compared, and were others
         self.stale = 0  # files whose metadata the store would not renew
         self.refusal = ""  # why
+        self.proof = Proof(uploader)
+        self._later: deque[FileModel] = deque()  # failed passing: tried once more at the end
+        self._was_tried: set[str] = set()  # of those, and of those that were taken out of turn
+        self._turn = 0
+        self._has_begun_anew = False  # an upload of an earlier run that was refused
+        self._most_parts = MAX_PARTS  # until the store says that it takes fewer
         self.resumed_bytes = 0  # that need not be sent, since this was last set to 0
         self.failed_abort = ""  # why an upload that is not wanted is still there
         self._aborting: set[str] = set()
@@ -7653,10 +8864,45 @@ class WorkList:
             page = self._take_pending()
         if not page and is_first:
             page = self._take_ready() or self._take_left_over()
+        if not page and is_first:
+            is_end = len(self._taken) == len(self.proof.held)
+            page = self._prove(is_end=is_end) or self._take_later()
         return page
+
+    def _prove(self, *, is_end: bool = False) -> list[AnyTask]:
+        """The task that proves the store, when there is something to do so with."""
+        first = self.proof.candidate(is_end=is_end)
+        if first is None:
+            return []
+        file = self._taken[first.id.partition("/")[0]]
+        ends = file.id, file.file_path, file.object_key
+        found = Found(*ends, first.file_size, first.last_modified, first.permissions)
+        return [ProofTask(f"{file.id}/proof", found.key, found)]
+
+    def take_others(self, count: int, directories: set[str]) -> list[AnyTask]:
+        """Files of other directories; with a count of -1, what follows of these files."""
+        if count < 0:
+            ready = [
+                task
+                for task in self._ready
+                if isinstance(task, ProofTask) or task.id.partition("/")[0] in directories
+            ]
+            self._ready = deque(task for task in self._ready if task not in ready)
+            parts = (next(self._parts[name], None) for name in directories if name in self._parts)
+            return [*ready, *map(self._hand_out, filter(None, parts))]
+        page = self._ledger.begin_elsewhere(self._job.id, count, directories, self._taken)
+        self._was_tried.update(file.id for file in page)
+        return [*self._tasks_of(page), *self._take_ready()]
+
+    @property
+    def left(self) -> int:
+        """Files that are not done with."""
+        return max(self._files, 0) + len(self._taken)
 
     def take_back(self, outcomes: Sequence[AnyOutcome]) -> list[Outcome]:
         """Write outcomes into the ledger. Returns those of files that are done with."""
+        outcomes = self.proof.sift(outcomes)
+        self._ready.extend(self._prove())
         if not outcomes:
             return []
         with self._ledger.together():
@@ -7680,30 +8926,49 @@ class WorkList:
             if part is None:
                 del self._parts[file_id]
                 continue
-            self._large[file_id].in_flight += 1
-            self._large[file_id].unsent -= part.size
-            page.append(part)
+            page.append(self._hand_out(part))
             size -= part.size
         return page
+
+    def _hand_out(self, part: PartTask) -> PartTask:
+        large = self._large[part.id.partition("/")[0]]
+        large.in_flight += 1
+        large.unsent -= part.size
+        return part
 
     def _take_pending(self) -> list[AnyTask]:
         """Pages get smaller towards the end, so that all processes end together."""
         if len(self._large) >= MAX_OPEN_UPLOADS:
             return []
         rows = max(20, min(PAGE_ROWS, self._files // self._page_share))
-        page = self._ledger.begin_page(self._job.id, self._position, rows, PAGE_BYTES)
+        where = self._job.id, self._position, rows, PAGE_BYTES, self._turn
+        page = self._ledger.begin_page(*where)
+        if not page and self._turn + 1 < len(TURNS):
+            self._turn, self._position = self._turn + 1, (-1, "")
+            return self._take_pending()
         if not page:
             return []
-        self._files -= len(page)
         self._position = (page[-1].file_size, page[-1].id)
+        if self._was_tried:
+            page = [file for file in page if file.id not in self._was_tried]
+        return self._tasks_of(page) if page else self._take_pending()
+
+    def _tasks_of(self, page: Sequence[FileModel]) -> list[AnyTask]:
+        """Those of small files; large ones are ready to begin."""
+        self._files -= len(page)
         self._taken.update((file.id, file) for file in page)
         large = [file for file in page if file.file_size > self._threshold]
-        small = page[: len(page) - len(large)]
+        small = [file for file in page if file.file_size <= self._threshold]
         self._ledger.doubt_hashes(small)
         if large:
             with self._ledger.together():
                 self._ready.extend(map(self._open, large))
         return list(map(task_of, small))
+
+    def _take_later(self) -> list[AnyTask]:
+        """What failed passing, once more."""
+        again, self._later = self._later, deque()
+        return self._tasks_of(again) or self._take_ready()
 
     def _take_left_over(self) -> list[AnyTask]:
         """Uploads that earlier runs began, and nobody wants any more."""
@@ -7725,10 +8990,20 @@ class WorkList:
             if outcome.kind in STORED and file_id in self._begun_before:  # it was large before
                 self._ready.extend(self._abort_tasks([self._begun_before[file_id]]))
             if outcome.kind is not OutcomeKind.LARGE:
-                return outcome
+                return self._put_off(outcome)
             self._ready.append(self._open(self._taken[file_id]))
             return None
         return self._follow_large(self._large[file_id], outcome)
+
+    def _put_off(self, outcome: Outcome) -> Outcome | None:
+        """What fails passing for the first time is not done with."""
+        file_id = outcome.id
+        if outcome.kind is not OutcomeKind.UNSENT or file_id in self._was_tried:
+            return outcome
+        self._was_tried.add(file_id)
+        self._later.append(self._taken.pop(file_id))
+        self._files += 1
+        return None
 
     def _follow_large(self, large: LargeFile, outcome: AnyOutcome) -> Outcome | None:
         large.in_flight -= 1
@@ -7740,6 +9015,9 @@ class WorkList:
             if outcome.kind in STORED:
                 return self._end(large, outcome)
             large.problem = large.problem or outcome
+            if outcome.kind is OutcomeKind.CRAMPED:
+                number = int(outcome.id.rpartition("/")[2])
+                self._most_parts = min(self._most_parts, number - 1)
             self._parts.pop(large.file.id, None)
         if large.problem:
             return None if large.in_flight else self._give_up(large, large.problem)
@@ -7785,7 +9063,13 @@ class WorkList:
         stored = stored_parts(self._ledger.parts(file.id)) if known else ()
         large.in_flight += 1
         return BeginTask(
-            f"{file.id}/begin", task_of(file), known, stored, anew, self._job.created_at
+            f"{file.id}/begin",
+            task_of(file),
+            known,
+            stored,
+            anew,
+            self._most_parts,
+            self._job.created_at,
         )
 
     def _upload_row(self, large: LargeFile, begun: Begun | None) -> UploadModel:
@@ -7865,20 +9149,32 @@ class WorkList:
         return outcome._replace(id=file_id)
 
     def _give_up(self, large: LargeFile, problem: Outcome) -> Outcome | None:
-        """A large file cannot be uploaded as it was begun: begin anew, or end it."""
+        """A large file cannot be uploaded as it was begun: begin anew, or end it.
+
+        What the store has of it is kept for the next run, unless the file is gone.
+        """
         kind = problem.kind
-        may_help = kind in (OutcomeKind.CHANGED, OutcomeKind.GONE)
-        if may_help and large.restarts < READ_ATTEMPTS - 1:
+        if large.restarts < RESTARTS.get(kind, 0) or self._is_stale(large, problem):
             large.restarts += 1
-            large.is_gone = kind is OutcomeKind.GONE
+            large.is_gone = kind is not OutcomeKind.CHANGED
             large.problem = None
             self._ready.append(self._begin(large))
             return None
+        if kind in RESTARTS:
+            kind = OutcomeKind.FAILED
         del self._large[large.file.id]
-        if kind in (OutcomeKind.FAILED, OutcomeKind.VANISHED, OutcomeKind.GONE):
+        if kind is OutcomeKind.VANISHED:
             self._abort(large)
-        kind = OutcomeKind.FAILED if may_help else kind
-        return problem._replace(id=large.file.id, kind=kind)
+        return self._put_off(problem._replace(id=large.file.id, kind=kind))
+
+    def _is_stale(self, large: LargeFile, problem: Outcome) -> bool:
+        """Whether an upload of an earlier run is refused, once a run, for what it is."""
+        is_refused = problem.kind is OutcomeKind.REFUSED and problem.status in STALE_STATUSES
+        known, begun = large.known, large.begun
+        is_old = large.was_known and begun and known and known.upload_id == begun.upload_id
+        is_stale = bool(is_refused and is_old) and not self._has_begun_anew
+        self._has_begun_anew |= is_stale
+        return is_stale
 
     def _abort(self, large: LargeFile) -> None:
         assert large.known is not None
@@ -7971,8 +9267,8 @@ class BatchJobModel(BatchJobRow):
         self.db = absolute(db)
         self._began = time.monotonic()
         self._stop: Stop | None = None
-        self._refused_in_a_row = 0
-        self._denied = 0
+        self._groups = FailureGroups(self.observer)
+        self._is_told_away = 0.0
         self._failed = self._settled_files = self._settled_bytes = 0
         self._memory = MemoryGauge()
         self._preparation: Preparation | None = None
@@ -8140,7 +9436,7 @@ class BatchJobModel(BatchJobRow):
     def _watched(self) -> Watchdog:
         return Watchdog(
             self._movement,
-            lambda: self.stop(self._silence(WATCH_SECONDS)),
+            lambda: self.stop(self._silence(WATCH_SECONDS), ExitCode.INCOMPLETE),
             lambda: self.observer.stuck(self._silence(WATCH_SECONDS + GIVE_UP_SECONDS)),
         )
 
@@ -8174,8 +9470,19 @@ class BatchJobModel(BatchJobRow):
     def _prepare(self) -> Preparation:
         """See to the destination, once, beside the scan that found something to upload."""
         if self._preparation is None:
-            self._preparation = Preparation(self.uploader)
+            self._preparation = Preparation(self.uploader, self.first_patience())
         return self._preparation
+
+    @property
+    def patience(self) -> float:
+        """Seconds that the store may be away."""
+        told = self.options.patience
+        return PATIENCE_SECONDS if told is None else told
+
+    def first_patience(self) -> float:
+        """Before it has answered: a mistyped URL must not cost minutes, a job at boot may wait."""
+        is_known = self.options.patience is not None or self._ledger.has_uploads(self.place)
+        return self.patience if is_known else FIRST_SECONDS
 
     def _find_ends(self) -> None:
         """Both ends of the way: ROOT can be read, the destination is known."""
@@ -8187,6 +9494,7 @@ class BatchJobModel(BatchJobRow):
             cause = f"it is a {kind_of(mode)}"
             raise UsageError("read root", self.root_dir, cause, "name a directory or a file")
         descriptor_limit()  # the walk keeps a directory open for each level
+        self.uploader.patience = self.patience
         self._resolve()
         self.destination, self.endpoint = self.uploader.destination, self.uploader.endpoint
         self.summary.batch_id, self.summary.root = self.id, self.root_dir
@@ -8224,16 +9532,15 @@ class BatchJobModel(BatchJobRow):
             self._upload_all()
             self._ledger.release_in_progress(self.id)
         except PfuError as error:
-            began = self.summary.uploaded > 0
-            self._stop = Stop(ExitCode.STOPPED if began else error.exit_code, str(error))
+            self._stop = Stop(error.exit_code, str(error))
         except Exception as error:  # noqa: BLE001  whatever it is, the ledger and a line say it
-            self._stop = Stop(ExitCode.STOPPED, internal_error(error))
+            self._stop = Stop(ExitCode.INCOMPLETE, internal_error(error))
         if self._preparation:
             self._preparation.close()
         try:
             self._finish()
         except LedgerError as error:
-            self._stop = self._stop or Stop(ExitCode.STOPPED, str(error))
+            self._stop = self._stop or Stop(ExitCode.INCOMPLETE, str(error))
             self._conclude()
 
     def _save(self, status: JobStatus) -> None:
@@ -8335,7 +9642,10 @@ class BatchJobModel(BatchJobRow):
             change = compare(found, known, self.options, taken_over=self._is_taken_over)
             if change is not None:
                 changes.append(change)
-                self._failed += bool(found.problem)
+                if found.problem:
+                    self._failed += 1
+                    if not self._ledger.read_only:  # a dry run tells of it by itself
+                        self._groups.add(found.path, found.problem)
                 self._moved += change.reason in MOVED_ALONE
                 if change.reason == OLDER_LEDGER:
                     self.note(OLDER_LEDGER_NOTE)
@@ -8366,6 +9676,7 @@ class BatchJobModel(BatchJobRow):
         preparation = self._prepare()
         self._is_preparing = True
         while not preparation.is_done(TICK_SECONDS):
+            self.observer.waiting(preparation.trouble)
             if self.is_stopping():
                 return
         for note in preparation.result():
@@ -8375,11 +9686,6 @@ class BatchJobModel(BatchJobRow):
             self._engine = engine
             try:
                 self._upload_pending(engine, files)
-                again = 0 if self.is_stopping() else self._ledger.retry_failed(self.id)
-                if again:
-                    self._denied = 0
-                    self._failed -= again
-                    self._upload_pending(engine, again)
             finally:
                 self._tick(engine)
                 self._count_traffic(engine)
@@ -8398,8 +9704,9 @@ class BatchJobModel(BatchJobRow):
     def _make_engine(self) -> Engine:
         limiter = self.options.limiter(self.uploader.fast_lane_off is None)
         options = dataclasses.replace(self.options.engine(), root=self._root)
+        limits = limiter, self.options.bwlimit, RunClock(self.patience)
         if self.options.mode == "concurrent":
-            return Engine([LocalRunner(self.uploader, options)], limiter, self.options.bwlimit)
+            return Engine([LocalRunner(self.uploader, options)], *limits)
         method = start_method()
         with contextlib.ExitStack() as started:
             runners: list[Runner] = []
@@ -8407,7 +9714,7 @@ class BatchJobModel(BatchJobRow):
                 runner = WorkerRunner(self.uploader, options, method)
                 started.callback(runner.close, kill=True)
                 runners.append(runner)
-            engine = Engine(runners, limiter, self.options.bwlimit)
+            engine = Engine(runners, *limits)
             started.pop_all()
         return engine
 
@@ -8415,9 +9722,16 @@ class BatchJobModel(BatchJobRow):
         work = WorkList(
             *(self._ledger, self, self.uploader, self.options, files), whole=self._is_whole()
         )
-        for outcomes in engine.upload(work.next_page, lambda: self._tick(engine)):
-            for outcome in work.take_back(outcomes):
-                self._count(outcome)
+        engine.files_left = files
+        uploading = engine.upload(work.next_page, lambda: self._tick(engine), work.take_others)
+        for outcomes in uploading:
+            with self._ledger.together():  # what is recorded is counted, whatever happens next
+                for outcome in work.take_back(outcomes):
+                    self._count(outcome)
+                self._write_counts()
+            engine.files_left = work.left
+            if work.proof.problem:
+                self.stop(work.proof.problem, ExitCode.CANNOT_START)
             self._count_resumed(work)
             for note in engine.notes:
                 self.note(note)
@@ -8453,7 +9767,6 @@ class BatchJobModel(BatchJobRow):
             summary.uploaded += 1
             is_sent = kind is OutcomeKind.UPLOADED or outcome.sent
             summary.bytes_uploaded += outcome.file_size if is_sent else 0
-            self._refused_in_a_row = 0
         elif kind is OutcomeKind.UNCHANGED:
             summary.unchanged += 1
             self._settled_files += 1
@@ -8465,20 +9778,10 @@ class BatchJobModel(BatchJobRow):
             reasons["vanished"] = reasons.get("vanished", 0) + 1
         else:
             self._failed += kind not in GIVEN_BACK
-            self._weigh_failure(outcome)
-
-    def _weigh_failure(self, outcome: Outcome) -> None:
-        """Stop where all further tries would be in vain."""
-        if outcome.kind is OutcomeKind.FATAL:
-            self.stop(outcome.error, ExitCode.CANNOT_START)
-        if outcome.kind not in (OutcomeKind.DENIED, OutcomeKind.UNSENT):
-            return
-        self._denied += outcome.kind is OutcomeKind.DENIED
-        self._refused_in_a_row += 1
-        if self._denied >= MAX_DENIED and self.summary.uploaded == 0:
-            self.stop(outcome.error, ExitCode.CANNOT_START)
-        elif self._refused_in_a_row >= MAX_UNSENT:
-            self.stop(f"{MAX_UNSENT} files in a row failed, the last: {outcome.error}")
+            if kind is OutcomeKind.FATAL:
+                self.stop(outcome.error, ExitCode.CANNOT_START)
+            elif kind is not OutcomeKind.RELEASED:
+                self._groups.add(outcome.path, outcome.cause or outcome.error)
 
     def is_stopping(self) -> bool:
         """Whether nothing new is to be begun: a signal came, or the time is over."""
@@ -8489,11 +9792,32 @@ class BatchJobModel(BatchJobRow):
 
     def _tick(self, engine: Engine) -> bool:
         self._memory.look()
+        self._share_news(engine)
+        now, clock = time.monotonic(), engine.clock
+        away = f"{clock.shows(now):.0f} s: {clock.cause}" if clock.is_away(now) else ""
+        if clock.is_over(now):
+            self.stop(f"the store has been away for {away}", ExitCode.INCOMPLETE)
+        elif engine.row.is_lost:
+            self.stop(refused_text(engine.row), ExitCode.INCOMPLETE)
+        self._tell_away(clock.shows(now), away)
         stopping = self.is_stopping()
-        self.observer.progress(self._progress(engine, stopping))
+        self.observer.progress(self._progress(engine, stopping, away))
         return stopping
 
-    def _progress(self, engine: Engine, stopping: bool) -> Progress:
+    def _share_news(self, engine: Engine) -> None:
+        again, engine.wants_shared = engine.wants_shared, False
+        if self._preparation and (news := self._preparation.news(again=again)) is not None:
+            engine.share(news)
+
+    def _tell_away(self, seconds: float, away: str) -> None:
+        """Once, and when it is back."""
+        if away and seconds >= TELL_SECONDS and not self._is_told_away:
+            self.observer.note(f"the store has been away for {away}")
+        elif not away and self._is_told_away:
+            self.observer.note(f"the store is back after {self._is_told_away:.0f} s")
+        self._is_told_away = seconds if away and seconds >= TELL_SECONDS else 0.0
+
+    def _progress(self, engine: Engine, stopping: bool, away: str) -> Progress:
         return Progress(
             files=int(engine.total("files")),
             bytes=int(engine.total("bytes")),
@@ -8504,6 +9828,7 @@ class BatchJobModel(BatchJobRow):
             limit=engine.limit,
             throttled=int(engine.total("throttled")),
             stopping=stopping,
+            away=away,
         )
 
     def _count_traffic(self, engine: Engine) -> None:
@@ -8517,6 +9842,7 @@ class BatchJobModel(BatchJobRow):
 
     def _finish(self) -> None:
         """Count, check the counts, and close the run in the ledger."""
+        self._groups.close()
         ledger, summary = self._ledger, self.summary
         ledger.fold()
         summary.failed = ledger.count(self.id, FileStatus.FAILED)
@@ -8525,24 +9851,26 @@ class BatchJobModel(BatchJobRow):
             {"path": path, "reason": reason}
             for path, reason in ledger.failures(self.id, REPORTED_FAILURES)
         ]
-        if self._all_denied() and summary.failures:
-            self._stop = Stop(ExitCode.CANNOT_START, summary.failures[0]["reason"])
         self._conclude()
         if pending != summary.pending and not self._stop:
             self.observer.problem(
                 f"internal error: {summary.pending} files are not accounted for, "
                 f"the ledger knows of {pending} that are pending"
             )
-        self.finished_at = int(time.time())
+        self.finished_at, self.error = int(time.time()), summary.error
+        self._write_counts()
+
+    def _write_counts(self) -> None:
+        """For --status, while the run goes on too."""
+        summary = self.summary
+        if not self.finished_at:
+            summary.failed = self._failed
+            done = summary.uploaded + summary.unchanged + summary.skipped + summary.failed
+            summary.pending = summary.seen - done
         for name in ("seen", "uploaded", "unchanged", "skipped", "failed", "pending"):
             setattr(self, name, getattr(summary, name))
-        self.bytes_uploaded, self.error = summary.bytes_uploaded, summary.error
-        ledger.save_job(self)
-
-    def _all_denied(self) -> bool:
-        """Whether the store refused every file of the run: then it is the run that was refused."""
-        summary = self.summary
-        return not self._stop and not summary.uploaded and 0 < summary.failed <= self._denied
+        self.bytes_uploaded = summary.bytes_uploaded
+        self._ledger.save_job(self)
 
     def _conclude(self) -> None:
         summary = self.summary
@@ -8559,6 +9887,10 @@ class BatchJobModel(BatchJobRow):
         summary = self.summary
         if self._stop:
             summary.exit_code, summary.error = self._stop.exit_code, self._stop.reason
+            is_wish = self._stop.exit_code == ExitCode.STOPPED
+            could_start = self._stop.exit_code == ExitCode.CANNOT_START and summary.uploaded
+            if could_start or (is_wish and (summary.failed or self._is_told_away)):
+                summary.exit_code = ExitCode.INCOMPLETE
             return JobStatus.INTERRUPTED
         if summary.failed or summary.pending:
             summary.exit_code = ExitCode.INCOMPLETE
@@ -8587,14 +9919,15 @@ def compare(
         return Change(found, "forced")
     reason = REASONS_TO_LOOK.get((known.status, known.racy), DAMAGED)
     keeps_hash = bool(known.hashed) and reason != DAMAGED
+    is_late = bool(known.late)
     if taken_over:
-        return Change(found, "known from another ROOT", keeps_hash)
+        return Change(found, "known from another ROOT", keeps_hash, is_late)
     reason = reason or what_changed(found, known, options)
     if reason is None and options.checksum:
         reason = "to be hashed"
     if reason is None and known.stale:
         reason = "the store has older metadata"
-    return Change(found, reason, keeps_hash) if reason else None
+    return Change(found, reason, keeps_hash, is_late) if reason else None
 
 
 def what_changed(found: Found, known: Known, options: RunOptions) -> str | None:
@@ -8622,7 +9955,7 @@ DAMAGED = "its row in the ledger is not pfu's"
 REASONS_TO_LOOK: Mapping[tuple[int, int], str | None] = {
     (FileStatus.SUCCESS, 0): None,
     (FileStatus.SUCCESS, 1): "modified while or just before it was read",
-    **{(FileStatus.FAILED, racy): "failed before" for racy in (0, 1)},
+    **{(FileStatus.FAILED, racy): FAILED_BEFORE for racy in (0, 1)},
     **{(FileStatus.PENDING, racy): "not finished before" for racy in (0, 1)},
     **{(FileStatus.IN_PROGRESS, racy): "not finished before" for racy in (0, 1)},
 }
@@ -8821,6 +10154,8 @@ class Verification:
         self._missed = 0  # objects that the listing did not show
         self._shown: set[bool] = set()  # kinds of ETags that the store repeats: of parts, or not
         self._tree: FreeTree | None = None
+        self._answers = 0  # of the store, to questions about one object
+        self._silent_since = 0.0  # the first that failed since; 0: none did
 
     def run(self) -> None:
         """List, walk, compare: ``verdict`` tells. Raises PfuError."""
@@ -8925,7 +10260,7 @@ class Verification:
                 checked = self._check_file(found, row)
                 if checked.reason:
                     return checked
-            stored = patiently(self._uploader.inspect, found.key)
+            stored = self._patiently(self._uploader.inspect, found.key)
             if stored is None:
                 return Checked(NOT_UPLOADED if row is None else MISSING)
             if row is None:
@@ -8939,6 +10274,22 @@ class Verification:
             raise
         except (TransferError, SourceError) as error:
             return Checked(f"{UNCHECKED}: {error.cause}")
+
+    def _patiently(self, ask: Callable[..., T], *arguments: Any) -> T:
+        """Patience belongs to the run: one file alone has it only while no other is answered."""
+        tries, began, patience = itertools.count(1), time.monotonic(), self._job.patience
+        others = self._answers
+
+        def tell(error: RetryableError) -> None:
+            now = time.monotonic()
+            self._silent_since = self._silent_since or now
+            is_due = next(tries) >= OWN_TRIES and now - began >= OWN_SECONDS
+            if now - self._silent_since >= patience or (is_due and self._answers != others):
+                raise error
+
+        answer = patiently(functools.partial(ask, *arguments), patience, tell)
+        self._answers, self._silent_since = self._answers + 1, 0.0
+        return answer
 
     def _check_object(self, found: Found, row: StoredRow, stored: Inspected) -> Checked:
         """Is it the object that was stored? Its ETag tells only where such ETags are repeated."""
@@ -8974,7 +10325,7 @@ class Verification:
     ) -> Checked:
         proof, read_back = stored.proves(digests), 0
         if proof is None:
-            whole = patiently(self._uploader.read_back, found.key)
+            whole = self._patiently(self._uploader.read_back, found.key)
             proof, read_back = whole == digests[WHOLE_SHA256], stored.size
         return Checked("" if proof else OTHER_BYTES, None, read_back)
 
@@ -8995,7 +10346,7 @@ class Verification:
             return Checked(NOT_UPLOADED)
         is_ours = stored.is_of(found)
         if is_ours and not self._checksum:
-            return Checked("", adopted_row(found, stored, stored.sha256, self._job))
+            return Checked("", adopted_row(found, stored, stored.clear_sha256, self._job))
         digests = self._digests(found, {form for form, _ in stored.forms()} | {WHOLE_SHA256})
         proof, read_back = stored.proves(digests), 0
         if proof is None and (is_ours or self._checksum):
@@ -9003,7 +10354,7 @@ class Verification:
             proof, read_back = not checked.reason, checked.read_back
         if not proof:
             return Checked(OTHER_BYTES if is_ours else NOT_UPLOADED, None, read_back)
-        sha256 = stored.sha256 or digests[WHOLE_SHA256]
+        sha256 = stored.clear_sha256 or digests[WHOLE_SHA256]
         row = adopted_row(found, stored, sha256, self._job)
         row.stale = None if is_ours else 1
         return Checked("", row, read_back)
@@ -9013,8 +10364,8 @@ class Verification:
         self._unchecked_in_a_row += 1
         if not reason.startswith(UNCHECKED):
             self._unchecked_in_a_row = 0
-        if self._unchecked_in_a_row >= MAX_UNSENT:
-            cause = f"{MAX_UNSENT} files in a row {reason}"
+        if self._unchecked_in_a_row >= MAX_UNCHECKED:
+            cause = f"{MAX_UNCHECKED} files in a row {reason}"
             raise TransferError("verify", self._job.destination, cause)
 
     def _count(self, batch: Sequence[Found], reasons: Mapping[str, str]) -> None:
@@ -9043,6 +10394,7 @@ class Verification:
 
 NOT_UPLOADED = "not uploaded"
 UNCHECKED = "cannot be checked"
+MAX_UNCHECKED = 100  # files in a row that cannot be checked, that end a verification
 CHANGED_SINCE = "changed since it was uploaded"
 OTHER_BYTES = "the store has other bytes"
 OTHER_SIZE = "the store has another size"
@@ -9099,15 +10451,6 @@ def adopted_row(found: Found, stored: Inspected, sha256: str, job: BatchJobModel
         part_size=stored.part_size if "-" in sha256 else None,
         destination_id=job.place.id,
     )
-
-
-def patiently(ask: Callable[..., T], *arguments: Any) -> T:
-    """Ask again what may be answered the next time. Raises TransferError."""
-    for attempt in range(1, SEND_ATTEMPTS):
-        with contextlib.suppress(RetryableError):
-            return ask(*arguments)
-        time.sleep(full_jitter(attempt))
-    return ask(*arguments)
 
 
 def difference(found: Found, row: StoredRow | None, listed: Listed | None) -> str:
@@ -9492,7 +10835,11 @@ class UploadView:
 
     def lines(self, columns: int) -> Sequence[Line]:
         """The block: how far, then counts, rates, requests and trouble below each other."""
-        return [self._headline(columns), *grid(self._cells(), columns, (2, 1, 3))]
+        lines = [self._headline(columns), *grid(self._cells(), columns, (2, 1, 3))]
+        away = self._progress.away
+        if away:
+            lines.append([Span(printable(f"the store has been away for {away}"), "yellow")])
+        return lines
 
     def _headline(self, columns: int) -> Line:
         what = Span("stopping " if self._progress.stopping else "uploading", "bold")
@@ -9612,6 +10959,10 @@ class Console(Observer):
             self._view.move(progress, time.monotonic())
             self._block.show(self._view.lines)
 
+    def waiting(self, reason: str) -> None:
+        if reason:
+            self._say_now("waiting", f"for the store (Ctrl-C stops): {printable(reason)}")
+
     def planned(self, change: Change) -> None:
         if not self.plans:
             return
@@ -9625,7 +10976,7 @@ class Console(Observer):
         self.finish()
         self.problem(f"broken off: {printable(reason)}")
         self.last_words(reason)
-        leave(ExitCode.STOPPED)
+        leave(ExitCode.INCOMPLETE)
 
     def finish(self) -> None:
         """Take the live view away."""
@@ -9678,17 +11029,6 @@ def silence(stream: IO[str]) -> None:
         os.close(nowhere)
 
 
-def report_failures(summary: Summary, console: Console) -> None:
-    """One line for each file that is not in the store, the first REPORTED_FAILURES of them."""
-    for failure in summary.failures:
-        if failure["reason"] == summary.error:
-            continue  # it stopped the run, and is told as that
-        console.problem(f"failed: {printable(failure['path'])}: {printable(failure['reason'])}")
-    more = summary.failed - len(summary.failures)
-    if more > 0:
-        console.problem(f"and {count_of(more, 'more failure')}; the ledger has them all")
-
-
 class Count(NamedTuple):
     """A number, what it is of, and more about it."""
 
@@ -9716,7 +11056,7 @@ def count_lines(always: Sequence[Count], others: Iterable[Count], colours: bool)
 STATUS_STYLES: Mapping[int, str] = {ExitCode.OK: "green", ExitCode.INCOMPLETE: "yellow"}
 
 NEXT: Mapping[int, str] = {
-    ExitCode.INCOMPLETE: "run it again: what is not in the store is tried once more",
+    ExitCode.INCOMPLETE: "mend what is named above, and run it again: it goes on from here",
     ExitCode.CANNOT_START: "mend what stopped it, and run it again",
     ExitCode.STOPPED: "run it again: it goes on where this run ended",
 }
@@ -9908,8 +11248,8 @@ examples:
 Each option may be given by the environment too: --bwlimit 20M by PFU_BWLIMIT=20M, --quiet by
 PFU_QUIET=1, several --exclude by PFU_EXCLUDE='*.tmp *.bak'. The command line counts for more.
 
-exit codes: 0 all is in the store, 1 some files are not, 2 could not start,
-3 another run holds the ledger, 4 stopped early (the next run goes on)
+exit codes: 0 all is in the store, 1 something is not (failed, refused, the store away),
+2 could not start, 3 another run holds the ledger, 4 stopped by signal or time limit
 """
 
 
@@ -10213,14 +11553,8 @@ def _add_choice_options(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def _add_engine_options(group: argparse._ArgumentGroup) -> None:
+def _add_ledger_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add(
-        "--mode",
-        choices=("parallel", "concurrent"),
-        default="parallel",
-        help="in several processes (default), or on one event loop",
-    )
     add("--db", metavar="FILE", help="the ledger (default: pfu.db; of a shard pfu.K-of-N.db)")
     add(
         "--keep-history",
@@ -10229,6 +11563,17 @@ def _add_engine_options(group: argparse._ArgumentGroup) -> None:
         default=KEPT_HISTORY,
         help="how long the ledger remembers files that are gone, and runs (default: 90d)",
     )
+
+
+def _add_engine_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add(
+        "--mode",
+        choices=("parallel", "concurrent"),
+        default="parallel",
+        help="in several processes (default), or on one event loop",
+    )
+    _add_ledger_options(group)
     add("--workers", metavar="N", type=in_range(1, 256), default=0, help="processes")
     add("--concurrency", metavar="N", type=in_range(1, 4096), default=0, help="requests in flight")
     add(
@@ -10253,6 +11598,12 @@ def _add_engine_options(group: argparse._ArgumentGroup) -> None:
         help="bytes a second, as 20M (default: no limit)",
     )
     add("--max-duration", metavar="TIME", type=parse_time, default=0.0, help="stop after, as 2h")
+    add(
+        "--patience",
+        metavar="TIME",
+        type=parse_time,
+        help="that the store may be away before the run stops (default: 5m)",
+    )
     add("--nice", metavar="N", type=in_range(0, 19), default=19, help="priority (default: 19)")
 
 
@@ -10318,6 +11669,11 @@ def check_options(options: argparse.Namespace) -> None:
         refuse("--bwlimit", "is below 1K a second")
     if options.provider:
         check_provider_options(options, refuse)
+    check_ends(options, refuse)
+
+
+def check_ends(options: argparse.Namespace, refuse: Callable[[str, str], None]) -> None:
+    """Of the store and of what is written beside it. Raises UsageError."""
     if options.metrics_file:
         folder = os.path.dirname(os.path.abspath(options.metrics_file))
         if os.path.isdir(options.metrics_file) or not os.access(folder, os.W_OK):
@@ -10590,7 +11946,6 @@ def upload(options: argparse.Namespace, console: Console, sandbox: Sandbox | Non
     with stopping_on_signals(job, console):
         summary = job.dry_run() if options.dry_run else job.run()
     console.finish()
-    report_failures(summary, console)
     if summary.error:
         console.problem(f"stopped: {printable(summary.error)}")
     conclude(options, console, summary)
@@ -10690,7 +12045,7 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
     plans = not options.quiet and not options.json
     console = Console(quiet=options.quiet, verbose=options.verbose, live=live, plans=plans)
 
-    def give_up(reason: str, code: ExitCode = ExitCode.STOPPED) -> None:
+    def give_up(reason: str, code: ExitCode = ExitCode.INCOMPLETE) -> None:
         if not options.status:
             root, destination = options.root or "", options.destination or ""
             summary = Summary(

@@ -92,7 +92,7 @@ def unasked(place: Place) -> Place:
     """What is stored has to be read back: no checksums are kept, and no ETag is an MD5."""
     without_pauses(place)
     place.server.faults.append(ChecksumFault(Action("error", 501, "NotImplemented")))
-    place.files(pfu.MAX_UNSENT)
+    place.files(pfu.MAX_UNCHECKED)
     assert place.run("--mode", "concurrent", "--sse", "aws:kms").code == 0
     return place
 

@@ -64,28 +64,37 @@ Mutator = Callable[[bytes, random.Random], bytes]
 TOKEN = frozenset(b"!#$%&'*+.^_`|~-" + string.ascii_letters.encode() + string.digits.encode())
 CONTROLS = frozenset(range(32)) - {9} | {127}
 SINGLE = (
-    *(b"content-length", b"transfer-encoding", b"content-encoding"),
+    *(b"content-length", b"transfer-encoding", b"content-encoding", b"content-type"),
     *(b"etag", b"connection", b"retry-after", b"date"),
 )
 LONGEST_HEAD, LONGEST_BODY, MOST_CHUNKS = 16 * KIB, 64 * KIB, 64
 
 
 def judged(received: bytes) -> str | None:
-    """The ETag of an answer that is strictly right, complete, and all there is; else None."""
+    """The ETag of an answer whose head is strictly right, if nothing follows it; else None."""
     head, blank, body = received.partition(b"\r\n\r\n")
     if not blank or len(head) + 4 > LONGEST_HEAD:
         return None
     status, *lines = head.split(b"\r\n")
     fields = judged_fields(lines)
-    if status != b"HTTP/1.1 200" and not status.startswith(b"HTTP/1.1 200 "):
+    if status[:8] not in (b"HTTP/1.0", b"HTTP/1.1"):
+        return None
+    if status[8:] != b" 200" and not status[8:].startswith(b" 200 "):
         return None
     if CONTROLS & set(status) or fields is None or b"content-encoding" in fields:
         return None
-    content = judged_body(fields, body)
-    if content is None or b"<Error" in content:
+    content = judged_body(fields, body) or b""
+    if b"<Error" in body + content or b"html" in fields.get(b"content-type", b"").lower():
         return None
     etag = fields.get(b"etag", b"")
     return etag.decode("latin-1") if etag.strip(b'"') else None
+
+
+def lives_on(received: bytes) -> bool:
+    """Whether the body is all that its head promises, and no more; the connection may be used."""
+    head, _, body = received.partition(b"\r\n\r\n")
+    fields = judged_fields(head.split(b"\r\n")[1:])
+    return fields is not None and judged_body(fields, body) is not None
 
 
 def judged_fields(lines: Sequence[bytes]) -> dict[bytes, bytes] | None:
@@ -294,10 +303,10 @@ def composed_answer(rng: random.Random) -> bytes:
     return end.join([status, *lines, "", ""]).encode("latin-1", "replace") + body
 
 
-def verdict_on(received: bytes) -> pfu.Answer | pfu.Rejected | None:
+def verdict_on(received: bytes, *, is_last: bool = False) -> pfu.Answer | pfu.Rejected | None:
     """What check_answer() says; any exception but its own is let through."""
     try:
-        return pfu.check_answer(received)
+        return pfu.check_answer(received, is_last=is_last)
     except pfu.Rejected as rejected:
         return rejected
 
@@ -306,11 +315,18 @@ def count_verdicts(answers: Iterator[bytes]) -> Counter[str]:
     """What check_answer() says of each, which has to be what judged() says."""
     said: Counter[str] = Counter()
     for received in answers:
-        verdict = verdict_on(received)
+        verdict = verdict_on(received, is_last=True)
         etag = verdict.etag if isinstance(verdict, pfu.Answer) else None
         assert etag == judged(received), received
+        is_kept = isinstance(verdict, pfu.Answer) and verdict.keep_alive
+        assert lives_on(received) or not is_kept, received
         said[type(verdict).__name__] += 1
-        if isinstance(verdict, pfu.Answer) and said["Answer"] % 16 == 0 and received.isascii():
+        if (
+            isinstance(verdict, pfu.Answer)
+            and said["Answer"] % 16 == 0
+            and is_kept
+            and received.isascii()
+        ):
             http_client_agrees(received, verdict)
     return said
 
@@ -404,11 +420,14 @@ def odd_end(rng: random.Random) -> str:
 
 
 def is_destination(text: str, bucket: str, prefix: str) -> bool:
-    more = frozenset("._-:/") if bucket[:4].lower() == "arn:" else frozenset("._-")
+    """Other stores than AWS have buckets of nearly any name."""
+    is_arn = bucket[:4] == "arn:" and all(c.isalnum() or c in "._-:/" for c in bucket)
+    is_name = 1 <= len(bucket) <= 255 and not any(
+        c.isspace() or c < " " or c in "/?#%\x7f" for c in bucket
+    )
     return (
         f"s3://{bucket}/{prefix}".rstrip("/") == text.rstrip("/")
-        and set(bucket) <= LETTERS_AND_DIGITS | more
-        and 3 <= len(bucket) <= (2048 if ":" in more else 63)
+        and (is_arn or is_name)
         and (not prefix or (prefix.endswith("/") and not prefix.endswith("//")) or prefix == "/")
         and not any("\ud800" <= character <= "\udfff" for character in text)
     )
@@ -665,7 +684,6 @@ WRITINGS: dict[str, Callable[[pfu.Ledger], Any]] = {
     "fold": lambda ledger: ledger.fold(),
     "interrupt": lambda ledger: ledger.interrupt_unfinished_jobs(),
     "begin_page": lambda ledger: all_pages(ledger),
-    "retry": lambda ledger: ledger.retry_failed(BATCH_ID),
     "release": lambda ledger: ledger.release_in_progress(BATCH_ID),
     "save_destination": lambda ledger: ledger.save_destination(DESTINATION),
     "seen_again": lambda ledger: ledger.seen_again(FILE_IDS[:9]),

@@ -66,6 +66,8 @@ class TestAnswers:
                 True,
             ),
             (answer_text("ETag: x", "Content-Length: 0", status="HTTP/1.1 200"), "x", True),
+            # Some frameworks say so of an empty body.
+            (answer_text("ETag: x", "Content-Type: text/html", "Content-Length: 0"), "x", True),
         ],
     )
     def test_clean_answers(self, received: bytes, etag: str, keep_alive: bool) -> None:
@@ -76,7 +78,6 @@ class TestAnswers:
     @pytest.mark.parametrize(
         ("received", "reason"),
         [
-            (b"HTTP/1.0 200 OK\r\n", "not HTTP/1.1"),
             (b"\x16\x03\x01", "not HTTP/1.1"),
             (b"HTTP/1.1 2000 OK\r\n\r\n", "not HTTP/1.1"),
             (b"HTTP/1.1 200 OK\nETag: x\r\n\r\n", "not HTTP/1.1"),
@@ -86,46 +87,18 @@ class TestAnswers:
             (answer_text("nonsense", "ETag: x", "Content-Length: 0"), "not HTTP/1.1"),
             (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 5000, "too long"),
             (answer_text("Content-Length: 0"), "without an ETag"),
-            (answer_text("ETag: x"), "without a length"),
-            (answer_text("ETag: x", "Content-Length: -1"), "without a length"),
-            (answer_text("ETag: x", "Content-Length: 1,1"), "without a length"),
-            (
-                answer_text("ETag: x", "Content-Length: 0", "Transfer-Encoding: chunked"),
-                "without a length",
-            ),
-            (answer_text("ETag: x", "Transfer-Encoding: gzip, chunked"), "without a length"),
             (answer_text("ETag: x", "Content-Length: 0", "content-length: 0"), "twice"),
             (answer_text("ETag: x", "ETag: y", "Content-Length: 0"), "twice"),
-            (answer_text("ETag: x", "Content-Length: 0", body=b"x"), "longer"),
-            (answer_text("ETag: x", "Content-Length: 99999999"), "longer"),
-            (answer_text("ETag: x", "Content-Length: 7", body=b"<Error>"), "is an error"),
+            (answer_text("ETag: x", "Content-Length: 7", body=b"<Error>"), "with an error"),
             (
                 answer_text("ETag: x", "Content-Length: 1", "Content-Encoding: gzip", body=b"z"),
                 "not plain",
-            ),
-            (answer_text("ETag: x", "Transfer-Encoding: chunked", body=b"z\r\n"), "broken chunk"),
-            (answer_text("ETag: x", "Transfer-Encoding: chunked", body=b"\r\n"), "broken chunk"),
-            (
-                answer_text("ETag: x", "Transfer-Encoding: chunked", body=b"1\r\nabc"),
-                "broken chunk",
-            ),
-            (
-                answer_text("ETag: x", "Transfer-Encoding: chunked", body=b"0\r\nT: t\r\n\r\n"),
-                "broken chunk",
-            ),
-            (
-                answer_text("ETag: x", "Transfer-Encoding: chunked", body=b"fffff\r\n"),
-                "broken chunk",
-            ),
-            (
-                answer_text("ETag: x", "Transfer-Encoding: chunked", body=b"0\r\n\r\nx"),
-                "after its end",
             ),
             (
                 answer_text(
                     "ETag: x", "Transfer-Encoding: chunked", body=b"7\r\n<Error>\r\n0\r\n\r\n"
                 ),
-                "is an error",
+                "with an error",
             ),
             (answer_text("Content-Length: 0", status="HTTP/1.1 100 Continue"), "Continue"),
             (
@@ -133,6 +106,8 @@ class TestAnswers:
                 "Temporary Redirect",
             ),
             (answer_text(status="HTTP/1.1 204 No Content"), "No Content"),
+            (answer_text("ETag: x", "Content-Type: text/html", body=b"<"), "with HTML"),
+            (answer_text("ETag: x", "Content-Type: text/html", "Content-Length: 9"), "with HTML"),
         ],
     )
     def test_other_answers_are_rejected(self, received: bytes, reason: str) -> None:
@@ -140,6 +115,29 @@ class TestAnswers:
             pfu.check_answer(received)
         assert reason in caught.value.reason
         assert not caught.value.dropped
+
+    @pytest.mark.parametrize(
+        "received",
+        [
+            answer_text("ETag: x"),
+            answer_text("ETag: x", "Content-Length: -1"),
+            answer_text("ETag: x", "Content-Length: 1,1"),
+            answer_text("ETag: x", "Content-Length: 0", "Transfer-Encoding: chunked"),
+            answer_text("ETag: x", "Transfer-Encoding: gzip, chunked"),
+            answer_text("ETag: x", "Content-Length: 0", body=b"x"),
+            answer_text("ETag: x", "Content-Length: 99999999"),
+            answer_text("ETag: x", "Transfer-Encoding: chunked", body=b"z\r\n"),
+            answer_text("ETag: x", "Transfer-Encoding: chunked", body=b"\r\n"),
+            answer_text("ETag: x", "Transfer-Encoding: chunked", body=b"1\r\nabc"),
+            answer_text("ETag: x", "Transfer-Encoding: chunked", body=b"0\r\nT: t\r\n\r\n"),
+            answer_text("ETag: x", "Transfer-Encoding: chunked", body=b"fffff\r\n"),
+            answer_text("ETag: x", "Transfer-Encoding: chunked", body=b"0\r\n\r\nx"),
+            b"HTTP/1.0 200 OK\r\nETag: x\r\n\r\n",
+            b"HTTP/1.0 200 OK\r\nETag: x\r\nContent-Length: 0\r\n\r\n",
+        ],
+    )
+    def test_how_a_body_ends_decides_on_the_connection_alone(self, received: bytes) -> None:
+        assert pfu.check_answer(received, is_last=True) == ("x", False)
 
     def test_what_a_rejection_tells(self) -> None:
         date = "Sun, 22 Nov 2026 19:30:20 GMT"
@@ -170,13 +168,12 @@ class TestAnswers:
                 result, used = fed_in_slices(received, rng)
             except pfu.Rejected:
                 rejected += 1
-                with pytest.raises(pfu.Rejected):
-                    pfu.check_answer(received)
                 continue
             if result is None:
                 waiting += 1
                 assert pfu.check_answer(received) is None
                 continue
             accepted += 1
-            http_client_agrees(used, result)
+            if result.keep_alive:
+                http_client_agrees(used, result)
         assert min(accepted, rejected, waiting) > 5_000

@@ -74,7 +74,8 @@ class TestCredentials:
             assert place.stored() == place.local()
             assert run.json["fast_lane"] > 0 or (lane, size) != ("fast", "small")
         else:
-            assert (run.code, run.err.count("\n")) == (2, 1), run.err
+            assert run.code == (1 if run.json["uploaded"] else 2)
+            assert run.err.splitlines()[-1].startswith("pfu: stopped: ")
             assert "InvalidAccessKeyId" in run.err
             assert (run.json["failed"], run.json["pending"] > 0) == (0, True)
             keep_credentials(place, "AKIDNEW", "new-secret")
@@ -95,7 +96,7 @@ class TestCredentials:
         action = Action("call", function=give_wrong_ones)
         place.server.faults.append(Fault(action, "PutObject", after=20, times=1))
         run = place.run("--mode", mode, "--concurrency", 4, "--json")
-        assert (run.code, run.err.count("\n")) == (2, 1), run.err
+        assert run.code == (1 if run.json["uploaded"] else 2), run.err
         assert "InvalidAccessKeyId" in run.err
         assert (run.json["failed"], run.json["pending"] > 0) == (0, True)
 
@@ -106,11 +107,12 @@ class TestCredentials:
         revoke = Action("call", function=lambda: vars(place.server).update(credentials={}))
         place.server.faults.append(Fault(revoke, "PutObject", after=9, times=1))
         run = place.run("--mode", mode, "--concurrency", 4, "--workers", 1, "--json")
-        assert (run.code, run.json["failed"], run.json["failures"]) == (2, 0, []), run.err
+        assert run.code == (1 if run.json["uploaded"] else 2), run.err
+        assert (run.json["failed"], run.json["failures"]) == (0, [])
         assert run.json["uploaded"] + run.json["pending"] == 120
-        assert run.json["uploaded"] >= 9
         assert "InvalidAccessKeyId" in run.err
-        assert run.err.count("\n") == 1
+        may_be = "what is stored could not be looked at: look at: 403"  # if it was not, till then
+        assert len([line for line in run.err.splitlines() if may_be not in line]) == 1, run.err
         assert place.check_ledger_is_honest() == run.json["uploaded"]
         place.server.credentials = known
         again = place.run("--mode", mode, "--json")

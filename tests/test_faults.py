@@ -33,11 +33,11 @@ from testing.jobs import assert_all_is_there
 from testing.place import BUCKET, KIB, Run, children_of, is_alive, wait_until
 from testing.tables import (
     FROM_THE_START,
-    HARMLESS,
     LASTING,
     LEDGERS,
     PASSING,
     READING,
+    REFUSED,
     UNDER_WAY,
     Reads,
     give_each_file_a_fault,
@@ -102,7 +102,7 @@ def storms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Trial]]:
         for trial in trials:
             trial.tree()
             trial.server.faults.append(TenSeconds(Action("error", 503, "SlowDown")))
-            trial.launch()
+            trial.launch("--patience", "60s")
         monkeypatch.undo()
         yield trials
 
@@ -113,7 +113,7 @@ class TestAnswers:
     @pytest.mark.usefixtures("storms")
     @EVERY_WAY
     def test_faults_that_pass_cost_no_file(self, trial: Trial) -> None:
-        give_each_file_a_fault(trial, PASSING, times=6)  # botocore alone tries four times
+        give_each_file_a_fault(trial, PASSING, times=6)
         summary = assert_said(trial.run(), 0)
         assert summary["uploaded"] == len(trial.server.faults)
         assert [fault for fault in trial.server.faults if not fault.applied] == []
@@ -121,34 +121,32 @@ class TestAnswers:
         assert_recovers(trial)
 
     @EVERY_WAY
-    def test_faults_that_last_cost_their_file_alone(self, trial: Trial) -> None:
-        for name, value in {"THROTTLED_SECONDS": 0.05, "SEND_ATTEMPTS": 1}.items():
-            trial.patch(name, value)
+    def test_what_is_refused_costs_its_file_alone(self, trial: Trial) -> None:
         trial.file("smallest", b"is the first")
-        give_each_file_a_fault(trial, {name: action for name, (action, _) in LASTING.items()}, None)
+        give_each_file_a_fault(trial, {name: action for name, (action, _) in REFUSED.items()}, None)
         summary = assert_said(trial.run(), 1)
         failures = {
             os.path.relpath(f["path"], trial.root): f["reason"] for f in summary["failures"]
         }
-        assert set(trial.local()) - set(failures) - HARMLESS == {"smallest"}
+        assert set(trial.local()) - set(failures) == {"smallest"}
         for path, reason in failures.items():
-            assert re.search(LASTING[os.path.basename(path)][1], reason)
+            assert re.search(REFUSED[os.path.basename(path)][1], reason)
         assert trial.first_lanes() == {trial.way.lane}
         assert_recovers(trial)
 
-    @pytest.mark.parametrize("trial", TWO, ids="-".join, indirect=True)
-    def test_what_is_not_taken_is_not_denied(self, trial: Trial) -> None:
-        """One refusal after many files that the store was not able to take ends no run."""
-        trial.patch("SEND_ATTEMPTS", 1)
-        for number in range(pfu.MAX_DENIED + 5):
-            trial.file(f"f{number}", trial.content(parts=2))
-        trial.file("last", trial.content(parts=2) + b"which is larger")
-        trial.server.faults += [
-            Fault(Action("error", 403, "AccessDenied"), key="/last$"),
-            Fault(Action("error", 500, "InternalError"), key="/f"),
-        ]
-        summary = assert_said(trial.run("--concurrency", 2), 1, "AccessDenied")
-        assert summary["failed"] == len(trial.local())
+    @pytest.mark.parametrize(
+        "trial, name",
+        [(way, name) for way in TWO for name in LASTING],
+        ids=["-".join((name, *way)) for way in TWO for name in LASTING],
+        indirect=["trial"],
+    )
+    def test_what_passes_and_lasts_is_a_store_that_is_away(self, trial: Trial, name: str) -> None:
+        action, says = LASTING[name]
+        trial.tree()
+        trial.server.faults.append(Fault(action, trial.operation, after=3))
+        summary = assert_said(trial.run("--patience", "2s"), 1)
+        assert (summary["failed"], summary["pending"] > 0) == (0, True)
+        assert re.search(f"the store has been away for . s: upload: .*({says})", summary["error"])
         assert_recovers(trial)
 
 
@@ -173,9 +171,9 @@ class TestUnderWay:
         breaks(trial)
         run = trial.run("--concurrency", 2)
         trial.mend()
-        summary = assert_said(run, code, says)
+        began = run.json["uploaded"] > 0
+        summary = assert_said(run, 1 if code == 2 and began else code, says)
         assert summary["uploaded"] < len(trial.local()) or not code
-        assert trial.acknowledged()
         assert trial.first_lanes() == {trial.way.lane}
         assert_recovers(trial)
 
@@ -242,7 +240,7 @@ class TestCertificates:
 
             trial.in_the_middle(exchange_certificate)
             run = trial.run("--concurrency", 2)
-            assert_said(run, 2, "(the certificate is not trusted;")
+            assert_said(run, 1 if run.json["uploaded"] else 2, "(the certificate is not trusted;")
             assert len(trial.server.log) - seen[0] <= 2  # those that had their connection
             assert trial.first_lanes() == {way.lane}
             context.sni_callback = None

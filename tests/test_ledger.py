@@ -95,9 +95,11 @@ class TestPages:
             seen += [(file.file_size, file.id) for file in page]
         assert seen == sorted(seen)
         assert len(set(seen)) == 5000
-        plan = ledger._rows("EXPLAIN QUERY PLAN " + pfu.PAGE_SQL, (0, 5, "a", "job", 10))
-        assert "FileStat_pages (status=? AND (file_size,id)>(?,?))" in str(plan)
-        assert "TEMP B-TREE" not in str(plan)
+        for turn in pfu.TURNS:
+            sql = "EXPLAIN QUERY PLAN " + pfu.PAGE_SQL.format(turn)
+            plan = str(ledger._rows(sql, (0, 5, "a", "job", 10)))
+            assert "FileStat_pages (status=? AND (file_size,id)>(?,?))" in plan
+            assert "TEMP B-TREE" not in plan
 
     def test_pages_are_bounded_by_bytes_too(self, tmp_path: Path) -> None:
         ledger = pfu.Ledger(tmp_path / "l.db")
@@ -239,7 +241,7 @@ class TestOddLedgers:
             (pfu.OutcomeKind.RELEASED, pfu.FileStatus.PENDING),
             (pfu.OutcomeKind.FATAL, pfu.FileStatus.PENDING),
             (pfu.OutcomeKind.FAILED, pfu.FileStatus.FAILED),
-            (pfu.OutcomeKind.DENIED, pfu.FileStatus.FAILED),
+            (pfu.OutcomeKind.REFUSED, pfu.FileStatus.FAILED),
         ],
     )
     def test_a_file_that_was_sent_loses_its_hash(

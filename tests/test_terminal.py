@@ -32,12 +32,12 @@ def slow_and_busy(place: Place, files: int = 80) -> None:
     place.server.faults += [
         Fault(Action("error", 400, "InvalidRequest"), operation="PutObject", key="f00003"),
         Fault(Action("error", 503, "SlowDown"), operation="PutObject", times=8, after=20),
-        Fault(Action("slow", seconds=0.15), operation="PutObject"),
+        Fault(Action("slow", seconds=0.3), operation="PutObject"),
     ]
 
 
 SLOW = ("--mode", "concurrent", "--concurrency", "16")
-FAILURE = r"pfu: failed: \S*f00003: upload .*InvalidRequest: injected"
+FAILURE = r"pfu: failed: \S*f00003: upload: InvalidRequest: injected"
 
 
 class TestTerminal:
@@ -52,7 +52,7 @@ class TestTerminal:
         headline = r"uploading  \[#+-+\]  +\d+ %"
         counts = r" +\d+ / 80 files +[\d.]+ files/s +[1-9]\d* in flight +1 failed"
         sizes = r" +[\d.]+ [KMi]*B / 112\.8 KiB +[\d.]+ [KMi]*B/s +16 at most +8 throttled"
-        block = seen.view(rf"^{headline}\n{counts}\n{sizes}$").splitlines()
+        block = seen.view(rf"(?m)^{headline}\n{counts}\n{sizes}$").splitlines()[-3:]
         assert len(re.findall(r"[#-]", block[0])) == bar
         assert [line.index("/") for line in block[1:]] == [block[1].index("/")] * 2
         assert {"1", "2", "31", "33", "0"} == seen.screen.styles
@@ -269,7 +269,8 @@ class TestProgress:
                 told.append(progress)
 
         assert s3_job(at_hand, Watcher(), mode=mode, concurrency=8).run().exit_code == 1
-        assert max(step.in_flight for step in told) == 8 == told[-1].limit
+        most = max(step.in_flight for step in told)
+        assert most - 1 <= 8 == told[-1].limit <= most  # the proof of the store waits for no slot
         assert (told[-1].in_flight, told[-1].files, told[-1].failed) == (0, 99, 1)
         assert told[-1].throttled == 8
 
