@@ -5397,6 +5397,8 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             )
             client.meta.events.register_first("before-parse.*", make_parsable)
             client.meta.events.register("before-parse.*", refuse_half_an_answer)
+            again = functools.partial(on_another_connection, client)
+            client.meta.events.register_first(f"needs-retry.{service}", again)
             if self.endpoint:  # AWS alone has the names that botocore insists on
                 client.meta.events.unregister("before-parameter-build.s3", validate_bucket_name)
             return client
@@ -6499,6 +6501,22 @@ def tls_hint(problem: str) -> str:
     return ""
 
 
+def on_another_connection(
+    client: Any, attempts: int, caught_exception: Exception | None, **_: Any
+) -> float | None:
+    """botocore's handler of needs-retry: 0 where a request met a connection that was closed.
+
+    Servers that close a connection after an answer, and do not say so, would else be found closed
+    again by the same request for ever.
+    """
+    from botocore.exceptions import ConnectionClosedError
+
+    if attempts > 1 or not isinstance(caught_exception, ConnectionClosedError):
+        return None
+    client.close()  # the idle ones: they may be as dead
+    return 0
+
+
 class Privacy(NamedTuple):
     """Whether strangers can read a bucket: why they can, and what could not be found out."""
 
@@ -6546,18 +6564,25 @@ def _ask(question: Callable[[], Any], absent: Any) -> tuple[Any, str]:
     """The answer, or ``absent`` where there is no such setting, and why there is no answer."""
     from botocore.exceptions import BotoCoreError, ClientError
 
-    try:
-        return question(), ""
-    except ClientError as error:
-        code = error.response.get("Error", {}).get("Code", "")
-        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        if code.startswith("NoSuch") or code == "OwnershipControlsNotFoundError":
-            return absent, ""
-        return absent, f"{error.operation_name} says {code or status}"
-    except KeyError as error:
-        return absent, f"the answer lacks {error}"
-    except BotoCoreError as error:
-        return absent, str(error)
+    unknown = ""
+    for attempt in range(1, 4):  # what passes may have passed by then
+        try:
+            return question(), ""
+        except ClientError as error:
+            code = error.response.get("Error", {}).get("Code", "")
+            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            if code.startswith("NoSuch") or code == "OwnershipControlsNotFoundError":
+                return absent, ""
+            unknown = f"{error.operation_name} says {code or status}"
+            if not is_passing(status):
+                break
+        except KeyError as error:
+            unknown = f"the answer lacks {error}"
+            break
+        except BotoCoreError as error:
+            unknown = str(error)
+        time.sleep(min(full_jitter(attempt), PROBE_SECONDS))
+    return absent, unknown
 
 
 # ======================================================================================
@@ -9728,6 +9753,9 @@ class BatchJobModel(BatchJobRow):
             with self._ledger.together():  # what is recorded is counted, whatever happens next
                 for outcome in work.take_back(outcomes):
                     self._count(outcome)
+                for outcome in outcomes:  # of a part too, whose file is not done with
+                    if isinstance(outcome, Outcome) and outcome.kind is OutcomeKind.FATAL:
+                        self.stop(outcome.error, ExitCode.CANNOT_START)
                 self._write_counts()
             engine.files_left = work.left
             if work.proof.problem:
@@ -9778,9 +9806,7 @@ class BatchJobModel(BatchJobRow):
             reasons["vanished"] = reasons.get("vanished", 0) + 1
         else:
             self._failed += kind not in GIVEN_BACK
-            if kind is OutcomeKind.FATAL:
-                self.stop(outcome.error, ExitCode.CANNOT_START)
-            elif kind is not OutcomeKind.RELEASED:
+            if kind not in GIVEN_BACK:
                 self._groups.add(outcome.path, outcome.cause or outcome.error)
 
     def is_stopping(self) -> bool:

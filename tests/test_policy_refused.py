@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 from collections import Counter
@@ -153,6 +154,18 @@ class TestRuns:
         assert run.code == (1 if run.json["uploaded"] else 2), run.err
         assert (run.json["failed"], "ExpiredToken" in run.json["error"]) == (0, True)
         assert place.server.count("PutObject") < 300  # what was in flight, by either lane
+
+    @BOTH_MODES
+    def test_credentials_that_end_amid_a_large_file_stop_the_run(
+        self, place: Place, mode: str
+    ) -> None:
+        """Though the parts that wait behind the one that met it are not done with."""
+        place.file("large", os.urandom(20 << 20))
+        place.server.faults.append(Fault(Action("error", 403, "ExpiredToken"), after=5))
+        run = place.start("--mode", mode, "--part-size", "5M", "--concurrency", "1", "--json")
+        out, err = run.communicate(timeout=60)
+        assert (run.returncode, "ExpiredToken" in err) == (2, True), err
+        assert json.loads(out)["pending"] == 1
 
 
 class AsksForMd5(Fault):
