@@ -6046,13 +6046,15 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         """ListMultipartUploads."""
         with self._calling("list uploads to", f"s3://{self.bucket}/{key}") as client:
             pages = client.get_paginator("list_multipart_uploads")
-            return [
+            found = [
                 upload["UploadId"]
                 for page in pages.paginate(Bucket=self.bucket, Prefix=key, **self.options.access())
                 for upload in page.get("Uploads", [])
                 if len(upload["Key"]) == len(key)  # it begins with the key: Prefix
                 and upload["Initiated"].timestamp() > since - CLOCK_SKEW_SECONDS
             ]
+            client.close()  # what follows is a Create that was lost: on another connection
+            return found
 
     # -- what is there
 
@@ -6502,7 +6504,7 @@ def tls_hint(problem: str) -> str:
 
 
 def on_another_connection(
-    client: Any, attempts: int, caught_exception: Exception | None, **_: Any
+    client: Any, operation: Any, attempts: int, caught_exception: Exception | None, **_: Any
 ) -> float | None:
     """botocore's handler of needs-retry: 0 where a request met a connection that was closed.
 
@@ -6514,7 +6516,7 @@ def on_another_connection(
     if attempts > 1 or not isinstance(caught_exception, ConnectionClosedError):
         return None
     client.close()  # the idle ones: they may be as dead
-    return 0
+    return None if operation.name == "CreateMultipartUpload" else 0  # it may have been heard
 
 
 class Privacy(NamedTuple):

@@ -346,7 +346,8 @@ class TestCrashesAndSignals:
                 process.kill()
                 kills += 1
             process.communicate()
-            if (place.path / "pfu.db").stat().st_size and kills:
+            ledger = place.path / "pfu.db"  # a slow start may have been killed before it
+            if ledger.exists() and ledger.stat().st_size and kills:
                 with contextlib.suppress(sqlite3.OperationalError):
                     place.check_ledger_is_honest()
         place.server.faults.clear()

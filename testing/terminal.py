@@ -123,7 +123,9 @@ class Seen:
 
     def view(self, pattern: str) -> str:
         """The first view with it."""
-        return next(view for view in self.views if re.search(pattern, view))
+        found = next((view for view in self.views if re.search(pattern, view)), None)
+        assert found is not None, (pattern, list(dict.fromkeys(self.views)))
+        return found
 
     def take(self, terminal: int) -> None:
         """Show what was written; OSError after the last of it."""

@@ -110,7 +110,7 @@ class Trial(Place):
 
     def program(self, *arguments: object) -> list[str]:
         options = ["--mode", self.way.mode, "--part-size", LEAST_PIECE, "--nice", 0, "--json"]
-        options += ["--patience", "6s"]
+        options += ["--patience", "4s"]
         options += ["--workers", 2] if self.way.mode == "parallel" else []
         return self.command(*options, *arguments)[2:]
 
@@ -221,9 +221,9 @@ class Trial(Place):
 
 
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small parts, no pauses between two tries, and botocore's models and plug-ins loaded once."""
+    """Small parts, short pauses between two tries, and botocore's models and plug-ins loaded once."""
     monkeypatch.setattr(pfu, "MIN_PART_SIZE", LEAST_PIECE)
-    monkeypatch.setattr(pfu, "full_jitter", lambda attempt: 0.0)
+    monkeypatch.setattr(pfu, "full_jitter", lambda attempt: 0.03)
     backoff = "botocore.retries.standard.ExponentialBackoff.delay_amount"
     monkeypatch.setattr(backoff, lambda *_: 0.0)
     session = common_session()  # in this process, so that all others have it

@@ -71,12 +71,12 @@ class TestRuns:
     def test_a_store_that_refuses_all_costs_some_dozens(
         self, place: Place, mode: str, action: Action
     ) -> None:
-        place.files(900)
+        place.files(450)
         place.server.faults.append(Fault(action, "PutObject"))
         run = place.run("--mode", mode, "--json")
         assert (run.code, run.json["uploaded"]) == (1, 0), run.err
         assert pfu.ROW <= run.json["failed"] < 200
-        assert run.json["pending"] == 900 - run.json["failed"]
+        assert run.json["pending"] == 450 - run.json["failed"]
         met = Counter(r.key for r in place.server.log if r.operation == "PutObject")
         assert max(met.values()) <= 3
         assert sum(met.values()) <= 2 * run.json["failed"] + 4
@@ -85,7 +85,7 @@ class TestRuns:
         assert len(run.err.splitlines()) <= 5, run.err
         assert_accounts(run.json)
         place.server.faults.clear()
-        assert place.run("--mode", mode, "--json").json["uploaded"] == 900
+        assert place.run("--mode", mode, "--json").json["uploaded"] == 450
         assert place.stored() == place.local()
 
     @BOTH_MODES

@@ -161,12 +161,12 @@ class TestVerify:
         before = {row["id"]: row["etag"] for row in place.rows()}
         for end in ("", "-wal", "-shm"):
             (place.path / f"pfu.db{end}").unlink(missing_ok=True)
-        place.files(3_000)
+        place.files(1_200)
         more = [path for path in place.root.rglob("d?/f*") if int(path.name[1:]) >= 500]
         put_at_once(place, more, place.server.objects(BUCKET)["p/d1/f00001"])
         place.file("d1/f00001", b"changed meanwhile")
         run = place.run("--verify", "--json")
-        count = 3_000 + 1 + len(ODD_NAMES)
+        count = 1_200 + 1 + len(ODD_NAMES)
         assert (run.code, run.json["adopted"], run.json["differing"]) == (1, count - 1, 1)
         after = {row["id"]: row["etag"] for row in place.rows()}
         assert len(after.items() & before.items()) == len(before) - 1
