@@ -221,7 +221,7 @@ class Trial(Place):
 
 
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small parts, short pauses between two tries, and botocore's models and plug-ins loaded once."""
+    """Small parts, short pauses between tries, and botocore's models and plug-ins loaded once."""
     monkeypatch.setattr(pfu, "MIN_PART_SIZE", LEAST_PIECE)
     monkeypatch.setattr(pfu, "full_jitter", lambda attempt: 0.03)
     backoff = "botocore.retries.standard.ExponentialBackoff.delay_amount"
