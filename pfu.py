@@ -3797,10 +3797,13 @@ class Connection(asyncio.BufferedProtocol):
         self._is_paused = False
         self._is_waiting = False  # for the pacer
         self._is_used = False
+        self._size = 0  # bytes of the body
+        self.arrived: Callable[[int], None] | None = None  # hears how much of it has
 
     def exchange(self, head: bytes, body: Body) -> asyncio.Future[Answer]:
         """Send one request. Cancelling the future calls for abort()."""
         waiter = self._waiter = self._pool.loop.create_future()
+        self._size = len(body)
         self._has_moved()
         if self._transport is None:
             self._lose(None)
@@ -3822,6 +3825,12 @@ class Connection(asyncio.BufferedProtocol):
         if self._transport is not None:
             self._transport.abort()
             self._transport = None
+
+    def look(self) -> None:
+        """Tell how much of the body has arrived, as far as the kernel knows."""
+        if self.arrived and self._waiter is not None and self._transport is not None:
+            rest = 0 if self._rest is None else len(self._rest)
+            self.arrived(self._size - rest - unsent_bytes(self._transport))
 
     def expire(self) -> None:
         """Called by the pool after the deadline."""
@@ -4136,6 +4145,7 @@ class ConnectionPool:
         """Expire what is past its deadline; to be called every SWEEP_SECONDS."""
         self.now = self.loop.time()
         for connection in list(self._connections):
+            connection.look()
             if connection.deadline < self.now:
                 connection.expire()
 
@@ -4423,14 +4433,14 @@ class FastLane:
         template: RequestTemplate,
         credentials_source: Callable[[], Credentials],
         clock: Callable[[], float] = time.time,
-        pacer: Pacer | None = None,
+        traffic: Traffic | None = None,
         patience: float = PATIENCE_SECONDS,
     ) -> None:
         self.requests = 0
+        self._traffic = traffic or Traffic()
         self._stall_seconds = min(STALL_SECONDS, max(patience, LEAST_STALL_SECONDS))
         self._skews: list[float] = []  # told since something was taken with the present clock
         self._accepted: float | None = None  # the offset with which something was taken last
-        self._pacer = pacer or Pacer()
         self._template = template
         self._credentials_source = credentials_source
         self._clock = clock
@@ -4442,7 +4452,7 @@ class FastLane:
         self._writer = HeadWriter(self._template, self._credentials, self._clock)
         is_tls = self._template.scheme == "https"
         context = tls_context(self._template.ca_bundle) if is_tls else None
-        self._pool = ConnectionPool(self._template.address, context, self._pacer)
+        self._pool = ConnectionPool(self._template.address, context, self._traffic.pacer)
         self._pool.stall_seconds = self._stall_seconds
         self._tasks = [loop.create_task(self._sweep()), loop.create_task(self._refresh())]
 
@@ -4484,13 +4494,13 @@ class FastLane:
 
         offset = self._writer.clock_offset
         try:
-            etag = await self._put(head, body)
+            etag = await self._put(head, body, sha256_hex)
         except ConnectionStale:
-            etag = await self._send(await self._pool.connect(), head(), body)
+            etag = await self._send(await self._pool.connect(), head(), body, sha256_hex)
         except Rejected as rejected:
             if not self._corrects_clock(rejected, offset):
                 raise
-            etag = await self._put(head, body)
+            etag = await self._put(head, body, sha256_hex)
         except ValueError as problem:
             raise Rejected(None, str(problem)) from problem
         if offset == self._writer.clock_offset:
@@ -4498,7 +4508,7 @@ class FastLane:
             self._skews.clear()
         return etag
 
-    async def _put(self, make_head: Callable[[], bytes], body: Body) -> str:
+    async def _put(self, make_head: Callable[[], bytes], body: Body, sha256_hex: str) -> str:
         idle = self._pool.idle
         connection = idle.pop() if idle else await self._pool.connect()
         try:
@@ -4506,10 +4516,14 @@ class FastLane:
         except ValueError:
             self._pool.give_back(connection)
             raise
-        return await self._send(connection, head, body)
+        return await self._send(connection, head, body, sha256_hex)
 
-    async def _send(self, connection: Connection, head: bytes, body: Body) -> str:
+    async def _send(self, connection: Connection, head: bytes, body: Body, sha256_hex: str) -> str:
         self.requests += 1
+        is_large = len(body) > ONE_WRITE
+        connection.arrived = (
+            functools.partial(self._traffic.arrived, sha256_hex) if is_large else None
+        )
         try:
             return (await connection.exchange(head, body)).etag
         except asyncio.CancelledError:
@@ -4759,6 +4773,9 @@ class Part(NamedTuple):
     sha256: str  # hex, of the body
 
 
+MAX_FURTHEST = 10_000  # bodies of which is known how far they got
+
+
 class Traffic:
     """Counts of what an uploader sent. add() may be called from threads.
 
@@ -4775,11 +4792,21 @@ class Traffic:
         self.beats = 0
         self.moved = 0  # bytes of large bodies that arrived for the first time
         self.wants_shared = False  # what Uploader.adopt() took is refused
+        self._furthest: dict[str, int] = {}
         self._lock = threading.Lock()
 
     def beat(self) -> None:
         """Something moves: bytes were read or sent. What is silent for long is given up."""
         self.beats += 1
+
+    def arrived(self, sha256: str, count: int) -> None:
+        """So many bytes of a large body are at the other end, now or at an earlier try."""
+        with self._lock:
+            before = self._furthest.pop(sha256, 0)
+            self.moved += max(count - before, 0)
+            self._furthest[sha256] = max(count, before)
+            if len(self._furthest) > MAX_FURTHEST:
+                del self._furthest[next(iter(self._furthest))]
 
     def add(self, *, requests: int = 0, retries: int = 0, throttled: int = 0) -> None:
         """Count what was sent by the safe lane."""
@@ -5535,7 +5562,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             lane = FastLane(
                 self._template,
                 self._credentials,
-                pacer=self.traffic.pacer,
+                traffic=self.traffic,
                 patience=self.patience,
             )
             await lane.open()
@@ -5665,7 +5692,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
 
     def _pace(self, request: Any, **_: Any) -> None:
         if isinstance(request.body, PartBody):
-            request.body.pacer = self.traffic.pacer
+            request.body.traffic = self.traffic
 
     def _count_throttling(self, response_dict: Any, **_: Any) -> None:
         if response_dict and response_dict.get("status_code") in SLOW_DOWN_STATUSES:
@@ -5696,7 +5723,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             with self._calling("upload", self._way(upload.source.path, upload.key)) as client:
                 assert upload.body is not None
                 answer = client.put_object(
-                    Body=PartBody(memoryview(upload.body)),
+                    Body=PartBody(memoryview(upload.body), upload.sha256),
                     **self._object(upload),
                     **self._sums(upload.body, upload.sha256, checksum),
                 )
@@ -5783,7 +5810,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             ) as client:
                 answer = client.upload_part(
                     PartNumber=part.number,
-                    Body=PartBody(part.body),
+                    Body=PartBody(part.body, part.sha256),
                     **self._upload(part.key, part.upload_id),
                     **self._sums(part.body, part.sha256, checksum),
                 )
@@ -6218,11 +6245,12 @@ def digest_of(body: Any, beat: Callable[[], None]) -> str:
 class PartBody(io.RawIOBase):
     """A body as botocore reads it: to hash it, then, from its start again, to send it."""
 
-    def __init__(self, body: Body) -> None:
+    def __init__(self, body: Body, sha256: str) -> None:
         super().__init__()
         self._body = body
+        self._sha256 = sha256
         self._position = 0
-        self.pacer: Pacer | None = None  # while it is sent, not while it is hashed
+        self.traffic: Traffic | None = None  # while it is sent, not while it is hashed
 
     def readable(self) -> bool:
         return True
@@ -6234,7 +6262,7 @@ class PartBody(io.RawIOBase):
         """Only the three ways of a file."""
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: len(self._body)}
         self._position = base[whence] + offset
-        self.pacer = None
+        self.traffic = None
         return self._position
 
     def tell(self) -> int:
@@ -6242,8 +6270,9 @@ class PartBody(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         piece = self._body[self._position : self._position + len(buffer)]
-        if self.pacer:
-            time.sleep(self.pacer.delay(len(piece), time.monotonic()))
+        if self.traffic:
+            time.sleep(self.traffic.pacer.delay(len(piece), time.monotonic()))
+            self.traffic.arrived(self._sha256, self._position)
         buffer[: len(piece)] = piece.read() if isinstance(piece, FileBody) else piece
         self._position += len(piece)
         return len(piece)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ import pfu
 from testing.faults import Action, Fault
 from testing.place import BOTH_MODES, Place, assert_accounts, closed_port
 from testing.server import S3Server
+from testing.trials import TWO, Way, hurry, trial_of
 from testing.uploaders import InstantUploader
 
 # ======================================================================================
@@ -116,6 +119,23 @@ class TestRuns:
         assert place.stored() == place.local()
         assert ("the store is back after" in run.err) == (seconds > 5), run.err
         assert place.check_ledger_is_honest() == 600
+
+    @pytest.mark.parametrize("way", TWO, ids="-".join)
+    def test_a_slow_line_is_no_store_that_is_away(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: Way
+    ) -> None:
+        """What arrives for the first time is movement, though an answer takes long."""
+        hurry(monkeypatch)
+        with trial_of(tmp_path, way) as trial:
+            trial.file("refused for a while", b"x")
+            trial.file("slow", os.urandom(1 << 20))
+            busy = Fault(Action("error", 503, "ServiceUnavailable"), "PutObject", "while")
+            trial.server.faults.append(busy)
+            mend = threading.Timer(6, trial.server.faults.clear)
+            mend.start()
+            run = trial.run("--part-size", "5M", "--bwlimit", "128K", "--patience", "2s")
+            mend.join()
+            assert (run.code, run.json["uploaded"]) == (0, 2), run.err
 
     @BOTH_MODES
     @pytest.mark.parametrize("status", [408, 425, 520])
