@@ -82,6 +82,7 @@ import sys
 import tempfile
 import threading
 import time
+import unicodedata
 import urllib.parse
 import uuid
 from abc import ABC, abstractmethod
@@ -750,6 +751,8 @@ class BatchJobRow(BaseModel):
 FOLDER_DIGITS = 12  # of an id that are the directory's: see Ids
 BEHIND_HEX = "g"
 FAILED_BEFORE = "failed before"
+KEPT_OTHERWISE = "this store keeps it under another name"
+LATE = None, FAILED_BEFORE, KEPT_OTHERWISE  # what a row says, by Known.late
 
 
 def directory_of(file_id: str) -> str:
@@ -774,7 +777,7 @@ class Known(NamedTuple):
     missing_since: int | None
     row: int  # SQLite's number of it
     hashed: int  # 1: a hash of the bytes that the store has is known
-    late: int = 0  # 1: it failed before, and has not been taken since
+    late: int = 0  # 1: it failed before, and has not been taken since; 2: it would again
 
 
 class Found(NamedTuple):
@@ -897,7 +900,7 @@ class Change(NamedTuple):
     found: Found
     reason: str
     keeps_hash: bool = False  # what the store has is known: read and compare, then decide
-    is_late: bool = False  # it failed before: all else goes first
+    late: int = 0  # 1: it failed before, all else goes first; 2: it would again
 
 
 FOUND_COLUMNS = [
@@ -931,7 +934,8 @@ REHASH_SQL = FileModel.update_sql(
 )
 outcome_values = operator.attrgetter("id", *OUTCOME_COLUMNS)
 IS_HASHED = f"coalesce(sha256, etag) IS NOT NULL AND status != {FileStatus.IN_PROGRESS:d}"
-ADDED = (IS_HASHED, "error IS NOT NULL")  # to the first fields of Known
+IS_LATE = f"(error NOTNULL) + coalesce(error LIKE '{KEPT_OTHERWISE}%', 0)"
+ADDED = IS_HASHED, IS_LATE  # to the first fields of Known
 KNOWN_SQL = FileModel.select_sql("WHERE id IN ({})", (*Known._fields[:-3], "rowid", *ADDED))
 NOT_FOLDED_SQL = OutcomeRow.select_sql(
     "WHERE file_id IN ({})", ("file_id", *Known._fields[1:-4], "NULL", "0", *ADDED)
@@ -1198,8 +1202,8 @@ class Ledger:
         """Write files that have to be looked at: pending, or failed where the scan says so."""
         rehash, anew = [], []
         path: str | bytes
-        for found, _, keeps_hash, is_late in changes:
-            late = FAILED_BEFORE if is_late else None
+        for found, _, keeps_hash, number in changes:
+            late = LATE[number]
             path = self._alias(found.path)
             path = path if path.isascii() else sql_path(path)
             if keeps_hash:
@@ -1401,6 +1405,27 @@ class Ledger:
         self._not_folded += len(files)
         if self._not_folded >= FOLD_ROWS:
             self.fold()
+
+    def lose_objects(self, job: BatchJobRow, keys: set[str]) -> None:
+        """Make files pending that may have been overwritten by what was sent as ``keys``."""
+        if not keys:
+            return
+        plain = set().union(*map(plain_parts, keys))
+        keys.clear()
+        self.fold()
+        condition = (
+            "WHERE status=? AND destination_id IS "
+            "(SELECT destination_id FROM FileStat WHERE batch_id=? LIMIT 1)"
+        )
+        sql = FileModel.select_sql(condition, ("id", "object_key"))
+        with self._transaction() as db:
+            found = db.execute(sql, (FileStatus.SUCCESS, job.id))
+            lost = [(file_id,) for file_id, key in found if not plain.isdisjoint(plain_parts(key))]
+            db.executemany(
+                f"UPDATE FileStat SET status={FileStatus.PENDING:d}, etag=NULL, sha256=NULL "
+                "WHERE id=?",
+                lost,
+            )
 
     def fold(self) -> None:
         """Bring all outcomes into the rows of their files."""
@@ -5034,6 +5059,13 @@ class InspectableUploader(Uploader):
         """Notes on an object that was taken and is not there. Raises FatalError without one."""
         raise self.unproven(f"it took {key}, and does not have it")
 
+    def kept_as(self, key: str, size: int, since: float) -> str:
+        """The name under which the store keeps what it took; empty if that is not known.
+
+        ``since``: when the run began, seconds since the epoch.
+        """
+        return ""
+
     def unproven(self, cause: str) -> FatalError:
         """What is said of a store that is none."""
         return FatalError("use", self.destination, cause, "is that URL an S3 server?")
@@ -5194,6 +5226,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         self._trying_without = threading.RLock()
         self._connections = 10
         self._terms = self._acknowledged_terms = Terms()
+        self._asked_why: Terms | None = None  # with which a 403 to HEAD was asked about
 
     def _name_destination(self) -> None:
         self.destination = f"s3://{self.bucket}/{self.prefix}".rstrip("/")
@@ -5520,6 +5553,10 @@ class S3Uploader(MultipartUploader, InspectableUploader):
                 raise
             hint = "the credentials were read again"
             raise RetryableError(operation, subject, error.cause, hint) from error
+        except RetryableError as error:
+            if error.dropped:
+                client.close()  # the idle connections: they may be as dead
+            raise
         self._acknowledged_terms = terms
 
     def _renew_credentials(self, refused: Any) -> bool:
@@ -6037,10 +6074,22 @@ class S3Uploader(MultipartUploader, InspectableUploader):
                     Bucket=self.bucket, Key=key, **more, **self.options.access()
                 )
             except client.exceptions.ClientError as error:
-                if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
+                status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+                if status == 404:
                     return None
+                if status == FORBIDDEN and self._asked_why != self._terms:
+                    self._asked_why = self._terms
+                    self._tell_credentials(client)
                 raise
             return head
+
+    def _tell_credentials(self, client: Any) -> None:
+        """Raise ClientError if it was for them: an answer to HEAD has no body that says so."""
+        try:
+            client.list_objects_v2(Bucket=self.bucket, MaxKeys=0, **self.options.access())
+        except client.exceptions.ClientError as error:
+            if error.response["Error"]["Code"] in CREDENTIAL_CODES:
+                raise
 
     def is_complete(
         self, upload: Upload, upload_id: str, parts: Sequence[StoredPart]
@@ -6157,11 +6206,54 @@ class S3Uploader(MultipartUploader, InspectableUploader):
                     return [f"something takes objects away at once: {key} was taken, and is gone"]
         return super().explain_loss(key)
 
+    def kept_as(self, key: str, size: int, since: float) -> str:
+        """ListObjectsV2, one page, of what begins like the key up to where that is odd."""
+        odd = is_odd(key)
+        below = key[: odd.start()] if odd else key
+        with self._calling("list", f"s3://{self.bucket}/{below}") as client:
+            page = client.list_objects_v2(Bucket=self.bucket, Prefix=below, **self.options.access())
+        listed = page.get("Contents", [])
+        if key in [stored["Key"] for stored in listed]:
+            return key
+        if page.get("IsTruncated"):
+            return ""
+        others = (
+            stored["Key"]
+            for stored in listed
+            if stored["Size"] == size
+            and stored["LastModified"].timestamp() > since - CLOCK_SKEW_SECONDS
+            and plain_parts(stored["Key"]) & plain_parts(key)
+        )
+        return next(others, "")
+
     def read_back(self, key: str) -> str:
         """GetObject."""
         with self._calling("read back", f"s3://{self.bucket}/{key}") as client:
             answer = client.get_object(Bucket=self.bucket, Key=key, **self.options.access())
             return digest_of(answer["Body"], self.traffic.beat)
+
+
+# What some store is known to keep in another way, each by a kind of its own.
+ODD_IN_KEYS = {
+    "backslash": r"\\",
+    "control": r"[\0-\x1f\x7f]",
+    "letter": r"[^\0-\x7f]",
+    "edge": r"(?:(?<=/)|^)[. ]|[. ](?=/|$)",
+}
+is_odd = re.compile("|".join(ODD_IN_KEYS.values())).search
+
+
+def odd_kinds(key: str) -> frozenset[str]:
+    """The kinds of what is odd in a key."""
+    if not is_odd(key):
+        return frozenset()
+    return frozenset(kind for kind, odd in ODD_IN_KEYS.items() if re.search(odd, key))
+
+
+def plain_parts(key: str) -> frozenset[str]:
+    """What no store alters, with letters taken apart into their accents and without."""
+    forms = key, unicodedata.normalize("NFD", key)
+    return frozenset(re.sub(r"[^0-9A-Za-z]", "", form) for form in forms)
 
 
 PRECONDITION_FAILED = 412
@@ -6535,17 +6627,18 @@ def tls_hint(problem: str) -> str:
 def on_another_connection(
     client: Any, operation: Any, attempts: int, caught_exception: Exception | None, **_: Any
 ) -> float | None:
-    """botocore's handler of needs-retry: 0 where a request met a connection that was closed.
+    """botocore's handler of needs-retry: 0 for a question that met a connection already closed.
 
     Servers that close a connection after an answer, and do not say so, would else be found closed
-    again by the same request for ever.
+    by the second of two questions each time that both are asked.
     """
     from botocore.exceptions import ConnectionClosedError
 
-    if attempts > 1 or not isinstance(caught_exception, ConnectionClosedError):
+    is_lost = isinstance(caught_exception, ConnectionClosedError)
+    if attempts > 1 or not is_lost or not operation.name.startswith(("Get", "Head", "List")):
         return None
-    client.close()  # the idle ones: they may be as dead
-    return None if operation.name == "CreateMultipartUpload" else 0  # it may have been heard
+    client.close()  # the idle connections: they may be as dead
+    return 0
 
 
 class Privacy(NamedTuple):
@@ -6702,6 +6795,16 @@ class ProofTask(NamedTuple):
     size: int = 0
 
 
+class NameTask(NamedTuple):
+    """An object that the store has taken, and may keep under another name."""
+
+    id: str
+    key: str
+    file_size: int  # bytes
+    since: float  # seconds since the epoch
+    size: int = 0
+
+
 class AbortTask(NamedTuple):
     """A multipart upload that is not wanted any more."""
 
@@ -6712,7 +6815,8 @@ class AbortTask(NamedTuple):
     size: int = 0
 
 
-AnyTask = Union[Task, BeginTask, PartTask, CompleteTask, ProofTask, AbortTask]
+AnyTask = Union[Task, BeginTask, PartTask, CompleteTask, ProofTask, NameTask, AbortTask]
+LOOKS = ProofTask, NameTask  # at what was sent: they go before all else
 
 
 class Begun(NamedTuple):
@@ -6740,6 +6844,13 @@ class PartDone(NamedTuple):
     fast: bool  # it went by the fast lane
 
 
+class Named(NamedTuple):
+    """The answer to a NameTask."""
+
+    id: str
+    kept_as: str  # empty: nobody knows
+
+
 class Proven(NamedTuple):
     """The store has what it has acknowledged."""
 
@@ -6752,7 +6863,7 @@ class Aborted(NamedTuple):
     id: str
 
 
-AnyOutcome = Union[Outcome, Begun, PartDone, Proven, Aborted]
+AnyOutcome = Union[Outcome, Begun, PartDone, Proven, Named, Aborted]
 
 
 class Report(NamedTuple):
@@ -6944,7 +7055,7 @@ class PageRunner:
             await self._open()
         for task in page:
             self._waiting_bytes += task.size
-            if self.gauges["others"] or isinstance(task, ProofTask):  # past those that wait
+            if self.gauges["others"] or isinstance(task, LOOKS):  # past those that wait
                 self._start(self._do(task, is_chosen=True))
             else:
                 self._waiting.put_nowait(task)
@@ -7061,7 +7172,7 @@ class PageRunner:
         self._busy += 1
         self._waiting_bytes -= task.size
         transfer = TRANSFERS[type(task)](task, self)
-        transfer.is_chosen = is_chosen or isinstance(task, ProofTask)
+        transfer.is_chosen = is_chosen or isinstance(task, LOOKS)
         size = transfer.memory
         if not self.budget.take(size):
             await self.budget.wait_for(size)
@@ -7816,6 +7927,18 @@ class ProofTransfer(Transfer):
         return Proven(self.task.id)
 
 
+class NameTransfer(Transfer):
+    """Looks under which name the store has what it took."""
+
+    __slots__ = ()
+
+    async def _try(self) -> Named:
+        uploader, task = self.runner.uploader, self.task
+        assert isinstance(uploader, InspectableUploader)
+        ask = functools.partial(uploader.kept_as, task.key, task.file_size, task.since)
+        return Named(task.id, await self.runner.ask(ask))
+
+
 class AbortTransfer(LargeTransfer):
     """Gives up what is left of a multipart upload."""
 
@@ -7836,6 +7959,7 @@ TRANSFERS: Mapping[type, type[Transfer]] = {
     PartTask: PartTransfer,
     CompleteTask: CompleteTransfer,
     ProofTask: ProofTransfer,
+    NameTask: NameTransfer,
     AbortTask: AbortTransfer,
 }
 
@@ -8833,6 +8957,104 @@ class Proof:
         return first
 
 
+MOST_LISTINGS = 4
+
+
+class Spelling:
+    """Holds successes of odd keys back until the store has shown that it keeps such names.
+
+    A store that keeps `a\\b` as `a/b` has one object for two files. The first key of each kind that
+    it takes is looked for; the next one, if that told nothing, up to MOST_LISTINGS a run.
+    """
+
+    def __init__(self, uploader: Uploader, since: float) -> None:
+        self.lost: set[str] = set()  # keys that were sent, and have overwritten others
+        self.held: list[tuple[Outcome, FileModel]] = []
+        self._since = since
+        self._is_needed = isinstance(uploader, InspectableUploader)
+        self._known: dict[str, str] = {}  # kind: empty, or a key that is kept otherwise
+        self._asked: dict[str, tuple[str, frozenset[str]]] = {}  # key and kinds, by task
+        self._looked_for: set[str] = set()  # keys
+        self._tasks: list[AnyTask] = []
+
+    def problem(self, key: str) -> str | None:
+        """Why a file of that key cannot be in the store; None: that is not known yet."""
+        known = [self._known.get(kind) for kind in odd_kinds(key)] if self._is_needed else []
+        example = next(filter(None, known), "")
+        if example:
+            return f"{KEPT_OTHERWISE}, as it does {example}"
+        return None if None in known else ""
+
+    def sift(
+        self, outcomes: Sequence[AnyOutcome], taken: Mapping[str, FileModel]
+    ) -> list[AnyOutcome]:
+        """What may be followed now."""
+        rest: list[AnyOutcome] = []
+        for outcome in outcomes:
+            if outcome.id.endswith("/name"):
+                held = self._answer(outcome)
+            elif is_taken(outcome):
+                assert isinstance(outcome, Outcome)
+                held = [(outcome, taken[outcome.id.partition("/")[0]])]
+            else:
+                rest.append(outcome)
+                continue
+            for success, file in held:
+                problem = self.problem(file.object_key)
+                if problem is None:
+                    self._hold(success, file)
+                elif problem:
+                    self.lost.add(file.object_key)
+                    rest.append(as_kept_otherwise(success._replace(sent=True), file, problem))
+                else:
+                    rest.append(success)
+        return rest
+
+    def tasks(self) -> list[AnyTask]:
+        """What is to be looked at."""
+        tasks, self._tasks = self._tasks, []
+        return tasks
+
+    def _hold(self, success: Outcome, file: FileModel) -> None:
+        self.held.append((success, file))
+        key = file.object_key
+        asked = {kind for _, kinds in self._asked.values() for kind in kinds}
+        open_kinds = odd_kinds(key) - self._known.keys()
+        if not open_kinds & asked and key not in self._looked_for:
+            self._looked_for.add(key)
+            task_id = f"{success.id.partition('/')[0]}/name"
+            self._asked[task_id] = key, open_kinds
+            self._tasks.append(NameTask(task_id, key, success.file_size, self._since))
+
+    def _answer(self, answer: AnyOutcome) -> list[tuple[Outcome, FileModel]]:
+        """Those that were held. Where there is no answer, they stay so, or are believed."""
+        if isinstance(answer, Outcome) and answer.kind in GIVEN_BACK:
+            return []
+        key, kinds = self._asked.pop(answer.id)
+        kept_as = answer.kept_as if isinstance(answer, Named) else ""
+        if kept_as == key:
+            self._known.update(dict.fromkeys(kinds, ""))
+        elif kept_as:
+            altered = kinds - odd_kinds(kept_as) or kinds
+            self._known.update(dict.fromkeys(altered, f"{key} ({kept_as})"))
+        held, self.held = self.held, []
+        if not isinstance(answer, Named) or len(self._looked_for) >= MOST_LISTINGS:
+            self.believe()
+        return held
+
+    def believe(self) -> list[AnyOutcome]:
+        """What nothing has spoken against: all that was held, to be sifted again."""
+        self._known = {**dict.fromkeys(ODD_IN_KEYS, ""), **self._known}
+        held, self.held = self.held, []
+        return [success for success, _ in held]
+
+
+def as_kept_otherwise(outcome: Outcome, file: FileModel, problem: str) -> Outcome:
+    """The failure that it is."""
+    failed = outcome._replace(kind=OutcomeKind.FAILED, path=file.file_path)
+    return failed._replace(error=problem, cause=KEPT_OTHERWISE)
+
+
 class LargeFile:
     """A file on its way in parts."""
 
@@ -8886,6 +9108,8 @@ class WorkList:
         self.stale = 0  # files whose metadata the store would not renew
         self.refusal = ""  # why
         self.proof = Proof(uploader)
+        self._spelling = Spelling(uploader, job.created_at)
+        self._ended: list[Outcome] = []  # of files that need not be sent
         self._later: deque[FileModel] = deque()  # failed passing: tried once more at the end
         self._was_tried: set[str] = set()  # of those, and of those that were taken out of turn
         self._turn = 0
@@ -8921,7 +9145,7 @@ class WorkList:
         if not page and is_first:
             page = self._take_ready() or self._take_left_over()
         if not page and is_first:
-            is_end = len(self._taken) == len(self.proof.held)
+            is_end = len(self._taken) == len(self.proof.held) + len(self._spelling.held)
             page = self._prove(is_end=is_end) or self._take_later()
         return page
 
@@ -8941,13 +9165,14 @@ class WorkList:
             ready = [
                 task
                 for task in self._ready
-                if isinstance(task, ProofTask) or task.id.partition("/")[0] in directories
+                if isinstance(task, LOOKS) or task.id.partition("/")[0] in directories
             ]
             self._ready = deque(task for task in self._ready if task not in ready)
             parts = (next(self._parts[name], None) for name in directories if name in self._parts)
             return [*ready, *map(self._hand_out, filter(None, parts))]
         page = self._ledger.begin_elsewhere(self._job.id, count, directories, self._taken)
         self._was_tried.update(file.id for file in page)
+        page = [file for file in page if not self._fails_by_name(file)]
         return [*self._tasks_of(page), *self._take_ready()]
 
     @property
@@ -8957,14 +9182,20 @@ class WorkList:
 
     def take_back(self, outcomes: Sequence[AnyOutcome]) -> list[Outcome]:
         """Write outcomes into the ledger. Returns those of files that are done with."""
-        outcomes = self.proof.sift(outcomes)
-        self._ready.extend(self._prove())
-        if not outcomes:
+        outcomes = self._spelling.sift(self.proof.sift(outcomes), self._taken)
+        self._ready.extend([*self._prove(), *self._spelling.tasks()])
+        ended, self._ended = self._ended, []
+        if not outcomes and not ended:
             return []
         with self._ledger.together():
-            ended = [end for end in map(self._follow, outcomes) if end]
+            ended += [end for end in map(self._follow, outcomes) if end]
             self._record(ended)
+            self._ledger.lose_objects(self._job, self._spelling.lost)
         return ended
+
+    def last(self, is_stopping: Callable[[], bool]) -> Iterator[list[AnyOutcome]]:
+        """What is to be taken back when nothing is under way any more."""
+        yield [] if is_stopping() else self._spelling.believe()
 
     # -- out
 
@@ -8986,6 +9217,19 @@ class WorkList:
             size -= part.size
         return page
 
+    def _fails_by_name(self, file: FileModel) -> bool:
+        """It would overwrite the object of another file, in this run or as in an earlier one."""
+        problem = self._spelling.problem(file.object_key)
+        if not problem and file.error and file.error.startswith(KEPT_OTHERWISE):
+            problem = file.error
+        if not problem:
+            return False
+        self._files -= 1
+        self._taken[file.id] = file
+        failed = Outcome(file.id, OutcomeKind.FAILED, problem, 0)
+        self._ended.append(as_kept_otherwise(failed, file, problem))
+        return True
+
     def _hand_out(self, part: PartTask) -> PartTask:
         large = self._large[part.id.partition("/")[0]]
         large.in_flight += 1
@@ -9005,8 +9249,8 @@ class WorkList:
         if not page:
             return []
         self._position = (page[-1].file_size, page[-1].id)
-        if self._was_tried:
-            page = [file for file in page if file.id not in self._was_tried]
+        page = [file for file in page if file.id not in self._was_tried]
+        page = [file for file in page if not self._fails_by_name(file)]
         return self._tasks_of(page) if page else self._take_pending()
 
     def _tasks_of(self, page: Sequence[FileModel]) -> list[AnyTask]:
@@ -9780,13 +10024,13 @@ class BatchJobModel(BatchJobRow):
         )
         engine.files_left = files
         uploading = engine.upload(work.next_page, lambda: self._tick(engine), work.take_others)
-        for outcomes in uploading:
+        for outcomes in itertools.chain(uploading, work.last(self.is_stopping)):
             with self._ledger.together():  # what is recorded is counted, whatever happens next
                 for outcome in work.take_back(outcomes):
                     self._count(outcome)
-                for outcome in outcomes:  # of a part too, whose file is not done with
-                    if isinstance(outcome, Outcome) and outcome.kind is OutcomeKind.FATAL:
-                        self.stop(outcome.error, ExitCode.CANNOT_START)
+                for end in outcomes:  # of a part too, whose file is not done with
+                    if isinstance(end, Outcome) and end.kind is OutcomeKind.FATAL:
+                        self.stop(end.error, ExitCode.CANNOT_START)
                 self._write_counts()
             engine.files_left = work.left
             if work.proof.problem:
@@ -9970,21 +10214,20 @@ def compare(
         return Change(found, "cannot be taken")
     if known is None:
         return Change(found, "new")
-    if found.file_size != known.file_size:
-        return Change(found, "size changed")
     if options.force:
         return Change(found, "forced")
+    if found.file_size != known.file_size:
+        return Change(found, "size changed", late=known.late if known.late > 1 else 0)
     reason = REASONS_TO_LOOK.get((known.status, known.racy), DAMAGED)
     keeps_hash = bool(known.hashed) and reason != DAMAGED
-    is_late = bool(known.late)
     if taken_over:
-        return Change(found, "known from another ROOT", keeps_hash, is_late)
+        return Change(found, "known from another ROOT", keeps_hash, known.late)
     reason = reason or what_changed(found, known, options)
     if reason is None and options.checksum:
         reason = "to be hashed"
     if reason is None and known.stale:
         reason = "the store has older metadata"
-    return Change(found, reason, keeps_hash, is_late) if reason else None
+    return Change(found, reason, keeps_hash, known.late) if reason else None
 
 
 def what_changed(found: Found, known: Known, options: RunOptions) -> str | None:

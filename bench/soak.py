@@ -512,6 +512,17 @@ OPERATIONS = weights(
     "PutObject 6 UploadPart 4 CreateMultipartUpload 3 CompleteMultipartUpload 4 HeadObject 1"
     " CopyObject 3 AbortMultipartUpload 3 ListParts 2 ListMultipartUploads 2 HeadBucket 1 any 1"
 )
+OUTAGES = (
+    *(Action("reset_before_body"), Action("reset_before_body"), Action("lost_ack")),
+    *(Action("error", 503, "ServiceUnavailable"), Action("error", 520, ""), Action("garbage")),
+    *(Action("error", 408, "RequestTimeout"), Action("error", 500, "InternalError")),
+)
+REFUSALS = (
+    *(Action("error", 507, "InsufficientStorage"), Action("error", 403, "AccessDenied")),
+    *(Action("error", 400, "InvalidStorageClass"), Action("error", 403, "QuotaExceeded")),
+)
+OLD_DATE = {"date": "Fri, 27 Nov 2020 20:00:00 GMT"}
+WRONG_CLOCK = Action("error", 403, "RequestTimeTooSkewed", headers=OLD_DATE)
 DISTURBANCES = weights(
     "none 6 kill 8 kill-worker 4 term 2 interrupt 2 interrupt-twice 1"
     " pause 1 pause-all 1 pause-worker 1"
@@ -523,9 +534,34 @@ WRITING = (
 MOMENTS = (None, *WRITING)
 
 
+@dataclass
+class Spell(Fault):
+    """A fault that all requests meet, from one of them on, for so many seconds."""
+
+    seconds: float = 1.0
+    began: float | None = None
+
+    def matches(self, request: Any, generator: random.Random) -> bool:
+        if self.began is None or time.monotonic() < self.began + self.seconds:
+            is_met = super().matches(request, generator)
+            if is_met and self.began is None:
+                self.began = time.monotonic()
+            return is_met
+        return False
+
+
 def drawn_faults(rng: random.Random) -> list[Fault]:
     """Few kinds of fault at a time; each is rare or ends, so that runs are short."""
-    faults = []
+    faults: list[Fault] = []
+    if rng.random() < 0.2:  # the store goes away
+        seconds = rng.choice((0.5, 1, 3, 7))
+        faults.append(Spell(rng.choice(OUTAGES), after=rng.choice((0, 5, 30)), seconds=seconds))
+    if rng.random() < 0.1:  # it takes nothing for a while
+        operation = rng.choice(("PutObject", "UploadPart", "CreateMultipartUpload"))
+        after, seconds = rng.choice((0, 5, 30)), rng.choice((0.5, 2))
+        faults.append(Spell(rng.choice(REFUSALS), operation, after=after, seconds=seconds))
+    if rng.random() < 0.1:  # the clock of one node of several is wrong
+        faults.append(Fault(WRONG_CLOCK, probability=rng.choice((0.05, 0.25))))
     for _ in range(rng.choice((0, 1, 2, 3, 5))):
         kinds = rng.choices((PASSING, REFUSING, FATAL), (14, 3, 1))[0]
         operation = drawn(rng, OPERATIONS)
@@ -548,6 +584,7 @@ def drawn_faults(rng: random.Random) -> list[Fault]:
 
 def drawn_options(rng: random.Random, mode: str) -> list[str]:
     options = ["--mode", mode, "--part-size", rng.choice((*["5M"] * 19, "6M"))]
+    options += ["--patience", rng.choice(("2s", "5s", "20s"))]
     if mode == "parallel" and rng.random() < 0.7:
         options += ["--workers", str(rng.randint(1, 4))]
     optional = (
@@ -1013,9 +1050,9 @@ class Soak:
         )
         rules = {
             0: not undone and not told["error"],
-            1: undone and not told["error"],
-            2: told["error"] and ended.plan.faults,
-            4: told["error"] and may_stop,
+            1: undone or told["error"],
+            2: told["error"] and ended.plan.faults and not told["uploaded"],
+            4: told["error"] and may_stop and not told["failed"],
         }
         demand(rules.get(code), f"exit {code} with {undone} undone and error {told['error']!r}")
         self.tally.files_uploaded += told["uploaded"]
@@ -1032,7 +1069,7 @@ class Soak:
         differing = [name for name in names if row[name] != told[name]]
         demand(not differing, f"JSON and BatchJob differ: {differing}")
         demand(row["status"] >= pfu.JobStatus.COMPLETE, "the run is over, and BatchJob not")
-        demand(not busy or told["exit_code"] in (2, 4), f"{busy} rows are left in progress")
+        demand(not busy or told["error"], f"{busy} rows are left in progress")
 
     def check_ledger(self) -> None:
         """Nothing is claimed that was not acknowledged."""

@@ -279,3 +279,57 @@ def test_the_proof_waits_for_no_queue(place: Place) -> None:
     assert place.server.count("PutObject") < 200
     run.kill()
     run.communicate()
+
+
+ALTERED = {
+    "backslash": ("a\\b", "a/b"),
+    "control": ("a\tb", "a b"),
+    "letter": ("\u00e9t\u00e9", "?t?"),
+    "edge": ("ab.", "ab"),
+}
+
+
+class TestSpelling:
+    """A store that keeps some names in another way has one object for two files."""
+
+    @BOTH_MODES
+    @pytest.mark.parametrize("kind", ALTERED)
+    def test_what_is_kept_under_another_name_fails_by_name(
+        self, place: Place, mode: str, kind: str
+    ) -> None:
+        odd, kept = ALTERED[kind]
+        place.file(kept, b"its own")
+        place.file(odd, b"another's")
+        for number in range(30):
+            place.file(f"d/{number}/{odd}", b"%d" % number * 100)
+            place.file(f"e/{number}", b"plain")
+        bucket = place.server.bucket(BUCKET)
+        assert bucket
+        put = bucket.put
+        bucket.put = lambda key, stored: put(key.replace(odd, kept), stored)  # type: ignore[method-assign]
+        run = place.run("--mode", mode, "--json")
+        assert (run.code, run.json["failed"], run.json["uploaded"]) == (1, 31, 31), run.err
+        assert pfu.KEPT_OTHERWISE in run.err
+        assert len([line for line in run.err.splitlines() if "failed: " in line]) <= 4, run.err
+        assert place.server.count("ListObjectsV2") <= 2 + 4
+        keys = {row["object_key"] for row in place.rows("SELECT * FROM FileStat WHERE status=2")}
+        assert keys <= place.stored().keys() | {f"p/{name}" for name in place.stored()}
+        for _ in range(2):  # what was overwritten is put right, and stays so
+            run = place.run("--mode", mode, "--json")
+            assert (run.code, run.json["failed"], run.json["pending"]) == (1, 31, 0), run.err
+            stored = place.server.objects(BUCKET)
+            assert stored[f"p/{kept}"].body == b"its own"
+        assert run.json["requests"] <= 10
+
+    @BOTH_MODES
+    def test_a_store_that_keeps_them_is_asked_once_for_each_kind(
+        self, place: Place, mode: str
+    ) -> None:
+        for odd, kept in ALTERED.values():
+            for name in (odd, kept):
+                for number in range(20):
+                    place.file(f"d{number}/{name}", b"%d" % number)
+        run = place.run("--mode", mode, "--json")
+        assert (run.code, run.json["uploaded"]) == (0, 160), run.err
+        assert place.server.count("ListObjectsV2") <= 1 + 4
+        assert place.stored() == place.local()
