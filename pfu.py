@@ -7029,6 +7029,7 @@ class PageRunner:
         self.budget = ByteBudget(options.memory)
         self._reading = ReadingPlace()
         self._outcomes: list[AnyOutcome] = []
+        self._refused: dict[str, Outcome] = {}  # of a part, by upload id
         self._is_awaited = False  # something follows from an outcome
         self._waiting_bytes = 0
         self._busy = 0
@@ -7176,8 +7177,10 @@ class PageRunner:
         size = transfer.memory
         if not self.budget.take(size):
             await self.budget.wait_for(size)
+        upload_id = task.upload_id if isinstance(task, PartTask) else ""
         try:
-            outcome = await transfer.run()
+            refused = self._refused.get(upload_id)  # another part of it was, and so would this be
+            outcome = refused._replace(id=task.id) if refused else await transfer.run()
         except Exception as error:  # noqa: BLE001  a slot outlives whatever a file does to it
             outcome = Outcome(task.id, OutcomeKind.FAILED, internal_error(error), 1)
         self.budget.give_back(size)
@@ -7185,6 +7188,8 @@ class PageRunner:
         self._outcomes.append(outcome)
         self._is_awaited |= type(task) is not Task
         if isinstance(outcome, Outcome) and outcome.kind is OutcomeKind.REFUSED:
+            if upload_id:
+                self._refused[upload_id] = outcome
             self.gate.refused(task.id)
         if self._reporting is not None and self._is_reportable():
             self._report()
@@ -8496,7 +8501,7 @@ class Engine:
         while time.monotonic() < deadline:
             for runner in idle:
                 self._feed(runner, next_page, waiting)
-            if not waiting and not self.tries_others:
+            if not waiting and not (self.tries_others and self.files_left):
                 return
             done = self.runners[0].wait(waiting, TICK_SECONDS) if waiting else pause(TICK_SECONDS)
             for runner in self.runners:
@@ -10098,7 +10103,7 @@ class BatchJobModel(BatchJobRow):
         away = f"{clock.shows(now):.0f} s: {clock.cause}" if clock.is_away(now) else ""
         if clock.is_over(now):
             self.stop(f"the store has been away for {away}", ExitCode.INCOMPLETE)
-        elif engine.row.is_lost:
+        elif engine.row.is_lost and engine.files_left:
             self.stop(refused_text(engine.row), ExitCode.INCOMPLETE)
         self._tell_away(clock.shows(now), away)
         stopping = self.is_stopping()
