@@ -5227,6 +5227,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         self._connections = 10
         self._terms = self._acknowledged_terms = Terms()
         self._asked_why: Terms | None = None  # with which a 403 to HEAD was asked about
+        self._took_checksum = False  # with an object or a part
 
     def _name_destination(self) -> None:
         self.destination = f"s3://{self.bucket}/{self.prefix}".rstrip("/")
@@ -5664,6 +5665,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         finally:
             self.traffic.fast_requests = lane.requests
         self._refusals, self._failures_in_a_row, self._acknowledged_terms = 0, 0, terms
+        self._took_checksum |= terms.checksums
         return Receipt(etag, fast=True)
 
     def _open_lane(self) -> FastLane | None:
@@ -5779,7 +5781,9 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         """
         checksum, md5 = wanted and self._terms.checksums, self._terms.md5
         try:
-            return call(checksum)
+            answer = call(checksum)
+            self._took_checksum |= checksum
+            return answer
         except TransferError as refused:
             if not md5 and self._learns_md5(refused):
                 return self._with_checksum(what, call, wanted=wanted)
@@ -5791,6 +5795,11 @@ class S3Uploader(MultipartUploader, InspectableUploader):
                 if what in self._tried_without:
                     raise
                 self._tried_without.add(what)
+                if isinstance(refused, FatalError):  # a word of one node, of many that take it?
+                    if self._took_checksum:
+                        raise
+                    with contextlib.suppress(TransferError):
+                        return call(True)
                 try:
                     answer = call(False)
                 except TransferError:

@@ -144,7 +144,7 @@ class TestRuns:
         action = Action("error", 403, code, "?", headers=date)
         place.server.faults.append(Fault(action, "PutObject", probability=0.25))
         run = place.run("--mode", mode, "--json")
-        assert (run.code, run.json["uploaded"]) == (0, 200), run.err
+        assert (run.code, run.json["uploaded"], run.json["notes"]) == (0, 200, []), run.err
 
     @BOTH_MODES
     def test_credentials_that_end_stop_the_run(self, place: Place, mode: str) -> None:
