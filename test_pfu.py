@@ -483,11 +483,11 @@ class TestCrashesAndSignals:
 
     def test_a_time_limit_stops_cleanly(self, place: Place) -> None:
         place.files(300)
-        place.server.faults.append(Fault(Action("slow", seconds=0.1)))
-        arguments = ("--mode", "concurrent", "--concurrency", "2", "--max-duration", "2s", "--json")
+        place.server.faults.append(Fault(Action("slow", seconds=0.1), "PutObject"))
+        arguments = ("--mode", "concurrent", "--concurrency", "2", "--max-duration", "4s", "--json")
         run = place.run(*arguments)
         assert (run.code, run.json["status"]) == (4, "interrupted")
-        assert "the time limit of 2 s is over" in run.err
+        assert "the time limit of 4 s is over" in run.err
         assert place.check_ledger_is_honest() == run.json["uploaded"] > 0
 
 

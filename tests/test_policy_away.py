@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
 from pathlib import Path
@@ -164,7 +165,7 @@ class TestRuns:
         run = place.run("--mode", mode, "--patience", "3s", "--json")
         assert (run.code, run.json["failed"]) == (1, 0), run.err
         assert run.json["uploaded"] + run.json["pending"] == 300
-        assert run.json["error"].startswith("the store has been away for 3 s: upload: ")
+        assert re.match("the store has been away for [3-6] s: upload: ", run.json["error"])
         assert run.json["elapsed_seconds"] < 15
         assert place.server.count("PutObject") < 30 + 4 * 64 + 60  # in flight, then probes alone
         assert_accounts(run.json)
