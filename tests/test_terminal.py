@@ -32,7 +32,7 @@ def slow_and_busy(place: Place, files: int = 80) -> None:
     place.server.faults += [
         Fault(Action("error", 400, "InvalidRequest"), operation="PutObject", key="f00003"),
         Fault(Action("error", 503, "SlowDown"), operation="PutObject", times=8, after=20),
-        Fault(Action("slow", seconds=0.3), operation="PutObject"),
+        Fault(Action("slow", seconds=0.6), operation="PutObject"),
     ]
 
 
