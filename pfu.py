@@ -5341,7 +5341,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
     def _check_credentials(self, client: Any) -> None:
         """HeadBucket's answer has no body: ask what tells wrong credentials from a refusal."""
         try:
-            client.list_objects_v2(Bucket=self.bucket, MaxKeys=0, **self.options.access())
+            self._list_nothing(client)
         except client.exceptions.ClientError as error:
             if classify(error.response["Error"]["Code"], 400) not in (
                 DeniedError,
@@ -5351,6 +5351,10 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             if self._is_default:
                 cause = "it exists, and belongs to another account or may not be used"
                 raise UsageError("use bucket", self.bucket, cause, "name a bucket") from error
+
+    def _list_nothing(self, client: Any) -> None:
+        """ListObjectsV2 of no key: its refusal tells credentials from a lack of permission."""
+        client.list_objects_v2(Bucket=self.bucket, MaxKeys=0, **self.options.access())
 
     def _create_bucket(self, client: Any) -> list[str]:
         """Private, as far as a store lets itself be told so.
@@ -5710,7 +5714,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         for _ in range(2):  # the credentials may be read again meanwhile
             try:
                 with self._calling("list", self.bucket) as client:
-                    client.list_objects_v2(Bucket=self.bucket, MaxKeys=0, **self.options.access())
+                    self._list_nothing(client)
             except RetryableError:
                 continue
             except TransferError:
@@ -6095,7 +6099,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
     def _tell_credentials(self, client: Any) -> None:
         """Raise ClientError if it was for them: an answer to HEAD has no body that says so."""
         try:
-            client.list_objects_v2(Bucket=self.bucket, MaxKeys=0, **self.options.access())
+            self._list_nothing(client)
         except client.exceptions.ClientError as error:
             if error.response["Error"]["Code"] in CREDENTIAL_CODES:
                 raise
