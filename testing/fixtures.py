@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.hooks import accepts_kwargs
 from botocore.loaders import create_loader
 
 import pfu
@@ -98,6 +99,7 @@ def unasked(place: Place) -> Place:
 
 
 model_loader = functools.lru_cache(maxsize=None)(create_loader)
+takes_all = functools.lru_cache(maxsize=None)(accepts_kwargs)
 
 
 @pytest.fixture
@@ -109,6 +111,7 @@ def at_hand(place: Place, no_environment: None, monkeypatch: pytest.MonkeyPatch)
     place.server._store.min_part_size = PIECE
     monkeypatch.setattr(pfu, "full_jitter", lambda attempt: 0.0)
     monkeypatch.setattr("botocore.session.create_loader", model_loader)
+    monkeypatch.setattr("botocore.hooks.accepts_kwargs", takes_all)
     backoff = "botocore.retries.standard.ExponentialBackoff.delay_amount"
     monkeypatch.setattr(backoff, lambda *_: 0.0)
     return place

@@ -83,25 +83,20 @@ def compiled_program() -> str:
 
 
 FORK_SERVER = """
-import gc, marshal, os, random, signal, socket, struct, sys, traceback, types
-import boto3, botocore.config, botocore.credentials, botocore.exceptions, botocore.loaders
+import functools, gc, marshal, os, random, signal, socket, struct, sys, traceback, types
+import boto3, botocore.config, botocore.credentials, botocore.exceptions, botocore.session
 
 program, place = sys.argv[1:]
-models, load_file = {}, botocore.loaders.JSONFileLoader.load_file
-
-def load_model(loader, path):  # each program may have one of each
-    return models.pop(path, None) or load_file(loader, path)
-
-def keep_model(loader, path):
-    return models.setdefault(path, load_file(loader, path))
-
-botocore.loaders.JSONFileLoader.load_file = keep_model
 os.environ.clear()  # each program has its own
 os.environ["AWS_CONFIG_FILE"] = os.environ["AWS_SHARED_CREDENTIALS_FILE"] = os.devnull
+# What botocore reads from its files and learns of its own functions is the same for each program.
+loader = botocore.session.create_loader()
+botocore.session.create_loader = lambda search_path=None: loader
+takes_all = functools.lru_cache(maxsize=None)(botocore.compat.accepts_kwargs)
+botocore.compat.accepts_kwargs = botocore.hooks.accepts_kwargs = takes_all
 keys = {"aws_access_key_id": "x", "aws_secret_access_key": "x"}
 for service in "s3", "sts":  # for what it imports and loads
     boto3.Session(**keys, region_name="us-east-1").client(service)
-botocore.loaders.JSONFileLoader.load_file = load_model
 sys.path[0] = os.path.dirname(program)
 with open(program, "rb") as file:
     code = marshal.loads(file.read()[16:])

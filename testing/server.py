@@ -19,10 +19,12 @@ genuine requests.
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import socket
 import ssl
 import struct
+import sys
 import threading
 import time
 import traceback
@@ -131,7 +133,7 @@ class S3Server:
         self.endpoint = f"{scheme}://127.0.0.1:{listener.getsockname()[1]}"
         self._ready, self._tasks = threading.Event(), set[Any]()
         self._thread = threading.Thread(
-            target=lambda: asyncio.run(self._main(listener)), name="s3server", daemon=True
+            target=self._run, args=(listener,), name="s3server", daemon=True
         )
         self._thread.start()
         self._ready.wait(10)
@@ -214,6 +216,11 @@ class S3Server:
                 return False
             time.sleep(0.002)
         return True
+
+    def _run(self, listener: socket.socket) -> None:
+        if sys.platform == "linux":  # a thread has a priority there: hardly above that of pfu
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 15)
+        asyncio.run(self._main(listener))
 
     async def _main(self, listener: socket.socket) -> None:
         self._loop, self._stopped = asyncio.get_running_loop(), asyncio.Event()

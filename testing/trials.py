@@ -116,12 +116,13 @@ class Trial(Place):
 
     def launch(self, *arguments: object) -> int:
         """Fork the program; returns its process id, which is that of its group too."""
+        program = self.program(*arguments)  # here: what it compiles is compiled once
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # this process has threads
             pid = os.fork()
         if pid == 0:
             try:
-                self._be_the_program(arguments)
+                self._be_the_program(program)
             except BaseException:  # noqa: BLE001
                 traceback.print_exc()
             finally:
@@ -130,7 +131,7 @@ class Trial(Place):
         self.groups.append(pid)
         return pid
 
-    def _be_the_program(self, arguments: Sequence[object]) -> None:
+    def _be_the_program(self, arguments: Sequence[str]) -> None:
         os.setsid()
         gc.freeze()  # nor is anything of this process looked at again
         written = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
@@ -149,7 +150,7 @@ class Trial(Place):
         os.environ.update(self.environment)
         for patch in self.patches:
             patch()
-        pfu.leave(pfu.main(self.program(*arguments)))
+        pfu.leave(pfu.main(arguments))
 
     def _outputs(self, pid: int) -> tuple[str, str]:
         return f"out.{pid}", f"err.{pid}"

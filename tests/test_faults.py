@@ -143,6 +143,7 @@ class TestAnswers:
     def test_what_passes_and_lasts_is_a_store_that_is_away(self, trial: Trial, name: str) -> None:
         action, says = LASTING[name]
         trial.tree()
+        trial.patch("full_jitter", lambda attempt: 0.2)
         trial.server.faults.append(Fault(action, trial.operation, after=3))
         summary = assert_said(trial.run("--patience", "2s"), 1)
         assert (summary["failed"], summary["pending"] > 0) == (0, True)

@@ -293,6 +293,7 @@ class TestResume:
 
     def test_a_file_that_vanished_since_the_kill_leaves_nothing(self, at_hand: Place) -> None:
         at_hand.file("small")
+        assert s3_job(at_hand).run().uploaded == 1
         at_hand.file("large", os.urandom(3 * PIECE))
         killed(at_hand, 2)
         vanished(at_hand)

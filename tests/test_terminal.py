@@ -49,7 +49,7 @@ class TestTerminal:
         seen = on_terminal(place, *SLOW, columns=columns)
         assert seen.code == 1
         assert seen.view(r"^checking  the destination; 80 files, 112.8 KiB to upload$")
-        headline = r"uploading  \[#+-+\]  +\d+ %"
+        headline = r"uploading  \[#+-+\]  +\d+ %( .* left)?"
         counts = r" +\d+ / 80 files +[\d.]+ files/s +[1-9]\d* in flight +1 failed"
         sizes = r" +[\d.]+ [KMi]*B / 112\.8 KiB +[\d.]+ [KMi]*B/s +\d+ at most +[1-8] throttled"
         block = seen.view(rf"(?m)^{headline}\n{counts}\n{sizes}$").splitlines()[-3:]
