@@ -184,6 +184,7 @@ TICK_SECONDS = 0.05  # the parent and the loops look at each other's gauges this
 ORPHAN_SECONDS = 0.25  # a worker sees this late that its parent was killed
 STOP_SECONDS = 8.0  # what is in flight may take this long to finish after a stop
 MAX_OPEN_UPLOADS = 64  # large files under way at a time
+IDLE_RUNS = 3  # that bring a large file no further, and it is a failure
 WORKER_DEATHS = 3  # times that a page is tried whose worker dies
 START_SECONDS = 60.0  # for a worker to answer first; at the limit of threads it may never
 KILL_SECONDS = 1.0  # for a worker that was killed to end; one that waits for a disk may not
@@ -195,7 +196,7 @@ COMPLETE_SECONDS = 600  # the latter, for an object to be made of up to 10,000 p
 WATCH_SECONDS = 300.0  # in which nothing was read, sent or answered: the run is stopped
 GIVE_UP_SECONDS = 30.0  # more, and it is broken off
 APPLICATION_ID = 0x70667531  # "pfu1", written into the header of the ledger file
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 MAX_INTEGER = (1 << 63) - 1  # SQLite's largest
 KILLED = "killed"  # what the ledger says of a run that was: BatchJob.error
 LOCK_SUFFIX = ".lock"
@@ -672,6 +673,8 @@ class UploadModel(BaseModel):
     changed_at: int = 0  # nanoseconds since the epoch: the inode's ctime
     racy: int = 0  # 1: the file was modified within two seconds of being read first
     fingerprint: str = ""  # hashes of what Create said: of all but the metadata, /, of these
+    most_bytes: int = 0  # of the file that were in the store when a run began to work on it
+    idle_runs: int = 0  # that have worked on it since, and stored no more than these
 
 
 @dataclass
@@ -1047,7 +1050,8 @@ class Ledger:
             )
             db.execute(
                 "UPDATE FileStat SET destination_id=(SELECT Destination.id FROM Destination "
-                "JOIN BatchJob USING (endpoint, destination) WHERE BatchJob.id=batch_id)"
+                "JOIN BatchJob USING (endpoint, destination) WHERE BatchJob.id=batch_id) "
+                "WHERE destination_id IS NULL"
             )
 
     @contextlib.contextmanager
@@ -1482,6 +1486,27 @@ class Ledger:
             for upload in uploads:
                 self._forget_parts(upload.id)
                 db.execute(UploadModel.insert_sql(updating=UploadModel.columns()), _row(upload))
+
+    def count_headway(self, upload: UploadModel) -> None:
+        """A run begins to work on an upload of an earlier one: did that bring it forward?"""
+        stored = self._stored_bytes(upload.id)
+        upload.idle_runs = 0 if stored > upload.most_bytes else upload.idle_runs + 1
+        upload.most_bytes = max(stored, upload.most_bytes)
+        sql = f"UPDATE {UploadModel.table} SET most_bytes=?, idle_runs=? WHERE id=?"
+        with self._transaction() as db:
+            db.execute(sql, (upload.most_bytes, upload.idle_runs, upload.id))
+
+    def idle_files(self, batch_id: str) -> Iterator[tuple[FileModel, UploadModel, int]]:
+        """Files of a run that IDLE_RUNS runs brought no further; bytes that the store has."""
+        where = "WHERE id IN (SELECT id FROM MultipartUpload WHERE idle_runs >= ?)"
+        sql = FileModel.select_sql(f"{where} AND status=? AND batch_id=?")
+        for row in self._checked(FileModel, sql, (IDLE_RUNS - 1, FileStatus.PENDING, batch_id)):
+            upload, stored = self.unfinished_upload(row[0]), self._stored_bytes(row[0])
+            if upload and stored <= upload.most_bytes:
+                yield self._begin([_file(row)])[0], upload, stored
+
+    def _stored_bytes(self, file_id: str) -> int:
+        return sum(part.part_size for part in self.parts(file_id))
 
     def record_parts(self, parts: Iterable[PartModel]) -> None:
         """Write parts that the store has acknowledged."""
@@ -9373,6 +9398,8 @@ class WorkList:
         if large.known is None:
             large.known = self._upload_row(large, None)
             self._ledger.save_uploads([large.known])
+        elif file.id not in self._was_tried:
+            self._ledger.count_headway(large.known)
         return self._begin(large)
 
     def _begin(self, large: LargeFile) -> BeginTask:
@@ -9402,8 +9429,11 @@ class WorkList:
         )
         if begun is None:
             return row
+        before = large.known or row
         return dataclasses.replace(
             row,
+            most_bytes=before.most_bytes,
+            idle_runs=before.idle_runs,
             upload_id=begun.upload_id,
             part_size=begun.part_size,
             inode=begun.snapshot.inode,
@@ -10161,6 +10191,7 @@ class BatchJobModel(BatchJobRow):
 
     def _finish(self) -> None:
         """Count, check the counts, and close the run in the ledger."""
+        self._name_idle()
         self._groups.close()
         ledger, summary = self._ledger, self.summary
         ledger.fold()
@@ -10178,6 +10209,20 @@ class BatchJobModel(BatchJobRow):
             )
         self.finished_at, self.error = int(time.time()), summary.error
         self._write_counts()
+
+    def _name_idle(self) -> None:
+        """Large files that run after run comes no further with are failures, if this one could."""
+        if self._stop and self._stop.exit_code != ExitCode.STOPPED:
+            return
+        for file, upload, stored in list(self._ledger.idle_files(self.id)):
+            cause = (
+                f"no headway in {upload.idle_runs + 1} runs: "
+                f"{bytes_text(stored)} of {bytes_text(file.file_size)} are in the store "
+                "(give it more time, or upload a snapshot if it changes all the time)"
+            )
+            file.fail(f"upload: {cause}", 0)
+            self._ledger.record([file])
+            self._groups.add(file.file_path, cause)
 
     def _write_counts(self) -> None:
         """For --status, while the run goes on too."""

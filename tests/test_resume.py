@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import signal
 import sqlite3
 import subprocess
@@ -30,6 +31,7 @@ from testing.jobs import (
     killed,
     no_list,
     puts_of_parts,
+    recorded,
     rewritten,
     run_broken_off,
     s3_job,
@@ -185,6 +187,25 @@ def worker_of(process: Any) -> int:
     return worker
 
 
+class Stopper(pfu.Observer):
+    """Stops its run when it is to."""
+
+    def __init__(self, is_to_stop: Callable[[], bool]) -> None:
+        self.is_to_stop = is_to_stop
+        self.job: pfu.BatchJobModel | None = None
+
+    def progress(self, progress: pfu.Progress) -> None:
+        if self.job and self.is_to_stop():
+            self.job.stop("enough")
+
+
+def run_until(place: Place, parts: int, stalled: Fault) -> pfu.Summary:
+    """A run that is stopped once so many parts are recorded and the next ones stall."""
+    observer = Stopper(lambda: stalled.applied > 0 and recorded(place) == parts)
+    observer.job = s3_job(place, observer)
+    return observer.job.run()
+
+
 class TestResume:
     """Crashes and resume."""
 
@@ -300,6 +321,41 @@ class TestResume:
         summary = s3_job(at_hand).run()
         assert (summary.exit_code, summary.seen, summary.unchanged) == (0, 1, 1)
         assert at_hand.server.count("AbortMultipartUpload") == 1
+        assert_all_is_there(at_hand)
+
+    @pytest.mark.parametrize(
+        "stored, changes, codes",
+        [
+            ([0, 0, 0], False, [4, 4, 1]),
+            ([1, 1, 1, 1, 2], False, [4, 4, 4, 1, 4]),  # the first of them was a headway
+            ([2, 2, 2, 2], True, [4, 4, 4, 1]),  # of other bytes each time
+            ([1, 2, 3, 4], False, [4, 4, 4, 4]),
+        ],
+    )
+    def test_no_headway_in_three_runs_is_a_failure(
+        self,
+        at_hand: Place,
+        monkeypatch: pytest.MonkeyPatch,
+        stored: list[int],
+        changes: bool,
+        codes: list[int],
+    ) -> None:
+        monkeypatch.setattr(pfu, "STOP_SECONDS", 0.1)
+        at_hand.file("large", os.urandom(6 * PIECE))
+        for parts, code in zip(stored, codes):
+            if changes:
+                at_hand.file("large", os.urandom(6 * PIECE))
+            before = recorded(at_hand) if at_hand.server.uploads(BUCKET) and not changes else 0
+            at_hand.server.faults[:] = [stalled := stall(parts - before)]
+            summary = run_until(at_hand, parts, stalled)
+            assert (summary.exit_code, recorded(at_hand)) == (code, parts), summary
+            told = [failure["reason"] for failure in summary.failures]
+            assert [re.sub("[0-9.]+ [KM]?i?B", "N", text)[:46] for text in told] == (
+                ["upload: no headway in 3 runs: N of N are in th"] * (code == 1)
+            )
+        at_hand.server.faults.clear()
+        summary = s3_job(at_hand).run()
+        assert (summary.exit_code, summary.uploaded) == (0, 1)
         assert_all_is_there(at_hand)
 
     def test_what_is_complete_is_not_sent_again(self, at_hand: Place) -> None:
