@@ -8610,6 +8610,8 @@ class Engine:
         self._redo = [task for task in self._redo if task not in chosen]
         if len(chosen) < row.room:
             chosen += self._others(row.room - len(chosen), free)
+        if not chosen and any(runner.in_flight for runner in self.runners):
+            return []  # what a slow runner gives back may be of another directory
         row.try_others({task.id.partition("/")[0] for task in chosen})
         return chosen
 

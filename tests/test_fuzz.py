@@ -395,7 +395,7 @@ class TestLedgers:
                 db.execute(sql)
             db.execute(f"PRAGMA application_id={pfu.APPLICATION_ID}")
             db.execute(f"PRAGMA user_version={pfu.SCHEMA_VERSION}")
-            row = ("u", LONG_AGO, EARLIER_ID, "s3://bkt/p", "", "p/x", 1, 1, 1, 1, "")
+            row = ("u", LONG_AGO, EARLIER_ID, "s3://bkt/p", "", "p/x", 1, 1, 1, 1, "", 0, 0)
             marks = ", ".join("?" * len(row))
             db.execute(f"INSERT INTO MultipartUpload VALUES(CAST(x'{text}' AS TEXT), {marks})", row)
         ledger = pfu.Ledger(path, read_only=True)

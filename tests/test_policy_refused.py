@@ -12,6 +12,7 @@ import pytest
 
 import pfu
 from testing.faults import Action, Fault
+from testing.jobs import s3_job
 from testing.place import BOTH_MODES, Place, assert_accounts, rewrite_in_place
 from testing.protocol import Request
 
@@ -106,6 +107,22 @@ class TestRuns:
         assert (run.code, run.json["uploaded"], run.json["failed"]) == (1, 200, 150), run.err
         told = [line for line in run.err.splitlines() if "failed: " in line]
         assert 2 <= len(told) <= 4, told
+
+    @BOTH_MODES
+    def test_others_that_are_slow_to_come_back_are_waited_for(
+        self, at_hand: Place, monkeypatch: pytest.MonkeyPatch, mode: str
+    ) -> None:
+        """All files are with the workers then, and none is pending in the ledger."""
+        monkeypatch.setattr(pfu, "RECALL_SECONDS", 0.0)
+        for number in range(60):
+            at_hand.file(f"forbidden/f{number:03}", b"x")
+        at_hand.files(20, 600)
+        at_hand.server.faults += [
+            Fault(REFUSALS[3], "PutObject", "/forbidden/"),
+            Fault(Action("slow", seconds=1), "PutObject"),
+        ]
+        summary = s3_job(at_hand, mode=mode, workers=2, concurrency=64).run()
+        assert (summary.exit_code, summary.uploaded, summary.failed) == (1, 20, 60)
 
     def test_large_files_that_are_refused(self, place: Place) -> None:
         for number in range(40):
