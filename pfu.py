@@ -5175,6 +5175,10 @@ ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 NO_HEADERS = Headers((), ())
 METADATA_SERVICE = "http://169.254.169.254"
 METADATA_SECONDS = 5  # for an answer of it
+SLOW_METADATA_SERVICE = {
+    "metadata_service_timeout": METADATA_SECONDS,
+    "metadata_service_num_attempts": 3,
+}
 RENEWAL_SECONDS = 10.0  # between two readings of credentials that were refused
 CONFIGURATION_HINT = "check the AWS configuration, and credential_process if it names one"
 NO_CREDENTIALS_HINT = (
@@ -5236,6 +5240,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
 
     def _forget_process(self) -> None:
         self._session: Any = None
+        self._metadata_service_is_slow = False
         self._clients: dict[float, Any] = {}  # by the seconds that an answer may take
         self._lane: FastLane | None = None
         self._lane_renewals = 0
@@ -5431,7 +5436,10 @@ class S3Uploader(MultipartUploader, InspectableUploader):
                     region_name=self.options.region,
                     **self._given_credentials(),
                 )
-                ask_code_once(self._session)
+                if self._metadata_service_is_slow:
+                    for name, value in SLOW_METADATA_SERVICE.items():
+                        self._session._session.set_config_variable(name, value)
+                make_patient(self._session)
             except BotoCoreError as error:
                 raise UsageError("read AWS configuration", cause=str(error)) from error
         return self._session
@@ -5544,9 +5552,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         url = urllib.parse.urlsplit(told)
         with contextlib.suppress(OSError):
             socket.create_connection((url.hostname or "", url.port or 80), 1.0).close()
-            self._session = None
-            session = self._session_of()._session
-            session.set_config_variable("metadata_service_timeout", METADATA_SECONDS)
+            self._session, self._metadata_service_is_slow = None, True
             cause = "the metadata service gave none"
             raise RetryableError(
                 "read credentials for", self.destination, cause, NO_CREDENTIALS_HINT
@@ -6582,8 +6588,13 @@ def drop_expect_header(request: Any, **_: Any) -> None:
     del request.headers["Expect"]
 
 
-def ask_code_once(session: Any) -> None:
-    """A code of an MFA device works once, so it is asked for once, and on a terminal alone."""
+def make_patient(session: Any) -> None:
+    """Give a container's credential service some time, and ask for the code of an MFA device once.
+
+    Such a code works once. It is asked for on a terminal alone.
+    """
+    from botocore.httpsession import URLLib3Session
+
     asked: list[str] = []
 
     def ask(prompt: str) -> str:
@@ -6599,6 +6610,9 @@ def ask_code_once(session: Any) -> None:
     for provider in chain.providers:
         if hasattr(provider, "_prompter"):
             provider._prompter = ask
+        fetcher: Any = getattr(provider, "_fetcher", None)
+        if hasattr(fetcher, "RETRY_ATTEMPTS"):  # a container's
+            fetcher._session = URLLib3Session(timeout=METADATA_SECONDS)
 
 
 @contextlib.contextmanager

@@ -1,8 +1,16 @@
-"""Credentials that end, or are revoked, on the way."""
+"""Credentials that end, or are revoked, on the way; and services that are slow to give them."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 
 import pytest
 
@@ -118,3 +126,75 @@ class TestCredentials:
         again = place.run("--mode", mode, "--json")
         assert (again.code, again.json["uploaded"]) == (0, run.json["pending"])
         assert place.stored() == place.local()
+
+
+# ======================================================================================
+# Services that give credentials
+# ======================================================================================
+
+
+class MetadataService(BaseHTTPRequestHandler):
+    """EC2's (IMDSv2) and a container's: each answer takes a while, each n-th is 500."""
+
+    seconds = 0.0
+    bad_each = 0
+    asked: ClassVar[Counter[str]] = Counter()
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Nothing."""
+
+    def handle(self) -> None:
+        with contextlib.suppress(ConnectionError):  # whoever asked waits no longer
+            super().handle()
+
+    def do_GET(self) -> None:
+        self.asked[self.path] += 1
+        number = sum(self.asked.values())
+        time.sleep(self.seconds)
+        body = b"TOKEN" if self.command == "PUT" else b"role"
+        if self.path.rpartition("/")[2] in ("role", "container"):
+            pair = {"AccessKeyId": ACCESS_KEY, "SecretAccessKey": SECRET_KEY, "Token": ""}
+            ends = {"Code": "Success", "Expiration": "2099-01-01T00:00:00Z"}
+            body = json.dumps({**pair, **ends}).encode()
+        is_bad = self.bad_each and number % self.bad_each == 0
+        self.send_response(500 if is_bad else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_PUT = do_GET
+
+
+@contextlib.contextmanager
+def metadata_service(seconds: float, bad_each: int) -> Iterator[tuple[str, Counter[str]]]:
+    asked: Counter[str] = Counter()
+    settings = {"seconds": seconds, "bad_each": bad_each, "asked": asked}
+    handler = type("Handler", (MetadataService,), settings)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/", asked
+        server.shutdown()
+
+
+class TestServices:
+    """One process asks, patiently; all others get what it found."""
+
+    @pytest.mark.parametrize(
+        "kind, seconds, bad_each",
+        [("EC2", 0, 0), ("EC2", 1.3, 0), ("EC2", 0, 3), ("container", 2.3, 0), ("container", 0, 2)],
+    )
+    def test_a_service_that_is_slow_or_fails_at_times_is_enough(
+        self, place: Place, kind: str, seconds: float, bad_each: int
+    ) -> None:
+        place.files(30)
+        with metadata_service(seconds, bad_each) as (url, asked):
+            for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "EC2_METADATA_DISABLED"):
+                del place.environment[f"AWS_{name}"]
+            if kind == "EC2":
+                place.environment["AWS_EC2_METADATA_SERVICE_ENDPOINT"] = url
+            else:
+                place.environment["AWS_CONTAINER_CREDENTIALS_FULL_URI"] = f"{url}container"
+            run = place.run("--workers", "3", "--json")
+        assert (run.code, run.json["uploaded"]) == (0, 30), run.err
+        keys = sum(count for path, count in asked.items() if path.endswith(("/role", "/container")))
+        assert 1 <= keys <= 3, asked  # not once more in each of four processes
