@@ -6600,11 +6600,14 @@ def make_patient(session: Any) -> None:
     def ask(prompt: str) -> str:
         import getpass
 
-        if asked or not os.path.exists("/dev/tty"):
+        try:
+            open("/dev/tty", "rb").close()  # or it is read from standard input, and seen
+        except OSError as error:
+            raise EOFError from error
+        if asked:
             raise EOFError
-        with open("/dev/tty", "rb"):  # or it is read from standard input, and seen
-            asked.append(prompt)
-            return getpass.getpass(prompt)
+        asked.append(prompt)
+        return getpass.getpass(prompt)
 
     chain = session._session.get_component("credential_provider")
     for provider in chain.providers:
@@ -6638,7 +6641,7 @@ def translated(operation: str, subject: str) -> Iterator[None]:
     except (BotoCoreError, Boto3Error) as error:
         raise client_error(operation, subject, error) from error
     except (EOFError, io.UnsupportedOperation) as error:
-        cause = "the profile asks for an MFA code, and there is no terminal to ask on"
+        cause = "the profile asks for an MFA code, which is asked for once, on a terminal"
         raise FatalError(operation, subject, cause) from error
     except OSError as error:  # such as a credential_process that is not there
         cause = f"{error.filename}: {os_cause(error)}" if error.filename else os_cause(error)

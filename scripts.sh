@@ -69,7 +69,7 @@ runtest() {
     # The tests wait more than they work: four processes share them.
     (
         activate || exit
-        [ $# -gt 0 ] || _pfu_say "running all tests: this takes three to five minutes"
+        [ $# -gt 0 ] || _pfu_say "running all tests: this takes four to ten minutes"
         _pfu_python -m pytest -n 4 --dist worksteal "$@"
     )
 }

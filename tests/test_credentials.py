@@ -16,7 +16,15 @@ import pytest
 
 from testing.faults import Action, Fault
 from testing.jobs import checksum_lane
-from testing.place import BOTH_MODES, BUCKET, MIB, PART, Place, assert_accounts
+from testing.place import (
+    BOTH_MODES,
+    BUCKET,
+    MIB,
+    PART,
+    Place,
+    assert_accounts,
+    without_credentials,
+)
 from testing.server import ACCESS_KEY, SECRET_KEY
 
 
@@ -198,3 +206,15 @@ class TestServices:
         assert (run.code, run.json["uploaded"]) == (0, 30), run.err
         keys = sum(count for path, count in asked.items() if path.endswith(("/role", "/container")))
         assert 1 <= keys <= 3, asked  # not once more in each of four processes
+
+    @BOTH_MODES
+    def test_a_code_that_nobody_can_be_asked_for(self, place: Place, mode: str) -> None:
+        place.file("f")
+        without_credentials(place)
+        profile = "[profile p]\nrole_arn=arn:aws:iam::1:role/r\nsource_profile=b\nmfa_serial=m\n"
+        keys = "[profile b]\naws_access_key_id=x\naws_secret_access_key=y\n"
+        (place.path / "config").write_text(profile + keys)
+        place.environment["AWS_CONFIG_FILE"] = str(place.path / "config")
+        run = place.run("--mode", mode, "--profile", "p", start_new_session=True)
+        assert run.code == 2
+        assert "asks for an MFA code, which is asked for once, on a terminal" in run.err
