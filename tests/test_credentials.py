@@ -196,8 +196,8 @@ class TestServices:
     ) -> None:
         place.files(30)
         with metadata_service(seconds, bad_each) as (url, asked):
-            for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "EC2_METADATA_DISABLED"):
-                del place.environment[f"AWS_{name}"]
+            without_credentials(place)
+            del place.environment["AWS_EC2_METADATA_DISABLED"]
             if kind == "EC2":
                 place.environment["AWS_EC2_METADATA_SERVICE_ENDPOINT"] = url
             else:
