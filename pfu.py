@@ -1498,12 +1498,12 @@ class Ledger:
 
     def idle_files(self, batch_id: str) -> Iterator[tuple[FileModel, UploadModel, int]]:
         """Files of a run that IDLE_RUNS runs brought no further; bytes that the store has."""
-        where = "WHERE id IN (SELECT id FROM MultipartUpload WHERE idle_runs >= ?)"
-        sql = FileModel.select_sql(f"{where} AND status=? AND batch_id=?")
-        for row in self._checked(FileModel, sql, (IDLE_RUNS - 1, FileStatus.PENDING, batch_id)):
-            upload, stored = self.unfinished_upload(row[0]), self._stored_bytes(row[0])
-            if upload and stored <= upload.most_bytes:
-                yield self._begin([_file(row)])[0], upload, stored
+        sql = FileModel.select_sql("WHERE id=? AND status=? AND batch_id=?")
+        for upload in self._uploads("AND idle_runs >= ?", (IDLE_RUNS - 1,)):
+            rows = self._checked(FileModel, sql, (upload.id, FileStatus.PENDING, batch_id))
+            stored = self._stored_bytes(upload.id)
+            if rows and stored <= upload.most_bytes:
+                yield self._begin([_file(rows[0])])[0], upload, stored
 
     def _stored_bytes(self, file_id: str) -> int:
         return sum(part.part_size for part in self.parts(file_id))
