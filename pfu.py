@@ -1082,6 +1082,7 @@ class Ledger:
             text = "malformed: it holds text that is not UTF-8"
         hints = {
             "full": "free some space and run again: nothing that the store has is lost",
+            "disk I/O error": "is its disk full or failing? Mend it and run again",
             "not a database": "name another --db, or move this file away",
             "malformed": "move this file away: the next run begins a new ledger",
             "readonly": "the folder and the file must be writable",
