@@ -2814,6 +2814,7 @@ Body = Union[bytes, memoryview, FileBody]
 
 ALGORITHM = "AWS4-HMAC-SHA256"
 SERVICE = "s3"
+EMPTY_SHA256 = hashlib.sha256().hexdigest()
 
 is_plain_key = re.compile(r"[A-Za-z0-9._~/-]*").fullmatch
 
@@ -2951,6 +2952,7 @@ is_answer_head = re.compile(
     rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*\r\n)*\r\n"
 ).fullmatch
 is_length = re.compile(rb"[0-9]{1,9}").fullmatch
+is_quoted = re.compile(r'"[^"]+"').fullmatch
 chunk_head = re.compile(
     rb"([0-9A-Fa-f]{1,6})[ \t]{0,8}(?:;[\t\x20-\x7e]{0,240})?\r\n"  # below MAX_CHUNK_HEAD
 ).match
@@ -3021,13 +3023,16 @@ class Answer(NamedTuple):
 
     etag: str
     keep_alive: bool
+    fields: Mapping[str, str] = {}
+    """To HEAD, all of its headers, names in lower case; none where there is no object."""
 
 
 def request_head(
     method: str, target: str, host: str, headers: Iterable[tuple[str, str]], length: object
 ) -> str:
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers)
-    return f"{method} {target} HTTP/1.1\r\nHost: {host}\r\n{lines}Content-Length: {length}\r\n\r\n"
+    size = f"Content-Length: {length}\r\n" if method == "PUT" else ""
+    return f"{method} {target} HTTP/1.1\r\nHost: {host}\r\n{lines}{size}\r\n"
 
 
 class HeadFormat(NamedTuple):
@@ -3046,6 +3051,7 @@ class RequestKind(NamedTuple):
     is_part: bool
     checksum: bool
     """Whether `x-amz-checksum-sha256` goes along."""
+    method: str
 
 
 def head_format(
@@ -3054,20 +3060,21 @@ def head_format(
     varying = [name.lower() for name in kind.names] + ["x-amz-content-sha256", "x-amz-date"]
     if kind.checksum:
         varying.append(CHECKSUM_HEADER)
-    static = dict(template.part_headers if kind.is_part else template.headers)
+    is_put = kind.method == "PUT"
+    static = dict(template.headers if is_put and not kind.is_part else template.part_headers)
     if credentials.token is not None:
         static["x-amz-security-token"] = credentials.token
     checked_headers(static.items(), varying)
     blanks = {**escaped(static), **dict.fromkeys(varying, "%s")}
     signed = sorted({**blanks, "host": escape(template.host)}.items())
-    canonical = canonical_request("PUT", "%s", "%s", signed, "%s")
+    canonical = canonical_request(kind.method, "%s", "%s", signed, "%s")
     scope_and_signature = authorization(
         escape(credentials.access_key), "%s", signed_names(name for name, _ in signed), "%s"
     )
     sent = sorted(blanks.items())
     sent += [("User-Agent", escape(template.user_agent)), ("Authorization", scope_and_signature)]
     order = [varying.index(name) for name in sorted(varying)]
-    head = request_head("PUT", "%s", escape(template.host), sent, "%s")
+    head = request_head(kind.method, "%s", escape(template.host), sent, "%s")
     return HeadFormat(canonical, head, operator.itemgetter(*order))
 
 
@@ -3096,7 +3103,7 @@ def is_printable(text: str) -> bool:
 
 
 class HeadWriter:
-    """Writes signed PUT heads; `credentials` and `clock_offset` may change between any two."""
+    """Writes signed heads; `credentials` and `clock_offset` may change between any two."""
 
     def __init__(
         self,
@@ -3107,7 +3114,7 @@ class HeadWriter:
         self._template = template
         self._clock = clock
         self._stamper = Stamper(template.region, template.service)
-        self._formats: dict[tuple[tuple[str, ...], bool, bool], HeadFormat] = {}
+        self._formats: dict[tuple[tuple[str, ...], bool, bool, str], HeadFormat] = {}
         self.use(credentials)
 
     @property
@@ -3134,6 +3141,7 @@ class HeadWriter:
         query: str = "",
         *,
         checksum: bool = False,
+        method: str = "PUT",
     ) -> bytes:
         """Raise ValueError if key, header or query cannot stand in a request."""
         now = self._clock()
@@ -3141,7 +3149,7 @@ class HeadWriter:
             self._renew(now)
         timestamp, scope, signer, _ = self._stamp
         names, values = headers
-        kind = names, query != "", checksum
+        kind = names, query != "", checksum, method
         fill = self._formats.get(kind) or self._format(RequestKind(*kind))
         sums = (base64_of(sha256_hex),) if checksum else ()
         ordered = fill.order((*values, sha256_hex, timestamp, *sums))
@@ -3153,7 +3161,8 @@ class HeadWriter:
         target = f"{path}?{checked_query(query)}" if query else path
         canonical = fill.canonical % (path, canonical_query(query), *folded, sha256_hex)
         signed = signature(signer, string_to_sign(timestamp, scope, canonical))
-        return (fill.head % (target, *ordered, scope, signed, length)).encode("ascii")
+        filled = target, *ordered, scope, signed
+        return (fill.head % (filled if method == "HEAD" else (*filled, length))).encode("ascii")
 
     def _renew(self, now: float) -> None:
         self._stamp = self._stamper.stamp(self._credentials, now)
@@ -3204,6 +3213,32 @@ def check_answer(received: bytes, *, is_last: bool = False) -> Answer | None:
     connection = fields.get(b"connection", b"").lower()
     lives = b"close" not in connection and (received[7:8] == b"1" or b"keep-alive" in connection)
     return Answer(etag.decode("latin-1"), lives and bool(has_ended))
+
+
+def check_look(received: bytes, *, is_last: bool = False) -> Answer | None:
+    """The same for HEAD, to which no body comes: 200 with a size and an ETag, or 404."""
+    end = received.find(b"\r\n\r\n", 0, MAX_HEAD)
+    if end < 0:
+        refuse_or_wait(received)
+        return None
+    try:
+        known = answer_fields(received[: end + 4])
+    except Rejected as rejected:
+        if rejected.status != 404:
+            raise
+        known = None
+    lines = received[:end].decode("latin-1").split("\r\n")[1:]
+    named = [line.split(":", 1) for line in lines]
+    fields = {name.lower(): value.strip(" \t") for name, value in named}
+    if len(received) > end + 4 or len(fields) < len(lines):
+        raise Rejected(None, "an answer to HEAD that boto3 may understand")
+    if "html" in fields.get("content-type", ""):
+        raise Rejected(200 if known else 404, "with HTML")
+    etag, size = fields.get("etag", ""), fields.get("content-length", "")
+    if known is not None and not (is_quoted(etag) and size.isdecimal() and size.isascii()):
+        raise Rejected(200, "without a size or an ETag")
+    lives = received[7:8] == b"1" and "close" not in fields.get("connection", "").lower()
+    return Answer(etag, lives, {} if known is None else fields)
 
 
 def refuse_or_wait(received: bytes) -> None:
@@ -3826,6 +3861,9 @@ TLS_SLICE = 64 * KIB
 TLS_READ = 16 * KIB
 
 
+Check = Callable[..., "Answer | None"]  # check_answer() or check_look()
+
+
 class ConnectionStale(Rejected):
     """A connection that had been idle was closed before any byte of an answer came."""
 
@@ -3851,9 +3889,12 @@ class Connection(asyncio.BufferedProtocol):
         self._size = 0  # bytes of the body
         self.arrived: Callable[[int], None] | None = None  # hears how much of it has
 
-    def exchange(self, head: bytes, body: Body) -> asyncio.Future[Answer]:
+    def exchange(
+        self, head: bytes, body: Body, check: Check = check_answer
+    ) -> asyncio.Future[Answer]:
         """Send one request. Cancelling the future calls for abort()."""
         waiter = self._waiter = self._pool.loop.create_future()
+        self._check = check
         self._size = len(body)
         self._has_moved()
         if self._transport is None:
@@ -3930,7 +3971,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._received:
             data = self._received + data
         try:
-            answer = check_answer(data)
+            answer = self._check(data)
             if answer is not None and (self._rest is not None or self._is_paused):
                 raise Rejected(200, "before the body was sent", passing=True)
         except Rejected as rejected:
@@ -3938,7 +3979,7 @@ class Connection(asyncio.BufferedProtocol):
             return
         if answer is None:
             self._received = data
-            if check_answer(data, is_last=True):  # of a body whose end nobody can foresee
+            if self._check(data, is_last=True):  # of a body whose end nobody can foresee
                 self.deadline = min(self.deadline, self._pool.now + END_SECONDS)
         else:
             self._finish(waiter, answer)
@@ -3947,7 +3988,7 @@ class Connection(asyncio.BufferedProtocol):
         """Whether what came is an answer, though nothing says that its body is at its end."""
         waiter, is_sent = self._waiter, self._rest is None and not self._is_paused
         with contextlib.suppress(Rejected):
-            answer = check_answer(self._received, is_last=True)
+            answer = self._check(self._received, is_last=True)
             if answer and waiter and is_sent and not waiter.done():
                 self._finish(waiter, answer._replace(keep_alive=False))
                 return True
@@ -4488,6 +4529,7 @@ class FastLane:
         patience: float = PATIENCE_SECONDS,
     ) -> None:
         self.requests = 0
+        self._looks: set[asyncio.Task[Any]] = set()
         self._traffic = traffic or Traffic()
         self._stall_seconds = min(STALL_SECONDS, max(patience, LEAST_STALL_SECONDS))
         self._skews: list[float] = []  # told since something was taken with the present clock
@@ -4509,9 +4551,10 @@ class FastLane:
 
     async def close(self) -> None:
         """Close all connections, whatever they do."""
-        for task in self._tasks:
+        tasks = {*self._tasks, *self._looks}  # threads wait for the looks
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._pool.close()
         await asyncio.sleep(0)
 
@@ -4543,23 +4586,46 @@ class FastLane:
             length = len(body)
             return self._writer.head(key, headers, length, sha256_hex, query, checksum=checksum)
 
+        return (await self._ask(head, body, sha256_hex)).etag
+
+    async def look(self, key: str, headers: Headers) -> Mapping[str, str]:
+        """Return the headers of the answer to HEAD, names in lower case; none without an object.
+
+        Raises Rejected for whatever boto3 had better be asked.
+        """
+
+        def head() -> bytes:
+            return self._writer.head(key, headers, 0, EMPTY_SHA256, method="HEAD")
+
+        looking: Any = asyncio.current_task()
+        self._looks.add(looking)
+        try:
+            return (await self._ask(head, b"", EMPTY_SHA256, check_look)).fields
+        finally:
+            self._looks.discard(looking)
+
+    async def _ask(
+        self, head: Callable[[], bytes], body: Body, sha256_hex: str, check: Check = check_answer
+    ) -> Answer:
         offset = self._writer.clock_offset
         try:
-            etag = await self._put(head, body, sha256_hex)
+            answer = await self._on_idle(head, body, sha256_hex, check)
         except ConnectionStale:
-            etag = await self._send(await self._pool.connect(), head(), body, sha256_hex)
+            answer = await self._send(await self._pool.connect(), head(), body, sha256_hex, check)
         except Rejected as rejected:
             if not self._corrects_clock(rejected, offset):
                 raise
-            etag = await self._put(head, body, sha256_hex)
+            answer = await self._on_idle(head, body, sha256_hex, check)
         except ValueError as problem:
             raise Rejected(None, str(problem)) from problem
         if offset == self._writer.clock_offset:
             self._accepted = offset
             self._skews.clear()
-        return etag
+        return answer
 
-    async def _put(self, make_head: Callable[[], bytes], body: Body, sha256_hex: str) -> str:
+    async def _on_idle(
+        self, make_head: Callable[[], bytes], body: Body, sha256_hex: str, check: Check
+    ) -> Answer:
         idle = self._pool.idle
         connection = idle.pop() if idle else await self._pool.connect()
         try:
@@ -4567,16 +4633,18 @@ class FastLane:
         except ValueError:
             self._pool.give_back(connection)
             raise
-        return await self._send(connection, head, body, sha256_hex)
+        return await self._send(connection, head, body, sha256_hex, check)
 
-    async def _send(self, connection: Connection, head: bytes, body: Body, sha256_hex: str) -> str:
+    async def _send(
+        self, connection: Connection, head: bytes, body: Body, sha256_hex: str, check: Check
+    ) -> Answer:
         self.requests += 1
         is_large = len(body) > ONE_WRITE
         connection.arrived = (
             functools.partial(self._traffic.arrived, sha256_hex) if is_large else None
         )
         try:
-            return (await connection.exchange(head, body)).etag
+            return await connection.exchange(head, body, check)
         except asyncio.CancelledError:
             connection.abort()
             raise
@@ -5174,6 +5242,7 @@ ENDPOINT = re.compile(  # scheme, name or address, port, path
 )
 ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 NO_HEADERS = Headers((), ())
+CHECKSUM_MODE = Headers(("x-amz-checksum-mode",), ("ENABLED",))
 METADATA_SERVICE = "http://169.254.169.254"
 METADATA_SECONDS = 5  # for an answer of it
 SLOW_METADATA_SERVICE = {
@@ -5640,7 +5709,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
                 patience=self.patience,
             )
             await lane.open()
-            self._lane = lane
+            self._lane, self._loop = lane, asyncio.get_running_loop()
 
     async def leave_loop(self) -> None:
         """Close the fast lane's connections."""
@@ -6001,11 +6070,15 @@ class S3Uploader(MultipartUploader, InspectableUploader):
     ) -> Inspected:
         """The object, if it is ours under another ETag; raises ``gone`` if it is another one.
 
-        Some stores tell another ETag each time; or a copy was made, and its answer lost.
+        Some stores tell another ETag each time; or a copy was made, and its answer lost. Where
+        neither metadata nor a digest can tell, nothing is sent for it: raises UnsupportedError.
         """
         stored = self.inspect(upload.key) if gone.status == PRECONDITION_FAILED else None
         if stored is None or stored.size != upload.size:
             raise gone
+        if not stored.metadata and not stored.forms():
+            cause = "the store keeps no metadata, and tells no digest to know the object by"
+            raise UnsupportedError(gone.operation, gone.subject, cause) from gone
         times = modified, upload.status.st_mtime_ns
         told = nanoseconds(stored.metadata.get("mtime", ""))
         digests = digests_of(upload.source, {form for form, _ in stored.forms()})
@@ -6113,6 +6186,10 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         return head
 
     def _head_once(self, key: str, **more: Any) -> Mapping[str, Any] | None:
+        if self._lane is not None and "PartNumber" not in more:
+            looking = self._look(key, CHECKSUM_MODE if more else NO_HEADERS)
+            with contextlib.suppress(Rejected, ValueError):
+                return asyncio.run_coroutine_threadsafe(looking, self._loop).result()
         with self._calling("look at", f"s3://{self.bucket}/{key}") as client:
             try:
                 head: Mapping[str, Any] = client.head_object(
@@ -6127,6 +6204,18 @@ class S3Uploader(MultipartUploader, InspectableUploader):
                     self._tell_credentials(client)
                 raise
             return head
+
+    async def _look(self, key: str, headers: Headers) -> Mapping[str, Any] | None:
+        """HeadObject by the fast lane, as boto3 tells it. Raises Rejected, ValueError."""
+        lane, terms = self._open_lane(), self._terms
+        if lane is None:
+            raise Rejected(None, "the fast lane is closed")
+        try:
+            fields = await lane.look(key, headers)
+        finally:
+            self.traffic.fast_requests = lane.requests
+        self._acknowledged_terms = terms
+        return head_of(fields) if fields else None
 
     def _tell_credentials(self, client: Any) -> None:
         """Raise ClientError if it was for them: an answer to HEAD has no body that says so."""
@@ -6448,6 +6537,18 @@ def etag_of(answer: Mapping[str, Any]) -> str:
     if not etag or told.startswith('"') != told.endswith('"'):
         raise RetryableError("read answer", "", "it broke off: there is no ETag")
     return etag
+
+
+def head_of(fields: Mapping[str, str]) -> Mapping[str, Any]:
+    """The headers of an answer to HeadObject as boto3 tells them. Raises ValueError."""
+    start, modified = "x-amz-meta-", fields.get("last-modified")
+    return {
+        "ContentLength": int(fields["content-length"]),
+        "ETag": fields["etag"],
+        "ChecksumSHA256": fields.get(CHECKSUM_HEADER, ""),
+        "LastModified": email.utils.parsedate_to_datetime(modified) if modified else None,
+        "Metadata": {n[len(start) :]: value for n, value in fields.items() if n.startswith(start)},
+    }
 
 
 def is_whole_head(head: Mapping[str, Any]) -> bool:
@@ -10735,6 +10836,8 @@ class Verification:
         if proof is None and (is_ours or self._checksum):
             checked = self._against_store(found, stored, digests)
             proof, read_back = not checked.reason, checked.read_back
+        if proof is None:
+            self._job.note(NOTHING_TOLD_NOTE)
         if not proof:
             return Checked(OTHER_BYTES if is_ours else NOT_UPLOADED, None, read_back)
         sha256 = stored.clear_sha256 or digests[WHOLE_SHA256]
@@ -10784,6 +10887,10 @@ OTHER_SIZE = "the store has another size"
 OTHER_ETAG = "the store has another ETag"
 MISSING = "missing in the store"
 MAX_MISSED = 1000  # objects that a listing does not show, asked for one by one; then it is believed
+NOTHING_TOLD_NOTE = (
+    "some objects have neither metadata nor a digest to know them by: "
+    "--verify --checksum reads them back, and takes over those that are as the files here"
+)
 NOT_SHOWN_NOTE = (
     "this store tells other ETags than it answered with: of some objects no more than size and "
     "metadata could be compared; --checksum reads them back"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import http.client
 import pickle
 import random
+from collections import Counter
 from typing import Any
 
 import pytest
 
 import pfu
-from testing.lane import CLEAN, answer_text, http_client_agrees
+from testing.lane import CLEAN, Readable, answer_text, http_client_agrees
 
 
 def fed_in_slices(received: bytes, rng: random.Random) -> Any:
@@ -73,7 +75,7 @@ class TestAnswers:
     def test_clean_answers(self, received: bytes, etag: str, keep_alive: bool) -> None:
         for end in range(len(received)):
             assert pfu.check_answer(received[:end]) is None
-        assert pfu.check_answer(received) == (etag, keep_alive)
+        assert pfu.check_answer(received) == pfu.Answer(etag, keep_alive)
 
     @pytest.mark.parametrize(
         ("received", "reason"),
@@ -137,7 +139,7 @@ class TestAnswers:
         ],
     )
     def test_how_a_body_ends_decides_on_the_connection_alone(self, received: bytes) -> None:
-        assert pfu.check_answer(received, is_last=True) == ("x", False)
+        assert pfu.check_answer(received, is_last=True) == pfu.Answer("x", False)
 
     def test_what_a_rejection_tells(self) -> None:
         date = "Sun, 22 Nov 2026 19:30:20 GMT"
@@ -177,3 +179,76 @@ class TestAnswers:
             if result.keep_alive:
                 http_client_agrees(used, result)
         assert min(accepted, rejected, waiting) > 5_000
+
+
+SIZE_AND_ETAG = "Content-Length: 5000000000000", 'ETag: "e"'
+NO_OBJECT = "HTTP/1.1 404 Not Found"
+
+
+class TestLooks:
+    """Answers to HEAD, which have no body."""
+
+    @pytest.mark.parametrize(
+        ("received", "lives"),
+        [
+            (answer_text(*SIZE_AND_ETAG, "x-amz-meta-A:  b "), True),
+            (answer_text(*SIZE_AND_ETAG, "X-Amz-Meta-a: b", "Connection: Close"), False),
+            (answer_text(*SIZE_AND_ETAG, "x-amz-meta-a: b", status="HTTP/1.0 200"), False),
+            (answer_text("Content-Length: 300", status=NO_OBJECT), True),
+            (answer_text("Content-Type: application/xml", status=NO_OBJECT), True),
+        ],
+    )
+    def test_clean_answers(self, received: bytes, lives: bool) -> None:
+        for end in range(len(received)):
+            assert pfu.check_look(received[:end]) is None
+        answer = pfu.check_look(received)
+        assert answer is not None
+        assert answer.keep_alive == lives
+        if answer.fields:
+            assert answer.fields["content-length"] == "5000000000000"
+            assert answer.fields["x-amz-meta-a"] == "b"
+        assert bool(answer.fields) == bool(b"ETag" in received)
+
+    @pytest.mark.parametrize(
+        "received",
+        [
+            answer_text(*SIZE_AND_ETAG, "Content-Type: text/html"),
+            answer_text(*SIZE_AND_ETAG, body=b"x"),
+            answer_text(*SIZE_AND_ETAG, "x-amz-meta-a: b", "X-Amz-Meta-A: c"),
+            answer_text(*SIZE_AND_ETAG, status="HTTP/1.1 206 Partial Content"),
+            answer_text(*SIZE_AND_ETAG, status="HTTP/1.1 403 Forbidden"),
+            answer_text(*SIZE_AND_ETAG, status="HTTP/1.1 503 Slow Down"),
+            answer_text(*SIZE_AND_ETAG, status="HTTP/1.1 307 Temporary Redirect"),
+            answer_text("Content-Length: 7"),
+            answer_text("Content-Length: 7", 'ETag: ""'),
+            answer_text("Content-Length: 7", 'ETag: "e'),
+            answer_text('ETag: "e"'),
+            answer_text("Content-Length: -7", 'ETag: "e"'),
+            answer_text("Content-Length: \xb2", 'ETag: "e"'),
+            answer_text("Content-Type: text/html", status=NO_OBJECT),
+            answer_text(body=b"<Error>", status=NO_OBJECT),
+        ],
+    )
+    def test_other_answers_are_left_to_boto3(self, received: bytes) -> None:
+        with pytest.raises(pfu.Rejected):
+            pfu.check_look(received)
+
+    def test_fuzzed_answers(self) -> None:
+        rng = random.Random(8)
+        whole = answer_text(*SIZE_AND_ETAG, "x-amz-meta-a: b", "Date: x", "Connection: close")
+        seeds = [whole, answer_text("Server: S", "Content-Length: 300", status=NO_OBJECT)]
+        said: Counter[str] = Counter()
+        for _ in range(20_000):
+            received = mutate(rng.choice(seeds), rng)
+            try:
+                answer = pfu.check_look(received)
+            except pfu.Rejected:
+                said["rejected"] += 1
+                continue
+            said[type(answer).__name__] += 1
+            if answer is not None and answer.fields:
+                peer = http.client.HTTPResponse(Readable(received), method="HEAD")  # type: ignore[arg-type]
+                peer.begin()
+                assert (peer.status, peer.headers["etag"]) == (200, answer.etag)
+                assert peer.headers["content-length"].strip() == answer.fields["content-length"]
+        assert min(said.values()) > 500, said

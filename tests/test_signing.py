@@ -210,6 +210,38 @@ class TestGate:
         )
 
     @IN_NO_ENVIRONMENT
+    @pytest.mark.parametrize("token", [None, "t"])
+    @pytest.mark.parametrize("endpoint_url", [None, "http://localhost:9000/base"])
+    def test_a_look_is_botocores_request(self, endpoint_url: str | None, token: str | None) -> None:
+        access = {
+            "ExpectedBucketOwner": "123456789012",
+            "RequestPayer": "requester",
+            "SSECustomerAlgorithm": "AES256",
+            "SSECustomerKey": "k" * 32,
+        }
+        client = client_for(endpoint_url=endpoint_url, token=token)
+        sent: list[Any] = []
+
+        def intercept(request: Any, **_: Any) -> Any:
+            sent.append(request)
+            return AWSResponse(request.url, 200, {}, pfu.NoContent())
+
+        client.meta.events.register_first("before-send.s3.HeadObject", intercept)
+        client.head_object(Bucket="my-bucket", Key="a b/\xfc+", ChecksumMode="ENABLED", **access)
+        peer = {n.lower(): pfu.text_of(value) for n, value in sent[0].headers.items()}
+        extra = {**access, "StorageClass": "STANDARD_IA", "ServerSideEncryption": "AES256"}
+        template = capture(extra=extra, endpoint_url=endpoint_url, token=token)
+        clock = itertools.repeat(seconds_of(peer["x-amz-date"]) + 0.5).__next__
+        writer = pfu.HeadWriter(template, KEYS._replace(token=token), clock)
+        head = writer.head("a b/\xfc+", pfu.CHECKSUM_MODE, 0, pfu.EMPTY_SHA256, method="HEAD")
+        first, ours = parse_head(head)
+        assert first == f"HEAD {urlsplit(sent[0].url).path} HTTP/1.1"
+        assert ours.pop("host") == urlsplit(sent[0].url).netloc
+        unsigned = "user-agent", "amz-sdk-invocation-id", "amz-sdk-request"
+        assert ours.pop("user-agent")
+        assert ours == {n: value for n, value in peer.items() if n not in unsigned}
+
+    @IN_NO_ENVIRONMENT
     def test_keys_are_encoded_as_botocore_does(self) -> None:
         rng = random.Random(5)
         client = client_for()
