@@ -8,7 +8,6 @@ import functools
 import gc
 import os
 import ssl
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from botocore.hooks import accepts_kwargs
 from botocore.loaders import create_loader
 
 import pfu
+from testing.certificates import make_authority, make_certificate
 from testing.faults import Action
 from testing.jobs import PIECE, ChecksumFault
 from testing.place import BUCKET, KIB, Place, without_pauses
@@ -60,25 +60,14 @@ def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 IN_NO_ENVIRONMENT = pytest.mark.usefixtures("no_environment")
-NEW_KEY = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1"
 
 
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Any:
     root = tmp_path_factory.mktemp("tls")
-
-    def openssl(command: str) -> None:
-        subprocess.run(["openssl", *command.split()], cwd=root, check=True, capture_output=True)
-
-    openssl(f"req -x509 {NEW_KEY} -nodes -days 2 -subj /CN=ca -keyout ca.key -out ca.pem")
-    hosts = {"good": "DNS:localhost", "other": "DNS:example.com", "address": "IP:127.0.0.1"}
-    for name, host in hosts.items():
-        openssl(f"req {NEW_KEY} -nodes -subj /CN={name} -keyout {name}.key -out {name}.csr")
-        (root / "ext").write_text(f"subjectAltName={host}\nauthorityKeyIdentifier=keyid\n")
-        openssl(
-            f"x509 -req -in {name}.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2"
-            f" -extfile ext -out {name}.pem"
-        )
+    make_authority(root)
+    for name, host in {"good": "localhost", "other": "example.com", "address": "127.0.0.1"}.items():
+        make_certificate(root, name, host)
     return root
 
 

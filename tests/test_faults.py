@@ -16,7 +16,6 @@ import resource
 import signal
 import ssl
 import struct
-import subprocess
 import threading
 import time
 from collections import Counter
@@ -27,8 +26,9 @@ from typing import Any, Callable
 import pytest
 
 import pfu
+from testing.certificates import make_certificate, make_self_signed
 from testing.faults import HONEST, Action, Fault
-from testing.fixtures import NEW_KEY, server_context
+from testing.fixtures import server_context
 from testing.jobs import assert_all_is_there
 from testing.place import BUCKET, KIB, Run, children_of, is_alive, wait_until
 from testing.tables import (
@@ -187,20 +187,8 @@ class TestUnderWay:
 @pytest.fixture(scope="module")
 def bad_certificates(certificates: Path) -> Path:
     """One that has expired, and one of an authority that nobody knows."""
-
-    def openssl(command: str) -> None:
-        subprocess.run(
-            ["openssl", *command.split()], cwd=certificates, check=True, capture_output=True
-        )
-
-    (certificates / "ext").write_text("subjectAltName=IP:127.0.0.1\n")
-    openssl(f"req {NEW_KEY} -nodes -subj /CN=expired -keyout expired.key -out expired.csr")
-    signed = "-CA ca.pem -CAkey ca.key -CAcreateserial -extfile ext -out expired.pem"
-    openssl(f"x509 -req -in expired.csr -days -1 {signed}")
-    openssl(
-        f"req -x509 {NEW_KEY} -nodes -days 2 -subj /CN=stranger -addext subjectAltName=IP:127.0.0.1"
-        " -keyout stranger.key -out stranger.pem"
-    )
+    make_certificate(certificates, "expired", "127.0.0.1", ended=True)
+    make_self_signed(certificates, "stranger", "127.0.0.1")
     return certificates
 
 
@@ -534,9 +522,9 @@ def answer_late(trials: list[Trial], action: Action, answers: int) -> None:
     for trial in trials:
         trial.file("slow", trial.content())
         trial.server.faults.append(Fault(action, trial.operation, "/slow$", times=1))
-        for name, value in {"STALL": 0.5, "SLOW_LINE": 0.5, "SWEEP": 0.1}.items():
+        for name, value in {"STALL": 2.0, "SLOW_LINE": 2.0, "SWEEP": 0.1}.items():
             trial.patch(f"{name}_SECONDS", value)
-    runs = run_side_by_side(trials, lambda: None)
+    runs = run_side_by_side(trials, lambda: None, "--patience", "60s")
     for trial in trials:
         summary = assert_said(runs[trial.way], 0)
         assert summary["uploaded"] == len(trial.local())
