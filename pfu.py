@@ -3373,7 +3373,7 @@ PASSING_CODES = frozenset(  # that come with a 4xx: damage on the way, or two re
 GONE_CODES = frozenset(("NoSuchUpload", "InvalidPart", "InvalidPartOrder"))
 KEY_CODES = frozenset(
     (
-        *("KeyTooLongError", "EntityTooLarge", "EntityTooSmall", "MetadataTooLarge"),
+        *("KeyTooLongError", "EntityTooSmall", "MetadataTooLarge"),
         *("XMinioParentIsObject", "XMinioObjectExistsAsDirectory", "XMinioInvalidObjectName"),
         *("InvalidURI", "XMinioInvalidResourceName", "InvalidObjectName"),
     )
@@ -5538,16 +5538,14 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             self._clients.clear()
             self._terms = self._terms._replace(renewals=self._terms.renewals + 1)
 
-    def _client_of(
-        self, service: str, connections: int = 10, read_seconds: float = READ_SECONDS
-    ) -> Any:
+    def _client_of(self, service: str, connections: int = 10, read_seconds: float = 0) -> Any:
         from botocore.config import Config
         from botocore.exceptions import BotoCoreError
         from botocore.handlers import validate_bucket_name
 
         config = Config(
             connect_timeout=CONNECT_SECONDS,
-            read_timeout=read_seconds,
+            read_timeout=read_seconds or min(READ_SECONDS, max(self.patience, LEAST_STALL_SECONDS)),
             max_pool_connections=connections,
             retries={"mode": "standard", "total_max_attempts": 1},  # trying again is the engine's
             request_checksum_calculation="when_required",
@@ -6061,7 +6059,9 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             raise lost or UploadGoneError("renew metadata of", way, "the store may not have copied")
         if head is not None and head["ContentLength"] != upload.size:
             raise UploadGoneError("renew metadata of", way, "the store does not copy")
-        if head is not None and not describes(head, upload):
+        if head is not None and not head.get("Metadata"):
+            self.traffic.notes.append(DROPS_METADATA)  # it has none to renew
+        elif head is not None and not describes(head, upload):
             raise lost or UnsupportedError("renew metadata of", way, "the store kept the old ones")
         return str((head or {}).get("ETag") or told).strip('"')
 
@@ -6071,14 +6071,13 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         """The object, if it is ours under another ETag; raises ``gone`` if it is another one.
 
         Some stores tell another ETag each time; or a copy was made, and its answer lost. Where
-        neither metadata nor a digest can tell, nothing is sent for it: raises UnsupportedError.
+        there is neither metadata nor a digest, nothing tells that it is another.
         """
         stored = self.inspect(upload.key) if gone.status == PRECONDITION_FAILED else None
         if stored is None or stored.size != upload.size:
             raise gone
         if not stored.metadata and not stored.forms():
-            cause = "the store keeps no metadata, and tells no digest to know the object by"
-            raise UnsupportedError(gone.operation, gone.subject, cause) from gone
+            return stored
         times = modified, upload.status.st_mtime_ns
         told = nanoseconds(stored.metadata.get("mtime", ""))
         digests = digests_of(upload.source, {form for form, _ in stored.forms()})
