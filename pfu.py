@@ -199,6 +199,8 @@ APPLICATION_ID = 0x70667531  # "pfu1", written into the header of the ledger fil
 SCHEMA_VERSION = 4
 MAX_INTEGER = (1 << 63) - 1  # SQLite's largest
 KILLED = "killed"  # what the ledger says of a run that was: BatchJob.error
+NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
+NO_WAIT = sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_CLOEXEC", "O_NOCTTY"))
 LOCK_SUFFIX = ".lock"
 ASKING_SECONDS = 0.05  # longer than who only asks whether a lock is held has it
 LEDGER_SUFFIXES = ("", "-wal", "-shm", "-journal", LOCK_SUFFIX)
@@ -987,15 +989,23 @@ class Ledger:
                 return sqlite3.connect(":memory:", isolation_level=None)
             uri = Path(self.path).absolute().as_uri() + "?mode=ro"
             return sqlite3.connect(uri, uri=True, isolation_level=None)
-        for end in LEDGER_SUFFIXES[1:]:  # SQLite does not follow them either, since 2017 or so
-            refuse_link(self.path + end)
-        os.close(open_private(self.path))
+        for end in LEDGER_SUFFIXES[1:]:
+            check_own(self.path + end)
+        fd = open_own(self.path)
+        self._status = os.fstat(fd)
+        os.close(fd)
         db = sqlite3.connect(self.path, isolation_level=None, timeout=10)
+        db.execute("PRAGMA trusted_schema=OFF")
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA synchronous=FULL")
         db.execute(f"PRAGMA cache_size=-{4 * KIB}")
         db.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
         return db
+
+    def check_in_place(self) -> None:
+        """Raises LedgerError if what is written goes nowhere."""
+        if not self.read_only:
+            check_in_place(self.path, self._status)
 
     def _check(self) -> None:
         version = self._pragma("user_version")
@@ -1007,12 +1017,24 @@ class Ledger:
         if owner == APPLICATION_ID:
             if version < SCHEMA_VERSION:
                 self._extend()
+            self._check_schema()
             return
         if self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
             raise LedgerError(
                 "open ledger", self.path, "a database of another program", "name another --db"
             )
         self._create()
+
+    def _check_schema(self) -> None:
+        """Raises LedgerError if it holds what pfu makes none of: a trigger, a view, a table."""
+        with contextlib.closing(sqlite3.connect(":memory:")) as db:
+            for model in TABLES:
+                for sql in model.create_sql():
+                    db.execute(sql)
+            known = schema_of(db.execute)
+        for kind, name in sorted(schema_of(self._db.execute) - known, reverse=True):
+            cause = f"it holds what pfu never makes: {kind} {name}"
+            raise LedgerError("open ledger", self.path, cause, MOVE_AWAY)
 
     def _pragma(self, name: str) -> int:
         return int(self._rows(f"PRAGMA {name}")[0][0])
@@ -1084,7 +1106,7 @@ class Ledger:
             "full": "free some space and run again: nothing that the store has is lost",
             "disk I/O error": "is its disk full or failing? Mend it and run again",
             "not a database": "name another --db, or move this file away",
-            "malformed": "move this file away: the next run begins a new ledger",
+            "malformed": MOVE_AWAY,
             "readonly": "the folder and the file must be writable",
             "unable to open": "the folder must exist and be writable",
             "locked": "another program has it open",
@@ -1597,6 +1619,23 @@ def _found_row(
     return (found.id, now, *attributes, problem or late, found.inode, 0, 0, place)
 
 
+MOVE_AWAY = "move this file away: --verify makes a new one from what the store has"
+
+
+def schema_of(execute: Callable[[str], Iterable[tuple[Any, ...]]]) -> set[tuple[str, str]]:
+    """Kind and name of all that a database holds, but for what is SQLite's own; columns too."""
+    found = {
+        (str(kind), str(name))
+        for kind, name in execute("SELECT type, name FROM sqlite_master")
+        if kind not in ("table", "index") or not str(name).startswith("sqlite_")
+    }
+    for table in [name for kind, name in found if kind == "table"]:
+        quoted = table.replace('"', '""')
+        for row in execute(f'PRAGMA table_xinfo("{quoted}")'):
+            found.add(("generated column" if row[6] else "column", f"{table}.{row[1]}"))
+    return found
+
+
 def sql_path(path: str) -> str | bytes:
     """A path as SQLite keeps it: text, or the bytes of a name that is not UTF-8."""
     try:
@@ -1611,27 +1650,140 @@ def python_path(value: Any) -> Any:
     return os.fsdecode(value) if isinstance(value, bytes) else value
 
 
-LINK_CAUSE, LINK_HINT = "it is a symbolic link", "remove it, or name another --db"
+# -- files beside the run: ledger, lock, log, metrics, patterns
+#
+# They may lie in folders that others can write to. What pfu keeps is a plain file of its own user,
+# with one name, that nobody else may write to. No link is followed, and nothing is waited for. What
+# it only reads may be root's as well, a link, or a pipe, and has bounds.
+
+OPEN_ATTEMPTS = 5  # a file may come or go between the look and the opening
+MAX_READ = 16 * MIB  # of a file that an option names
+PIPE_SECONDS = 10.0  # that a pipe may stay silent
+OWN_FLAGS = os.O_RDWR | NO_FOLLOW | NO_WAIT
+OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
-def open_private(path: str, more_flags: int = 0) -> int:
-    """A descriptor of a file that only its owner may read, made if need be. No link is followed.
+def open_own(path: str, more_flags: int = 0) -> int:
+    """A descriptor, for reading and writing, of a file that pfu keeps; it is made if need be.
 
-    Raises LedgerError.
+    Raises LedgerError, with what to do, if others may have had their hands in it.
     """
-    refuse_link(path)
-    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+    for _ in range(OPEN_ATTEMPTS):
+        try:
+            is_there = check_own(path)
+            new = 0 if is_there else os.O_CREAT | os.O_EXCL
+            fd = os.open(path, OWN_FLAGS | more_flags | new, 0o600)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            hint = "name a file in a folder that is there and writable with --db"
+            raise LedgerError("open", path, os_cause(error), hint) from error
+        try:
+            check_own(path, os.fstat(fd))
+        except PfuError:
+            os.close(fd)
+            raise
+        return fd
+    raise LedgerError("open", path, "it comes and goes", "who else writes there?")
+
+
+def check_own(path: str, status: os.stat_result | None = None) -> bool:
+    """Whether a file is there. Raises LedgerError if it is not one that pfu alone can have written.
+
+    ``status``: of the open file; else what lies there is looked at.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        strange, hint = strangeness(path, status or os.lstat(path))
+        if strange:
+            raise LedgerError("open", path, strange, hint)
+        return True
+    return False
+
+
+def strangeness(path: str, status: os.stat_result) -> tuple[str, str]:
+    """Why a file cannot be one that pfu keeps, and what to do; empty if it can.
+
+    A file system may give all files to one user, or let all write them (exFAT, NFS that squashes
+    root): then a new file shows the same.
+    """
+    remove = "remove it, or name another file"
+    if stat.S_ISLNK(status.st_mode):
+        return "it is a symbolic link", "remove it, or name another --db"
+    if stat.S_ISDIR(status.st_mode):
+        return os.strerror(errno.EISDIR), "name a file in a folder that is there and writable"
+    if not stat.S_ISREG(status.st_mode):
+        return "it is no plain file", remove
+    if status.st_nlink > 1:
+        return "it is a hard link: the file has another name", remove
+    if not hasattr(os, "geteuid"):
+        return "", ""
+    is_others, is_open = status.st_uid != os.geteuid(), status.st_mode & OTHERS_MAY_WRITE
+    if is_others or is_open:
+        made = _made_beside(path)
+        is_others &= made is None or made.st_uid != status.st_uid
+        is_open &= 0 if made and made.st_mode & OTHERS_MAY_WRITE else OTHERS_MAY_WRITE
+    if is_others:
+        return f"it belongs to another user ({status.st_uid})", f"run as that user, or {remove}"
+    if is_open:
+        return "others may write to it", "chmod go-w it if you trust what it holds, or remove it"
+    return "", ""
+
+
+def _made_beside(path: str) -> os.stat_result | None:
+    """How the file system shows a new file of this user in the same folder."""
+    name = os.path.join(os.path.dirname(path), f".pfu-{uuid.uuid4().hex}")
     try:
-        return os.open(path, flags | more_flags, 0o600)
+        fd = os.open(name, OWN_FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
+    except OSError:
+        return None
+    try:
+        return os.fstat(fd)
+    finally:
+        os.close(fd)
+        os.unlink(name)
+
+
+def read_given(operation: str, path: str, limit: int = MAX_READ) -> bytes:
+    """What a file holds that an option names: a plain one, of root's or ours, or a pipe.
+
+    Raises UsageError; also for more than ``limit`` bytes, or a pipe that stays silent.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | NO_WAIT)
+        with os.fdopen(fd, "rb", buffering=0) as file:
+            status = os.fstat(fd)
+            is_plain, is_pipe = stat.S_ISREG(status.st_mode), stat.S_ISFIFO(status.st_mode)
+            if stat.S_ISDIR(status.st_mode):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            if not is_plain and not is_pipe:
+                raise UsageError(operation, path, "it is neither a plain file nor a pipe")
+            if is_plain and hasattr(os, "geteuid") and status.st_uid not in (0, os.geteuid()):
+                made = _made_beside(path)
+                if made is None or made.st_uid != status.st_uid:
+                    cause = f"it belongs to another user ({status.st_uid})"
+                    raise UsageError(operation, path, cause, "only your own files and root's serve")
+            content = b"".join(_pieces(file, is_pipe, limit))
     except OSError as error:
-        hint = "name a file in a folder that is there and writable with --db"
-        raise LedgerError("open", path, os_cause(error), hint) from error
+        raise UsageError(operation, path, os_cause(error)) from error
+    if len(content) > limit:
+        raise UsageError(operation, path, f"it holds more than {bytes_text(limit)}")
+    return content
 
 
-def refuse_link(path: str) -> None:
-    """Raises LedgerError if a symbolic link lies there: who planted it chooses what is written."""
-    if os.path.islink(path):
-        raise LedgerError("open", path, LINK_CAUSE, LINK_HINT)
+def _pieces(file: Any, is_pipe: bool, limit: int) -> Iterator[bytes]:
+    """Up to more than ``limit`` bytes. Of a pipe the end is not believed before the first byte."""
+    size, until = 0, time.monotonic() + PIPE_SECONDS
+    while size <= limit:
+        piece = file.read(limit + 1 - size)
+        if piece:
+            size, until = size + len(piece), time.monotonic() + PIPE_SECONDS
+            yield piece
+        elif not is_pipe or (piece == b"" and size):
+            return
+        elif time.monotonic() > until:
+            raise TimeoutError(errno.ETIMEDOUT, f"nothing came through it in {PIPE_SECONDS:.0f} s")
+        else:
+            time.sleep(0.01)
 
 
 TABLES: tuple[type[BaseModel], ...] = (
@@ -1651,7 +1803,7 @@ class LedgerLock:
         """Take the lock. Raises LockedError, naming the holder, if another process has it."""
         self.path = ledger_path + LOCK_SUFFIX
         self._file: IO[str] = os.fdopen(
-            open_private(self.path), "r+", encoding="utf-8", errors="replace"
+            open_own(self.path), "r+", encoding="utf-8", errors="replace"
         )
         if not (_lock_file(self._file) or self._lock_again()):
             holder = self._file.read().strip() or "another process"
@@ -1680,6 +1832,10 @@ class LedgerLock:
         except OSError:
             return True
 
+    def check_in_place(self) -> None:
+        """Raises LedgerError if another run could take the lock as well."""
+        check_in_place(self.path, os.fstat(self._file.fileno()))
+
     def _write_holder(self) -> None:
         started = time.strftime("%Y-%m-%d %H:%M:%S")
         self._file.truncate(0)
@@ -1689,6 +1845,17 @@ class LedgerLock:
     def close(self) -> None:
         """Give the lock back."""
         self._file.close()
+
+
+def check_in_place(path: str, opened: os.stat_result) -> None:
+    """Raises LedgerError if another file, or none, lies where one was opened."""
+    try:
+        if os.path.samestat(opened, os.stat(path)):
+            return
+    except OSError:
+        pass
+    cause = "it was removed or replaced while the run went on"
+    raise LedgerError("write", path, cause, "--verify takes over what the store has")
 
 
 def _lock_file(file: IO[Any]) -> bool:
@@ -1718,7 +1885,6 @@ def _lock_file(file: IO[Any]) -> bool:
 
 HAS_PREADV = hasattr(os, "preadv")
 HAS_DIR_FD = os.open in os.supports_dir_fd and os.scandir in os.supports_fd
-NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 DIRECTORY_FLAGS = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0)
 FILE_FLAGS = (
     os.O_RDONLY
@@ -1825,10 +1991,7 @@ def rules_of_file(path: str) -> list[Rule]:
 
     Raises UsageError.
     """
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise UsageError("read patterns", path, os_cause(error)) from error
+    content = read_given("read patterns", path)
     if b"\0" in content or content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise UsageError("read patterns", path, "it is not UTF-8 text", "save it as UTF-8")
     content = content[len(codecs.BOM_UTF8) :] if content.startswith(codecs.BOM_UTF8) else content
@@ -4665,6 +4828,8 @@ class FastLane:
             if len(agree) >= (CLOCK_WITNESSES if self._accepted == offset else 1):
                 writer.clock_offset = skew
                 self._skews.clear()
+                told = f"{abs(skew):.0f} s {'behind' if skew > 0 else 'ahead of'}"
+                self._traffic.notes.append(f"the clock here is {told} the store's: set it")
         return writer.clock_offset != offset
 
     async def _sweep(self) -> None:
@@ -8391,7 +8556,7 @@ _worker: WorkerLoop | None = None  # the one of a worker process; its pool has n
 
 
 def _start_worker(uploader: Uploader, options: EngineOptions, gauges: Gauges, parent: int) -> None:
-    """In the child: Ctrl-C and SIGTERM are the parent's to decide, and so is the end."""
+    """In the child: signals to stop are the parent's to heed, and so is the end."""
     global _worker
     with _ending_without_threads():
         _belong_to(parent)
@@ -8413,6 +8578,8 @@ def _belong_to(parent: int) -> None:
     threading.Thread(target=_end_with, args=(parent,), name="pfu-parent", daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 def _end_with(parent: int) -> None:
@@ -9272,6 +9439,8 @@ class WorkList:
         self.refusal = ""  # why
         self.proof = Proof(uploader)
         self._spelling = Spelling(uploader, job.created_at)
+        self._prefix = uploader.prefix
+        self._root = ledger.renamed[0] if ledger.renamed else job.root_dir
         self._ended: list[Outcome] = []  # of files that need not be sent
         self._later: deque[FileModel] = deque()  # failed passing: tried once more at the end
         self._was_tried: set[str] = set()  # of those, and of those that were taken out of turn
@@ -9419,6 +9588,8 @@ class WorkList:
     def _tasks_of(self, page: Sequence[FileModel]) -> list[AnyTask]:
         """Those of small files; large ones are ready to begin."""
         self._files -= len(page)
+        for file in page:
+            self._check(file)
         self._taken.update((file.id, file) for file in page)
         large = [file for file in page if file.file_size > self._threshold]
         small = [file for file in page if file.file_size <= self._threshold]
@@ -9427,6 +9598,14 @@ class WorkList:
             with self._ledger.together():
                 self._ready.extend(map(self._open, large))
         return list(map(task_of, small))
+
+    def _check(self, row: FileModel) -> None:
+        """Raises LedgerError for one that names what is no file or no key of this run's."""
+        root, path, key = self._root, row.file_path, row.object_key
+        is_below = path == root or path.startswith(root.rstrip("/") + "/")
+        if not is_below or "/../" in f"{path}/" or not key.startswith(self._prefix):
+            cause = f"it has {path} go to {key}, which is none of this run's"
+            raise LedgerError("read ledger", self._ledger.path, cause, MOVE_AWAY)
 
     def _take_later(self) -> list[AnyTask]:
         """What failed passing, once more."""
@@ -9747,7 +9926,7 @@ class BatchJobModel(BatchJobRow):
         self._moved = 0  # files to be compared because of their ctime or inode alone
         self._is_taken_over = False
         self._scan: Scan | None = None
-        self._is_preparing = False
+        self._is_preparing = self._has_sent = False
         self._engine: Engine | None = None
         self._verification: Verification | None = None
         self.summary = Summary(mode=self.options.mode)
@@ -9863,7 +10042,8 @@ class BatchJobModel(BatchJobRow):
         self._find_ends()
         lower_priority(self.options.nice)
         with contextlib.ExitStack() as closing:
-            closing.callback(LedgerLock(self.db).close)
+            self._lock = LedgerLock(self.db)
+            closing.callback(self._lock.close)
             closing.enter_context(self._watched())
             self._ledger = Ledger(self.db)
             closing.callback(self._ledger.close)
@@ -9999,6 +10179,9 @@ class BatchJobModel(BatchJobRow):
             self._save(JobStatus.UPLOADING)
             self._upload_all()
             self._ledger.release_in_progress(self.id)
+        except LedgerError as error:
+            code = ExitCode.INCOMPLETE if self._has_sent else error.exit_code
+            self._stop = Stop(code, str(error))
         except PfuError as error:
             self._stop = Stop(error.exit_code, str(error))
         except Exception as error:  # noqa: BLE001  whatever it is, the ledger and a line say it
@@ -10301,6 +10484,7 @@ class BatchJobModel(BatchJobRow):
         )
 
     def _count_traffic(self, engine: Engine) -> None:
+        self._has_sent = engine.total("taken") > 0
         self.summary.requests = int(engine.total("requests"))
         self.summary.retries = int(engine.total("retries"))
         self.summary.throttled = int(engine.total("throttled"))
@@ -10346,6 +10530,8 @@ class BatchJobModel(BatchJobRow):
 
     def _write_counts(self) -> None:
         """For --status, while the run goes on too."""
+        self._lock.check_in_place()
+        self._ledger.check_in_place()
         summary = self.summary
         if not self.finished_at:
             summary.failed = self._failed
@@ -11126,7 +11312,7 @@ class LogFile(logging.handlers.RotatingFileHandler):
 
     def _open(self) -> Any:
         try:
-            fd = open_private(self.baseFilename, os.O_APPEND)
+            fd = open_own(self.baseFilename, os.O_APPEND)
         except LedgerError as error:
             raise UsageError("open log", self.baseFilename, error.cause) from error
         return os.fdopen(fd, "a", encoding="utf-8", errors="backslashreplace")
@@ -11680,7 +11866,9 @@ def write_metrics(path: str, summary: Summary, db: str) -> None:
         else:
             last_success = last_success_in(path)
         new = f"{path}.new"
-        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | NO_FOLLOW, 0o644)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(new)  # whatever another run, or somebody else, has left there
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_FOLLOW, 0o644)
         with os.fdopen(fd, "w", encoding="utf-8") as file:
             file.write(metrics_text(summary, db, now, last_success))
         os.replace(new, path)
@@ -11690,10 +11878,9 @@ def write_metrics(path: str, summary: Summary, db: str) -> None:
 
 def last_success_in(path: str) -> float:
     """What an earlier run has written; 0.0 if there was none."""
-    try:
-        text = Path(path).read_text("utf-8", "replace")
-    except FileNotFoundError:
+    if not os.path.isfile(path) or os.path.islink(path):
         return 0.0
+    text = read_given("read metrics", path).decode("utf-8", "replace")
     found = re.search(rf"^pfu_{LAST_SUCCESS}\{{.*\}} ([0-9.e+]+)$", text, re.MULTILINE)
     return float(found[1]) if found else 0.0
 
@@ -12470,7 +12657,10 @@ def end_of(result: Summary | Verdict, counts: Iterable[str]) -> str:
 
 @contextlib.contextmanager
 def stopping_on_signals(job: BatchJobModel, console: Console) -> Iterator[None]:
-    """The first SIGINT or SIGTERM stops the run cleanly, a second SIGINT at once."""
+    """The first SIGINT, SIGTERM or SIGHUP stops the run cleanly, a second SIGINT at once.
+
+    What the caller has the program ignore (nohup) stays ignored.
+    """
     interrupts = 0
 
     def handle(number: int, frame: Any) -> None:
@@ -12489,9 +12679,15 @@ def stopping_on_signals(job: BatchJobModel, console: Console) -> Iterator[None]:
         signal.raise_signal(number)
         signal.signal(number, suspend)
 
-    handlers: dict[int, Any] = {signal.SIGINT: handle, signal.SIGTERM: handle}
-    if hasattr(signal, "SIGTSTP") and signal.getsignal(signal.SIGTSTP) is signal.SIG_DFL:
-        handlers[signal.SIGTSTP] = suspend
+    names = {"SIGINT": handle, "SIGTERM": handle, "SIGHUP": handle, "SIGTSTP": suspend}
+    known = {
+        getattr(signal, name): handler for name, handler in names.items() if hasattr(signal, name)
+    }
+    handlers = {
+        number: handler
+        for number, handler in known.items()
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+    }
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
@@ -12570,7 +12766,14 @@ def open_streams() -> None:
 
 
 def command() -> None:
-    """What `pfu` calls where pfu is installed: the program, in a process of its own."""
+    """What `pfu` calls where pfu is installed: the program, in a process of its own.
+
+    Names of files are bytes, and keys are UTF-8, whatever the locale says: under another encoding
+    Python is started again, in its UTF-8 mode (PEP 540).
+    """
+    if sys.getfilesystemencoding() != "utf-8" and not sys.flags.utf8_mode:
+        os.environ["PYTHONUTF8"] = "1"  # for workers too
+        os.execv(sys.executable, [sys.executable, *sys.argv])
     leave(main())
 
 

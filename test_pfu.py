@@ -708,19 +708,25 @@ class TestTree:
 
     @pytest.mark.parametrize("link", [os.link, os.symlink])
     def test_links_to_the_ledger_and_its_lock_are_left_out(
-        self, at_hand: Place, link: Callable[..., None]
+        self, at_hand: Place, monkeypatch: pytest.MonkeyPatch, link: Callable[..., None]
     ) -> None:
         """Who closes one of these files gives away all locks that this process has on it."""
         at_hand.file("f")
-        scan = pfu.ScanOptions(follow_symlinks=True)
         assert s3_job(at_hand).run().exit_code == 0
-        for name in ("pfu.db", "pfu.db.lock"):
-            link(at_hand.path / name, at_hand.root / f"of {name}")
+        job = s3_job(at_hand, scan=pfu.ScanOptions(follow_symlinks=True))
+        scan = job.scan
+
+        def scan_with_links() -> pfu.Scan:
+            for name in ("pfu.db", "pfu.db.lock"):
+                link(at_hand.path / name, at_hand.root / f"of {name}")
+            return scan()
+
+        monkeypatch.setattr(job, "scan", scan_with_links)
         at_hand.file("g")
         held: list[bool] = []
         look = Action("call", function=lambda: held.append(is_held_elsewhere(at_hand)))
         at_hand.server.faults.append(Fault(look, "PutObject", "g$"))
-        summary = s3_job(at_hand, scan=scan).run()
+        summary = job.run()
         assert (summary.uploaded, summary.skipped_by_reason) == (1, {pfu.OWN_LEDGER: 2})
         assert held == [True]
 
