@@ -1963,20 +1963,38 @@ GLOB_TOKEN = re.compile(
 
 
 def glob_regex(body: str) -> str:
-    """The regular expression that a glob without its outer slashes stands for."""
+    """The regular expression that a glob without its outer slashes stands for.
+
+    Of several ``*`` in one name, and of several ``**/``, each but the last takes the least that it
+    can and never tries again: no match is lost by that, and none takes more time than the length
+    of the path times that of the pattern.
+    """
     fixed = {"anywhere": "(?:.*/)?", "below": ".+", "many": "[^/]*", "one": "[^/]"}
-    pieces = []
+    pieces: list[str] = []
+    stars: dict[str, int] = {}  # where in pieces the last one of a kind is
     for token in GLOB_TOKEN.finditer(body):
         kind = token.lastgroup or ""
+        if kind in LEAST:
+            if kind in stars:
+                rest = "".join(pieces[stars[kind] + 1 :])
+                name = f"at{token.start()}"
+                pieces[stars[kind] :] = [f"(?=(?P<{name}>{LEAST[kind]}{rest}))(?P={name})"]
+            stars[kind] = len(pieces)
         if kind in fixed:
             pieces.append(fixed[kind])
         elif kind == "set":
             members = token["set"].replace("\\", "\\\\").replace("[", "\\[").replace("&&", "&\\&")
             members = members.replace("]", "\\]").replace("~~", "~\\~").replace("||", "|\\|")
             pieces.append(f"(?!/)[{'^' * bool(token['negated'])}{members}]")
+            re.compile(pieces[-1])  # an empty set must not take in what comes after it
         else:
             pieces.append(re.escape(token["escaped"] or token["plain"]))
+        if pieces[-1] == "/":
+            stars.pop("many", None)
     return "".join(pieces)
+
+
+LEAST: Mapping[str, str] = {"anywhere": "(?:[^/]*/)*?", "many": "[^/]*?"}
 
 
 class Rule(NamedTuple):
@@ -1998,7 +2016,7 @@ def rules_of_file(path: str) -> list[Rule]:
     lines = os.fsdecode(content).split("\n")
     rules = []
     for number, line in enumerate(lines, start=1):
-        line = re.sub(r"(?<!\\)\s+$", "", line)
+        line = re.sub(r"(?:(?<![\\\s])|(?<=\\\s))\s+$", "", line)
         if not line or line.startswith("#"):
             continue
         if re.search("[\udc80-\udcff]", line):

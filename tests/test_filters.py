@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import random
 import shutil
 import subprocess
 import time
@@ -50,6 +51,12 @@ PATTERNS = [
     ["a.txt/"],
     ["lib/"],
     ["src/lib"],
+    ["*a*.t*t"],
+    ["s*c/*i*/u*l.*"],
+    ["**/a/**/c.md"],
+    ["*/**/*/c.md"],
+    ["d*s/**/b/**/*.md"],
+    ["**/*o*/**/*z*o*"],
 ]
 
 
@@ -74,6 +81,14 @@ def scanned(place: Place, options: pfu.ScanOptions) -> set[str]:
     return {entry.key for entry in found}
 
 
+HOSTILE: list[tuple[str, str, str]] = [  # a pattern, a name that it all but matches, one it does
+    ("*a" * 8 + "*b", "a" * 255, "a" * 254 + "b"),
+    ("**/a/" * 8 + "**/b", "a/" * 120 + "c", "a/" * 120 + "b"),
+    ("/" + "*a*/*b*/" * 8 + "x", f"{'a' * 30}/{'b' * 30}/" * 8 + "y", f"{'a' * 9}/{'b' * 9}/" * 8),
+    ("*?a[ab]" * 8 + "x", "ab" * 127, "ab" * 80 + "x"),
+]
+
+
 FILTERS: list[tuple[str, set[str]]] = [
     ("--exclude *.log", {*TREE} - {"b.log", "keep.log", "logs/x.log", "logs/deep/z.log"}),
     (
@@ -96,6 +111,7 @@ LIMITS: list[tuple[str, set[str], str]] = [
 ]
 WRONG_FILTERS = [
     ("--exclude [z-a]", "bad character range"),
+    ("--exclude []*", "unterminated character set"),
     ("--exclude /", "the pattern is empty"),
     ("--exclude-from nowhere", "nowhere: No such file or directory"),
     ("--min-size 2K --max-size 1K", "--max-size is below --min-size"),
@@ -128,6 +144,41 @@ class TestFilters:
         patterns.write_text("# comment\n\n" + "\n".join(lines))
         rules = tuple(pfu.rules_of_file(str(patterns)))
         assert scanned(place, pfu.ScanOptions(rules=rules)) == taken_by_git(place, lines)
+
+    @pytest.mark.skipif(not shutil.which("git"), reason="git is the judge")
+    @pytest.mark.parametrize("seed", range(3))
+    def test_stars_mean_what_they_mean_to_git(self, place: Place, seed: int) -> None:
+        generator = random.Random(seed)
+        names = ["".join(generator.choices("ab", k=generator.randint(1, 5))) for _ in range(9)]
+        for _ in range(60):
+            place.file("/".join([*generator.choices(names, k=generator.randint(0, 4)), "f.a"]))
+        for _ in range(12):
+            steps = ["*a*", "a*b*", "*b", "*a*b*a*", "?*a", "[!a]*b*", "**", "**", "*", "f*.*a"]
+            line = "/".join(generator.choices(steps, k=generator.randint(1, 5)))
+            rules = (pfu.exclude_rule(line),)
+            assert scanned(place, pfu.ScanOptions(rules=rules)) == taken_by_git(place, [line]), line
+
+    @pytest.mark.parametrize("pattern, odd, plain", HOSTILE, ids=["stars", "steps", "both", "sets"])
+    def test_no_name_holds_up_a_pattern(
+        self, place: Place, pattern: str, odd: str, plain: str
+    ) -> None:
+        place.file(odd)
+        place.file(plain + "x" if plain.endswith("/") else plain)
+        command = place.command("--mode", "concurrent", "--exclude", pattern)
+        done = subprocess.run(
+            command, cwd=place.path, env=place.environment, capture_output=True, timeout=60
+        )
+        assert (done.returncode, set(place.stored())) == (0, {odd}), done.stderr
+
+    def test_no_line_holds_up_a_file_of_patterns(self, place: Place) -> None:
+        for name in ("a", "b"):
+            place.file(name)
+        (place.path / "patterns").write_text(" " * 500_000 + "x\na   \n")
+        command = place.command("--mode", "concurrent", "--exclude-from", "patterns")
+        done = subprocess.run(
+            command, cwd=place.path, env=place.environment, capture_output=True, timeout=60
+        )
+        assert (done.returncode, set(place.stored())) == (0, {"b"}), done.stderr
 
     @pytest.mark.parametrize("options, taken", FILTERS, ids=[f[0] for f in FILTERS])
     def test_filters_in_their_order(self, place: Place, options: str, taken: set[str]) -> None:
