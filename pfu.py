@@ -163,6 +163,7 @@ PAGE_ROWS = 500  # rows in one page
 PAGE_BYTES = 64 * MIB  # bytes of files in one page (a page holds one row at least)
 REPORTED_FAILURES = 100  # failures listed one by one; the ledger has them all
 TOLD_CAUSES, TOLD_PATHS = 50, 3  # of failures, as a person is told of them
+TOLD_CHARACTERS = 2000  # of a path, a reason or a line, wherever one is told
 COUNTED_STEP = 10  # a cause is told again when so many times as many files met it
 
 SAFE_CONCURRENCY = 32  # requests in flight in one process on the safe lane
@@ -233,11 +234,12 @@ class PfuError(Exception):
     exit_code: ClassVar[ExitCode] = ExitCode.CANNOT_START
 
     def __init__(self, operation: str, subject: str = "", cause: str = "", hint: str = "") -> None:
+        cause = shortened(cause)
         super().__init__(operation, subject, cause, hint)
         self.operation, self.subject, self.cause, self.hint = operation, subject, cause, hint
 
     def __str__(self) -> str:
-        return self.told(f"{self.operation} {printable(self.subject)}".strip())
+        return shortened(self.told(f"{self.operation} {printable(self.subject)}".strip()))
 
     def told(self, head: str) -> str:
         """The cause and the hint, after ``head``."""
@@ -346,11 +348,20 @@ def os_cause(error: OSError) -> str:
     return error.strerror or str(error) or type(error).__name__
 
 
+def shortened(text: str) -> str:
+    """``text``, without its middle if it is longer than anybody reads."""
+    if len(text) <= TOLD_CHARACTERS:
+        return text
+    half = TOLD_CHARACTERS // 2
+    return f"{text[:half]}[...]{text[5 - half :]}"
+
+
 def printable(text: str) -> str:
-    """``text`` on one line, with no character in it that a terminal would obey."""
+    """``text`` on one line, shortened, with no character in it that a terminal would obey."""
+    text = shortened(text)
     if text.isascii() and text.isprintable():
         return text
-    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+    return shortened("".join(c if c.isprintable() else _escaped(c) for c in text))
 
 
 def _escaped(character: str) -> str:
@@ -552,7 +563,7 @@ class FileModel(BaseModel):
     def fail(self, error: str, attempts: int, *, sent: bool = False) -> None:
         """The file is not in the store as it is now; ``error`` says why."""
         self.move_to(FileStatus.FAILED)
-        self.error, self.attempts = error, self.attempts + attempts
+        self.error, self.attempts = shortened(error), self.attempts + attempts
         if sent:
             self.etag = self.sha256 = None
 
@@ -1879,9 +1890,10 @@ def _lock_file(file: IO[Any]) -> bool:
 # ======================================================================================
 #
 # The walk keeps one open directory for each level it is in and reads names as they come, so its
-# memory grows with the depth of the tree alone. Directories are opened relative to their parent
-# and without following links: a directory that is swapped for a link while the walk goes on is
-# not followed out of ROOT.
+# memory grows with the depth of the tree alone. That is bounded: a directory whose own key is
+# longer than S3 takes is a failure and not entered, as no key below it could be shorter.
+# Directories are opened relative to their parent and without following links: a directory that is
+# swapped for a link while the walk goes on is not followed out of ROOT.
 
 HAS_PREADV = hasattr(os, "preadv")
 HAS_DIR_FD = os.open in os.supports_dir_fd and os.scandir in os.supports_fd
@@ -2379,6 +2391,12 @@ class Scan:
         if reason:
             below.close()
             return self._skipping(reason)
+        problem = too_large(below.key, 0)
+        if problem:
+            below.close()
+            if self._is_elsewhere(below.below_root, below.key):
+                return None
+            return self._problem(directory, name, f"{problem}: nothing in it is taken")
         self._stack.append(below)
         if self.options.rules:
             path = below.path[self._cut : -1]
@@ -10049,7 +10067,7 @@ class BatchJobModel(BatchJobRow):
     def stop(self, reason: str, exit_code: ExitCode = ExitCode.STOPPED) -> None:
         """Take no further work; finish or drop what is in flight. Safe in a signal handler."""
         if self._stop is None:
-            self._stop = Stop(exit_code, reason)
+            self._stop = Stop(exit_code, shortened(reason))
 
     @contextlib.contextmanager
     def _session(self) -> Iterator[None]:
@@ -10299,6 +10317,7 @@ class BatchJobModel(BatchJobRow):
                 suspects.append((found, row and Known._make(row)))
         self.summary.seen += len(batch)
         changes = self._judge(suspects)
+        self._memory.look()
         self.summary.unchanged += len(batch) - len(changes)
         if self._seen is not None:
             self._mark_seen(known.values())
@@ -11736,6 +11755,20 @@ class Count(NamedTuple):
         return cls(number, f"{noun}{'' if number == 1 else 's'} {rest}".rstrip(), more)
 
 
+def json_text(told: Any) -> str:
+    """What ``--json`` prints, on one line."""
+    return json.dumps(with_short_texts(told))
+
+
+def with_short_texts(told: Any) -> Any:
+    """The same, with every text in it shortened."""
+    if isinstance(told, str):
+        return shortened(told)
+    if isinstance(told, dict):
+        return {name: with_short_texts(value) for name, value in told.items()}
+    return list(map(with_short_texts, told)) if isinstance(told, list) else told
+
+
 def count_lines(always: Sequence[Count], others: Iterable[Count], colours: bool) -> Iterator[str]:
     """Counts, one below the other; of ``others`` only those that are not 0."""
     counts = [*always, *(count for count in others if count.number)]
@@ -12424,7 +12457,7 @@ def verify(options: argparse.Namespace, console: Console) -> ExitCode:
         verdict = job.verify()
     console.finish()
     if options.json:
-        console.say(json.dumps(dataclasses.asdict(verdict)))
+        console.say(json_text(dataclasses.asdict(verdict)))
     else:
         colours = has_colours(sys.stdout)
         for line in verdict_text(verdict, quiet=options.quiet, colours=colours):
@@ -12483,7 +12516,7 @@ def show_status(options: argparse.Namespace, console: Console) -> ExitCode:
         raise UsageError("read ledger", options.db, "there is none", "name one with --db")
     jobs = last_jobs(absolute(options.db))
     if options.json:
-        console.say(json.dumps([dataclasses.asdict(job) for job in jobs]))
+        console.say(json_text([dataclasses.asdict(job) for job in jobs]))
     else:
         console.say("\n".join(jobs_text(jobs)) or "the ledger has no runs")
     return ExitCode.OK
@@ -12524,7 +12557,7 @@ def clean_up(options: argparse.Namespace, console: Console) -> ExitCode:
     for problem in cleanup.problems:
         console.problem(problem)
     if options.json:
-        console.say(json.dumps(cleanup.as_json()))
+        console.say(json_text(cleanup.as_json()))
     return ExitCode.INCOMPLETE if cleanup.problems else ExitCode.OK
 
 
@@ -12664,7 +12697,7 @@ def conclude(options: argparse.Namespace, console: Console, summary: Summary) ->
         except UsageError as error:
             console.problem(str(error))
     if options.json:
-        console.say(json.dumps(dataclasses.asdict(summary)))
+        console.say(json_text(dataclasses.asdict(summary)))
 
 
 def end_of(result: Summary | Verdict, counts: Iterable[str]) -> str:

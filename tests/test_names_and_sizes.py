@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import subprocess
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 import pfu
-from testing.place import MIB, ODD_NAMES, encoded_name
+from testing.faults import Action, Fault
+from testing.place import MIB, ODD_NAMES, Place, Run, assert_accounts, encoded_name
 
 # ======================================================================================
 # Keys, content types, destinations
@@ -65,6 +69,145 @@ class TestNames:
     )
     def test_what_a_destination_names(self, text: str, bucket: str, prefix: str) -> None:
         assert pfu.parse_destination(text) == (bucket, prefix)
+
+
+# ======================================================================================
+# Bounds: deep directories, long texts
+# ======================================================================================
+
+
+LEVELS = 1_000  # took 600 MB once, and four times as much with twice as many
+LONGEST_LINE = 2_100  # characters, with what stands before a text in its line
+TOO_DEEP = "its key has 1026 bytes, S3 takes 1024: nothing in it is taken"
+
+
+def level(number: int) -> str:
+    return f"{number:04}".ljust(255, "n")
+
+
+def dig(place: Place, top: str = "tree") -> None:
+    """Directories in one another, by no path, which would be too long; the last holds a file."""
+    (place.path / top).mkdir(exist_ok=True)
+    fd = os.open(place.path / top, os.O_RDONLY)
+    for name in map(level, range(LEVELS)):
+        os.mkdir(name, dir_fd=fd)
+        above, fd = fd, os.open(name, os.O_RDONLY, dir_fd=fd)
+        os.close(above)
+    os.close(os.open("f", os.O_CREAT | os.O_WRONLY, dir_fd=fd))
+    os.close(fd)
+
+
+@pytest.fixture
+def pit(place: Place) -> Iterator[Place]:
+    """A place whose tree is too deep. Its directories are taken away again: pytest cannot."""
+    dig(place)
+    place.file("f")
+    yield place
+    subprocess.run(["rm", "-rf", place.root, place.path / "outside"], check=True)
+
+
+def texts_in(told: Any) -> Iterator[str]:
+    if isinstance(told, (dict, list)):
+        for part in told.values() if isinstance(told, dict) else told:
+            yield from texts_in(part)
+    elif isinstance(told, str):
+        yield told
+
+
+def assert_is_short(place: Place, run: Run) -> None:
+    """Nothing that is told anywhere is longer than anybody reads."""
+    log = (place.path / "log").read_text()
+    lines = [*run.err.splitlines(), *log.splitlines(), *texts_in(run.json)]
+    errors = place.rows("SELECT error FROM FileStat UNION ALL SELECT error FROM BatchJob")
+    lines += [row["error"] for row in errors if row["error"]]
+    assert max(map(len, lines)) <= LONGEST_LINE
+
+
+class TestBounds:
+    """Bounds: deep directories, long texts."""
+
+    @pytest.mark.parametrize("option", ["--verbose", "--directory-markers", "--links"])
+    def test_a_directory_whose_own_key_is_too_long_is_not_entered(
+        self, pit: Place, option: str
+    ) -> None:
+        arguments = ["--mode", "concurrent", "--json", "--log-file", "log", option]
+        for uploaded in (1 + 3 * (option == "--directory-markers"), 0):
+            run = pit.run(*arguments)
+            summary = run.json
+            assert (run.code, summary["failed"], summary["uploaded"]) == (1, 1, uploaded), run.err
+            (failure,) = summary["failures"]
+            path = "/".join(map(level, range(4)))
+            assert failure == {"path": f"{pit.root}/{path}", "reason": TOO_DEEP}
+            assert summary["peak_memory_bytes"] < 200 * MIB
+            assert_is_short(pit, run)
+            assert_accounts(summary)
+        assert summary["requests"] == 0
+
+    def test_a_deep_directory_behind_a_link_is_not_entered(self, place: Place) -> None:
+        dig(place, "outside")
+        (place.root / "link").symlink_to("../outside")
+        try:
+            run = place.run("--mode", "concurrent", "--follow-symlinks", "--json")
+        finally:
+            subprocess.run(["rm", "-rf", place.path / "outside"], check=True)
+        (failure,) = run.json["failures"]
+        assert (run.code, run.json["seen"]) == (1, 1), run.err
+        assert "S3 takes 1024: nothing in it is taken" in failure["reason"]
+
+    @pytest.mark.parametrize("options", ["--dry-run", "--verify", "--verify --checksum"])
+    def test_a_deep_directory_is_one_difference(self, pit: Place, options: str) -> None:
+        assert pit.run("--mode", "concurrent").code == 1
+        sent = len(pit.server.log)
+        run = pit.run(*options.split())
+        assert (run.code, run.out.count(TOO_DEEP)) == (1, 1), run.err
+        assert max(map(len, run.out.splitlines())) <= LONGEST_LINE
+        run = pit.run(*options.split(), "--json")
+        assert (run.code, run.json.get("failed", run.json.get("differing"))) == (1, 1)
+        operations = {request.operation for request in pit.server.log[sent:]}
+        assert operations <= {"ListObjectsV2", "HeadObject"}
+
+    @pytest.mark.parametrize("pattern", ["0003*/", "/0000*/0001*/**", "0000*"])
+    def test_a_deep_directory_that_is_excluded_is_no_failure(
+        self, pit: Place, pattern: str
+    ) -> None:
+        run = pit.run("--mode", "concurrent", "--json", "--exclude", pattern)
+        assert (run.code, run.json["failed"], set(pit.stored())) == (0, 0, {"f"}), run.err
+        assert run.json["skipped_by_reason"] == {"excluded": 1}
+
+    def test_the_longest_key_of_a_directory_is_taken(self, place: Place) -> None:
+        above = place.root / level(0) / level(1) / level(2)
+        for length in (253, 254):  # with s3://bkt/p/ and the slash at its end: 1,024, 1,025
+            (above / ("d" * length)).mkdir(parents=True)
+        run = place.run("--mode", "concurrent", "--json", "--directory-markers")
+        (failure,) = run.json["failures"]
+        assert (run.code, run.json["uploaded"]) == (1, 4), run.err
+        assert failure["path"] == str(above / ("d" * 254))
+        assert max(map(len, place.stored())) == 1024 - len("p/")
+
+    def test_one_share_tells_of_a_deep_directory(self, pit: Place) -> None:
+        runs = [
+            pit.run("--mode", "concurrent", "--json", "--shard", f"{number}/3").json
+            for number in (1, 2, 3)
+        ]
+        assert [sum(run[name] for run in runs) for name in ("failed", "uploaded")] == [1, 1]
+
+    def test_no_path_is_told_at_length(self, place: Place) -> None:
+        folder = "/".join(["\x01" * 240] * 4)
+        for number in range(5):
+            place.file(f"{folder}/{number}" + "\x1b" * 200)
+        run = place.run("--mode", "concurrent", "--json", "--log-file", "log")
+        assert (run.code, run.json["failed"]) == (1, 5), run.err
+        assert "[...]" in run.err
+        assert_is_short(place, run)
+
+    def test_no_reason_is_told_at_length(self, place: Place) -> None:
+        place.files(3)
+        message = "why " * 50_000
+        place.server.faults.append(Fault(Action("error", 400, "Odd", message), "PutObject"))
+        run = place.run("--mode", "concurrent", "--json", "--log-file", "log", "--verbose")
+        assert run.code in (1, 2)
+        assert "Odd: why why" in run.err
+        assert_is_short(place, run)
 
 
 # ======================================================================================
