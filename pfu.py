@@ -3142,6 +3142,7 @@ MAX_CHUNKS = 64  # the answer is parsed anew with each piece that comes in
 MAX_FORMATS = 64
 
 CHECKSUM_HEADER = "x-amz-checksum-sha256"
+OTHER_DIGEST = "with the digest of other bytes than were sent"
 DROP_STATUSES = (429, 503, 509)
 
 is_header_name = re.compile(r"[a-z0-9-]+").fullmatch
@@ -3157,7 +3158,7 @@ chunk_head = re.compile(
 ).match
 known_fields = re.compile(
     rb"\r\n(content-length|transfer-encoding|content-(?:encoding|type)|etag|connection|retry-after"
-    rb"|date):[ \t]*([^\r]*)",
+    rb"|date|x-amz-checksum-sha256):[ \t]*([^\r]*)",
     re.IGNORECASE,
 ).findall
 
@@ -3224,6 +3225,8 @@ class Answer(NamedTuple):
     keep_alive: bool
     fields: Mapping[str, str] = {}
     """To HEAD, all of its headers, names in lower case; none where there is no object."""
+    sha256: str = ""
+    """What the store says of the bytes, in base64."""
 
 
 def request_head(
@@ -3411,7 +3414,8 @@ def check_answer(received: bytes, *, is_last: bool = False) -> Answer | None:
         return None
     connection = fields.get(b"connection", b"").lower()
     lives = b"close" not in connection and (received[7:8] == b"1" or b"keep-alive" in connection)
-    return Answer(etag.decode("latin-1"), lives and bool(has_ended))
+    told = fields.get(CHECKSUM_HEADER.encode(), b"").decode("latin-1")
+    return Answer(etag.decode("latin-1"), lives and bool(has_ended), sha256=told)
 
 
 def check_look(received: bytes, *, is_last: bool = False) -> Answer | None:
@@ -4785,7 +4789,10 @@ class FastLane:
             length = len(body)
             return self._writer.head(key, headers, length, sha256_hex, query, checksum=checksum)
 
-        return (await self._ask(head, body, sha256_hex)).etag
+        answer = await self._ask(head, body, sha256_hex)
+        if answer.sha256 and answer.sha256 != base64_of(sha256_hex):
+            raise Rejected(200, OTHER_DIGEST, passing=True)
+        return answer.etag
 
     async def look(self, key: str, headers: Headers) -> Mapping[str, str]:
         """Return the headers of the answer to HEAD, names in lower case; none without an object.
@@ -6070,7 +6077,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
                     **self._object(upload),
                     **self._sums(upload.body, upload.sha256, checksum),
                 )
-                return Receipt(etag_of(answer))
+                return Receipt(etag_of(answer, upload.sha256))
 
         return self._with_checksum("put", send)
 
@@ -6164,7 +6171,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
                     **self._upload(part.key, part.upload_id),
                     **self._sums(part.body, part.sha256, checksum),
                 )
-                return Receipt(etag_of(answer))
+                return Receipt(etag_of(answer, part.sha256))
 
         wanted = UploadHandle.read(part.upload_id).checksum
         try:
@@ -6726,12 +6733,14 @@ def combined_sha256(parts: Iterable[StoredPart]) -> str:
     return combined_digest([bytes.fromhex(part.sha256) for part in parts])
 
 
-def etag_of(answer: Mapping[str, Any]) -> str:
+def etag_of(answer: Mapping[str, Any], sha256: str = "") -> str:
     """The ETag of an acknowledgement, without quotes. Raises RetryableError where there is none.
 
     botocore takes an answer that breaks off within its headers for a success: one with half an ETag
-    is none.
+    is none. What it says of the bytes has to be true.
     """
+    if sha256 and answer.get("ChecksumSHA256", base64_of(sha256)) != base64_of(sha256):
+        raise RetryableError("read answer", "", OTHER_DIGEST)
     told = str(answer.get("ETag") or "")
     etag = told.strip('"')
     if not etag or told.startswith('"') != told.endswith('"'):

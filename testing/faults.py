@@ -25,6 +25,7 @@ class Action:
     and, after the operation was done,
     slow                 the answer comes `seconds` later
     trickle              its octets come one each `seconds`
+    honest               the answer, with `headers`
     call                 calls `function` in the server's thread, then answers
     half_headers         the answer ends within its headers; half_body: before its Content-Length
     close_after          the answer, then closes though it had not said so

@@ -405,6 +405,7 @@ class S3Server:
         self, connection: Connection, request: Request, action: Action, answer: Answer
     ) -> bool:
         """The operation is done; what of its answer goes out, and when."""
+        answer.headers.update(action.headers if action.kind == "honest" else {})
         if action.kind == "lost_ack":
             self._record(request, 0, False)
             connection.reset()

@@ -5,6 +5,7 @@ testing/trials.py says what is looked at after each run.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import ctypes
 import dataclasses
@@ -535,6 +536,27 @@ def answer_late(trials: list[Trial], action: Action, answers: int) -> None:
         )
         assert max(asked.values()) >= answers
         assert_recovers(trial)
+
+
+class TestDigests:
+    """What the store says of the bytes that it took."""
+
+    @EVERY_WAY
+    @pytest.mark.usefixtures("hurried")
+    def test_a_digest_of_other_bytes_is_no_acknowledgement(self, trial: Trial) -> None:
+        trial.tree()
+        other = {"x-amz-checksum-sha256": base64.b64encode(bytes(32)).decode()}
+        fault = Fault(Action("honest", headers=other), trial.operation, times=1)
+        trial.server.faults.append(fault)
+        summary = assert_said(trial.run(), 0)
+        assert (summary["uploaded"], fault.applied) == (len(trial.local()), 1)
+        asked = Counter(
+            (r.key, r.query.get("partNumber"))
+            for r in trial.server.log
+            if r.operation == trial.operation
+        )
+        assert sorted(asked.values())[-2:] == [1, 2]
+        assert_all_is_there(trial)
 
 
 class TestWaiting:
