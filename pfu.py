@@ -67,6 +67,7 @@ import logging.handlers
 import math
 import mimetypes
 import multiprocessing
+import multiprocessing.util
 import operator
 import os
 import random
@@ -8519,6 +8520,33 @@ class LocalRunner(Runner):
         self._loop.close()
 
 
+# With `python -c` the working directory is first on sys.path, as "". Whoever may write there must
+# not get his code run, so this goes before the rest; sys itself is in no file.
+FORGET_CWD = "import sys; sys.path[:] = filter(None, sys.path); "
+
+
+@contextlib.contextmanager
+def _keeping_to_sys_path() -> Iterator[None]:
+    """Processes that multiprocessing starts by ``python -c`` import nothing from where they are.
+
+    Their sys.path becomes this process's, but what sets it so is imported before that. The flags
+    for it are Python 3.11's (-P), or shut out PYTHONPATH as well (-I).
+    """
+    util: Any = multiprocessing.util
+    launch = util.spawnv_passfds
+
+    def launch_without(path: Any, arguments: Sequence[str], *others: Any) -> Any:
+        code = arguments.index("-c") + 1
+        cleaned = [*arguments[:code], FORGET_CWD + arguments[code], *arguments[code + 1 :]]
+        return launch(path, cleaned, *others)
+
+    util.spawnv_passfds = launch_without
+    try:
+        yield
+    finally:
+        util.spawnv_passfds = launch
+
+
 class WorkerRunner(Runner):
     """A PageRunner in a process of its own."""
 
@@ -8534,13 +8562,14 @@ class WorkerRunner(Runner):
         self._began = time.monotonic()
         others = set(multiprocessing.active_children())
         try:
-            self._pool = ProcessPoolExecutor(
-                1,
-                mp_context=multiprocessing.get_context(self._method),
-                initializer=_start_worker,
-                initargs=(self._uploader, self._options, self.gauges, os.getpid()),
-            )
-            self._hello = self._pool.submit(os.getpid)
+            with _keeping_to_sys_path():
+                self._pool = ProcessPoolExecutor(
+                    1,
+                    mp_context=multiprocessing.get_context(self._method),
+                    initializer=_start_worker,
+                    initargs=(self._uploader, self._options, self.gauges, os.getpid()),
+                )
+                self._hello = self._pool.submit(os.getpid)
         except (OSError, RuntimeError) as error:
             raise FatalError("start worker", "", str(error), WORKERS_HINT) from error
         self._processes = set(multiprocessing.active_children()) - others
@@ -11232,7 +11261,7 @@ class Sandbox:
 
     def __init__(self) -> None:
         """Raises UsageError where moto is not installed."""
-        command = [sys.executable, "-c", SANDBOX_SERVER]
+        command = [sys.executable, "-c", FORGET_CWD + SANDBOX_SERVER]
         self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         self._process = subprocess.Popen(
             command,

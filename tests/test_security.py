@@ -8,6 +8,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -21,7 +22,17 @@ import pytest
 import pfu
 from testing.faults import Action, Fault
 from testing.jobs import PIECE, ChecksumFault, open_below, replace_root, s3_job, stall
-from testing.place import BOTH_MODES, BUCKET, HERE, LONG_AGO, MIB, OPEN, PART, Place
+from testing.place import (
+    BOTH_MODES,
+    BUCKET,
+    HERE,
+    LONG_AGO,
+    MIB,
+    OPEN,
+    PART,
+    Place,
+    children_of,
+)
 
 # ======================================================================================
 # ROOT is not left, nothing planted is followed
@@ -151,6 +162,67 @@ class TestRoot:
         summary = job.run()
         assert summary.exit_code == 2
         assert "is it mounted?" in str(summary.error)
+
+
+# ======================================================================================
+# Nothing from the working directory is run
+# ======================================================================================
+
+
+PLANTED = (
+    *("multiprocessing", "random", "boto3", "pickle", "threading", "socket", "signal", "moto"),
+    *("io", "os", "re", "concurrent", "asyncio", "sitecustomize", "werkzeug", "readline"),
+)
+
+
+def plant_modules(place: Place) -> Path:
+    """In the working directory; each tells, in the file that is returned, who imported it."""
+    told = place.path / "imported"
+    for name in PLANTED:
+        line = f"{name} by {{open('/proc/self/cmdline').read()!r}}"
+        (place.path / f"{name}.py").write_text(f"open({str(told)!r}, 'a').write(f{line!r})\n")
+    return told
+
+
+class TestWorkingDirectory:
+    """Nothing from the working directory is run."""
+
+    @BOTH_MODES
+    @pytest.mark.parametrize("method", ["fork", "spawn"])
+    def test_no_module_of_the_working_directory_is_imported(
+        self, place: Place, mode: str, method: str
+    ) -> None:
+        place.files(3)
+        place.file("large", os.urandom(6 * MIB))
+        told = plant_modules(place)
+        place.environment["PFU_START_METHOD"] = method
+        run = place.run(*PART, "--mode", mode, "--json")
+        assert not told.exists(), told.read_text()
+        assert (run.code, run.json["uploaded"], run.err) == (0, 4, "")
+        assert place.stored() == place.local()
+
+    def test_none_is_by_a_worker_that_replaces_another(self, place: Place) -> None:
+        place.file("large", os.urandom(16 * MIB))
+        told = plant_modules(place)
+        place.server.faults.append(Fault(Action("slow", seconds=0.3), operation="UploadPart"))
+        run = place.start(*PART, "--workers", "2", "--json")
+        assert place.server.wait_for("UploadPart", 1, 60)
+        for child in children_of(run.pid):
+            os.kill(child, signal.SIGKILL)
+        place.server.faults.clear()
+        out, err = run.communicate(timeout=60)
+        assert not told.exists(), told.read_text()
+        assert (run.returncode, "died and were replaced" in err) == (0, True), err
+        assert json.loads(out)["uploaded"] == 1
+
+    @BOTH_MODES
+    def test_none_is_by_the_sandbox(self, place: Place, mode: str) -> None:
+        place.files(3)
+        told = plant_modules(place)
+        place.endpoint = ""
+        run = place.run("--sandbox", "--mode", mode, "--json")
+        assert not told.exists(), told.read_text()
+        assert (run.code, run.json["uploaded"]) == (0, 3), run.err
 
 
 # ======================================================================================
