@@ -177,6 +177,14 @@ MAX_REFUSALS = 20  # answers in a row that the fast lane does not understand, to
 LANE_DOUBT = 3  # failures in a row that may pass, before boto3 is asked whether it fares better
 MAX_WORKERS = 8  # processes, unless --workers says more
 DEFAULT_MEMORY = 128 * MIB  # for the contents of files in flight, all processes together
+LEAST_MEMORY = 88 * MIB  # for one process: Python, boto3 and the least buffers
+WORKER_MEMORY = 64 * MIB  # for each worker, one that had to be replaced too, and for their parent
+LEAST_ADDRESSES = 192 * MIB  # of RLIMIT_AS, which libraries and stacks count for as well
+THREAD_ADDRESSES = 16 * MIB  # the same, for a thread: its stack is 8 MiB
+M_ARENA_MAX = -8  # malloc.h of glibc
+LEAST_TASKS = 5  # processes and threads beside the first: Watchdog, Preparation, Threads
+WORKER_TASKS = 6  # for each worker: its process and 3 threads, 2 threads of the parent
+MANY_TASKS = 4096  # who may have more has room
 CLIENT_MEMORY = 24 * MIB  # of each process's share is left to boto3's client, which it may need
 REPORT_SECONDS = 1.0  # an engine reports at least this often
 IDLE_REPORT_SECONDS = 0.1  # and this often while it could do more
@@ -334,8 +342,13 @@ class FatalError(TransferError):
     """No file can be uploaded any more. With a ``code`` of the store it takes several to stop."""
 
 
+OUT_OF_MEMORY = "out of memory (raise the limit of the container or ulimit -v)"
+
+
 def internal_error(error: Exception) -> str:
     """One line for what should never be, with the place in this file."""
+    if isinstance(error, MemoryError):
+        return OUT_OF_MEMORY
     trace = error.__traceback__
     while trace and trace.tb_next:
         trace = trace.tb_next
@@ -7257,6 +7270,7 @@ class EngineOptions:
     nice: int = 19
     renew_by_upload: bool = False  # send a file whose metadata cannot be renewed otherwise
     ignore_ctime: bool = False  # of a file that is read: it moves by itself here
+    threads: int = THREADS  # at most, in one process
 
     def content_type(self, file: Task) -> str:
         """The media type of a file: by these rules, else by the end of its name."""
@@ -7383,6 +7397,17 @@ class ReadingPlace:
             self._pause *= 2
 
 
+class Threads(ThreadPoolExecutor):
+    """Threads that make do with those there are, where the system has no further one."""
+
+    def _adjust_thread_count(self) -> None:
+        try:
+            super()._adjust_thread_count()
+        except RuntimeError:
+            if not self._threads:
+                raise
+
+
 class PageRunner:
     """Uploads pages on an event loop of its own."""
 
@@ -7392,7 +7417,7 @@ class PageRunner:
         self.gauges = gauges
         self.tree = FreeTree()
         self._files = self._bytes = self._in_flight = 0
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="pfu-thread")
+        self._threads = Threads(options.threads, thread_name_prefix="pfu-thread")
         self.budget = ByteBudget(options.memory)
         self._reading = ReadingPlace()
         self._outcomes: list[AnyOutcome] = []
@@ -7410,6 +7435,10 @@ class PageRunner:
         self._long = 0  # questions that may rightly take minutes
 
     # -- what an engine uses
+
+    def start_thread(self) -> None:
+        """Have one thread at least, before other processes take what the system has left."""
+        self._threads.submit(int)
 
     async def exchange(self, page: Sequence[AnyTask], more: bool, shared: Any = None) -> Report:
         """Take in a page; report when there is room for another one, or after REPORT_SECONDS.
@@ -7472,7 +7501,7 @@ class PageRunner:
         self._loop = asyncio.get_running_loop()
         self.gate = Gate(self.gauges)
         self._waiting: asyncio.Queue[AnyTask] = asyncio.Queue()
-        self.uploader.open(THREADS)
+        self.uploader.open(self.options.threads)
         await self.uploader.enter_loop()
         self._watching = asyncio.ensure_future(self._watch())
 
@@ -7548,6 +7577,8 @@ class PageRunner:
         try:
             refused = self._refused.get(upload_id)  # another part of it was, and so would this be
             outcome = refused._replace(id=task.id) if refused else await transfer.run()
+        except MemoryError:
+            outcome = Outcome(task.id, OutcomeKind.FATAL, OUT_OF_MEMORY, 1)
         except Exception as error:  # noqa: BLE001  a slot outlives whatever a file does to it
             outcome = Outcome(task.id, OutcomeKind.FAILED, internal_error(error), 1)
         self.budget.give_back(size)
@@ -7619,7 +7650,7 @@ class PageRunner:
         self._in_flight += 1
         try:
             told = await answer
-        except PfuError:
+        except (PfuError, MemoryError):
             raise
         except Exception as error:
             if type(self.uploader).__module__ == __name__ or NO_THREAD in str(error):
@@ -8562,14 +8593,16 @@ class WorkerRunner(Runner):
         self._began = time.monotonic()
         others = set(multiprocessing.active_children())
         try:
-            with _keeping_to_sys_path():
+            with _keeping_to_sys_path(), contextlib.ExitStack() as failing:
                 self._pool = ProcessPoolExecutor(
                     1,
                     mp_context=multiprocessing.get_context(self._method),
                     initializer=_start_worker,
                     initargs=(self._uploader, self._options, self.gauges, os.getpid()),
                 )
+                failing.callback(self._pool.shutdown, wait=False)
                 self._hello = self._pool.submit(os.getpid)
+                failing.pop_all()
         except (OSError, RuntimeError) as error:
             raise FatalError("start worker", "", str(error), WORKERS_HINT) from error
         self._processes = set(multiprocessing.active_children()) - others
@@ -8617,6 +8650,7 @@ class WorkerLoop:
 
     def __init__(self, uploader: Uploader, options: EngineOptions, gauges: Gauges) -> None:
         self._runner = PageRunner(uploader, options, gauges)
+        self._runner.start_thread()
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="pfu-loop", daemon=True).start()
 
@@ -8636,15 +8670,16 @@ def _start_worker(uploader: Uploader, options: EngineOptions, gauges: Gauges, pa
         _belong_to(parent)
         lower_priority(options.nice)
         spare_collector()
+        spare_addresses()
         _worker = WorkerLoop(uploader, options, gauges)
 
 
 @contextlib.contextmanager
 def _ending_without_threads() -> Iterator[None]:
-    """Where the system has no thread left, end without a traceback: the parent sees it."""
+    """Without a thread or memory left, end without a traceback: the parent sees it."""
     try:
         yield
-    except RuntimeError:
+    except (RuntimeError, MemoryError):
         os._exit(ExitCode.STOPPED)
 
 
@@ -8716,6 +8751,15 @@ def lower_priority(nice: int) -> None:
     if os.getsid(0) == os.getpid():
         with contextlib.suppress(OSError):  # no such feature here
             Path("/proc/self/autogroup").write_text(str(nice))
+
+
+def spare_addresses() -> None:
+    """Where RLIMIT_AS is set, keep glibc's malloc(3) from taking 64 MiB of it for each thread."""
+    if soft_limit("RLIMIT_AS") < UNLIMITED:
+        with contextlib.suppress(ImportError, AttributeError, OSError):  # another libc
+            import ctypes
+
+            ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
 class Preparation:
@@ -9111,7 +9155,9 @@ class RunOptions:
     def engine(self) -> EngineOptions:
         """The share of one process; two parts at least fit into its memory."""
         memory = min(self.max_memory, memory_of_machine() // 4) // self.processes()
-        memory = max(memory - CLIENT_MEMORY, 2 * MIN_PART_SIZE)
+        addresses = soft_limit("RLIMIT_AS")
+        memory = max(min(memory, addresses // 4) - CLIENT_MEMORY, 2 * MIN_PART_SIZE)
+        threads = (addresses - LEAST_ADDRESSES - memory) // THREAD_ADDRESSES
         return EngineOptions(
             threshold=min(self.part_size or DEFAULT_THRESHOLD, memory // 2),
             part_size=min(self.part_size or DEFAULT_PART_SIZE, memory // 2),
@@ -9121,7 +9167,36 @@ class RunOptions:
             nice=self.nice,
             renew_by_upload=self.renew_by_upload,
             ignore_ctime=self.ignore_ctime,
+            threads=min(THREADS, max(2, threads)),
         )
+
+    def fitted(self) -> tuple[RunOptions, str]:
+        """These options for the memory and the processes that there are; what that has changed.
+
+        Raises UsageError where there is no room for a single process.
+        """
+        wanted, memory = self.processes(), memory_of_machine()
+        addresses, tasks = soft_limit("RLIMIT_AS"), room_for_tasks()
+        for found, least, unit, where in (
+            (memory, LEAST_MEMORY, bytes_text, "of memory (machine or cgroup)"),
+            (addresses, LEAST_ADDRESSES, bytes_text, "of address space (ulimit -v)"),
+            (tasks, LEAST_TASKS, str, "more processes or threads (ulimit -u or cgroup)"),
+        ):
+            if found < least:
+                cause = f"there is room for {unit(found)} {where}, and it takes {unit(least)}"
+                raise UsageError("start", "", cause)
+        rooms = {
+            "memory": memory // WORKER_MEMORY - 1,
+            "processes (ulimit -u or cgroup)": (tasks - LEAST_TASKS) // WORKER_TASKS,
+        }
+        room, scarce = min(zip(rooms.values(), rooms))
+        if self.mode == "concurrent" or wanted <= room:
+            return self, ""
+        told = f"not enough {scarce} for {count_of(wanted, 'worker')}: "
+        if room < 2:
+            alone = dataclasses.replace(self, mode="concurrent", workers=0)
+            return alone, told + "mode concurrent"
+        return dataclasses.replace(self, workers=room), told + f"{room} are used"
 
     def limiter(self, has_fast_lane: bool) -> Limiter:
         """One for the run. Fixed by ``concurrency``, or where threads do all the work."""
@@ -9138,12 +9213,14 @@ CGROUP_LIMITS = (
     "/sys/fs/cgroup{}/memory.high",
     "/sys/fs/cgroup/memory{}/memory.limit_in_bytes",
 )
+CGROUP_TASKS = "/sys/fs/cgroup{}/pids.{}", "/sys/fs/cgroup/pids{}/pids.{}"
+UNLIMITED = 1 << 62
 
 
 @functools.lru_cache(maxsize=1)
 def memory_of_machine() -> int:
     """Bytes of memory that this process may count on: the machine's, or its cgroup's if less."""
-    limits = [1 << 62]
+    limits = [UNLIMITED]
     with contextlib.suppress(ValueError, OSError, AttributeError):
         limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     for path in _cgroups():
@@ -9151,6 +9228,39 @@ def memory_of_machine() -> int:
             with contextlib.suppress(ValueError, OSError):
                 limits.append(int(Path(pattern.format(path)).read_text()))
     return min(limit for limit in limits if limit > 0)
+
+
+def soft_limit(name: str) -> int:
+    """A limit of setrlimit(2)."""
+    with contextlib.suppress(ImportError, AttributeError):  # Windows; no such limit here
+        import resource
+
+        limit = resource.getrlimit(getattr(resource, name))[0]
+        return UNLIMITED if limit == resource.RLIM_INFINITY else min(limit, UNLIMITED)
+    return UNLIMITED
+
+
+def room_for_tasks() -> int:
+    """Processes and threads that may still start. Those of one user are counted together."""
+    rooms = [UNLIMITED]
+    for path, pattern in itertools.product(_cgroups(), CGROUP_TASKS):
+        with contextlib.suppress(ValueError, OSError):
+            most, now = (
+                int(Path(pattern.format(path, end)).read_text()) for end in ("max", "current")
+            )
+            rooms.append(most - now)
+    limit = soft_limit("RLIMIT_NPROC")
+    if limit < MANY_TASKS and os.getuid():  # it does not hold for root
+        rooms.append(limit - _tasks_of(os.getuid()))
+    return max(0, min(rooms))
+
+
+def _tasks_of(user: int) -> int:
+    count = 0
+    for pid in filter(str.isdigit, os.listdir("/proc") if os.path.isdir("/proc") else []):
+        with contextlib.suppress(OSError):  # it has ended
+            count += os.stat(f"/proc/{pid}").st_uid == user and len(os.listdir(f"/proc/{pid}/task"))
+    return count
 
 
 def _cgroups() -> set[str]:
@@ -10021,9 +10131,18 @@ class BatchJobModel(BatchJobRow):
         Raises PfuError where the run cannot start; a run that began always returns a summary,
         with ``exit_code`` and, where it stopped early, ``error``.
         """
+        self._fit()
         with self._session():
             self._run()
         return self.summary
+
+    def _fit(self) -> None:
+        """Take no more processes than there is room for. Raises UsageError."""
+        spare_addresses()
+        self.options, told = self.options.fitted()
+        self.mode = self.summary.mode = self.options.mode
+        if told:
+            self.note(told)
 
     def dry_run(self) -> Summary:
         """Scan, compare and tell the observer what would be done; write nothing anywhere."""
@@ -10893,7 +11012,7 @@ class Verification:
         self._uploader: InspectableUploader = job.uploader
         self._ledger = ledger
         self._checksum = checksum
-        self._threads = ThreadPoolExecutor(SAFE_CONCURRENCY, thread_name_prefix="pfu-verify")
+        self._threads = Threads(SAFE_CONCURRENCY, thread_name_prefix="pfu-verify")
         self._unchecked_in_a_row = 0
         self._missed = 0  # objects that the listing did not show
         self._shown: set[bool] = set()  # kinds of ETags that the store repeats: of parts, or not

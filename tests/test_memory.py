@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
+import functools
 import gc
 import heapq
 import itertools
 import os
 import random
+import resource
+import shutil
+import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable
 
@@ -19,6 +25,7 @@ import pfu
 from testing.faults import Action, Fault
 from testing.jobs import BOTH_LANES, LEAST_PART, PIECE, assert_all_is_there, run_in_process, s3_job
 from testing.place import (
+    BOTH_MODES,
     BUCKET,
     IS_SAFE_LANE,
     KIB,
@@ -26,6 +33,7 @@ from testing.place import (
     PART,
     LaneFault,
     Place,
+    Run,
     puts_of,
     rewrite_in_place,
 )
@@ -323,6 +331,205 @@ class TestMemory:
         summary = s3_job(at_hand).run()
         assert (summary.exit_code, summary.uploaded) == (0, 1), summary.failures
         assert_all_is_there(at_hand)
+
+
+# ======================================================================================
+# Too little memory, too few processes
+# ======================================================================================
+
+
+ROOMS = [  # mode, workers, memory, processes: mode and workers that it becomes
+    ("parallel", 8, 64 * pfu.GIB, 1 << 20, ("parallel", 8)),
+    ("parallel", 8, 512 * MIB, 1 << 20, ("parallel", 7)),
+    ("parallel", 8, 256 * MIB, 1 << 20, ("parallel", 3)),
+    ("parallel", 8, 96 * MIB, 1 << 20, ("concurrent", 1)),
+    ("parallel", 1, 128 * MIB, 1 << 20, ("parallel", 1)),
+    ("parallel", 8, 64 * pfu.GIB, 20, ("parallel", 2)),
+    ("parallel", 8, 64 * pfu.GIB, 10, ("concurrent", 1)),
+    ("concurrent", 0, 88 * MIB, 5, ("concurrent", 1)),
+    ("concurrent", 0, 87 * MIB, 5, None),
+    ("parallel", 2, 64 * pfu.GIB, 4, None),
+]
+CGROUPS = [  # folder, name of the limit, what else belongs there
+    ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", ()),
+    ("/sys/fs/cgroup", "memory.max", (("memory.swap.max", "0"),)),
+]
+
+
+@pytest.fixture
+def container() -> Iterator[Path]:
+    """A cgroup with 96 MiB of memory."""
+    for parent, limit, others in CGROUPS:
+        folder = Path(parent, f"pfu-test-{os.getpid()}")
+        try:
+            folder.mkdir()
+            (folder / limit).write_text(str(96 * MIB))
+            for name, value in others:
+                (folder / name).write_text(value)
+        except OSError:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+            continue
+        yield folder
+        folder.rmdir()
+        return
+    pytest.skip("no cgroup can be made here")
+
+
+def run_with(place: Place, limit: Callable[[], object], *arguments: Any) -> Run:
+    """A run that is under a limit from its first moment on."""
+    return place.run(*arguments, "--json", preexec_fn=limit)
+
+
+def run_as_nobody(place: Place, processes: int, *arguments: Any) -> Run:
+    """A run of a user who may have so many processes and threads. Root is under no such limit."""
+    if os.geteuid() or not shutil.which("setpriv"):
+        pytest.skip("needs root and setpriv, to become another user")
+    rights = "+dac_override,+dac_read_search"
+    user = ["setpriv", f"--reuid={1_000_000 + os.getpid()}", "--clear-groups"]
+    command = [*user, f"--inh-caps={rights}", f"--ambient-caps={rights}"]
+    limit = functools.partial(resource.setrlimit, resource.RLIMIT_NPROC, (processes, processes))
+    done = subprocess.run(
+        [*command, *place.command(*arguments, "--json")],
+        cwd=place.path,
+        env=place.environment,
+        preexec_fn=limit,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    return Run(done.returncode, done.stdout, done.stderr)
+
+
+def limit_addresses(size: int) -> Callable[[], object]:
+    return functools.partial(resource.setrlimit, resource.RLIMIT_AS, (size, size))
+
+
+def small_and_large(place: Place) -> None:
+    place.files(20)
+    for number in range(3):
+        place.file(f"large{number}", os.urandom(24 * MIB))
+
+
+class TestTooLittle:
+    """Too little memory, too few processes."""
+
+    @pytest.mark.parametrize("mode, workers, memory, tasks, expected", ROOMS)
+    def test_no_more_workers_than_there_is_room_for(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        mode: str,
+        workers: int,
+        memory: int,
+        tasks: int,
+        expected: tuple[str, int] | None,
+    ) -> None:
+        monkeypatch.setattr(pfu, "memory_of_machine", lambda: memory)
+        monkeypatch.setattr(pfu, "room_for_tasks", lambda: tasks)
+        options = pfu.RunOptions(mode=mode, workers=workers)
+        if expected is None:
+            with pytest.raises(pfu.UsageError, match=r"there is room for .*, and it takes"):
+                options.fitted()
+            return
+        fitted, told = options.fitted()
+        assert (fitted.mode, fitted.processes()) == expected
+        assert bool(told) == ((mode, options.processes()) != expected)
+
+    @pytest.mark.parametrize("folder", ["", "/slice/job"])
+    def test_processes_of_a_container(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+    ) -> None:
+        (tmp_path / folder[1:]).mkdir(parents=True, exist_ok=True)
+        for name, text in (("max", "20\n"), ("current", "13\n")):
+            Path(f"{tmp_path}{folder}/pids.{name}").write_text(text)
+        monkeypatch.setattr(pfu, "CGROUP_TASKS", (f"{tmp_path}{{}}/pids.{{}}",))
+        monkeypatch.setattr(pfu, "_cgroups", lambda: {"", "/slice", "/slice/job"})
+        assert pfu.room_for_tasks() == 7
+
+    @BOTH_MODES
+    def test_a_container_of_96_mib(self, place: Place, container: Path, mode: str) -> None:
+        small_and_large(place)
+        enter = functools.partial((container / "cgroup.procs").write_text, "0")
+        workers = ["--workers", "4"] if mode == "parallel" else []
+        run = run_with(place, enter, "--mode", mode, *workers)
+        assert (run.code, run.json["uploaded"]) == (0, 23), run.err
+        assert run.json["mode"] == "concurrent"
+        assert run.err.count("not enough memory for 4 workers") == (mode == "parallel")
+        assert place.stored() == place.local()
+
+    @BOTH_MODES
+    @pytest.mark.parametrize("size", [200, 390])
+    def test_little_address_space_suffices(self, place: Place, mode: str, size: int) -> None:
+        small_and_large(place)
+        workers = ["--workers", "4"] if mode == "parallel" else []
+        run = run_with(place, limit_addresses(size * MIB), "--mode", mode, *workers)
+        assert (run.code, run.json["uploaded"], run.err) == (0, 23, "")
+        assert place.stored() == place.local()
+
+    @BOTH_MODES
+    def test_too_little_address_space_is_one_line(self, place: Place, mode: str) -> None:
+        place.files(3)
+        run = run_with(place, limit_addresses(100 * MIB), "--mode", mode)
+        assert run.code == 2
+        assert run.err == (
+            "pfu: start: there is room for 100.0 MiB of address space (ulimit -v), "
+            "and it takes 192.0 MiB\n"
+        )
+        assert place.stored() == {}
+
+    @BOTH_MODES
+    @pytest.mark.parametrize("processes", [8, 20])
+    def test_few_processes_suffice(self, place: Place, mode: str, processes: int) -> None:
+        small_and_large(place)
+        workers = ["--workers", "4"] if mode == "parallel" else []
+        run = run_as_nobody(place, processes, "--mode", mode, *workers)
+        assert (run.code, run.json["uploaded"]) == (0, 23), run.err
+        assert run.err.count("\n") == run.err.count("note: not enough processes (")
+        assert bool(run.err) == (mode == "parallel")
+        assert place.stored() == place.local()
+
+    @BOTH_MODES
+    @pytest.mark.parametrize("processes", [1, 4])
+    def test_too_few_processes_are_one_line(self, place: Place, mode: str, processes: int) -> None:
+        place.files(3)
+        run = run_as_nobody(place, processes, "--mode", mode)
+        assert (run.code, run.err.count("\n")) == (2, 1), run.err
+        assert "more processes or threads (ulimit -u or cgroup), and it takes 5" in run.err
+        assert place.stored() == {}
+
+    @pytest.mark.parametrize("size", [100, 2 * PIECE])
+    def test_memory_that_ends_under_way_is_one_line(
+        self, at_hand: Place, monkeypatch: pytest.MonkeyPatch, size: int
+    ) -> None:
+        for number in range(3):
+            at_hand.file(f"f{number}", b"x" * size)
+
+        def fail(*_: Any) -> Any:
+            raise MemoryError
+
+        with monkeypatch.context() as patch:
+            patch.setattr(pfu.Transfer, "_describe", fail)
+            patch.setattr(pfu.ByteBudget, "buffer", fail)
+            summary = s3_job(at_hand).run()
+        assert str(summary.error).startswith("out of memory")
+        assert (summary.exit_code, summary.failed, summary.pending) == (2, 0, 3), summary
+        assert s3_job(at_hand).run().uploaded == 3
+        assert_all_is_there(at_hand)
+
+    def test_memory_that_ends_in_the_scan_is_one_line(
+        self, at_hand: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*_: Any) -> Any:
+            raise MemoryError
+
+        at_hand.files(3)
+        with monkeypatch.context() as patch:
+            patch.setattr(pfu.BatchJobModel, "_compare", fail)
+            summary = s3_job(at_hand).run()
+        assert summary.exit_code == 1
+        assert str(summary.error).startswith("out of memory")
+        assert s3_job(at_hand).run().uploaded == 3
 
 
 # ======================================================================================
