@@ -72,7 +72,9 @@ import operator
 import os
 import random
 import re
+import selectors
 import shlex
+import shutil
 import signal
 import socket
 import sqlite3
@@ -234,6 +236,63 @@ class ExitCode(IntEnum):
 # ======================================================================================
 
 
+HIDDEN = "***"
+LEAST_SECRET, PLAIN_SECRET = 4, 8  # characters; words shorter than the latter are hidden whole
+URL_SECRET = re.compile(  # a password may hold / or #, which is what is wrong with its URL
+    r"(?:[a-z][a-z0-9+.-]*://|//)?(?:([^/?#@:\s]*):(.+)|([^/?#@\s]+))@", re.IGNORECASE | re.DOTALL
+)
+
+
+def _in_any_form(character: str) -> str:
+    """A pattern: as it is, after a backslash, percent-encoded, or as JSON writes it."""
+    if character.isascii() and character.isalnum():
+        return character
+    plain, json_form = re.escape(character), re.escape(json.dumps(character)[1:-1])
+    encoded = urllib.parse.quote(character, safe="", errors="surrogateescape")
+    return rf"(?:\\?{plain}|{json_form}|(?i:{encoded}))"
+
+
+class Mask:
+    """What no text that leaves this process may hold. One in each process, fed where a secret is
+    read: errors are made through it, and all that is printed or logged passes it.
+    """
+
+    def __init__(self) -> None:
+        self._known: frozenset[str] = frozenset()
+        self._pattern = re.compile(r"(?!)")
+
+    def learn(self, *secrets: str | None) -> None:
+        """From now on ``***`` stands for these, percent-encoded or not."""
+        told = {form.strip() for s in secrets if s for form in (s, urllib.parse.unquote(s))}
+        new = {secret for secret in told if len(secret) >= LEAST_SECRET}
+        if new <= self._known:
+            return
+        self._known |= new
+        self._pattern = re.compile(
+            "|".join(
+                "".join(map(_in_any_form, secret))
+                if len(secret) >= PLAIN_SECRET
+                else rf"(?<!\w){''.join(map(_in_any_form, secret))}(?!\w)"
+                for secret in sorted(self._known, key=len, reverse=True)
+            )
+        )
+
+    def learn_url(self, url: str) -> None:
+        """Its password, as it is sent too; what stands before a @ alone is one."""
+        match = URL_SECRET.match(url)
+        if match:
+            user, password = match[1] or "", match[2] or match[3]
+            pair = urllib.parse.unquote(f"{user}:{password}").encode("utf-8", "surrogateescape")
+            self.learn(password, *re.split("[/?#@]", password), base64.b64encode(pair).decode())
+
+    def hide(self, text: str) -> str:
+        """``text`` without any of them."""
+        return self._pattern.sub(HIDDEN, text)
+
+
+MASK = Mask()
+
+
 class PfuError(Exception):
     """A failure that a user can read: ``operation subject: cause (hint)``.
 
@@ -243,7 +302,7 @@ class PfuError(Exception):
     exit_code: ClassVar[ExitCode] = ExitCode.CANNOT_START
 
     def __init__(self, operation: str, subject: str = "", cause: str = "", hint: str = "") -> None:
-        cause = shortened(cause)
+        subject, cause = MASK.hide(subject), shortened(MASK.hide(cause))
         super().__init__(operation, subject, cause, hint)
         self.operation, self.subject, self.cause, self.hint = operation, subject, cause, hint
 
@@ -371,8 +430,8 @@ def shortened(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """``text`` on one line, shortened, with no character in it that a terminal would obey."""
-    text = shortened(text)
+    """``text`` on one line, shortened, with no secret and nothing that a terminal would obey."""
+    text = shortened(MASK.hide(text))
     if text.isascii() and text.isprintable():
         return text
     return shortened("".join(c if c.isprintable() else _escaped(c) for c in text))
@@ -3043,6 +3102,30 @@ class Credentials(NamedTuple):
         """No secret, whatever it is printed in."""
         return f"Credentials({self.access_key!r}, ...)"
 
+    def check(self) -> None:
+        """Keep the secrets out of all text. Raises FatalError if these cannot be right."""
+        MASK.learn(self.secret_key, self.token)
+        for kind, value in zip(CREDENTIAL_VARIABLES, self):
+            check_sent(kind, value or "", CREDENTIAL_VARIABLES[kind])
+
+
+CREDENTIAL_VARIABLES = {
+    "the access key": ("AWS_ACCESS_KEY_ID",),
+    "the secret key": ("AWS_SECRET_ACCESS_KEY",),
+    "the session token": ("AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN"),
+}
+
+
+def check_sent(kind: str, value: str, variables: Iterable[str]) -> None:
+    """Raises FatalError, which does not repeat it, if it is nothing that a request can carry."""
+    if value.isprintable() and value.isascii() and value == value.strip():
+        return
+    where = [name for name in variables if os.environ.get(name) == value]
+    cause = "it holds a character that no header can carry"
+    if value != value.strip():
+        cause = "it begins or ends with white space, such as a line end"
+    raise FatalError("read", where[0] if where else kind, cause)
+
 
 def percent_encode_key(key: str) -> str:
     """Return the key as it stands in a path. Raises UnicodeEncodeError for lone surrogates."""
@@ -3151,6 +3234,8 @@ class Stamper:
 
 MAX_HEAD = 16 * KIB
 MAX_ANSWER = 64 * KIB
+MAX_SAFE_ANSWER = 8 * MIB  # by boto3: 1,000 keys of 1,024 bytes, percent-encoded, are 4
+MAX_LINE = 64 * KIB
 MAX_CHUNK_HEAD = 256
 MAX_CHUNKS = 64  # the answer is parsed anew with each piece that comes in
 MAX_FORMATS = 64
@@ -3617,7 +3702,6 @@ ERROR_HINTS: Mapping[str, str] = {
         "check AWS_SECRET_ACCESS_KEY; a proxy before the store must not change the Host header"
     ),
     "AuthorizationHeaderMalformed": "check --region",
-    "PermanentRedirect": "check --region and --endpoint-url",
     "RequestTimeTooSkewed": "set this machine's clock",
     "NoSuchBucket": "check the name, or pass --create-bucket",
     "HtmlAnswer": "is that URL an S3 server?",
@@ -3627,6 +3711,10 @@ ERROR_HINTS: Mapping[str, str] = {
     "403": "the credentials lack the permission, see README: Permissions",
     "InvalidStorageClass": "check --storage-class",
 }
+
+
+REDIRECTS = range(300, 400)
+REDIRECT_HINT = "it is redirected: check --region and --endpoint-url"
 
 
 def is_passing(status: int) -> bool:
@@ -5466,6 +5554,8 @@ ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 NO_HEADERS = Headers((), ())
 CHECKSUM_MODE = Headers(("x-amz-checksum-mode",), ("ENABLED",))
 METADATA_SERVICE = "http://169.254.169.254"
+CREDENTIAL_PROCESS_SECONDS = 60.0  # for a credential_process to end
+SHELL = "/bin/sh"
 METADATA_SECONDS = 5  # for an answer of it
 SLOW_METADATA_SERVICE = {
     "metadata_service_timeout": METADATA_SECONDS,
@@ -5722,6 +5812,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         from botocore.exceptions import BotoCoreError
 
         if self._session is None:
+            learn_urls()
             try:
                 self._session = boto3.Session(
                     profile_name=self.options.profile,
@@ -5732,6 +5823,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
                     for name, value in SLOW_METADATA_SERVICE.items():
                         self._session._session.set_config_variable(name, value)
                 make_patient(self._session)
+                self._session.events.register("before-sign", check_signer)
             except BotoCoreError as error:
                 raise UsageError("read AWS configuration", cause=str(error)) from error
         return self._session
@@ -5776,6 +5868,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             user_agent_extra=f"pfu/{__version__}",
         )
         session = self._session_of()
+        check_sent("the region", session.region_name or "", ("AWS_DEFAULT_REGION",))
         try:
             client = session.client(
                 service,
@@ -5787,6 +5880,9 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             client.meta.events.register("before-parse.*", refuse_half_an_answer)
             again = functools.partial(on_another_connection, client)
             client.meta.events.register_first(f"needs-retry.{service}", again)
+            client.meta.events.register_first("needs-retry.s3.HeadBucket", ask_for_region_once)
+            check_proxy(client.meta.config, client.meta.endpoint_url)
+            bound_answers(client._endpoint.http_session)
             if self.endpoint:  # AWS alone has the names that botocore insists on
                 client.meta.events.unregister("before-parameter-build.s3", validate_bucket_name)
             return client
@@ -5810,6 +5906,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         """
         known = self._fixed_credentials or (None if self._is_keeper else self._shared_credentials)
         if known is not None:
+            known.check()
             return known
         with translated("read credentials for", self.destination):
             from botocore import credentials
@@ -5827,6 +5924,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
                 raise FatalError("read credentials for", self.destination, cause, hint)
             frozen = found.get_frozen_credentials()
             current = Credentials(frozen.access_key, frozen.secret_key, frozen.token)
+            current.check()
             if type(found) is credentials.Credentials:
                 self._fixed_credentials = current
             return current
@@ -6796,6 +6894,7 @@ def parse_destination(text: str) -> tuple[str, str]:
 
 def check_endpoint(url: str) -> None:
     """Raises UsageError, and does not repeat what may hold a password."""
+    MASK.learn_url(url)
     if "@" in url:
         hint = "credentials go into the environment or the AWS configuration"
         raise UsageError("the endpoint's URL holds a user or a password", hint=hint)
@@ -6805,6 +6904,35 @@ def check_endpoint(url: str) -> None:
 
 
 TLS_PROBE_SECONDS = 2.0
+
+
+def learn_urls() -> None:
+    """The passwords of all URLs that are at hand: proxies, endpoints, arguments."""
+    names = [name for name in os.environ if re.search("proxy$|endpoint", name, re.IGNORECASE)]
+    given = re.findall(r"https?://\S+", "\n".join(sys.argv))
+    for url in (*map(os.environ.__getitem__, names), *given):
+        MASK.learn_url(url)
+
+
+PROXY = re.compile(
+    r"(?:https?:)?(?://)?(?:[^/?#\s\[\]]*@)?(?:\[[0-9a-fA-F:.]+\]|[^/?#@:\s\[\]]+)"
+    r"(?::(?P<port>\d+)?)?(?:[/?#][^@\s]*)?"
+)
+PROXY_HINT = "write http://USER:PASSWORD@HOST:PORT, with %2F for / and %23 for # in the password"
+
+
+def check_proxy(config: Any, url: str) -> None:
+    """Raises UsageError if requests to ``url`` go by a proxy that cannot be, and hides its URL."""
+    proxy = proxy_of(config, url) or ""
+    MASK.learn_url(proxy)
+    match, scheme = PROXY.fullmatch(proxy), re.match(r"(?!https?:)([a-z0-9+.-]+)://", proxy, re.I)
+    is_plain = urllib.parse.unquote(proxy).isascii()
+    if not proxy or (match and not scheme and is_plain and int(match["port"] or 1) < 1 << 16):
+        return
+    name = f"{urllib.parse.urlsplit(url).scheme}_proxy"
+    names = [known for known in (name, name.upper()) if os.environ.get(known)]
+    cause = f"{scheme[1]} proxies are not supported" if scheme else "it is no URL"
+    raise UsageError("read", names[0] if names else "the proxy's URL", cause, PROXY_HINT)
 
 
 def speaks_tls(host: str, port: int) -> bool:
@@ -6908,16 +7036,159 @@ def is_told_in_body(operation_model: Any) -> bool:
     )
 
 
+def ask_for_region_once(response: Any, request_dict: Any, **_: Any) -> None:
+    """botocore answers a redirect by HeadBucket; one that meets HeadBucket would have no end."""
+    if response is not None and "x-amz-bucket-region" not in response[0].headers:
+        request_dict["context"].setdefault("s3_redirect", {})["redirected"] = True
+
+
+class BoundedLines:
+    """The socket's file below an answer: no line of it, such as a chunk's size, is endless."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def readline(self, size: int = -1) -> Any:
+        """Raises RetryableError."""
+        line = self._file.readline(MAX_LINE if size < 0 else size)
+        if size < 0 and len(line) >= MAX_LINE:
+            raise RetryableError("read answer", cause="a line of it does not end")
+        return line
+
+
+def bound_answers(session: Any) -> Any:
+    """Have botocore's HTTP session read no endless answer; bodies of objects are streamed."""
+
+    def bound(pieces: Iterable[bytes], answer: Any) -> Iterator[bytes]:
+        size = 0
+        for piece in pieces:
+            size += len(piece)
+            if size > MAX_SAFE_ANSWER:
+                answer.close()
+                raise RetryableError("read answer", cause="it is longer than any of S3's")
+            yield piece
+
+    def open_url(urlopen: Any, pool: Any, *arguments: Any, **options: Any) -> Any:
+        answer = urlopen(pool, *arguments, **options)
+        stream, source = answer.stream, answer._fp
+        if getattr(source, "fp", None) is not None:
+            source.fp = BoundedLines(source.fp)
+        answer.stream = lambda *arguments, **options: bound(stream(*arguments, **options), answer)
+        return answer
+
+    pools = session._pool_classes_by_scheme
+    for scheme, pool in pools.items():
+        opener = functools.partialmethod(functools.partial(open_url, pool.urlopen))
+        pools[scheme] = type(pool.__name__, (pool,), {"urlopen": opener})
+    return session
+
+
+def check_signer(request_signer: Any, region_name: str | None = None, **_: Any) -> None:
+    """botocore's handler of before-sign: credentials and region can be sent, and are masked."""
+    check_sent("the region", region_name or "", ("AWS_DEFAULT_REGION", "AWS_REGION"))
+    found = request_signer._credentials
+    if found is not None:
+        frozen = found.get_frozen_credentials()
+        Credentials(frozen.access_key, frozen.secret_key, frozen.token).check()
+
+
 def drop_expect_header(request: Any, **_: Any) -> None:
     """Send the body at once: a server that ignores ``Expect`` would cost a second a file."""
     del request.headers["Expect"]
 
 
+class CredentialProcess:
+    """A credential_process as botocore starts it, but with an end, and nothing of it is left.
+
+    What it started ends with it, and all ends with this process, even if that is killed: a shell
+    beside it sees by a pipe that nobody holds the other end. On a terminal it may have to ask for
+    something, so there it gets no session of its own, and ends without what it started.
+    """
+
+    GUARD = (  # device for its input, sign of what is killed, command
+        'exec 3<&0 <"$0"; (read x <&3 || kill -9 "$1$$") >/dev/null 2>&1 & '
+        'exec 3<&-; shift; exec "$@"'
+    )
+
+    def __init__(self, command: Sequence[str], **streams: Any) -> None:
+        reading, self._lifeline = os.pipe()
+        device, sign = ("/dev/tty", "") if has_terminal() else (os.devnull, "-")
+        if os.path.exists(SHELL) and shutil.which(command[0]):
+            command = [SHELL, "-c", self.GUARD, device, sign, *command]
+        try:
+            self._process = subprocess.Popen(
+                command, stdin=reading, start_new_session=bool(sign), **streams
+            )
+        except OSError:
+            os.close(self._lifeline)
+            raise
+        finally:
+            os.close(reading)
+        self._victim = int(f"{sign}{self._process.pid}")
+
+    @property
+    def returncode(self) -> int:
+        """Of the process, once it has ended."""
+        return self._process.returncode
+
+    def communicate(self) -> tuple[bytes, bytes]:
+        """What it prints on both streams. Raises FatalError."""
+        deadline = time.monotonic() + CREDENTIAL_PROCESS_SECONDS
+        try:
+            with self._process:
+                try:
+                    told = self._read(deadline)
+                    self._process.wait(max(0.0, deadline - time.monotonic()))
+                finally:
+                    with contextlib.suppress(OSError):
+                        os.kill(self._victim, signal.SIGKILL)
+        except subprocess.TimeoutExpired as error:
+            cause = f"it did not end within {CREDENTIAL_PROCESS_SECONDS:.0f} s"
+            raise FatalError("run credential_process", cause=cause) from error
+        finally:
+            with contextlib.suppress(OSError):  # it ended with the others
+                os.write(self._lifeline, b"\n")
+            os.close(self._lifeline)
+        return told
+
+    def _read(self, deadline: float) -> tuple[bytes, bytes]:
+        told: dict[Any, bytes] = {self._process.stdout: b"", self._process.stderr: b""}
+        with selectors.DefaultSelector() as selector:
+            for pipe in told:
+                selector.register(pipe, selectors.EVENT_READ)
+            while selector.get_map():
+                ready = selector.select(max(0.0, deadline - time.monotonic()))
+                if not ready:
+                    raise subprocess.TimeoutExpired("credential_process", 0)
+                for key, _ in ready:
+                    piece = os.read(key.fd, MAX_LINE)
+                    told[key.fileobj] += piece
+                    if not piece:
+                        selector.unregister(key.fileobj)
+                if sum(map(len, told.values())) > MAX_LINE:
+                    raise FatalError("run credential_process", cause="it prints too much")
+        out, err = told.values()
+        return out, err
+
+
+def has_terminal() -> bool:
+    """Whether somebody can be asked."""
+    try:
+        open("/dev/tty", "rb").close()
+    except OSError:
+        return False
+    return True
+
+
 def make_patient(session: Any) -> None:
     """Give a container's credential service some time, and ask for the code of an MFA device once.
 
-    Such a code works once. It is asked for on a terminal alone.
+    A credential_process gets a limit. Such a code works once. It is asked for on a terminal alone.
     """
+    from botocore.credentials import ProcessProvider
     from botocore.httpsession import URLLib3Session
 
     asked: list[str] = []
@@ -6925,11 +7196,7 @@ def make_patient(session: Any) -> None:
     def ask(prompt: str) -> str:
         import getpass
 
-        try:
-            open("/dev/tty", "rb").close()  # or it is read from standard input, and seen
-        except OSError as error:
-            raise EOFError from error
-        if asked:
+        if asked or not has_terminal():  # or it is read from standard input, and seen
             raise EOFError
         asked.append(prompt)
         return getpass.getpass(prompt)
@@ -6938,9 +7205,17 @@ def make_patient(session: Any) -> None:
     for provider in chain.providers:
         if hasattr(provider, "_prompter"):
             provider._prompter = ask
+        if hasattr(provider, "_popen"):
+            provider._popen = CredentialProcess
+        if builder := getattr(provider, "_profile_provider_builder", None):
+            builder._create_process_provider = functools.partial(
+                ProcessProvider,
+                load_config=lambda: session._session.full_config,
+                popen=CredentialProcess,
+            )
         fetcher: Any = getattr(provider, "_fetcher", None)
         if hasattr(fetcher, "RETRY_ATTEMPTS"):  # a container's
-            fetcher._session = URLLib3Session(timeout=METADATA_SECONDS)
+            fetcher._session = bound_answers(URLLib3Session(timeout=METADATA_SECONDS))
 
 
 @contextlib.contextmanager
@@ -6954,10 +7229,11 @@ def translated(operation: str, subject: str) -> Iterator[None]:
         yield
     except ClientError as error:
         details = error.response.get("Error", {})
-        code = str(details.get("Code") or "")
+        code = shortened(str(details.get("Code") or ""))
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         cause = f"{code}: {details.get('Message') or ''}".rstrip(": ") if code else str(error)
-        problem = classify(code, status)(operation, subject, cause, ERROR_HINTS.get(code, ""))
+        hint = REDIRECT_HINT if status in REDIRECTS else ERROR_HINTS.get(code, "")
+        problem = classify(code, status)(operation, subject, cause, hint)
         problem.code, problem.status = code, status
         raise problem from error
     except ResponseParserError as error:
@@ -6987,6 +7263,9 @@ def client_error(operation: str, subject: str, error: Exception) -> TransferErro
         problem = FatalError(operation, subject, str(error), hint)
         problem.code = "TLS"
         return problem
+    inner = getattr(error, "kwargs", {}).get("error")
+    if isinstance(inner, RetryableError):  # see bound_answers()
+        return RetryableError(operation, subject, f"{inner}", "check the network and the endpoint")
     passing = exceptions.HTTPClientError, exceptions.ConnectionError, exceptions.IncompleteReadError
     if isinstance(error, passing):
         lost = RetryableError(operation, subject, str(error), "check the network and the endpoint")
@@ -7073,7 +7352,7 @@ def _ask(question: Callable[[], Any], absent: Any) -> tuple[Any, str]:
         try:
             return question(), ""
         except ClientError as error:
-            code = error.response.get("Error", {}).get("Code", "")
+            code = shortened(error.response.get("Error", {}).get("Code", ""))
             status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
             if code.startswith("NoSuch") or code == "OwnershipControlsNotFoundError":
                 return absent, ""
@@ -7084,7 +7363,7 @@ def _ask(question: Callable[[], Any], absent: Any) -> tuple[Any, str]:
             unknown = f"the answer lacks {error}"
             break
         except BotoCoreError as error:
-            unknown = str(error)
+            unknown = shortened(str(error))
         time.sleep(min(full_jitter(attempt), PROBE_SECONDS))
     return absent, unknown
 
@@ -8668,6 +8947,7 @@ def _start_worker(uploader: Uploader, options: EngineOptions, gauges: Gauges, pa
     global _worker
     with _ending_without_threads():
         _belong_to(parent)
+        open_streams()
         lower_priority(options.nice)
         spare_collector()
         spare_addresses()
@@ -11490,6 +11770,15 @@ def count_of(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+class MaskedStream(io.TextIOWrapper):
+    """Standard error, for what others write there: tracebacks, warnings of libraries."""
+
+    def write(self, text: str) -> int:
+        """Returns how many characters that were."""
+        super().write(MASK.hide(text))
+        return len(text)
+
+
 class LogFile(logging.handlers.RotatingFileHandler):
     """What is said, a line each with its time, in a file that only its owner may read.
 
@@ -11874,7 +12163,7 @@ class Console(Observer):
         """What was asked for, on standard output. A reader that has gone is no trouble."""
         self.pause()
         try:
-            print(text, flush=True)
+            print(MASK.hide(text), flush=True)
         except BrokenPipeError:
             silence(sys.stdout)
         except OSError as error:
@@ -12932,6 +13221,7 @@ def run_command(options: argparse.Namespace, console: Console) -> ExitCode:
 def main(arguments: Sequence[str] | None = None) -> ExitCode:
     """The program. Returns the exit code; prints one line for what it cannot do."""
     open_streams()
+    learn_urls()
     options = make_parser().parse_all(sys.argv[1:] if arguments is None else arguments, os.environ)
     options.db = options.db or default_ledger(options.shard)
     live = can_erase(sys.stderr) and not options.json
@@ -12971,6 +13261,11 @@ def open_streams() -> None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    plain = sys.__stderr__
+    if plain is sys.stderr and type(plain) is io.TextIOWrapper:
+        sys.stderr = MaskedStream(
+            plain.buffer, plain.encoding, "backslashreplace", write_through=True
+        )
 
 
 def command() -> None:

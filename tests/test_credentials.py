@@ -5,17 +5,20 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
 
+import pfu
 from testing.faults import Action, Fault
-from testing.jobs import checksum_lane
+from testing.jobs import checksum_lane, s3_job
 from testing.place import (
     BOTH_MODES,
     BUCKET,
@@ -23,6 +26,8 @@ from testing.place import (
     PART,
     Place,
     assert_accounts,
+    is_alive,
+    wait_until,
     without_credentials,
 )
 from testing.server import ACCESS_KEY, SECRET_KEY
@@ -218,3 +223,78 @@ class TestServices:
         run = place.run("--mode", mode, "--profile", "p", start_new_session=True)
         assert run.code == 2
         assert "asks for an MFA code, which is asked for once, on a terminal" in run.err
+
+
+# ======================================================================================
+# credential_process
+# ======================================================================================
+
+
+def with_process(place: Place, *lines: str) -> Path:
+    """A credential_process that tells its pid and that of a child, and then does this."""
+    pids = place.path / "pids"
+    script = ("sleep 600 & echo $! > pids.new", "echo $$ >> pids.new", "mv pids.new pids", *lines)
+    (place.path / "process").write_text("\n".join(script))
+    (place.path / "config").write_text(f"[default]\ncredential_process=sh {place.path}/process\n")
+    without_credentials(place)
+    place.environment["AWS_CONFIG_FILE"] = str(place.path / "config")
+    return pids
+
+
+def living(pids: Path) -> list[int]:
+    return [pid for pid in map(int, pids.read_text().split()) if is_alive(pid)]
+
+
+class TestCredentialProcess:
+    """A credential_process has an end, and leaves nothing behind."""
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+    @pytest.mark.parametrize("options", [(), ("--verify",), ("--mode", "concurrent")])
+    def test_nothing_is_left_of_it_after_a_stop(
+        self, place: Place, number: int, options: tuple[str, ...]
+    ) -> None:
+        place.file("f")
+        pids = with_process(place, "wait")
+        run = place.start(*options, start_new_session=True)
+        wait_until(pids.exists)
+        assert len(living(pids)) == 2
+        run.send_signal(number)
+        run.communicate(timeout=60)
+        assert run.returncode == (-number if number == signal.SIGKILL else 4)
+        wait_until(lambda: not living(pids))
+
+    @BOTH_MODES
+    def test_one_that_prints_without_end(self, place: Place, mode: str) -> None:
+        place.file("f")
+        pids = with_process(place, "while :; do echo some-more-words-and-more-words; done")
+        run = place.run("--mode", mode, start_new_session=True)
+        assert (run.code, run.err.count("\n")) == (2, 1), run.err
+        assert "run credential_process: it prints too much" in run.err
+        wait_until(lambda: not living(pids))
+
+    def test_one_that_hangs_is_given_up(
+        self, at_hand: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        at_hand.file("f")
+        pids = with_process(at_hand, "wait")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.chdir(at_hand.path)
+        monkeypatch.setenv("AWS_CONFIG_FILE", at_hand.environment["AWS_CONFIG_FILE"])
+        monkeypatch.setenv("PFU_START_METHOD", "fork")
+        monkeypatch.setattr(pfu, "CREDENTIAL_PROCESS_SECONDS", 2.0)
+        monkeypatch.setattr(pfu, "has_terminal", lambda: False)
+        summary = s3_job(at_hand).run()
+        assert (summary.exit_code, summary.uploaded) == (2, 0)
+        assert summary.error == "run credential_process: it did not end within 2 s"
+        wait_until(lambda: not living(pids))
+
+    @BOTH_MODES
+    def test_one_that_answers(self, place: Place, mode: str) -> None:
+        place.files(5)
+        keys = {"AccessKeyId": ACCESS_KEY, "SecretAccessKey": SECRET_KEY, "Version": 1}
+        pids = with_process(place, f"echo '{json.dumps(keys)}'", "kill -9 $!")
+        run = place.run("--mode", mode, start_new_session=True)
+        assert (run.code, run.err) == (0, "")
+        assert place.stored() == place.local()
+        wait_until(lambda: not living(pids))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -9,12 +10,15 @@ import random
 import re
 import shutil
 import signal
+import socketserver
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, ClassVar
+from urllib.parse import quote, unquote
 
 import boto3
 import pytest
@@ -31,7 +35,9 @@ from testing.place import (
     OPEN,
     PART,
     Place,
+    Run,
     children_of,
+    without_credentials,
 )
 
 # ======================================================================================
@@ -292,6 +298,217 @@ class TestSecrets:
         credentials = pfu.Credentials("AKID", "very-secret", "token-secret")
         shown = f"{credentials} {credentials!r} {pfu.internal_error(KeyError(credentials))}"
         assert "secret" not in shown
+
+
+def all_text(place: Place, run: Run) -> str:
+    """All that a run leaves behind for a reader, JSON's escapes undone."""
+    files = [*place.path.glob("pfu.db*"), *place.path.glob("log*"), *place.path.glob("metrics*")]
+    text = run.out + run.err + "".join(path.read_bytes().decode("latin-1") for path in files)
+    return text + re.sub(r"\\\\(.)", r"\\1", text)
+
+
+EVERYWHERE = ("--json", "--log-file", "log", "--metrics-file", "metrics")
+SECRET, TOKEN = 'very"secret/key+1', "very%2Fsecret=token=="
+
+
+class TestMask:
+    """What is secret comes out as ***, whatever the way."""
+
+    @BOTH_MODES
+    def test_a_store_that_repeats_secrets_does_not_get_them_told(
+        self, place: Place, mode: str
+    ) -> None:
+        place.file("f")
+        place.server.credentials = {"AKID": (SECRET, TOKEN)}
+        place.environment.update(place.server.environment())
+        forms = [form for s in (SECRET, TOKEN) for form in (s, quote(s, safe=""), unquote(s))]
+        message = " and ".join((*forms, quote(SECRET).lower()))
+        error = Action("error", 400, "InvalidRequest", message)
+        place.server.faults.append(Fault(error, "PutObject"))
+        run = place.run("--mode", mode, *EVERYWHERE)
+        assert (run.code, "InvalidRequest: *** and ***" in run.err) == (1, True), run.err
+        assert "***" in place.rows()[0]["error"]
+        assert not re.search("very.{1,3}secret", all_text(place, run), re.IGNORECASE)
+
+    @pytest.mark.parametrize(
+        "name", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"]
+    )
+    @pytest.mark.parametrize("wrong", ["very-secret\n", "very-secret\r\nX-Y: z", "very-secr\xe9t"])
+    def test_credentials_that_cannot_be_sent_are_named_not_told(
+        self, place: Place, name: str, wrong: str
+    ) -> None:
+        place.file("f")
+        place.environment[name] = wrong
+        run = place.run("--mode", "concurrent", *EVERYWHERE)
+        assert (run.code, run.err.count("\n")) == (2, 1), run.err
+        assert f"read {name}: it " in run.err
+        assert "very-secr" not in all_text(place, run)
+        assert place.server.count() == 0
+
+    def test_so_are_those_of_a_file_and_the_region(self, place: Place) -> None:
+        place.file("f")
+        place.environment["AWS_DEFAULT_REGION"] = "us-east-1\n"
+        run = place.run("--mode", "concurrent", *EVERYWHERE)
+        assert (run.code, run.err.count("\n")) == (2, 1), run.err
+        assert "read AWS_DEFAULT_REGION: it begins or ends with white space" in run.err
+        assert "Signature" not in all_text(place, run)
+        place.environment["AWS_DEFAULT_REGION"] = "us-east-1"
+        without_credentials(place)
+        keys = "aws_access_key_id=AKID\naws_secret_access_key=very-secret"
+        (place.path / "credentials").write_text(f"[default]\n{keys}\naws_session_token=t\x01oken")
+        place.environment["AWS_SHARED_CREDENTIALS_FILE"] = str(place.path / "credentials")
+        run = place.run("--verify", *EVERYWHERE)
+        assert (run.code, run.err.count("\n")) == (2, 1), run.err
+        assert "read the session token: it holds a character that no header can carry" in run.err
+
+    @pytest.mark.parametrize(
+        "proxy, says",
+        [
+            ("http://user:pass/word-secret@127.0.0.1:1", "it is no URL"),
+            ("http://user:pass#word-secret@127.0.0.1:1", "it is no URL"),
+            ("http://user:pass?word-secret@127.0.0.1:1", "it is no URL"),
+            ("http://user:word-secret@127.0.0.1:99999", "it is no URL"),
+            ("http://user:word-secret\n@127.0.0.1:1", "it is no URL"),
+            ("socks5://user:word-secret@127.0.0.1:1", "socks5 proxies are not supported"),
+        ],
+    )
+    def test_a_proxy_that_cannot_be_one_is_named_not_told(
+        self, place: Place, proxy: str, says: str
+    ) -> None:
+        place.file("f")
+        place.environment["HTTP_PROXY"] = proxy
+        run = place.run("--mode", "concurrent", *EVERYWHERE)
+        assert (run.code, run.err.count("\n")) == (2, 1), run.err
+        assert f"read HTTP_PROXY: {says} (write http://" in run.err
+        assert "word-secret" not in all_text(place, run)
+
+    @pytest.mark.parametrize(
+        "proxy",
+        [
+            "user:p%C3%A4ss",
+            "http://127.0.0.1:1",
+            "https://[::1]:3128/",
+            "http://u:p@ss%2F@host:1",
+            "host:80",
+            "//host",
+            "",
+        ],
+    )
+    def test_proxies_that_can_be(self, monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+        monkeypatch.setattr(pfu, "proxy_of", lambda config, url: proxy)
+        if proxy.startswith("user"):
+            with pytest.raises(pfu.UsageError, match="it is no URL"):
+                pfu.check_proxy(None, "http://store")
+        else:
+            pfu.check_proxy(None, "http://store")
+
+    def test_a_proxy_that_repeats_the_password_does_not_get_it_told(self, place: Place) -> None:
+        place.file("f")
+        told = (
+            "cGVyOndvcmQtc2VjcmV0 word-secret"  # the end of the former is that of per:word-secret
+        )
+        with closing_server(f"HTTP/1.1 407 {told}\r\nX: {told}\r\n\r\n{told}".encode()) as url:
+            place.environment["HTTP_PROXY"] = url.replace("//", "//per:word-secret@")
+            run = place.run("--mode", "concurrent", "--patience", "1s", *EVERYWHERE)
+        assert run.code in (1, 2), run.err
+        assert not re.search("word-secret|cGVyOndvcmQtc2VjcmV0", all_text(place, run))
+
+    def test_a_traceback_has_no_secret_either(self) -> None:
+        lines = (
+            "import pfu",
+            "pfu.open_streams()",
+            "pfu.MASK.learn('very-secret-key')",
+            "raise ValueError('very-' + 'secret-key')",
+        )
+        command = [sys.executable, "-c", "\n".join(lines)]
+        done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False)
+        assert "ValueError: ***\n" in done.stderr
+
+    def test_short_words_are_hidden_whole_only(self) -> None:
+        mask = pfu.Mask()
+        mask.learn("rong", "x", "", None)
+        assert mask.hide("wrong x (rong)") == "wrong x (***)"
+
+
+# ======================================================================================
+# What a store says has a bound
+# ======================================================================================
+
+
+class Babbler(socketserver.BaseRequestHandler):
+    """Answers each request with a beginning, then with the same octets, up to a limit."""
+
+    beginning, more = b"", b""
+    most = 0
+    sent: ClassVar[list[int]] = []
+
+    def handle(self) -> None:
+        sent = 0
+        with contextlib.suppress(OSError):
+            if self.request.recv(1 << 16):
+                self.request.sendall(self.beginning)
+            while sent < self.most:
+                self.request.sendall(self.more)
+                sent += len(self.more)
+        self.sent.append(sent)
+
+
+@contextlib.contextmanager
+def closing_server(
+    beginning: bytes, more: bytes = b"", most: int = 0, sent: list[int] | None = None
+) -> Iterator[str]:
+    settings: dict[str, Any] = {"beginning": beginning, "more": more, "most": most}
+    settings["sent"] = [] if sent is None else sent
+    handler = type("Handler", (Babbler,), settings)
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), handler) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+class TestBounds:
+    """What a store says has a bound."""
+
+    @pytest.mark.parametrize(
+        "beginning",
+        [
+            "HTTP/1.1 200 OK\r\n\r\n<x>",
+            "HTTP/1.1 400 Bad Request\r\n\r\n<x>",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+        ],
+    )
+    def test_an_endless_answer_is_a_broken_one(self, place: Place, beginning: str) -> None:
+        place.file("f")
+        sent: list[int] = []
+        with closing_server(beginning.encode(), b"0" * MIB, 64 * MIB, sent) as place.endpoint:
+            run = place.run("--verify", "--json", "--patience", "1s")
+        assert run.code in (1, 2), run.err
+        assert "internal error" not in run.err
+        assert 0 < max(sent) < 40 * MIB, sent  # what the kernel holds is not read
+
+    @BOTH_MODES
+    @pytest.mark.parametrize("what", ["code", "message"])
+    def test_a_message_is_cut(self, place: Place, mode: str, what: str) -> None:
+        place.file("f")
+        words = {"code": "InvalidRequest", "message": "no", what: "m" * 3 * MIB}
+        error = Action("error", 400, words["code"], words["message"])
+        place.server.faults.append(Fault(error, "PutObject"))
+        run = place.run("--mode", mode, *EVERYWHERE)
+        assert run.code == 1
+        assert 2_000 < len(run.err) < 10_000
+        assert len(place.rows()[0]["error"]) < 3_000
+        assert len(all_text(place, run)) < 1 * MIB
+
+    @pytest.mark.parametrize("status", [301, 302, 307, 308])
+    def test_a_redirect_to_itself_has_an_end(self, place: Place, status: int) -> None:
+        place.file("f")
+        headers = {"location": f"{place.endpoint}/{BUCKET}"}
+        place.server.faults.append(Fault(Action("error", status, "Redirect", headers=headers)))
+        run = place.run("--mode", "concurrent")
+        assert (run.code, run.err.count("\n")) == (2, 1), run.err
+        assert "it is redirected: check --region and --endpoint-url" in run.err
+        assert place.server.count() <= 3
 
 
 # ======================================================================================
