@@ -237,6 +237,7 @@ class ExitCode(IntEnum):
 
 
 HIDDEN = "***"
+MAX_SECRETS = 64  # remembered: the newest, where keys are renewed for weeks
 LEAST_SECRET, PLAIN_SECRET = 4, 8  # characters; words shorter than the latter are hidden whole
 URL_SECRET = re.compile(  # a password may hold / or #, which is what is wrong with its URL
     r"(?:[a-z][a-z0-9+.-]*://|//)?(?:([^/?#@:\s]*):(.+)|([^/?#@\s]+))@", re.IGNORECASE | re.DOTALL
@@ -258,17 +259,30 @@ class Mask:
     """
 
     def __init__(self) -> None:
-        self._known: frozenset[str] = frozenset()
-        self._pattern = re.compile(r"(?!)")
+        self._known: dict[str, None] = {}  # the newest last
+        self._pattern: re.Pattern[str] | None = None  # made when it is needed
 
     def learn(self, *secrets: str | None) -> None:
         """From now on ``***`` stands for these, percent-encoded or not."""
         told = {form.strip() for s in secrets if s for form in (s, urllib.parse.unquote(s))}
         new = {secret for secret in told if len(secret) >= LEAST_SECRET}
-        if new <= self._known:
-            return
-        self._known |= new
-        self._pattern = re.compile(
+        if not new <= self._known.keys():
+            newest = [*self._known, *sorted(new - self._known.keys())][-MAX_SECRETS:]
+            self._known, self._pattern = dict.fromkeys(newest), None
+
+    def learn_url(self, url: str) -> None:
+        """Its password, as it is sent too; what stands before a @ alone is one."""
+        match = URL_SECRET.match(url)
+        if match and not re.search("[\ud800-\udc7f\udd00-\udfff]", url):
+            user, password = match[1] or "", match[2] or match[3]
+            pair = urllib.parse.unquote(f"{user}:{password}").encode("utf-8", "surrogateescape")
+            self.learn(password, *re.split("[/?#@]", password), base64.b64encode(pair).decode())
+
+    def hide(self, text: str) -> str:
+        """``text`` without any of them."""
+        if not self._known:
+            return text
+        pattern = self._pattern or re.compile(
             "|".join(
                 "".join(map(_in_any_form, secret))
                 if len(secret) >= PLAIN_SECRET
@@ -276,18 +290,8 @@ class Mask:
                 for secret in sorted(self._known, key=len, reverse=True)
             )
         )
-
-    def learn_url(self, url: str) -> None:
-        """Its password, as it is sent too; what stands before a @ alone is one."""
-        match = URL_SECRET.match(url)
-        if match:
-            user, password = match[1] or "", match[2] or match[3]
-            pair = urllib.parse.unquote(f"{user}:{password}").encode("utf-8", "surrogateescape")
-            self.learn(password, *re.split("[/?#@]", password), base64.b64encode(pair).decode())
-
-    def hide(self, text: str) -> str:
-        """``text`` without any of them."""
-        return self._pattern.sub(HIDDEN, text)
+        self._pattern = pattern
+        return pattern.sub(HIDDEN, text)
 
 
 MASK = Mask()
@@ -1075,9 +1079,8 @@ class Ledger:
             return sqlite3.connect(uri, uri=True, isolation_level=None)
         for end in LEDGER_SUFFIXES[1:]:
             check_own(self.path + end)
-        fd = open_own(self.path)
-        self._status = os.fstat(fd)
-        os.close(fd)
+        os.close(open_own(self.path))
+        self._status = os.stat(self.path)
         db = sqlite3.connect(self.path, isolation_level=None, timeout=10)
         db.execute("PRAGMA trusted_schema=OFF")
         db.execute("PRAGMA journal_mode=WAL")
@@ -1889,6 +1892,7 @@ class LedgerLock:
         self._file: IO[str] = os.fdopen(
             open_own(self.path), "r+", encoding="utf-8", errors="replace"
         )
+        self._status = os.stat(self.path)
         if not (_lock_file(self._file) or self._lock_again()):
             holder = self._file.read().strip() or "another process"
             self._file.close()
@@ -1918,7 +1922,7 @@ class LedgerLock:
 
     def check_in_place(self) -> None:
         """Raises LedgerError if another run could take the lock as well."""
-        check_in_place(self.path, os.fstat(self._file.fileno()))
+        check_in_place(self.path, self._status)
 
     def _write_holder(self) -> None:
         started = time.strftime("%Y-%m-%d %H:%M:%S")
@@ -1933,11 +1937,10 @@ class LedgerLock:
 
 def check_in_place(path: str, opened: os.stat_result) -> None:
     """Raises LedgerError if another file, or none, lies where one was opened."""
-    try:
-        if os.path.samestat(opened, os.stat(path)):
-            return
-    except OSError:
-        pass
+    with contextlib.suppress(OSError):
+        status = os.stat(path)
+        if os.path.samestat(opened, status) or not os.path.samestat(status, os.stat(path)):
+            return  # the same, or of a file system that makes inode numbers up
     cause = "it was removed or replaced while the run went on"
     raise LedgerError("write", path, cause, "--verify takes over what the store has")
 
@@ -4617,6 +4620,7 @@ CREDENTIALS_SECONDS = 5.0
 CLOCK_SKEW_SECONDS = 300.0
 FORBIDDEN = 403
 CLOCK_WITNESSES = 2  # answers in a row that contradict a clock which the store has accepted
+CLOCK_SURE = 10  # answers with a clock that was set right, before that is told
 OWN_HEADERS = frozenset(
     (
         *("authorization", "connection", "content-length", "expect", "host", "user-agent"),
@@ -4835,6 +4839,7 @@ class FastLane:
     ) -> None:
         self.requests = 0
         self._looks: set[asyncio.Task[Any]] = set()
+        self._taken_since = 0  # the clock was set right; one node with a wrong one takes few
         self._traffic = traffic or Traffic()
         self._stall_seconds = min(STALL_SECONDS, max(patience, LEAST_STALL_SECONDS))
         self._skews: list[float] = []  # told since something was taken with the present clock
@@ -4929,6 +4934,10 @@ class FastLane:
         if offset == self._writer.clock_offset:
             self._accepted = offset
             self._skews.clear()
+            self._taken_since += 1
+            if self._taken_since == CLOCK_SURE and abs(offset) > CLOCK_SKEW_SECONDS:
+                told = f"{abs(offset):.0f} s {'behind' if offset > 0 else 'ahead of'}"
+                self._traffic.notes.append(f"the clock here is {told} the store's: set it")
         return answer
 
     async def _on_idle(
@@ -4973,8 +4982,7 @@ class FastLane:
             if len(agree) >= (CLOCK_WITNESSES if self._accepted == offset else 1):
                 writer.clock_offset = skew
                 self._skews.clear()
-                told = f"{abs(skew):.0f} s {'behind' if skew > 0 else 'ahead of'}"
-                self._traffic.notes.append(f"the clock here is {told} the store's: set it")
+                self._taken_since = 0
         return writer.clock_offset != offset
 
     async def _sweep(self) -> None:
@@ -7476,6 +7484,7 @@ class AbortTask(NamedTuple):
 
 AnyTask = Union[Task, BeginTask, PartTask, CompleteTask, ProofTask, NameTask, AbortTask]
 LOOKS = ProofTask, NameTask  # at what was sent: they go before all else
+LOOK_WAITS, LOOK_SECONDS = 200, 0.005  # until fewer requests than the limit are in flight
 
 
 class Begun(NamedTuple):
@@ -7848,7 +7857,12 @@ class PageRunner:
         self._busy += 1
         self._waiting_bytes -= task.size
         transfer = TRANSFERS[type(task)](task, self)
-        transfer.is_chosen = is_chosen or isinstance(task, LOOKS)
+        is_look = isinstance(task, LOOKS)
+        transfer.is_chosen = is_chosen or is_look
+        for _ in range(LOOK_WAITS if is_look else 0):  # for a slot that ends in its favour
+            if self._in_flight < self._limit:
+                break
+            await asyncio.sleep(LOOK_SECONDS)
         size = transfer.memory
         if not self.budget.take(size):
             await self.budget.wait_for(size)
@@ -11641,7 +11655,7 @@ sys.stdin.read()  # ends when the program that started this one ends, however it
 """
 SANDBOX_ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "sandbox",
-    "AWS_SECRET_ACCESS_KEY": "sandbox",
+    "AWS_SECRET_ACCESS_KEY": "sandbox-secret",  # masked, so no word of its own
     "AWS_DEFAULT_REGION": "us-east-1",
     "AWS_EC2_METADATA_DISABLED": "true",
     "AWS_CONFIG_FILE": os.devnull,

@@ -7,6 +7,7 @@ import ctypes
 import functools
 import gc
 import os
+import signal
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,14 @@ from testing.place import BUCKET, KIB, Place, without_pauses
 from testing.server import S3Server
 
 M_MMAP_THRESHOLD = -3  # malloc.h
+
+
+@pytest.fixture(scope="session", autouse=True)
+def signals_are_as_on_a_terminal() -> None:
+    """A shell has what it starts in the background ignore SIGINT, and pfu would keep to that."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

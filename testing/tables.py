@@ -261,7 +261,7 @@ FROM_THE_START: list[tuple[str, Callable[[Trial], None], Sequence[Way], int, str
     ("no names", lambda t: from_the_start(t, forget_names), TWO, 2, NO_CONNECTION),
     ("hour ahead", lambda t: from_the_start(t, set_store_clock), TWO, 2, "RequestTimeTooSkewed"),
     ("all 503", refuse_all, TWO, 2, "SlowDown|503"),
-    ("no process", no_process, EVEN, 2, "Resource temporarily unavailable"),
+    ("no process", no_process, EVEN, 2, "there is room for 0 more processes"),
     ("no second worker", no_worker, PARALLEL, 2, "needs no workers"),
     ("no descriptors", lambda trial: no_descriptors(trial, 4), ODD, 2, "Too many open files"),
 ]

@@ -256,7 +256,7 @@ class TestCredentialProcess:
         place.file("f")
         pids = with_process(place, "wait")
         run = place.start(*options, start_new_session=True)
-        wait_until(pids.exists)
+        wait_until(pids.exists, 60)
         assert len(living(pids)) == 2
         run.send_signal(number)
         run.communicate(timeout=60)
