@@ -287,6 +287,9 @@ class Place:
         )
 
     def rows(self, sql: str = "SELECT * FROM FileStat") -> list[dict[str, Any]]:
+        """Of the ledger; a run that could not start has made none."""
+        if not (self.path / "pfu.db").exists():
+            return []
         with contextlib.closing(sqlite3.connect(self.path / "pfu.db")) as db:
             db.row_factory = sqlite3.Row
             return [dict(row) for row in db.execute(sql)]
