@@ -1115,9 +1115,7 @@ class Ledger:
     def _check_schema(self) -> None:
         """Raises LedgerError if it holds what pfu makes none of: a trigger, a view, a table."""
         with contextlib.closing(sqlite3.connect(":memory:")) as db:
-            for model in TABLES:
-                for sql in model.create_sql():
-                    db.execute(sql)
+            create_tables(db)
             known = schema_of(db.execute)
         for kind, name in sorted(schema_of(self._db.execute) - known, reverse=True):
             cause = f"it holds what pfu never makes: {kind} {name}"
@@ -1128,9 +1126,7 @@ class Ledger:
 
     def _create(self) -> None:
         with self._transaction() as db:
-            for model in TABLES:
-                for sql in model.create_sql():
-                    db.execute(sql)
+            create_tables(db)
             db.execute(f"PRAGMA application_id={APPLICATION_ID}")
             db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
 
@@ -1709,6 +1705,13 @@ def _found_row(
 MOVE_AWAY = "move this file away: --verify makes a new one from what the store has"
 
 
+def create_tables(db: sqlite3.Connection) -> None:
+    """Those of a ledger, with their indexes."""
+    for model in TABLES:
+        for sql in model.create_sql():
+            db.execute(sql)
+
+
 def schema_of(execute: Callable[[str], Iterable[tuple[Any, ...]]]) -> set[tuple[str, str]]:
     """Kind and name of all that a database holds, but for what is SQLite's own; columns too."""
     found = {
@@ -1804,16 +1807,26 @@ def strangeness(path: str, status: os.stat_result) -> tuple[str, str]:
         return "it is a hard link: the file has another name", remove
     if not hasattr(os, "geteuid"):
         return "", ""
-    is_others, is_open = status.st_uid != os.geteuid(), status.st_mode & OTHERS_MAY_WRITE
-    if is_others or is_open:
+    foreign = foreign_owner(path, status, os.geteuid())
+    if foreign:
+        return foreign, f"run as that user, or {remove}"
+    if status.st_mode & OTHERS_MAY_WRITE:
         made = _made_beside(path)
-        is_others &= made is None or made.st_uid != status.st_uid
-        is_open &= 0 if made and made.st_mode & OTHERS_MAY_WRITE else OTHERS_MAY_WRITE
-    if is_others:
-        return f"it belongs to another user ({status.st_uid})", f"run as that user, or {remove}"
-    if is_open:
-        return "others may write to it", "chmod go-w it if you trust what it holds, or remove it"
+        if made is None or not made.st_mode & OTHERS_MAY_WRITE:
+            return (
+                "others may write to it",
+                "chmod go-w it if you trust what it holds, or remove it",
+            )
     return "", ""
+
+
+def foreign_owner(path: str, status: os.stat_result, *owners: int) -> str:
+    """Says whose a file is that is none of the owners', nor made to look so by the file system."""
+    if status.st_uid in owners:
+        return ""
+    made = _made_beside(path)
+    is_made_so = made is not None and made.st_uid == status.st_uid
+    return "" if is_made_so else f"it belongs to another user ({status.st_uid})"
 
 
 def _made_beside(path: str) -> os.stat_result | None:
@@ -1844,11 +1857,11 @@ def read_given(operation: str, path: str, limit: int = MAX_READ) -> bytes:
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             if not is_plain and not is_pipe:
                 raise UsageError(operation, path, "it is neither a plain file nor a pipe")
-            if is_plain and hasattr(os, "geteuid") and status.st_uid not in (0, os.geteuid()):
-                made = _made_beside(path)
-                if made is None or made.st_uid != status.st_uid:
-                    cause = f"it belongs to another user ({status.st_uid})"
-                    raise UsageError(operation, path, cause, "only your own files and root's serve")
+            if is_plain and hasattr(os, "geteuid"):
+                foreign = foreign_owner(path, status, 0, os.geteuid())
+                if foreign:
+                    hint = "only your own files and root's serve"
+                    raise UsageError(operation, path, foreign, hint)
             content = b"".join(_pieces(file, is_pipe, limit))
     except OSError as error:
         raise UsageError(operation, path, os_cause(error)) from error
@@ -5884,13 +5897,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
                 endpoint_url=self.options.endpoint_url,
                 config=config,
             )
-            client.meta.events.register_first("before-parse.*", make_parsable)
-            client.meta.events.register("before-parse.*", refuse_half_an_answer)
-            again = functools.partial(on_another_connection, client)
-            client.meta.events.register_first(f"needs-retry.{service}", again)
-            client.meta.events.register_first("needs-retry.s3.HeadBucket", ask_for_region_once)
-            check_proxy(client.meta.config, client.meta.endpoint_url)
-            bound_answers(client._endpoint.http_session)
+            guard_client(client, service)
             if self.endpoint:  # AWS alone has the names that botocore insists on
                 client.meta.events.unregister("before-parameter-build.s3", validate_bucket_name)
             return client
@@ -7042,6 +7049,18 @@ def is_told_in_body(operation_model: Any) -> bool:
     return shape is not None and any(
         not member.serialization.get("location") for member in shape.members.values()
     )
+
+
+def guard_client(client: Any, service: str) -> None:
+    """Have a client of boto3 read answers strictly and within bounds. Raises UsageError."""
+    events = client.meta.events
+    events.register_first("before-parse.*", make_parsable)
+    events.register("before-parse.*", refuse_half_an_answer)
+    again = functools.partial(on_another_connection, client)
+    events.register_first(f"needs-retry.{service}", again)
+    events.register_first("needs-retry.s3.HeadBucket", ask_for_region_once)
+    check_proxy(client.meta.config, client.meta.endpoint_url)
+    bound_answers(client._endpoint.http_session)
 
 
 def ask_for_region_once(response: Any, request_dict: Any, **_: Any) -> None:
@@ -9919,6 +9938,7 @@ class WorkList:
         self._spelling = Spelling(uploader, job.created_at)
         self._prefix = uploader.prefix
         self._root = ledger.renamed[0] if ledger.renamed else job.root_dir
+        self._below_root = self._root.rstrip("/") + "/"
         self._ended: list[Outcome] = []  # of files that need not be sent
         self._later: deque[FileModel] = deque()  # failed passing: tried once more at the end
         self._was_tried: set[str] = set()  # of those, and of those that were taken out of turn
@@ -10079,8 +10099,8 @@ class WorkList:
 
     def _check(self, row: FileModel) -> None:
         """Raises LedgerError for one that names what is no file or no key of this run's."""
-        root, path, key = self._root, row.file_path, row.object_key
-        is_below = path == root or path.startswith(root.rstrip("/") + "/")
+        path, key = row.file_path, row.object_key
+        is_below = path.startswith(self._below_root) or path == self._root
         if not is_below or "/../" in f"{path}/" or not key.startswith(self._prefix):
             cause = f"it has {path} go to {key}, which is none of this run's"
             raise LedgerError("read ledger", self._ledger.path, cause, MOVE_AWAY)

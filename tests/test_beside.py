@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Callable
 
@@ -65,23 +66,34 @@ def is_quiet(place: Place) -> bool:
     return not any(puts_of(place.server).values())
 
 
+@pytest.fixture
+def victim(place: Place) -> Iterator[Path]:
+    """What a planted link leads to: it stays as it is."""
+    path = place.path / "victim"
+    path.write_text("precious")
+    yield path
+    assert path.read_text() == "precious"
+
+
 class TestPlanted:
     """What lies there before the run."""
 
     @pytest.mark.parametrize("name", ["pfu.db", "pfu.db.lock", "pfu.db-wal", "pfu.log"])
     @pytest.mark.parametrize(("plant", "says"), PLANTED)
     def test_what_pfu_keeps_is_a_plain_file_of_its_own(
-        self, place: Place, plant: Callable[[Path, Path], None], says: str, name: str
+        self,
+        place: Place,
+        victim: Path,
+        plant: Callable[[Path, Path], None],
+        says: str,
+        name: str,
     ) -> None:
         place.file("f")
-        victim = place.path / "victim"
-        victim.write_text("precious")
         plant(place.path / name, victim)
         run = place.run("--mode", "concurrent", "--log-file", "pfu.log")
         assert run.code == 2
         assert f"/{name}: {says}" in run.err
         assert len(run.err.splitlines()) == 1
-        assert victim.read_text() == "precious"
         assert is_quiet(place)
         (place.path / name).unlink()
         assert place.run("--mode", "concurrent", "--log-file", "pfu.log").code == 0
@@ -89,14 +101,16 @@ class TestPlanted:
     @pytest.mark.parametrize("name", ["m.prom", "m.prom.new"])
     @pytest.mark.parametrize(("plant", "says"), PLANTED[:4])
     def test_metrics_take_the_place_of_what_lies_there(
-        self, place: Place, plant: Callable[[Path, Path], None], says: str, name: str
+        self,
+        place: Place,
+        victim: Path,
+        plant: Callable[[Path, Path], None],
+        says: str,
+        name: str,
     ) -> None:
         place.file("f")
-        victim = place.path / "victim"
-        victim.write_text("precious")
         plant(place.path / name, victim)
         assert place.run("--mode", "concurrent", "--metrics-file", "m.prom").code == 0
-        assert victim.read_text() == "precious"
         assert "pfu_run_exit_code" in (place.path / "m.prom").read_text()
         assert not (place.path / "m.prom").is_symlink()
 
