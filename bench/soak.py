@@ -1239,6 +1239,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> int:
     options = parser().parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's "&" has it ignored
     options.pfu = options.pfu.resolve()
     if options.seed is None:
         options.seed = secrets.randbelow(1 << 32)
