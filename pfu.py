@@ -2010,7 +2010,7 @@ DIRECTORY_TYPE = "application/x-directory"
 LINK_MODE, DIRECTORY_MODE = "012", "040"  # how the octal text of such a mode begins
 MAX_EXTENSION = 16  # characters; nothing longer has a media type
 OPEN_FILES_HINT = "raise the limit of open files: ulimit -n"
-KEPT_DIRECTORIES = 128  # open in each process, of those that files were read from
+KEPT_DIRECTORIES = 1000  # open in each process, of those that files were read from
 RESERVED_DESCRIPTORS = 64  # of those that may be open, for all but connections
 UNLIMITED_DESCRIPTORS = 1 << 16
 OWN_LEDGER = "pfu's own ledger"  # or its log, or its metrics
@@ -2725,53 +2725,97 @@ class FreeTree:
 class Tree(FreeTree):
     """Opens files below a root, and none that are not: no link below the root is followed.
 
-    Each directory on the way is opened relative to the one above it. For the thread that made the
-    tree the last few stay open; other threads walk from the root each time.
+    Each directory on the way is opened relative to the one above it. Those used last stay open:
+    files come in the order of their sizes, and so from all over the tree.
     """
 
     def __init__(self, root: Root) -> None:
         super().__init__()
         self.root = root
         self._cut = len(os.path.join(root.path, ""))
-        self._fd: int | None = None
-        self._kept: dict[str, int] = {}  # by path below the root, the last opened last
+        self._kept: dict[str, int] = {}  # by path below the root, the last used last
         self._room = min(KEPT_DIRECTORIES, 1 + descriptor_limit() // 8)
-        self._owner = threading.get_ident()
-        self._lock = threading.Lock()
+        self._owner = threading.get_ident()  # opens what it reads at once; others wait for disks
+        self._lock = threading.Lock()  # nothing that is kept is closed without it
 
     def open(self, path: str) -> int:
         folder, _, name = path[self._cut :].rpartition("/")
-        if threading.get_ident() != self._owner:
-            return self._open_below(folder, name)
-        fd = self._kept.get(folder)
         try:
-            return os.open(name, self._flags, dir_fd=self._keep(folder) if fd is None else fd)
-        except FileNotFoundError:  # the folder may have been replaced by another one since
-            self.close_kept()
-            return self._open_below(folder, name)
+            return self._open(folder, name)
+        except OSError as error:  # a folder may have been replaced by another one since
+            if error.errno not in (errno.ENOENT, errno.ESTALE) or not self._forget(folder):
+                raise
+            return self._open(folder, name)
+
+    def _open(self, folder: str, name: str) -> int:
+        if threading.get_ident() == self._owner:
+            with self._lock:
+                fd = self._use(folder)
+                if fd is not None:
+                    return os.open(name, self._flags, dir_fd=fd)
+        with self._lent(folder) as fd:
+            return os.open(name, self._flags, dir_fd=fd)
 
     def read_link(self, path: str) -> LinkState:
         folder, _, name = path[self._cut :].rpartition("/")
-        with self._opened(folder) as fd:
+        with self._lent(folder) as fd:
             target = os.fsencode(os.readlink(name, dir_fd=fd))
             return target, os.stat(name, dir_fd=fd, follow_symlinks=False)
 
     def close(self) -> None:
-        self.close_kept()
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
-
-    def close_kept(self) -> None:
-        """Close the directories that only this thread uses."""
-        while self._kept:
-            os.close(self._kept.popitem()[1])
-
-    def _root_fd(self) -> int:
         with self._lock:
-            if self._fd is None:
-                self._fd = self._open_root()
-            return self._fd
+            while self._kept:
+                os.close(self._kept.popitem()[1])
+
+    def _forget(self, folder: str) -> bool:
+        """Close a folder and those above it, but for the root; whether any was open."""
+        was_open = False
+        with self._lock:
+            while folder:
+                fd = self._kept.pop(folder, None)
+                if fd is not None:
+                    os.close(fd)
+                    was_open = True
+                folder = folder.rpartition("/")[0]
+        return was_open
+
+    @contextlib.contextmanager
+    def _lent(self, folder: str) -> Iterator[int]:
+        """A descriptor of the folder that nobody else closes."""
+        fd = self._borrow(folder)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    def _borrow(self, folder: str) -> int:
+        with self._lock:
+            kept = self._use(folder)
+            if kept is not None:
+                return os.dup(kept)
+        if not folder:
+            fd = self._open_root()
+        else:
+            above, _, name = folder.rpartition("/")
+            with self._lent(above) as parent:
+                fd = os.open(name, DIRECTORY_FLAGS | NO_FOLLOW, dir_fd=parent)
+        self._keep(folder, os.dup(fd))
+        return fd
+
+    def _use(self, folder: str) -> int | None:
+        fd = self._kept.pop(folder, None)
+        if fd is not None:
+            self._kept[folder] = fd
+        return fd
+
+    def _keep(self, folder: str, fd: int) -> None:
+        with self._lock:
+            known = self._kept.pop(folder, None)  # to another thread, meanwhile
+            if known is not None:
+                os.close(known)
+            elif len(self._kept) >= self._room:
+                os.close(self._kept.pop(next(iter(self._kept))))
+            self._kept[folder] = fd
 
     def _open_root(self) -> int:
         try:
@@ -2785,36 +2829,6 @@ class Tree(FreeTree):
             os.close(fd)
             raise
         return fd
-
-    def _keep(self, folder: str) -> int:
-        if not folder:
-            return self._root_fd()
-        fd = self._kept.get(folder)
-        if fd is None:
-            above, _, name = folder.rpartition("/")
-            fd = os.open(name, DIRECTORY_FLAGS | NO_FOLLOW, dir_fd=self._keep(above))
-            if len(self._kept) >= self._room:
-                os.close(self._kept.pop(next(iter(self._kept))))
-            self._kept[folder] = fd
-        return fd
-
-    def _open_below(self, folder: str, name: str) -> int:
-        with self._opened(folder) as fd:
-            return os.open(name, self._flags, dir_fd=fd)
-
-    @contextlib.contextmanager
-    def _opened(self, folder: str) -> Iterator[int]:
-        """The folder, by way of all above it, of which one at a time is open."""
-        root = fd = self._root_fd()
-        try:
-            for step in filter(None, folder.split("/")):
-                above, fd = fd, os.open(step, DIRECTORY_FLAGS | NO_FOLLOW, dir_fd=fd)
-                if above != root:
-                    os.close(above)
-            yield fd
-        finally:
-            if fd != root:
-                os.close(fd)
 
 
 def open_source(
@@ -3533,6 +3547,12 @@ def check_answer(received: bytes, *, is_last: bool = False) -> Answer | None:
     return Answer(etag.decode("latin-1"), lives and bool(has_ended), sha256=told)
 
 
+def check_digest(answer: Answer, sha256_hex: str) -> None:
+    """Raises Rejected if the store says that it has got other bytes."""
+    if answer.sha256 and answer.sha256 != base64_of(sha256_hex):
+        raise Rejected(200, OTHER_DIGEST, passing=True)
+
+
 def check_look(received: bytes, *, is_last: bool = False) -> Answer | None:
     """The same for HEAD, to which no body comes: 200 with a size and an ETag, or 404."""
     end = received.find(b"\r\n\r\n", 0, MAX_HEAD)
@@ -4183,10 +4203,44 @@ TLS_READ = 16 * KIB
 
 
 Check = Callable[..., "Answer | None"]  # check_answer() or check_look()
+Waiter = Union["asyncio.Future[Answer]", "Posted"]
 
 
 class ConnectionStale(Rejected):
     """A connection that had been idle was closed before any byte of an answer came."""
+
+
+class Posted:
+    """A small request that no coroutine waits for: a function is called with how it ended."""
+
+    __slots__ = ("_ended", "began", "offset", "problem", "sha256", "terms")
+
+    def __init__(
+        self, sha256_hex: str, terms: Any, ended: Callable[[Posted, Answer | None], None]
+    ) -> None:
+        """``ended`` is given the answer, or None where there is a ``problem``."""
+        self.sha256, self.terms, self._ended = sha256_hex, terms, ended
+        self.began = time.monotonic()
+        self.offset = 0.0  # of the clock that it was signed with
+        self.problem: Rejected | None = None
+
+    def done(self) -> bool:
+        """As a future: not yet, for the connection forgets it then."""
+        return False
+
+    def set_result(self, answer: Answer) -> None:
+        """As a future."""
+        try:
+            check_digest(answer, self.sha256)
+        except Rejected as problem:
+            self.set_exception(problem)
+        else:
+            self._ended(self, answer)
+
+    def set_exception(self, problem: Rejected) -> None:
+        """As a future."""
+        self.problem = problem
+        self._ended(self, None)
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -4199,7 +4253,7 @@ class Connection(asyncio.BufferedProtocol):
         self.ready: asyncio.Future[None] = pool.loop.create_future()
         self._pool = pool
         self._transport: asyncio.Transport | None = None
-        self._waiter: asyncio.Future[Answer] | None = None
+        self._waiter: Waiter | None = None
         self._buffer = bytearray(RECEIVE_BUFFER)
         self._received = b""
         self._rest: memoryview | FileBody | None = None
@@ -4211,10 +4265,10 @@ class Connection(asyncio.BufferedProtocol):
         self.arrived: Callable[[int], None] | None = None  # hears how much of it has
 
     def exchange(
-        self, head: bytes, body: Body, check: Check = check_answer
-    ) -> asyncio.Future[Answer]:
-        """Send one request. Cancelling the future calls for abort()."""
-        waiter = self._waiter = self._pool.loop.create_future()
+        self, head: bytes, body: Body, waiter: Waiter, check: Check = check_answer
+    ) -> None:
+        """Send one request; ``waiter`` hears of the answer. To cancel it, call abort()."""
+        self._waiter = waiter
         self._check = check
         self._size = len(body)
         self._has_moved()
@@ -4229,7 +4283,6 @@ class Connection(asyncio.BufferedProtocol):
             self._send_slice()
         else:
             self._write(b"".join((head, body)))
-        return waiter
 
     def abort(self) -> None:
         """Close at once; what was not sent is not sent."""
@@ -4369,7 +4422,7 @@ class Connection(asyncio.BufferedProtocol):
         if not self._is_paused and self._rest is not None:
             self._pool.loop.call_soon(self._send_slice)
 
-    def _finish(self, waiter: asyncio.Future[Answer], answer: Answer) -> None:
+    def _finish(self, waiter: Waiter, answer: Answer) -> None:
         self._waiter = None
         self._received = b""
         self._is_used = True
@@ -4486,7 +4539,7 @@ class TlsConnection(Connection):
         if self._outgoing.pending:
             super()._write(self._outgoing.read())
 
-    def _finish(self, waiter: asyncio.Future[Answer], answer: Answer) -> None:
+    def _finish(self, waiter: Waiter, answer: Answer) -> None:
         if not self._is_used and not self._tls.session_reused:
             self._pool.tls_session = self._tls.session
         super()._finish(waiter, answer)
@@ -4899,20 +4952,39 @@ class FastLane:
         query: str = "",
         *,
         checksum: bool = False,
+        posted: Posted | None = None,
     ) -> str:
         """Return the ETag, in its quotes. Raises Rejected; the body must not change until then.
 
-        `query` is percent-encoded, as `partNumber=3&uploadId=...`.
+        `query` is percent-encoded, as `partNumber=3&uploadId=...`. `posted` is a first try, by
+        post(), that had no success.
         """
 
         def head() -> bytes:
             length = len(body)
             return self._writer.head(key, headers, length, sha256_hex, query, checksum=checksum)
 
-        answer = await self._ask(head, body, sha256_hex)
-        if answer.sha256 and answer.sha256 != base64_of(sha256_hex):
-            raise Rejected(200, OTHER_DIGEST, passing=True)
+        answer = await self._ask(head, body, sha256_hex, posted=posted)
+        check_digest(answer, sha256_hex)
         return answer.etag
+
+    def post(
+        self, key: str, headers: Headers, body: bytes, posted: Posted, *, checksum: bool = False
+    ) -> bool:
+        """Send a small object at once, and return; False if it has to wait for something."""
+        pool = self._pool
+        if not pool.idle or pool.pacer.rate:
+            return False
+        try:
+            head = self._writer.head(key, headers, len(body), posted.sha256, checksum=checksum)
+        except ValueError:
+            return False
+        self.requests += 1
+        posted.offset = self._writer.clock_offset
+        connection = pool.idle.pop()
+        connection.arrived = None
+        connection.exchange(head, body, posted)
+        return True
 
     async def look(self, key: str, headers: Headers) -> Mapping[str, str]:
         """Return the headers of the answer to HEAD, names in lower case; none without an object.
@@ -4931,10 +5003,17 @@ class FastLane:
             self._looks.discard(looking)
 
     async def _ask(
-        self, head: Callable[[], bytes], body: Body, sha256_hex: str, check: Check = check_answer
+        self,
+        head: Callable[[], bytes],
+        body: Body,
+        sha256_hex: str,
+        check: Check = check_answer,
+        posted: Posted | None = None,
     ) -> Answer:
-        offset = self._writer.clock_offset
+        offset = self._writer.clock_offset if posted is None else posted.offset
         try:
+            if posted and posted.problem:
+                raise posted.problem
             answer = await self._on_idle(head, body, sha256_hex, check)
         except ConnectionStale:
             answer = await self._send(await self._pool.connect(), head(), body, sha256_hex, check)
@@ -4944,14 +5023,19 @@ class FastLane:
             answer = await self._on_idle(head, body, sha256_hex, check)
         except ValueError as problem:
             raise Rejected(None, str(problem)) from problem
-        if offset == self._writer.clock_offset:
-            self._accepted = offset
-            self._skews.clear()
-            self._taken_since += 1
-            if self._taken_since == CLOCK_SURE and abs(offset) > CLOCK_SKEW_SECONDS:
-                told = f"{abs(offset):.0f} s {'behind' if offset > 0 else 'ahead of'}"
-                self._traffic.notes.append(f"the clock here is {told} the store's: set it")
+        self.took(offset)
         return answer
+
+    def took(self, offset: float) -> None:
+        """Something was taken that was signed with this clock."""
+        if offset != self._writer.clock_offset:
+            return
+        self._accepted = offset
+        self._skews.clear()
+        self._taken_since += 1
+        if self._taken_since == CLOCK_SURE and abs(offset) > CLOCK_SKEW_SECONDS:
+            told = f"{abs(offset):.0f} s {'behind' if offset > 0 else 'ahead of'}"
+            self._traffic.notes.append(f"the clock here is {told} the store's: set it")
 
     async def _on_idle(
         self, make_head: Callable[[], bytes], body: Body, sha256_hex: str, check: Check
@@ -4973,8 +5057,10 @@ class FastLane:
         connection.arrived = (
             functools.partial(self._traffic.arrived, sha256_hex) if is_large else None
         )
+        waiter: asyncio.Future[Answer] = self._pool.loop.create_future()
+        connection.exchange(head, body, waiter, check)
         try:
-            return await connection.exchange(head, body, check)
+            return await waiter
         except asyncio.CancelledError:
             connection.abort()
             raise
@@ -5361,9 +5447,22 @@ class Uploader(ABC):
         """
         raise UnsupportedError("renew metadata of", upload.key, "this provider cannot")
 
-    async def send(self, upload: Upload, threads: ThreadPoolExecutor) -> Receipt:
-        """put() for an event loop. A provider that needs no thread for it overrides this."""
+    async def send(
+        self, upload: Upload, threads: ThreadPoolExecutor, posted: Posted | None = None
+    ) -> Receipt:
+        """put() for an event loop. A provider that needs no thread for it overrides this.
+
+        ``posted`` is a first try by post() that failed.
+        """
         return await asyncio.get_running_loop().run_in_executor(threads, self.put, upload)
+
+    def post(self, upload: Upload, ended: Callable[[Posted, Receipt | None], None]) -> bool:
+        """Send a small object at once and return; False if it would have to wait for anything.
+
+        Later, on the event loop, ``ended`` is given the receipt, or None: then the Posted goes to
+        send(), which does what is to be done about its problem.
+        """
+        return False
 
 
 LEFT_HINT = "a lifecycle rule that aborts incomplete uploads removes it"
@@ -6050,19 +6149,55 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             await self._lane.close()
             self._lane = None
 
-    async def send(self, upload: Upload, threads: ThreadPoolExecutor) -> Receipt:
+    async def send(
+        self, upload: Upload, threads: ThreadPoolExecutor, posted: Posted | None = None
+    ) -> Receipt:
         """By the fast lane if that is open and the body is in memory, else by the safe lane."""
         lane = self._open_lane()
         if lane is None or upload.body is None:
             return await super().send(upload, threads)
-        terms = self._terms
-        names, values = tuple(upload.metadata), (upload.content_type, *upload.metadata.values())
-        headers = Headers(header_names_of(names, terms.md5), (*values, *md5_of(upload.body, terms)))
-        put = lane.put(upload.key, headers, upload.body, upload.sha256, checksum=terms.checksums)
+        terms = posted.terms if posted else self._terms
+        put = lane.put(
+            *(upload.key, self._headers(upload, terms), upload.body, upload.sha256),
+            checksum=terms.checksums,
+            posted=posted,
+        )
         way = self._way(upload.source.path, upload.key)
-        receipt = await self._by_lane(lane, way, put, lambda: Uploader.send(self, upload, threads))
+        by_boto3 = functools.partial(Uploader.send, self, upload, threads)
+        receipt = await self._by_lane(lane, way, put, by_boto3, terms)
         self.traffic.fast_files += receipt.fast
         return receipt
+
+    def post(self, upload: Upload, ended: Callable[[Posted, Receipt | None], None]) -> bool:
+        """By the fast lane, if it has a connection that is idle."""
+        lane, terms = self._open_lane(), self._terms
+        if lane is None or upload.body is None:
+            return False
+
+        def answered(posted: Posted, answer: Answer | None) -> None:
+            self.traffic.fast_requests = lane.requests
+            if answer is None:
+                ended(posted, None)
+                return
+            lane.took(posted.offset)
+            self._acknowledge(terms)
+            self.traffic.fast_files += 1
+            ended(posted, Receipt(answer.etag, fast=True))
+
+        posted = Posted(upload.sha256, terms, answered)
+        headers = self._headers(upload, terms)
+        return lane.post(upload.key, headers, upload.body, posted, checksum=terms.checksums)
+
+    def _headers(self, upload: Upload, terms: Terms) -> Headers:
+        """What varies from one object to the next, for the fast lane."""
+        names, values = tuple(upload.metadata), (upload.content_type, *upload.metadata.values())
+        sums = md5_of(upload.body or b"", terms)
+        return Headers(header_names_of(names, terms.md5), (*values, *sums))
+
+    def _acknowledge(self, terms: Terms) -> None:
+        """The fast lane works, with these terms."""
+        self._refusals, self._failures_in_a_row, self._acknowledged_terms = 0, 0, terms
+        self._took_checksum |= terms.checksums
 
     async def send_part(self, part: Part, threads: ThreadPoolExecutor) -> Receipt:
         """By the fast lane if that is open, else by the safe lane."""
@@ -6079,7 +6214,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         put = lane.put(part.key, headers, part.body, part.sha256, query, checksum=checksum)
         way = f"part {part.number} of {self._way(part.path, part.key)}"
         by_boto3 = functools.partial(MultipartUploader.send_part, self, part, threads)
-        return await self._by_lane(lane, way, put, by_boto3)
+        return await self._by_lane(lane, way, put, by_boto3, terms)
 
     async def _by_lane(
         self,
@@ -6087,9 +6222,9 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         way: str,
         put: Awaitable[str],
         by_boto3: Callable[[], Awaitable[Receipt]],
+        terms: Terms,
     ) -> Receipt:
         """A refusal by the fast lane is put to boto3 once, for its words and its redirects."""
-        terms = self._terms
         try:
             etag = await put
         except Rejected as rejected:
@@ -6102,8 +6237,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             return receipt
         finally:
             self.traffic.fast_requests = lane.requests
-        self._refusals, self._failures_in_a_row, self._acknowledged_terms = 0, 0, terms
-        self._took_checksum |= terms.checksums
+        self._acknowledge(terms)
         return Receipt(etag, fast=True)
 
     def _open_lane(self) -> FastLane | None:
@@ -7684,23 +7818,23 @@ class ReadingPlace:
 
     def __init__(self) -> None:
         self._average = 0.0
-        self._in_threads = 0
+        self.in_threads = 0  # so many of the next files
         self._pause = INLINE_PROBE
 
     def is_loop(self, size: int) -> bool:
         """Whether the next file, of ``size`` bytes, is to be read on the loop."""
         if size > INLINE_BYTES:
             return False
-        if self._in_threads:
-            self._in_threads -= 1
-        return not self._in_threads
+        if self.in_threads:
+            self.in_threads -= 1
+        return not self.in_threads
 
     def took(self, seconds: float) -> None:
         """Tell how long a read on the loop took."""
         self._average += 0.2 * (seconds - self._average)
         if self._average > SLOW_READ:
             self._average = SLOW_READ / 2
-            self._in_threads = self._pause
+            self.in_threads = self._pause
             self._pause *= 2
 
 
@@ -7733,6 +7867,7 @@ class PageRunner:
         self._waiting_bytes = 0
         self._busy = 0
         self._limit = 0
+        self._is_calm = False  # nothing keeps any file back
         self._slots: set[asyncio.Task[None]] = set()
         self._reporting: asyncio.Future[None] | None = None
         self._more = True
@@ -7760,7 +7895,9 @@ class PageRunner:
         for task in page:
             self._waiting_bytes += task.size
             if self.gauges["others"] or isinstance(task, LOOKS):  # past those that wait
-                self._start(self._do(task, is_chosen=True))
+                transfer = self._take(task)
+                transfer.is_chosen = True
+                self._start(self._do(transfer))
             else:
                 self._waiting.put_nowait(task)
         self._more = more
@@ -7839,6 +7976,7 @@ class PageRunner:
         gauges["in_flight"] = self._in_flight
         gauges["requests"] = traffic.requests + traffic.fast_requests
         gauges["beats"] = traffic.beats + traffic.pacer.turns
+        gauges["answered"], gauges["taken"] = self.gate.answered, self.gate.taken
         for name in ("retries", "throttled", "fast_files", "moved"):
             gauges[name] = getattr(traffic, name)
         for name in Tally._fields:
@@ -7849,6 +7987,8 @@ class PageRunner:
         self.uploader.traffic.meter.cut_at = self.gauges["cut_at"]
         self.uploader.traffic.pacer.rate = self.gauges["rate"]
         self._limit = int(self.gauges["limit"])
+        is_kept_back = self.gauges["stopping"] or self.gauges["probes"] or self.gauges["others"]
+        self._is_calm = not is_kept_back and not self.gauges["rate"]
         while len(self._slots) < self._limit:
             self._start(self._slot())
         self.gate.look()
@@ -7870,15 +8010,32 @@ class PageRunner:
 
     async def _slot(self) -> None:
         while len(self._slots) <= self._limit:
-            await self._do(await self._waiting.get())
+            transfer: Transfer | None = self._take(await self._waiting.get())
+            if transfer and self.is_plain(transfer):
+                transfer = await Chain(self).run(transfer)
+            if transfer:
+                await self._do(transfer)
 
-    async def _do(self, task: AnyTask, *, is_chosen: bool = False) -> None:
+    def _take(self, task: AnyTask) -> Transfer:
         self._busy += 1
         self._waiting_bytes -= task.size
-        transfer = TRANSFERS[type(task)](task, self)
-        is_look = isinstance(task, LOOKS)
-        transfer.is_chosen = is_chosen or is_look
-        for _ in range(LOOK_WAITS if is_look else 0):  # for a slot that ends in its favour
+        return TRANSFERS[type(task)](task, self)
+
+    def next_transfer(self) -> Transfer | None:
+        """For the slot that asks, if it is to go on and anything waits."""
+        if self._waiting.empty() or len(self._slots) > self._limit:
+            return None
+        return self._take(self._waiting.get_nowait())
+
+    def is_plain(self, transfer: Transfer) -> bool:
+        """Whether a Chain may begin with it."""
+        task = transfer.task
+        is_new = type(task) is Task and task.stored is None and task.size <= INLINE_BYTES
+        return is_new and self._is_calm and not (self._reading.in_threads or self.gate.is_closed)
+
+    async def _do(self, transfer: Transfer) -> None:
+        task = transfer.task
+        for _ in range(LOOK_WAITS if isinstance(task, LOOKS) else 0):  # a slot ends in its favour
             if self._in_flight < self._limit:
                 break
             await asyncio.sleep(LOOK_SECONDS)
@@ -7894,13 +8051,17 @@ class PageRunner:
         except Exception as error:  # noqa: BLE001  a slot outlives whatever a file does to it
             outcome = Outcome(task.id, OutcomeKind.FAILED, internal_error(error), 1)
         self.budget.give_back(size)
-        self._busy -= 1
-        self._outcomes.append(outcome)
         self._is_awaited |= type(task) is not Task
         if isinstance(outcome, Outcome) and outcome.kind is OutcomeKind.REFUSED:
             if upload_id:
                 self._refused[upload_id] = outcome
             self.gate.refused(task.id)
+        self.note(outcome)
+
+    def note(self, outcome: AnyOutcome) -> None:
+        """One task is done."""
+        self._busy -= 1
+        self._outcomes.append(outcome)
         if self._reporting is not None and self._is_reportable():
             self._report()
 
@@ -7910,6 +8071,10 @@ class PageRunner:
         """Run what reads ``size`` bytes, here or in a thread."""
         if not self._reading.is_loop(size):
             return await self.in_thread(function)
+        return self.read_here(function)
+
+    def read_here(self, function: Callable[[], T]) -> T:
+        """Run what reads, and see how long it takes."""
         began = time.monotonic()
         try:
             return function()
@@ -7928,15 +8093,27 @@ class PageRunner:
         finally:
             self._long -= is_long
 
-    async def send(self, upload: Upload) -> Receipt:
-        """Have the uploader store an object."""
-        receipt = await self._sending(self.uploader.send(upload, self._threads), upload.size)
+    async def send(self, upload: Upload, posted: Posted | None = None) -> Receipt:
+        """Have the uploader store an object, after a first try that failed if it was posted."""
+        if posted is None:
+            acknowledged = self.uploader.send(upload, self._threads)
+        else:
+            acknowledged = self.uploader.send(upload, self._threads, posted)
+        receipt = await self._sending(acknowledged, upload.size, posted)
         self._files += 1
         return receipt
 
     def count_file(self) -> None:
         """A file whose bytes are counted already is in the store."""
-        self.gauges["taken"] += 1
+        self.gate.taken += 1
+        self._files += 1
+
+    def posted_was_taken(self, posted: Posted, size: int) -> None:
+        """The store has a small file that was posted."""
+        self.uploader.traffic.meter.completed(size, posted.began, time.monotonic())
+        self.gate.answered += 1
+        self.gate.taken += 1
+        self._bytes += size
         self._files += 1
 
     async def send_part(self, part: Part) -> Receipt:
@@ -7944,8 +8121,11 @@ class PageRunner:
         assert isinstance(self.uploader, MultipartUploader)
         return await self._sending(self.uploader.send_part(part, self._threads), len(part.body))
 
-    async def _sending(self, acknowledged: Awaitable[Receipt], size: int) -> Receipt:
-        began, meter = time.monotonic(), self.uploader.traffic.meter
+    async def _sending(
+        self, acknowledged: Awaitable[Receipt], size: int, posted: Posted | None = None
+    ) -> Receipt:
+        began = posted.began if posted else time.monotonic()
+        meter = self.uploader.traffic.meter
         try:
             receipt = await self._answered(acknowledged)
         except RetryableError as error:
@@ -7953,7 +8133,7 @@ class PageRunner:
                 meter.dropped(began, time.monotonic())
             raise
         meter.completed(size, began, time.monotonic())
-        self.gauges["taken"] += 1
+        self.gate.taken += 1
         self._bytes += size
         return receipt
 
@@ -7971,8 +8151,12 @@ class PageRunner:
             raise TransferError("upload", cause=cause) from error
         finally:
             self._in_flight -= 1
-        self.gauges["answered"] += 1
+        self.gate.answered += 1
         return told
+
+    def flies(self, count: int) -> None:
+        """So many requests more are in flight."""
+        self._in_flight += count
 
     def hear(self, error: RetryableError) -> None:
         """One passing answer more."""
@@ -8006,6 +8190,7 @@ class Gate:
         self._pausing: dict[asyncio.Future[None], asyncio.TimerHandle] = {}
         self._row: set[str] = set()
         self._closed_until = 0.0
+        self.answered = self.taken = 0  # requests that had a word, files and parts that are stored
         self.is_condemned = False  # credentials or bucket are no good
         self._asking = asyncio.Lock()
         self._votes: dict[str, Counter[str]] = {}  # who met a word about credentials or bucket
@@ -8052,7 +8237,7 @@ class Gate:
 
     def refused(self, task_id: str) -> None:
         """One more in the row."""
-        self._gauges["answered"] += 1
+        self.answered += 1
         self._row.add(task_id.partition("/")[0])
         if len(self._row) >= ROW:
             self._row.clear()
@@ -8114,7 +8299,7 @@ class Transfer(ABC):
     """What is done about one task: sent again where the policy says so."""
 
     __slots__ = (
-        *("attempts", "began", "is_chosen", "options", "others", "own", "own_since"),
+        *("attempts", "began", "begun", "is_chosen", "options", "others", "own", "own_since"),
         *("kind", "readings", "runner", "sent", "task"),
     )
     readings_allowed: ClassVar[int] = 1  # of a file that changes meanwhile
@@ -8124,7 +8309,8 @@ class Transfer(ABC):
         self.task = task
         self.runner = runner
         self.options = runner.options
-        self.is_chosen = False  # it goes past those that wait
+        self.is_chosen = isinstance(task, LOOKS)  # it goes past those that wait
+        self.begun: tuple[Upload, Posted | None] | None = None  # by a Chain
         self.attempts = 0
         self.readings = 0
         self.kind = OutcomeKind.UPLOADED  # or RENEWED, if its bytes are known to be the same
@@ -8142,7 +8328,7 @@ class Transfer(ABC):
         """Never raises for what concerns this task alone."""
         gate: Gate = self.runner.gate
         try:
-            while await gate.enter(self):
+            while self.begun or await gate.enter(self):
                 self.attempts += 1
                 try:
                     return await self._try()
@@ -8333,7 +8519,13 @@ class Transfer(ABC):
         return file
 
     def _outcome(
-        self, upload: Upload, kind: OutcomeKind, receipt: Receipt, racy: int | None = None
+        self,
+        upload: Upload,
+        kind: OutcomeKind,
+        receipt: Receipt,
+        racy: int | None = None,
+        *,
+        sent: bool = False,
     ) -> Outcome:
         status = upload.status
         return Outcome(
@@ -8352,6 +8544,7 @@ class Transfer(ABC):
             ledger_ctime(status),
             status.st_uid,
             status.st_gid,
+            sent=sent,
         )
 
 
@@ -8372,7 +8565,12 @@ class FileTransfer(Transfer):
         return self.task  # type: ignore[no-any-return]
 
     async def _try(self) -> Outcome:
-        upload, settled = await self.runner.read(self._read, self.task.size)
+        settled: Outcome | None = None
+        posted: Posted | None = None
+        if self.begun:
+            (upload, posted), self.begun = self.begun, None
+        else:
+            upload, settled = await self.runner.read(self.read, self.task.size)
         source = upload.source
         try:
             if settled:
@@ -8380,14 +8578,16 @@ class FileTransfer(Transfer):
             if upload.body is None and isinstance(self.runner.uploader, MultipartUploader):
                 return Outcome(self.task.id, OutcomeKind.LARGE)
             self.sent = True
-            receipt = await self.runner.send(upload)
-            sha256 = receipt.sha256 or upload.sha256
+            receipt = await self.runner.send(upload, posted)
             if upload.body is not None:
-                sent = self._outcome(upload, self.kind, Receipt(receipt.etag, sha256))
-                return sent._replace(sent=True)
+                return self.stored(upload, receipt)
             return await self.runner.in_thread(functools.partial(self._end, upload, receipt))
         finally:
             source.close()
+
+    def stored(self, upload: Upload, receipt: Receipt) -> Outcome:
+        """A small file is in the store."""
+        return self._outcome(upload, self.kind, receipt, sent=True)
 
     def _end(self, upload: Upload, receipt: Receipt) -> Outcome:
         """A large file whose uploader takes no parts: is it still the one that was sent?"""
@@ -8397,7 +8597,7 @@ class FileTransfer(Transfer):
         sent = self._outcome(upload, OutcomeKind.UPLOADED, Receipt(receipt.etag, sha256))
         return sent._replace(part_size=size)
 
-    def _read(self) -> tuple[Upload, Outcome | None]:
+    def read(self) -> tuple[Upload, Outcome | None]:
         """Open, read and hash. A large file is only opened, and hashed where that may spare it."""
         source = self._open(self.task.path, self.task.permissions)
         try:
@@ -8415,6 +8615,72 @@ class FileTransfer(Transfer):
         if body is not None:
             source.close()
         return upload, settled
+
+
+class Chain:
+    """Small files one after the other by Uploader.post(), with no coroutine between two of them.
+
+    Where the answer to a file comes in, the next one is read and sent. All that is not plain ends
+    the chain, and the file that it was about goes on as any other: one place decides on failures.
+    """
+
+    __slots__ = ("_over", "_runner", "_size", "_transfer", "_upload")
+
+    def __init__(self, runner: PageRunner) -> None:
+        self._runner = runner
+
+    async def run(self, transfer: Transfer) -> Transfer | None:
+        """Begin with this file. Returns what the slot has to do in the other way, if anything."""
+        self._over: asyncio.Future[Transfer | None] = asyncio.get_running_loop().create_future()
+        self._begin(transfer)
+        return await self._over
+
+    def _begin(self, transfer: Transfer) -> None:
+        assert isinstance(transfer, FileTransfer)
+        runner = self._runner
+        self._transfer, self._size = transfer, transfer.memory
+        if not runner.budget.take(self._size):
+            self._over.set_result(transfer)
+            return
+        runner.flies(1)
+        try:
+            self._upload, _ = runner.read_here(transfer.read)
+            if runner.uploader.post(self._upload, self._ended):
+                return
+            transfer.begun = self._upload, None
+        except Exception:  # noqa: BLE001, S110  it is met again, and told, in the other way
+            pass
+        self._leave(transfer)
+
+    def _leave(self, transfer: Transfer | None) -> None:
+        if not self._over.done():
+            self._runner.flies(-1)
+            self._runner.budget.give_back(self._size)
+            self._over.set_result(transfer)
+
+    def _ended(self, posted: Posted, receipt: Receipt | None) -> None:
+        runner, transfer = self._runner, self._transfer
+        if self._over.done():
+            return  # the slot was cancelled
+        if receipt is None:
+            transfer.begun = self._upload, posted
+            self._leave(transfer)
+            return
+        try:
+            runner.posted_was_taken(posted, self._upload.size)
+            transfer.attempts = 1
+            outcome = transfer.stored(self._upload, receipt)
+        except Exception:  # noqa: BLE001  as above
+            self._leave(transfer)
+            return
+        runner.flies(-1)
+        runner.budget.give_back(self._size)
+        runner.note(outcome)
+        following = runner.next_transfer()
+        if following and runner.is_plain(following):
+            self._begin(following)
+        else:
+            self._over.set_result(following)
 
 
 class LargeTransfer(Transfer):
