@@ -3294,7 +3294,9 @@ known_fields = re.compile(
 
 @dataclass(frozen=True)
 class RequestTemplate:
-    """What all requests of a run share, as botocore made it. Pickles, holds no secret."""
+    """What all requests of a run share, as botocore made it. Pickles; of secrets it holds the
+    proxy's password alone.
+    """
 
     scheme: str
     host: str
@@ -3309,6 +3311,32 @@ class RequestTemplate:
     service: str
     user_agent: str
     ca_bundle: str | None
+    proxy: Proxy | None = None
+
+    @property
+    def by_proxy(self) -> Proxy | None:
+        """The proxy, if it reads the requests; by https it sees none of them."""
+        return self.proxy if self.scheme == "http" else None
+
+    @property
+    def tunnel(self) -> bytes:
+        """What asks the proxy for a connection to the store; empty where there is none.
+
+        RFC 9110, 9.3.6 (CONNECT).
+        """
+        if self.proxy is None or self.scheme == "http":
+            return b""
+        host, port = self.address
+        place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        lines = (f"{name}: {value}\r\n" for name, value in self.proxy.headers)
+        return f"CONNECT {place} HTTP/1.1\r\nHost: {place}\r\n{''.join(lines)}\r\n".encode("ascii")
+
+
+class Proxy(NamedTuple):
+    """An HTTP proxy on the way to the store."""
+
+    address: tuple[str, int]
+    headers: tuple[tuple[str, str], ...]  # for the proxy alone: Proxy-Authorization
 
 
 class Rejected(Exception):
@@ -3316,8 +3344,11 @@ class Rejected(Exception):
 
     `dropped`: the store or the network is overloaded (503, 429, timeout, reset): for the limiter.
     `passing`: what came is no answer, or half of one; of whole ones the status tells.
-    `retry_after` is in seconds, `date` is the store's Date header.
+    `retry_after` is in seconds, `date` is the store's Date header. `by_proxy`: it is a proxy that
+    does not let requests through.
     """
+
+    by_proxy = False
 
     def __init__(
         self,
@@ -3405,7 +3436,11 @@ def head_format(
     sent = sorted(blanks.items())
     sent += [("User-Agent", escape(template.user_agent)), ("Authorization", scope_and_signature)]
     order = [varying.index(name) for name in sorted(varying)]
-    head = request_head(kind.method, "%s", escape(template.host), sent, "%s")
+    target = "%s"
+    if template.by_proxy:  # absolute-form: RFC 9112, 3.2.2
+        target = f"http://{escape(template.host)}%s"
+        sent += escaped(dict(template.by_proxy.headers)).items()
+    head = request_head(kind.method, target, escape(template.host), sent, "%s")
     return HeadFormat(canonical, head, operator.itemgetter(*order))
 
 
@@ -3716,6 +3751,7 @@ KEY_CODES = frozenset(
         *("InvalidURI", "XMinioInvalidResourceName", "InvalidObjectName"),
     )
 )
+PROXY_REFUSES = "ProxyRefuses"  # pfu's own word: a proxy lets no request through
 CREDENTIAL_CODES = frozenset(
     (
         *("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidToken"),
@@ -3725,8 +3761,9 @@ CREDENTIAL_CODES = frozenset(
 )
 FATAL_CODES = CREDENTIAL_CODES | {
     *("AuthorizationHeaderMalformed", "RequestTimeTooSkewed", "NoSuchBucket", "AllAccessDisabled"),
-    *("AccountProblem", "NotSignedUp", "PermanentRedirect"),
+    *("AccountProblem", "NotSignedUp", "PermanentRedirect", PROXY_REFUSES),
 }
+PROXY_HINT = "HTTPS_PROXY or HTTP_PROXY: is it the right one, with the right user and password?"
 SLOW_DOWN_STATUSES = frozenset((429, 503, 509))
 REFUSING_5XX = frozenset((501, 507))  # not implemented, out of space: no 5xx that passes
 PASSING_4XX = frozenset((408, 425, 429))
@@ -3739,6 +3776,7 @@ ERROR_HINTS: Mapping[str, str] = {
     ),
     "AuthorizationHeaderMalformed": "check --region",
     "RequestTimeTooSkewed": "set this machine's clock",
+    PROXY_REFUSES: PROXY_HINT,
     "NoSuchBucket": "check the name, or pass --create-bucket",
     "HtmlAnswer": "is that URL an S3 server?",
     "InsufficientStorage": "the store is full",
@@ -4485,7 +4523,10 @@ class TlsConnection(Connection):
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._tls = context.wrap_bio(
-            self._incoming, self._outgoing, server_hostname=pool.host, session=pool.tls_session
+            self._incoming,
+            self._outgoing,
+            server_hostname=pool.server_name,
+            session=pool.tls_session,
         )
 
     def buffer_updated(self, nbytes: int) -> None:
@@ -4549,17 +4590,62 @@ class TlsConnection(Connection):
         self._fail(Rejected(None, f"TLS: {problem}"))
 
 
+class TunnelConnection(TlsConnection):
+    """The same through a tunnel that a proxy makes."""
+
+    def __init__(self, pool: ConnectionPool, context: ssl.SSLContext) -> None:
+        super().__init__(pool, context)
+        self._reply: bytes | None = b""  # what the proxy has said so far; None: it lets through
+
+    def _begin(self) -> None:
+        Connection._write(self, self._pool.tunnel)
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if self._reply is None:
+            super().buffer_updated(nbytes)
+            return
+        self._reply += self._buffer[:nbytes]
+        try:
+            if not check_tunnel(self._reply):
+                return
+        except Rejected as rejected:
+            self._give_up_connecting(rejected)
+            self.abort()
+            return
+        self._reply = None
+        super()._begin()
+
+
+def check_tunnel(reply: bytes) -> bool:
+    """Whether a proxy has made a tunnel; False: more must come. Raises Rejected."""
+    head, ended, more = reply.partition(b"\r\n\r\n")
+    refuse_or_wait(head)
+    if not ended:
+        return False
+    line = head.partition(b"\r\n")[0].decode("latin-1")
+    status = int(line[9:12]) if line[9:12].isdecimal() else 0
+    is_made = status // 100 == 2 and not more
+    if not is_made:
+        said = f"the proxy says {line[9:].strip()}" if status // 100 != 2 else "it answers itself"
+        rejected = Rejected(None, said, dropped=is_passing(status), passing=is_passing(status))
+        rejected.by_proxy = not rejected.passing
+        raise rejected
+    return True
+
+
 class ConnectionPool:
-    """Connections to one origin, spread over all addresses of its name."""
+    """Connections to one origin, or to the proxy before it, spread over all its addresses."""
 
     stall_seconds = STALL_SECONDS
 
     def __init__(
-        self, address: tuple[str, int], context: ssl.SSLContext | None, pacer: Pacer
+        self, template: RequestTemplate, context: ssl.SSLContext | None, pacer: Pacer
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.pacer = pacer
-        self.host, self.port = address
+        self.server_name = template.address[0]
+        self.tunnel = template.tunnel
+        self.host, self.port = template.proxy.address if template.proxy else template.address
         self.now = self.loop.time()
         self.idle: list[Connection] = []
         self.tls_session: ssl.SSLSession | None = None
@@ -4632,7 +4718,7 @@ class ConnectionPool:
     def _protocol(self) -> Connection:
         if self._context is None:
             return Connection(self)
-        return TlsConnection(self, self._context)
+        return (TunnelConnection if self.tunnel else TlsConnection)(self, self._context)
 
     async def _candidates(self) -> list[str]:
         """Return all addresses, those whose turn it is first, those that are dead last."""
@@ -4798,8 +4884,10 @@ def client_refusal(client: Any) -> str | None:
 
     url = client.meta.endpoint_url
     session = client._endpoint.http_session
-    if proxy_of(client.meta.config, url):
-        return f"a proxy applies to {url}"
+    settings = client.meta.config.proxies_config or {}
+    proxy = proxy_of(client.meta.config, url) or ""
+    if re.match("https:", proxy, re.IGNORECASE) or settings.get("proxy_use_forwarding_for_https"):
+        return f"the proxy for {url} is reached by https"
     if client.meta.config.client_cert:
         return "a client certificate is configured"
     if not isinstance(session, URLLib3Session) or not hasattr(session, "_verify"):
@@ -4874,7 +4962,22 @@ def template_of(client: Any, captured: CapturedRequest) -> RequestTemplate:
         service=signed["service"],
         user_agent=headers.get("user-agent", "pfu"),
         ca_bundle=get_cert_path(client._endpoint.http_session._verify),
+        proxy=proxy_for(client.meta.config, client.meta.endpoint_url),
     )
+
+
+def proxy_for(config: Any, url: str) -> Proxy | None:
+    """The proxy by which botocore would reach a URL, and what it says to it."""
+    from botocore.httpsession import ProxyConfiguration
+
+    proxy = proxy_of(config, url)
+    if not proxy:
+        return None
+    known = ProxyConfiguration({"http": proxy})
+    place = known.proxy_url_for("http:")
+    parts = urllib.parse.urlsplit(place)
+    headers = tuple(known.proxy_headers_for(place).items())
+    return Proxy((parts.hostname or "", parts.port or DEFAULT_PORTS["http"]), headers)
 
 
 def header_names(client: Any, operation: str) -> frozenset[str]:
@@ -4921,7 +5024,7 @@ class FastLane:
         self._writer = HeadWriter(self._template, self._credentials, self._clock)
         is_tls = self._template.scheme == "https"
         context = tls_context(self._template.ca_bundle) if is_tls else None
-        self._pool = ConnectionPool(self._template.address, context, self._traffic.pacer)
+        self._pool = ConnectionPool(self._template, context, self._traffic.pacer)
         self._pool.stall_seconds = self._stall_seconds
         self._tasks = [loop.create_task(self._sweep()), loop.create_task(self._refresh())]
 
@@ -5447,22 +5550,23 @@ class Uploader(ABC):
         """
         raise UnsupportedError("renew metadata of", upload.key, "this provider cannot")
 
-    async def send(
-        self, upload: Upload, threads: ThreadPoolExecutor, posted: Posted | None = None
-    ) -> Receipt:
-        """put() for an event loop. A provider that needs no thread for it overrides this.
-
-        ``posted`` is a first try by post() that failed.
-        """
+    async def send(self, upload: Upload, threads: ThreadPoolExecutor) -> Receipt:
+        """put() for an event loop. A provider that needs no thread for it overrides this."""
         return await asyncio.get_running_loop().run_in_executor(threads, self.put, upload)
 
     def post(self, upload: Upload, ended: Callable[[Posted, Receipt | None], None]) -> bool:
         """Send a small object at once and return; False if it would have to wait for anything.
 
-        Later, on the event loop, ``ended`` is given the receipt, or None: then the Posted goes to
-        send(), which does what is to be done about its problem.
+        Later, on the event loop, ``ended`` is given the receipt; or None, and then the Posted goes
+        to send_posted().
         """
         return False
+
+    async def send_posted(
+        self, upload: Upload, threads: ThreadPoolExecutor, posted: Posted | None
+    ) -> Receipt:
+        """send(), after a first try by post() that failed."""
+        return await self.send(upload, threads)
 
 
 LEFT_HINT = "a lifecycle rule that aborts incomplete uploads removes it"
@@ -6149,10 +6253,14 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             await self._lane.close()
             self._lane = None
 
-    async def send(
-        self, upload: Upload, threads: ThreadPoolExecutor, posted: Posted | None = None
-    ) -> Receipt:
+    async def send(self, upload: Upload, threads: ThreadPoolExecutor) -> Receipt:
         """By the fast lane if that is open and the body is in memory, else by the safe lane."""
+        return await self.send_posted(upload, threads, None)
+
+    async def send_posted(
+        self, upload: Upload, threads: ThreadPoolExecutor, posted: Posted | None
+    ) -> Receipt:
+        """The same; the first try of the fast lane may have been posted."""
         lane = self._open_lane()
         if lane is None or upload.body is None:
             return await super().send(upload, threads)
@@ -6254,6 +6362,8 @@ class S3Uploader(MultipartUploader, InspectableUploader):
 
         It is asked, one file at a time, once the fast lane alone may be what does not work.
         """
+        if rejected.by_proxy:
+            raise refused_by_proxy("upload", way, str(rejected))
         is_busy = rejected.status in SLOW_DOWN_STATUSES
         self.traffic.add(throttled=int(is_busy))
         if not rejected.passing and not is_passing(rejected.status or 0):
@@ -7067,7 +7177,9 @@ PROXY = re.compile(
     r"(?:https?:)?(?://)?(?:[^/?#\s\[\]]*@)?(?:\[[0-9a-fA-F:.]+\]|[^/?#@:\s\[\]]+)"
     r"(?::(?P<port>\d+)?)?(?:[/?#][^@\s]*)?"
 )
-PROXY_HINT = "write http://USER:PASSWORD@HOST:PORT, with %2F for / and %23 for # in the password"
+PROXY_URL_HINT = (
+    "write http://USER:PASSWORD@HOST:PORT, with %2F for / and %23 for # in the password"
+)
 
 
 def check_proxy(config: Any, url: str) -> None:
@@ -7081,7 +7193,7 @@ def check_proxy(config: Any, url: str) -> None:
     name = f"{urllib.parse.urlsplit(url).scheme}_proxy"
     names = [known for known in (name, name.upper()) if os.environ.get(known)]
     cause = f"{scheme[1]} proxies are not supported" if scheme else "it is no URL"
-    raise UsageError("read", names[0] if names else "the proxy's URL", cause, PROXY_HINT)
+    raise UsageError("read", names[0] if names else "the proxy's URL", cause, PROXY_URL_HINT)
 
 
 def speaks_tls(host: str, port: int) -> bool:
@@ -7140,10 +7252,13 @@ HTML_BODY = re.compile(rb"\s*<(?:!doctype\s+)?html", re.IGNORECASE)  # some stor
 DUE_HEADERS = {"HeadObject": {"content-length"}}
 
 
-def refuse_half_an_answer(operation_model: Any, response_dict: Any, **_: Any) -> None:
+def refuse_half_an_answer(
+    operation_model: Any, response_dict: Any, by_proxy: bool = False, **_: Any
+) -> None:
     """An answer that breaks off within its headers has no body: no listing, and no empty one.
 
-    Nor is HTML one, whatever its status: a proxy, a portal, a console. Both may pass.
+    Nor is HTML one, whatever its status: a proxy, a portal, a console. Both may pass, but for a
+    refusal by the proxy that all requests take.
     """
     headers = {name.lower(): value for name, value in response_dict["headers"].items()}
     status, body = response_dict["status_code"], response_dict["body"]
@@ -7152,7 +7267,9 @@ def refuse_half_an_answer(operation_model: Any, response_dict: Any, **_: Any) ->
     if name.startswith("Head") and not (is_good and name == "HeadObject"):
         length = str(headers.get("content-length", "0"))
         is_html |= "html" in str(headers.get("content-type", "")).lower() and length != "0"
-    if is_html and status != TOO_LARGE:
+    if status == 407 or (by_proxy and is_html and status == FORBIDDEN):
+        replace_answer(response_dict, f"{PROXY_REFUSES}: the proxy says {status}")
+    elif is_html and status != TOO_LARGE:
         replace_answer(response_dict, HTML)
     elif is_good and not is_whole(operation_model, body, headers.keys()):
         replace_answer(response_dict, HALF_AN_ANSWER)
@@ -7189,11 +7306,14 @@ def guard_client(client: Any, service: str) -> None:
     """Have a client of boto3 read answers strictly and within bounds. Raises UsageError."""
     events = client.meta.events
     events.register_first("before-parse.*", make_parsable)
-    events.register("before-parse.*", refuse_half_an_answer)
+    url = client.meta.endpoint_url
+    by_proxy = url.startswith("http:") and proxy_of(client.meta.config, url) is not None
+    refuse = functools.partial(refuse_half_an_answer, by_proxy=by_proxy)
+    events.register("before-parse.*", refuse)
     again = functools.partial(on_another_connection, client)
     events.register_first(f"needs-retry.{service}", again)
     events.register_first("needs-retry.s3.HeadBucket", ask_for_region_once)
-    check_proxy(client.meta.config, client.meta.endpoint_url)
+    check_proxy(client.meta.config, url)
     bound_answers(client._endpoint.http_session)
 
 
@@ -7427,12 +7547,32 @@ def client_error(operation: str, subject: str, error: Exception) -> TransferErro
     inner = getattr(error, "kwargs", {}).get("error")
     if isinstance(inner, RetryableError):  # see bound_answers()
         return RetryableError(operation, subject, f"{inner}", "check the network and the endpoint")
+    if isinstance(error, exceptions.ProxyConnectionError):
+        return proxy_error(operation, subject, str(inner))
     passing = exceptions.HTTPClientError, exceptions.ConnectionError, exceptions.IncompleteReadError
     if isinstance(error, passing):
         lost = RetryableError(operation, subject, str(error), "check the network and the endpoint")
         lost.dropped = not isinstance(error, exceptions.EndpointConnectionError)
         return lost
     return TransferError(operation, subject, str(error))
+
+
+def proxy_error(operation: str, subject: str, cause: str) -> TransferError:
+    """What urllib3 says of a proxy: it is away, or it has said no."""
+    said = re.search(r"Tunnel connection failed: ((\d+)[^'\"]*)", cause)
+    if said and not is_passing(int(said[2])):
+        return refused_by_proxy(operation, subject, f"the proxy says {said[1].strip()}")
+    cause = f"the proxy says {said[1].strip()}" if said else "cannot connect to the proxy"
+    away = RetryableError(operation, subject, cause, PROXY_HINT)
+    away.dropped = said is not None
+    return away
+
+
+def refused_by_proxy(operation: str, subject: str, cause: str) -> FatalError:
+    """A proxy lets nothing through: it is not the store that speaks."""
+    problem = FatalError(operation, subject, cause, PROXY_HINT)
+    problem.code = PROXY_REFUSES
+    return problem
 
 
 def tls_hint(problem: str) -> str:
@@ -8098,7 +8238,7 @@ class PageRunner:
         if posted is None:
             acknowledged = self.uploader.send(upload, self._threads)
         else:
-            acknowledged = self.uploader.send(upload, self._threads, posted)
+            acknowledged = self.uploader.send_posted(upload, self._threads, posted)
         receipt = await self._sending(acknowledged, upload.size, posted)
         self._files += 1
         return receipt

@@ -272,7 +272,8 @@ class TestGate:
             ("not signed", {"config": {"signature_version": UNSIGNED}}),
             ("not signed", {"config": {"signature_version": "s3"}}),
             ("Acceleration", {"config": {"s3": {"use_accelerate_endpoint": True}}}),
-            ("a proxy applies", {"config": {"proxies": {"https": "http://proxy:1"}}}),
+            ("is reached by https", {"config": {"proxies": {"https": "https://proxy:1"}}}),
+            ("is reached by https", {"config": {"proxies": {"https": "HTTPS://proxy:1"}}}),
             ("client certificate", {"config": {"client_cert": "/c.pem"}}),
             ("verification is off", {"verify": False}),
             ("checksum trailers", {"config": {"request_checksum_calculation": "when_supported"}}),
@@ -299,10 +300,10 @@ class TestGate:
     @IN_NO_ENVIRONMENT
     def test_gate_follows_the_environments_proxy(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("https_proxy", "http://proxy:3128")
-        assert "a proxy applies" in capture().reason
-        assert isinstance(capture(endpoint_url="http://localhost:1"), pfu.RequestTemplate)
+        assert capture().proxy == pfu.Proxy(("proxy", 3128), ())
+        assert capture(endpoint_url="http://localhost:1").proxy is None
         monkeypatch.setenv("no_proxy", "amazonaws.com")
-        assert isinstance(capture(), pfu.RequestTemplate)
+        assert capture().proxy is None
 
     @IN_NO_ENVIRONMENT
     def test_gate_is_closed_if_botocore_signs_differently(self) -> None:
