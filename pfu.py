@@ -12448,15 +12448,15 @@ SHOWN_JOBS = 10
 
 EPILOG = """\
 examples:
-  python pfu.py samples --sandbox                    try it, without an account
-  python pfu.py /srv/data s3://bucket/backup         upload what is new or changed
-  python pfu.py /srv/data s3://bucket --dry-run      say what would go, and why
+  python pfu.py samples --sandbox                    try it out, no account needed
+  python pfu.py /srv/data s3://bucket/backup         upload new and changed files
+  python pfu.py /srv/data s3://bucket --dry-run      show what would be uploaded, and why
 
-Each option may be given by the environment too: --bwlimit 20M by PFU_BWLIMIT=20M, --quiet by
-PFU_QUIET=1, several --exclude by PFU_EXCLUDE='*.tmp *.bak'. The command line counts for more.
+Every option can also be set in the environment: PFU_BWLIMIT=20M for --bwlimit 20M, PFU_QUIET=1
+for --quiet, PFU_EXCLUDE='*.tmp *.bak' for two --exclude. The command line takes precedence.
 
-exit codes: 0 all is in the store, 1 something is not (failed, refused, the store away),
-2 could not start, 3 another run holds the ledger, 4 stopped by signal or time limit
+exit status: 0 everything is in the store, 1 something is not (failed, refused, store unavailable),
+2 could not start, 3 another run is using the ledger, 4 stopped by a signal or a time limit
 """
 
 
@@ -12654,17 +12654,17 @@ def make_parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("root", metavar="ROOT", nargs="?", help="directory (or file) to upload")
+    parser.add_argument("root", metavar="ROOT", nargs="?", help="directory or file to upload")
     parser.add_argument(
         "destination",
         metavar="s3://BUCKET[/PREFIX]",
         nargs="?",
-        help="default: PFU_DESTINATION, else a private bucket of your own account",
+        help="where to upload it (default: $PFU_DESTINATION, else your own private bucket)",
     )
     _add_destination_options(parser.add_argument_group("destination"))
-    _add_object_options(parser.add_argument_group("objects"))
-    _add_choice_options(parser.add_argument_group("what"))
-    _add_engine_options(parser.add_argument_group("how"))
+    _add_object_options(parser.add_argument_group("stored objects"))
+    _add_choice_options(parser.add_argument_group("file selection"))
+    _add_engine_options(parser.add_argument_group("transfer and ledger"))
     _add_other_actions(parser.add_argument_group("instead of uploading"))
     _add_output_options(parser.add_argument_group("output"))
     return parser
@@ -12672,30 +12672,30 @@ def make_parser() -> Parser:
 
 def _add_destination_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--endpoint-url", metavar="URL", help="of a store that is not AWS")
-    add("--region", metavar="R", help="default: as boto3 finds it, else us-east-1")
-    add("--profile", metavar="P", help="of the AWS configuration files")
+    add("--endpoint-url", metavar="URL", help="S3-compatible store to use instead of AWS")
+    add("--region", metavar="NAME", help="default: from the AWS settings, else us-east-1")
+    add("--profile", metavar="NAME", help="profile in the AWS configuration files")
     add(
         "--sandbox",
         action="store_true",
-        help="upload to an S3 server that lasts as long as the run",
+        help="upload to a local S3 server that is discarded after the run",
     )
-    add("--create-bucket", action="store_true", help="make the bucket, private, if it is not there")
+    add("--create-bucket", action="store_true", help="create the bucket, private, if missing")
     add("--allow-public", action="store_true", help="upload even if the bucket is public")
-    add("--expected-bucket-owner", metavar="ID", help="account that must own the bucket")
-    add("--requester-pays", action="store_true", help="pay for requests to another's bucket")
+    add("--expected-bucket-owner", metavar="ID", help="account ID that must own the bucket")
+    add("--requester-pays", action="store_true", help="accept charges of a requester-pays bucket")
     add(
         "--provider",
         metavar="MODULE:CLASS",
-        help="an Uploader of your own, see README",
+        help="upload with your own Uploader class, see README",
     )
 
 
 def _add_object_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--storage-class", metavar="C", help="such as STANDARD_IA or DEEP_ARCHIVE")
+    add("--storage-class", metavar="CLASS", help="e.g. STANDARD_IA or DEEP_ARCHIVE")
     add("--sse", choices=("AES256", "aws:kms"), help="server-side encryption")
-    add("--sse-kms-key-id", metavar="K", help="key for --sse aws:kms")
+    add("--sse-kms-key-id", metavar="KEY", help="KMS key for --sse aws:kms")
     add(
         "--content-type",
         metavar="GLOB=TYPE",
@@ -12703,9 +12703,9 @@ def _add_object_options(group: argparse._ArgumentGroup) -> None:
         dest="content_types",
         type=parse_content_type,
         default=[],
-        help="media type of what matches (default: by the name)",
+        help="Content-Type of matching files (default: guessed from the name)",
     )
-    add("--cache-control", metavar="TEXT", help="as max-age=3600")
+    add("--cache-control", metavar="TEXT", help="Cache-Control header, e.g. max-age=3600")
     add(
         "--tag",
         metavar="K=V",
@@ -12713,16 +12713,16 @@ def _add_object_options(group: argparse._ArgumentGroup) -> None:
         dest="tags",
         type=parse_tag,
         default=[],
-        help="of every object, at most 10",
+        help="tag every object, up to 10 tags",
     )
 
 
 def _add_choice_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     for option, parse, text in (
-        ("--include", include_rule, "take what matches, as in .gitignore"),
-        ("--exclude", exclude_rule, "leave it out; of several the last one that matches decides"),
-        ("--exclude-from", str, "lines of .gitignore's format"),
+        ("--include", include_rule, "upload matching files; .gitignore syntax"),
+        ("--exclude", exclude_rule, "skip matching files; the last match wins"),
+        ("--exclude-from", str, "read exclude patterns from FILE, as from a .gitignore"),
     ):
         metavar = "FILE" if parse is str else "GLOB"
         add(
@@ -12734,41 +12734,41 @@ def _add_choice_options(group: argparse._ArgumentGroup) -> None:
             default=[],
             help=text,
         )
-    add("--min-age", metavar="TIME", type=parse_time, default=0.0, help="not modified since, as 1h")
-    add("--max-age", metavar="TIME", type=parse_time, default=0.0, help="modified since, as 7d")
-    add("--min-size", metavar="SIZE", type=parse_size, default=0, help="as 1K")
-    add("--max-size", metavar="SIZE", type=parse_size, default=-1, help="as 5G")
-    add("--follow-symlinks", action="store_true", help="take what links point to, not skip them")
-    add("--links", action="store_true", help="store links themselves, as rclone --links does")
-    add("--directory-markers", action="store_true", help="store directories, as rclone does")
-    add("--one-file-system", action="store_true", help="stay on ROOT's file system")
+    add("--min-age", metavar="TIME", type=parse_time, default=0.0, help="only older files, e.g. 1h")
+    add("--max-age", metavar="TIME", type=parse_time, default=0.0, help="only newer files, e.g. 7d")
+    add("--min-size", metavar="SIZE", type=parse_size, default=0, help="only files from SIZE up")
+    add("--max-size", metavar="SIZE", type=parse_size, default=-1, help="only files up to SIZE")
+    add("--follow-symlinks", action="store_true", help="follow symbolic links (default: skip)")
+    add("--links", action="store_true", help="store symbolic links, like rclone --links")
+    add("--directory-markers", action="store_true", help="store directories, like rclone")
+    add("--one-file-system", action="store_true", help="do not cross file systems")
     add(
         "--shard",
         metavar="K/N",
         type=parse_shard,
-        help="the K-th of N shares of the tree, or auto, or auto/N: from the array job",
+        help="upload share K of N; auto or auto/N takes the numbers from the array job",
     )
-    add("--root-as", metavar="PATH", default="", help="the name that the ledger knows ROOT by")
-    add("--ignore-ctime", action="store_true", help="where it moves by itself: do not look at it")
-    add("--ignore-inode", action="store_true", help="the same of inode numbers")
-    add("--force", action="store_true", help="upload what is in the store already, too")
-    add("--checksum", action="store_true", help="hash what looks unchanged before it is believed")
+    add("--root-as", metavar="PATH", default="", help="PATH of ROOT in the ledger, for snapshots")
+    add("--ignore-ctime", action="store_true", help="do not check ctime for changes")
+    add("--ignore-inode", action="store_true", help="do not check inode numbers for changes")
+    add("--force", action="store_true", help="upload all files, unchanged ones too")
+    add("--checksum", action="store_true", help="detect changes by hash, not just size and times")
     add(
         "--renew-by-upload",
         action="store_true",
-        help="send a large file again where its metadata cannot be renewed by a copy",
+        help="upload large files again if their metadata cannot be updated by a copy",
     )
 
 
 def _add_ledger_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--db", metavar="FILE", help="the ledger (default: pfu.db; of a shard pfu.K-of-N.db)")
+    add("--db", metavar="FILE", help="ledger (default: pfu.db, with --shard pfu.K-of-N.db)")
     add(
         "--keep-history",
         metavar="TIME",
         type=parse_time,
         default=KEPT_HISTORY,
-        help="how long the ledger remembers files that are gone, and runs (default: 90d)",
+        help="keep records of old runs and deleted files this long (default: 90d)",
     )
 
 
@@ -12778,63 +12778,75 @@ def _add_engine_options(group: argparse._ArgumentGroup) -> None:
         "--mode",
         choices=("parallel", "concurrent"),
         default="parallel",
-        help="in several processes (default), or on one event loop",
+        help="several processes (default) or one event loop",
     )
     _add_ledger_options(group)
-    add("--workers", metavar="N", type=in_range(1, 256), default=0, help="processes")
-    add("--concurrency", metavar="N", type=in_range(1, 4096), default=0, help="requests in flight")
+    add(
+        "--workers",
+        metavar="N",
+        type=in_range(1, 256),
+        default=0,
+        help="processes (default: one per core, up to 8)",
+    )
+    add(
+        "--concurrency",
+        metavar="N",
+        type=in_range(1, 4096),
+        default=0,
+        help="parallel requests (default: auto)",
+    )
     add(
         "--part-size",
         metavar="SIZE",
         type=parse_size,
         default=0,
-        help="files above it go up in parts of it (default: above 16M, in parts of 8M)",
+        help="split larger files into parts of SIZE (default: files over 16M, parts of 8M)",
     )
     add(
         "--max-memory",
         metavar="SIZE",
         type=parse_size,
         default=DEFAULT_MEMORY,
-        help="for file contents in flight, at most a quarter of the machine's (default: 128M)",
+        help="buffer memory, at most a quarter of the RAM (default: 128M)",
     )
     add(
         "--bwlimit",
         metavar="RATE",
         type=parse_size,
         default=0,
-        help="bytes a second, as 20M (default: no limit)",
+        help="bandwidth limit in bytes per second, e.g. 20M (default: none)",
     )
-    add("--max-duration", metavar="TIME", type=parse_time, default=0.0, help="stop after, as 2h")
+    add("--max-duration", metavar="TIME", type=parse_time, default=0.0, help="stop after TIME")
     add(
         "--patience",
         metavar="TIME",
         type=parse_time,
-        help="that the store may be away before the run stops (default: 5m)",
+        help="give up after the store has been unavailable this long (default: 5m)",
     )
-    add("--nice", metavar="N", type=in_range(0, 19), default=19, help="priority (default: 19)")
+    add("--nice", metavar="N", type=in_range(0, 19), default=19, help="niceness (default: 19)")
 
 
 def _add_other_actions(group: argparse._ArgumentGroup) -> None:
     only_one = group.add_mutually_exclusive_group()
-    only_one.add_argument("--status", action="store_true", help="show the last runs of the ledger")
+    only_one.add_argument("--status", action="store_true", help="show the last runs in the ledger")
     only_one.add_argument(
-        "--verify", action="store_true", help="compare the store with the ledger and the tree"
+        "--verify", action="store_true", help="check the store against the ledger and the files"
     )
     only_one.add_argument(
         "--cleanup", action="store_true", help="abort unfinished uploads of large files"
     )
     group.add_argument(
-        "--dry-run", action="store_true", help="say what would go, and why (or be cleaned up)"
+        "--dry-run", action="store_true", help="show what would be uploaded or cleaned up, and why"
     )
 
 
 def _add_output_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--json", action="store_true", help="one object on standard output")
-    add("--log-file", metavar="FILE", help="what is said, with the time; rotates itself")
-    add("--metrics-file", metavar="FILE", help="of the last upload, for Prometheus")
-    add("--quiet", action="store_true", help="nothing but problems")
-    add("--verbose", action="store_true", help="say more")
+    add("--json", action="store_true", help="print the result as one JSON object")
+    add("--log-file", metavar="FILE", help="also log messages to FILE (self-rotating)")
+    add("--metrics-file", metavar="FILE", help="write Prometheus metrics of the upload")
+    add("--quiet", action="store_true", help="print problems only")
+    add("--verbose", action="store_true", help="print more details")
     add("--version", action="version", version=f"pfu {__version__}")
 
 
