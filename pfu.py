@@ -405,7 +405,7 @@ class FatalError(TransferError):
     """No file can be uploaded any more. With a ``code`` of the store it takes several to stop."""
 
 
-OUT_OF_MEMORY = "out of memory (raise the limit of the container or ulimit -v)"
+OUT_OF_MEMORY = "out of memory (raise the memory limit of the container or ulimit -v)"
 
 
 def internal_error(error: Exception) -> str:
@@ -624,7 +624,7 @@ class FileModel(BaseModel):
     def move_to(self, status: FileStatus) -> None:
         """Go to ``status``. Raises ValueError where no such step exists."""
         if status not in FILE_TRANSITIONS[self.status]:
-            raise ValueError(f"no step from {self.status.name} to {status.name}")
+            raise ValueError(f"no transition from {self.status.name} to {status.name}")
         self.status = status
 
     def begin(self) -> None:
@@ -820,7 +820,7 @@ class BatchJobRow(BaseModel):
     def move_to(self, status: JobStatus) -> None:
         """Go to ``status``. Raises ValueError where no such step exists."""
         if status not in JOB_TRANSITIONS[self.status]:
-            raise ValueError(f"no step from {self.status.name} to {status.name}")
+            raise ValueError(f"no transition from {self.status.name} to {status.name}")
         self.status = status
 
 
@@ -1099,7 +1099,10 @@ class Ledger:
         owner = self._pragma("application_id")
         if version > SCHEMA_VERSION and owner == APPLICATION_ID:
             raise LedgerError(
-                "open ledger", self.path, f"made by a newer pfu (schema {version})", "update pfu.py"
+                "open ledger",
+                self.path,
+                f"created by a newer pfu (schema {version})",
+                "update pfu.py",
             )
         if owner == APPLICATION_ID:
             if version < SCHEMA_VERSION:
@@ -1108,7 +1111,7 @@ class Ledger:
             return
         if self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
             raise LedgerError(
-                "open ledger", self.path, "a database of another program", "name another --db"
+                "open ledger", self.path, "database of another program", "choose another --db"
             )
         self._create()
 
@@ -1118,7 +1121,7 @@ class Ledger:
             create_tables(db)
             known = schema_of(db.execute)
         for kind, name in sorted(schema_of(self._db.execute) - known, reverse=True):
-            cause = f"it holds what pfu never makes: {kind} {name}"
+            cause = f"it contains {kind} {name}, which pfu did not create"
             raise LedgerError("open ledger", self.path, cause, MOVE_AWAY)
 
     def _pragma(self, name: str) -> int:
@@ -1184,14 +1187,14 @@ class Ledger:
     def _error(self, operation: str, error: Exception) -> LedgerError:
         text = str(error)
         if isinstance(error, UnicodeDecodeError):
-            text = "malformed: it holds text that is not UTF-8"
+            text = "malformed: it contains text that is not UTF-8"
         hints = {
-            "full": "free some space and run again: nothing that the store has is lost",
-            "disk I/O error": "is its disk full or failing? Mend it and run again",
-            "not a database": "name another --db, or move this file away",
+            "full": "free some space and rerun; nothing already uploaded is lost",
+            "disk I/O error": "is the disk full or failing? Fix it and rerun",
+            "not a database": "choose another --db, or move this file away",
             "malformed": MOVE_AWAY,
-            "readonly": "the folder and the file must be writable",
-            "unable to open": "the folder must exist and be writable",
+            "readonly": "the file and its directory must be writable",
+            "unable to open": "its directory must exist and be writable",
             "locked": "another program has it open",
         }
         hint = next((hint for part, hint in hints.items() if part in text), "")
@@ -1702,7 +1705,7 @@ def _found_row(
     return (found.id, now, *attributes, problem or late, found.inode, 0, 0, place)
 
 
-MOVE_AWAY = "move this file away: --verify makes a new one from what the store has"
+MOVE_AWAY = "move this file away and rebuild the ledger from the store with --verify"
 
 
 def create_tables(db: sqlite3.Connection) -> None:
@@ -1766,7 +1769,7 @@ def open_own(path: str, more_flags: int = 0) -> int:
         except FileExistsError:
             continue
         except OSError as error:
-            hint = "name a file in a folder that is there and writable with --db"
+            hint = "choose a --db in an existing, writable directory"
             raise LedgerError("open", path, os_cause(error), hint) from error
         try:
             check_own(path, os.fstat(fd))
@@ -1774,7 +1777,9 @@ def open_own(path: str, more_flags: int = 0) -> int:
             os.close(fd)
             raise
         return fd
-    raise LedgerError("open", path, "it comes and goes", "who else writes there?")
+    raise LedgerError(
+        "open", path, "it keeps appearing and vanishing", "is another program writing there?"
+    )
 
 
 def check_own(path: str, status: os.stat_result | None = None) -> bool:
@@ -1796,15 +1801,15 @@ def strangeness(path: str, status: os.stat_result) -> tuple[str, str]:
     A file system may give all files to one user, or let all write them (exFAT, NFS that squashes
     root): then a new file shows the same.
     """
-    remove = "remove it, or name another file"
+    remove = "remove it, or choose another file"
     if stat.S_ISLNK(status.st_mode):
-        return "it is a symbolic link", "remove it, or name another --db"
+        return "it is a symbolic link", "remove it, or choose another --db"
     if stat.S_ISDIR(status.st_mode):
-        return os.strerror(errno.EISDIR), "name a file in a folder that is there and writable"
+        return os.strerror(errno.EISDIR), "choose a file in an existing, writable directory"
     if not stat.S_ISREG(status.st_mode):
-        return "it is no plain file", remove
+        return "it is not a regular file", remove
     if status.st_nlink > 1:
-        return "it is a hard link: the file has another name", remove
+        return "it has more than one hard link", remove
     if not hasattr(os, "geteuid"):
         return "", ""
     foreign = foreign_owner(path, status, os.geteuid())
@@ -1814,8 +1819,8 @@ def strangeness(path: str, status: os.stat_result) -> tuple[str, str]:
         made = _made_beside(path)
         if made is None or not made.st_mode & OTHERS_MAY_WRITE:
             return (
-                "others may write to it",
-                "chmod go-w it if you trust what it holds, or remove it",
+                "it is writable by other users",
+                "chmod go-w it if you trust its contents, or remove it",
             )
     return "", ""
 
@@ -1826,7 +1831,7 @@ def foreign_owner(path: str, status: os.stat_result, *owners: int) -> str:
         return ""
     made = _made_beside(path)
     is_made_so = made is not None and made.st_uid == status.st_uid
-    return "" if is_made_so else f"it belongs to another user ({status.st_uid})"
+    return "" if is_made_so else f"it is owned by another user ({status.st_uid})"
 
 
 def _made_beside(path: str) -> os.stat_result | None:
@@ -1856,17 +1861,17 @@ def read_given(operation: str, path: str, limit: int = MAX_READ) -> bytes:
             if stat.S_ISDIR(status.st_mode):
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             if not is_plain and not is_pipe:
-                raise UsageError(operation, path, "it is neither a plain file nor a pipe")
+                raise UsageError(operation, path, "it is neither a regular file nor a pipe")
             if is_plain and hasattr(os, "geteuid"):
                 foreign = foreign_owner(path, status, 0, os.geteuid())
                 if foreign:
-                    hint = "only your own files and root's serve"
+                    hint = "it must be owned by you or by root"
                     raise UsageError(operation, path, foreign, hint)
             content = b"".join(_pieces(file, is_pipe, limit))
     except OSError as error:
         raise UsageError(operation, path, os_cause(error)) from error
     if len(content) > limit:
-        raise UsageError(operation, path, f"it holds more than {bytes_text(limit)}")
+        raise UsageError(operation, path, f"it is larger than {bytes_text(limit)}")
     return content
 
 
@@ -1881,7 +1886,7 @@ def _pieces(file: Any, is_pipe: bool, limit: int) -> Iterator[bytes]:
         elif not is_pipe or (piece == b"" and size):
             return
         elif time.monotonic() > until:
-            raise TimeoutError(errno.ETIMEDOUT, f"nothing came through it in {PIPE_SECONDS:.0f} s")
+            raise TimeoutError(errno.ETIMEDOUT, f"no data from the pipe in {PIPE_SECONDS:.0f} s")
         else:
             time.sleep(0.01)
 
@@ -1910,7 +1915,7 @@ class LedgerLock:
             holder = self._file.read().strip() or "another process"
             self._file.close()
             raise LockedError(
-                "lock ledger", ledger_path, f"in use by {holder}", "one run a ledger at a time"
+                "lock ledger", ledger_path, f"in use by {holder}", "only one run at a time"
             )
         self._write_holder()
 
@@ -1954,8 +1959,8 @@ def check_in_place(path: str, opened: os.stat_result) -> None:
         status = os.stat(path)
         if os.path.samestat(opened, status) or not os.path.samestat(status, os.stat(path)):
             return  # the same, or of a file system that makes inode numbers up
-    cause = "it was removed or replaced while the run went on"
-    raise LedgerError("write", path, cause, "--verify takes over what the store has")
+    cause = "it was removed or replaced during the run"
+    raise LedgerError("write", path, cause, "rebuild it with --verify")
 
 
 def _lock_file(file: IO[Any]) -> bool:
@@ -2009,7 +2014,7 @@ DEFAULT_CONTENT_TYPE = "application/octet-stream"
 DIRECTORY_TYPE = "application/x-directory"
 LINK_MODE, DIRECTORY_MODE = "012", "040"  # how the octal text of such a mode begins
 MAX_EXTENSION = 16  # characters; nothing longer has a media type
-OPEN_FILES_HINT = "raise the limit of open files: ulimit -n"
+OPEN_FILES_HINT = "raise the open file limit: ulimit -n"
 KEPT_DIRECTORIES = 128  # open in each process, of those that files were read from
 RESERVED_DESCRIPTORS = 64  # of those that may be open, for all but connections
 UNLIMITED_DESCRIPTORS = 1 << 16
@@ -2042,7 +2047,7 @@ class Glob:
         if not body:
             raise ValueError("the pattern is empty")
         if {"", ".", ".."} & set(body.split("/")):
-            raise ValueError(f"{text!r} can match nothing: paths have no such step, begin at ROOT")
+            raise ValueError(f"{text!r} can never match: paths have no empty, . or .. component")
         try:
             pattern = re.compile(("" if tied else "(?:.*/)?") + glob_regex(body), re.DOTALL)
         except re.error as error:
@@ -2355,7 +2360,7 @@ class Scan:
                 entry = next(directory.entries, None)
             except OSError as error:
                 self.is_whole = False
-                yield self._problem(directory, "", f"cannot read on: {os_cause(error)}")
+                yield self._problem(directory, "", f"cannot read the rest of it: {os_cause(error)}")
                 entry = None
             if entry is None:
                 self._stack.pop().close()
@@ -2422,7 +2427,7 @@ class Scan:
         if self._is_elsewhere(directory.path_of(name), key):
             return None
         if self._has_file(directory, name + LINK_SUFFIX):
-            return self._problem(directory, name, f"its object is that of {name}{LINK_SUFFIX}")
+            return self._problem(directory, name, f"same object key as {name}{LINK_SUFFIX}")
         status = entry.stat(follow_symlinks=False)
         return self._found(directory.ids.of(name), directory.path + name, key, status)
 
@@ -2485,7 +2490,7 @@ class Scan:
             below.close()
             if self._is_elsewhere(below.below_root, below.key):
                 return None
-            return self._problem(directory, name, f"{problem}: nothing in it is taken")
+            return self._problem(directory, name, f"{problem}; its contents are skipped")
         self._stack.append(below)
         if self.options.rules:
             path = below.path[self._cut : -1]
@@ -2584,9 +2589,9 @@ def _place(path: str) -> tuple[int, int]:
 def too_large(key: str, size: int) -> str:
     """Why S3 cannot hold such an object, or nothing."""
     if len(key.encode()) > MAX_KEY_BYTES:
-        return f"its key has {len(key.encode())} bytes, S3 takes {MAX_KEY_BYTES}"
+        return f"its key is {len(key.encode())} bytes long, S3 allows {MAX_KEY_BYTES}"
     if size > MAX_OBJECT_SIZE:
-        return f"it has {size} bytes, S3 takes {MAX_OBJECT_SIZE}"
+        return f"it is {size} bytes long, S3 allows {MAX_OBJECT_SIZE}"
     return ""
 
 
@@ -2691,7 +2696,7 @@ class Root(NamedTuple):
     def check(self, status: os.stat_result) -> None:
         """Raises FatalError if ``status`` is not of the directory that was scanned."""
         if (status.st_dev, status.st_ino) != self.place:
-            cause = "it is not the directory any more that was scanned"
+            cause = "it is no longer the directory that was scanned"
             raise FatalError("read root", self.path, cause, "is it mounted?")
 
     def check_is_there(self) -> None:
@@ -2864,7 +2869,7 @@ class SourceFile:
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 raise FatalError("read", path, os_cause(error), OPEN_FILES_HINT) from error
             if error.errno in (errno.ELOOP, errno.ENXIO):
-                raise NotRegularError("read", path, "it is not a regular file any more") from error
+                raise NotRegularError("read", path, "it is no longer a regular file") from error
             if error.errno == errno.EWOULDBLOCK:
                 raise LeasedError("read", path, "another program holds a lease on it") from error
             raise SourceError("read", path, os_cause(error)) from error
@@ -2884,7 +2889,7 @@ class SourceFile:
 
     def _check_kind(self) -> None:
         if not stat.S_ISREG(self.status.st_mode):
-            raise NotRegularError("read", self.path, "it is not a regular file any more")
+            raise NotRegularError("read", self.path, "it is no longer a regular file")
 
     def close(self) -> None:
         """Close the file, unless it is closed."""
@@ -2912,7 +2917,7 @@ class SourceFile:
             except OSError as error:
                 raise SourceError("read", self.path, os_cause(error)) from error
             if not chunk:
-                raise self._size_error("it shrank while it was read")
+                raise self._size_error("it shrank while being read")
             self._beat()
             chunks.append(chunk)
             offset, size = offset + len(chunk), size - len(chunk)
@@ -2930,7 +2935,7 @@ class SourceFile:
             content += self.read(len(content), size - len(content))
             self.check_end()
         elif len(content) > size:
-            raise self._size_error("it grew while it was read")
+            raise self._size_error("it grew while being read")
         return content
 
     def check_end(self) -> None:
@@ -2940,12 +2945,12 @@ class SourceFile:
         except OSError as error:
             raise SourceError("read", self.path, os_cause(error)) from error
         if more:
-            raise self._size_error("it grew while it was read")
+            raise self._size_error("it grew while being read")
 
     def _size_error(self, cause: str) -> SourceError:
         """What to raise where the size is wrong: it changes, or is not true of any moment."""
         if self._now().st_size == self.status.st_size:
-            return SourceError("read", self.path, "its size is not what the file system says")
+            return SourceError("read", self.path, "its size is not what the file system reports")
         return ChangedError("read", self.path, cause)
 
     def read_into(self, view: memoryview, offset: int) -> None:
@@ -2961,7 +2966,7 @@ class SourceFile:
             except OSError as error:
                 raise SourceError("read", self.path, os_cause(error)) from error
             if not count:
-                raise self._size_error("it shrank while it was read")
+                raise self._size_error("it shrank while being read")
             self._beat()
             view, offset = view[count:], offset + count
 
@@ -2972,7 +2977,7 @@ class SourceFile:
         """
         now, then = self._now(), self.status
         if (now.st_size, now.st_mtime_ns) != (then.st_size, then.st_mtime_ns):
-            raise ChangedError("read", self.path, "it changed while it was read")
+            raise ChangedError("read", self.path, "it changed while being read")
         self.status = now
         return now.st_ctime_ns != then.st_ctime_ns
 
@@ -2985,7 +2990,7 @@ class SourceFile:
         if not self.has_moved():
             return
         if read_again() != before:
-            raise ChangedError("read", self.path, "it changed while it was read")
+            raise ChangedError("read", self.path, "it changed while being read")
         self.has_moved()  # its size or time, meanwhile
 
 
@@ -3008,7 +3013,7 @@ class SourceLink(SourceFile):
             raise VanishedError("read link", self.path, "it vanished") from error
         except OSError as error:
             if error.errno == errno.EINVAL:
-                cause = "it is not a symbolic link any more"
+                cause = "it is no longer a symbolic link"
                 raise NotRegularError("read link", self.path, cause) from error
             raise SourceError("read link", self.path, os_cause(error)) from error
 
@@ -3031,7 +3036,7 @@ class SourceLink(SourceFile):
     def has_moved(self) -> bool:
         """Raises ChangedError if it leads elsewhere now."""
         if self._look()[0] != self._target:
-            raise ChangedError("read link", self.path, "it changed while it was read")
+            raise ChangedError("read link", self.path, "it changed while being read")
         return False
 
 
@@ -3042,7 +3047,7 @@ class SourceDirectory(SourceFile):
 
     def _check_kind(self) -> None:
         if not stat.S_ISDIR(self.status.st_mode):
-            raise NotRegularError("read", self.path, "it is not a directory any more")
+            raise NotRegularError("read", self.path, "it is no longer a directory")
 
     @property
     def size(self) -> int:
@@ -3137,9 +3142,9 @@ def check_sent(kind: str, value: str, variables: Iterable[str]) -> None:
     if value.isprintable() and value.isascii() and value == value.strip():
         return
     where = [name for name in variables if os.environ.get(name) == value]
-    cause = "it holds a character that no header can carry"
+    cause = "it contains a character that is not allowed in a header"
     if value != value.strip():
-        cause = "it begins or ends with white space, such as a line end"
+        cause = "it starts or ends with white space, such as a newline"
     raise FatalError("read", where[0] if where else kind, cause)
 
 
@@ -3257,7 +3262,7 @@ MAX_CHUNKS = 64  # the answer is parsed anew with each piece that comes in
 MAX_FORMATS = 64
 
 CHECKSUM_HEADER = "x-amz-checksum-sha256"
-OTHER_DIGEST = "with the digest of other bytes than were sent"
+OTHER_DIGEST = "with a digest that does not match the bytes sent"
 DROP_STATUSES = (429, 503, 509)
 
 is_header_name = re.compile(r"[a-z0-9-]+").fullmatch
@@ -3405,7 +3410,7 @@ def escaped(headers: dict[str, str]) -> dict[str, str]:
 
 def checked_headers(static: Iterable[tuple[str, str]], varying: Sequence[str]) -> None:
     if len(set(varying)) != len(varying):
-        raise ValueError("a header is given twice")
+        raise ValueError("duplicate header")
     for name in varying:
         if not is_header_name(name):
             raise ValueError(f"not a header name: {name!r}")
@@ -3516,11 +3521,11 @@ def check_answer(received: bytes, *, is_last: bool = False) -> Answer | None:
     etag = fields.get(b"etag", b"")
     is_html = b"html" in fields.get(b"content-type", b"").lower()
     if is_html and (received[end + 4 :] or fields.get(b"content-length", b"0").strip(b"0")):
-        raise Rejected(200, "with HTML: not an answer of an object store", passing=True)
+        raise Rejected(200, "with HTML: not an object store", passing=True)
     if not etag.strip(b'"'):
-        raise Rejected(200, "without an ETag: not an answer of an object store", passing=True)
+        raise Rejected(200, "without an ETag: not an object store", passing=True)
     if b"content-encoding" in fields:
-        raise Rejected(200, "with a body that is not plain")
+        raise Rejected(200, "with an encoded body")
     rest = received[end + 4 :]
     has_ended, content = body_so_far(fields, rest)
     if b"<Error" in rest or b"<Error" in content:
@@ -3549,7 +3554,7 @@ def check_look(received: bytes, *, is_last: bool = False) -> Answer | None:
     named = [line.split(":", 1) for line in lines]
     fields = {name.lower(): value.strip(" \t") for name, value in named}
     if len(received) > end + 4 or len(fields) < len(lines):
-        raise Rejected(None, "an answer to HEAD that boto3 may understand")
+        raise Rejected(None, "an unusual response to HEAD")
     if "html" in fields.get("content-type", ""):
         raise Rejected(200 if known else 404, "with HTML")
     etag, size = fields.get("etag", ""), fields.get("content-length", "")
@@ -3561,21 +3566,21 @@ def check_look(received: bytes, *, is_last: bool = False) -> Answer | None:
 
 def refuse_or_wait(received: bytes) -> None:
     if not any(start.startswith(received[:9]) for start in (b"HTTP/1.1 ", b"HTTP/1.0 ")):
-        raise Rejected(None, "the answer is not HTTP/1.1", passing=True)
+        raise Rejected(None, "the response is not HTTP/1.1", passing=True)
     if len(received) >= MAX_HEAD:
-        raise Rejected(None, "the answer's head is too long")
+        raise Rejected(None, "the response headers are too long")
 
 
 def answer_fields(head: bytes) -> dict[bytes, bytes]:
     """Return the fields of a 200 that matter, names in lower case. Raises Rejected else."""
     match = is_answer_head(head)
     if not match:
-        raise Rejected(None, "the answer is not HTTP/1.1", passing=True)
+        raise Rejected(None, "the response is not HTTP/1.1", passing=True)
     fields: dict[bytes, bytes] = {}
     for name, value in known_fields(head):
         name = name.lower()
         if name in fields:
-            raise Rejected(None, "the answer has a header twice")
+            raise Rejected(None, "duplicate header in the response")
         fields[name] = value.rstrip(b" \t")
     if match[1] != b"200":
         raise rejection(int(match[1]), match[2] or b"", fields)
@@ -3711,26 +3716,26 @@ SLOW_DOWN_STATUSES = frozenset((429, 503, 509))
 REFUSING_5XX = frozenset((501, 507))  # not implemented, out of space: no 5xx that passes
 PASSING_4XX = frozenset((408, 425, 429))
 ERROR_HINTS: Mapping[str, str] = {
-    "ExpiredToken": "renew the credentials and run again",
+    "ExpiredToken": "renew the credentials and rerun",
     "InvalidAccessKeyId": "check AWS_ACCESS_KEY_ID or AWS_PROFILE",
     "InvalidClientTokenId": "check AWS_ACCESS_KEY_ID or AWS_PROFILE",
     "SignatureDoesNotMatch": (
-        "check AWS_SECRET_ACCESS_KEY; a proxy before the store must not change the Host header"
+        "check AWS_SECRET_ACCESS_KEY; a reverse proxy must not change the Host header"
     ),
     "AuthorizationHeaderMalformed": "check --region",
-    "RequestTimeTooSkewed": "set this machine's clock",
+    "RequestTimeTooSkewed": "correct this machine's clock",
     "NoSuchBucket": "check the name, or pass --create-bucket",
     "HtmlAnswer": "is that URL an S3 server?",
     "InsufficientStorage": "the store is full",
     "QuotaExceeded": "the store is full",
-    "AccessDenied": "the credentials lack the permission, see README: Permissions",
-    "403": "the credentials lack the permission, see README: Permissions",
+    "AccessDenied": "the credentials lack permission, see README: Permissions",
+    "403": "the credentials lack permission, see README: Permissions",
     "InvalidStorageClass": "check --storage-class",
 }
 
 
 REDIRECTS = range(300, 400)
-REDIRECT_HINT = "it is redirected: check --region and --endpoint-url"
+REDIRECT_HINT = "redirected: check --region and --endpoint-url"
 
 
 def is_passing(status: int) -> bool:
@@ -4734,7 +4739,7 @@ def bucket_refusal(bucket: str) -> str | None:
     if bucket.endswith(("--x-s3", "--xa-s3")):
         return "the bucket is S3 Express"
     if bucket.startswith("arn:") and bucket.endswith(".mrap"):
-        return "the bucket is an access point of several regions"
+        return "the bucket is a multi-region access point"
     if bucket.startswith("arn:") and ":s3-outposts:" in bucket:
         return "the bucket is on Outposts"
     return None
@@ -4789,7 +4794,7 @@ def signing_refusal(captured: CapturedRequest, credentials: Credentials) -> str 
     headers = {"host": captured.host, **captured.headers}
     signed = is_authorization(headers["authorization"])
     if not signed or signed["access_key"] != credentials.access_key:
-        return "botocore signs with other credentials"
+        return "botocore signs with different credentials"
     names = signed["names"].split(";")
     digest = headers.get("x-amz-content-sha256", "")
     timestamp = headers.get("x-amz-date", "")
@@ -4950,7 +4955,9 @@ class FastLane:
             self._taken_since += 1
             if self._taken_since == CLOCK_SURE and abs(offset) > CLOCK_SKEW_SECONDS:
                 told = f"{abs(offset):.0f} s {'behind' if offset > 0 else 'ahead of'}"
-                self._traffic.notes.append(f"the clock here is {told} the store's: set it")
+                self._traffic.notes.append(
+                    f"this machine's clock is {told} the store's: correct it"
+                )
         return answer
 
     async def _on_idle(
@@ -5359,14 +5366,14 @@ class Uploader(ABC):
         epoch) the time that it has then. May block. Raises TransferError; UploadGoneError where
         the object is another one; UnsupportedError, as here, where the bytes must be sent.
         """
-        raise UnsupportedError("renew metadata of", upload.key, "this provider cannot")
+        raise UnsupportedError("update metadata of", upload.key, "not supported by this provider")
 
     async def send(self, upload: Upload, threads: ThreadPoolExecutor) -> Receipt:
         """put() for an event loop. A provider that needs no thread for it overrides this."""
         return await asyncio.get_running_loop().run_in_executor(threads, self.put, upload)
 
 
-LEFT_HINT = "a lifecycle rule that aborts incomplete uploads removes it"
+LEFT_HINT = "a lifecycle rule that aborts incomplete uploads will remove it"
 
 
 class MultipartUploader(Uploader):
@@ -5428,7 +5435,7 @@ class MultipartUploader(Uploader):
         except TransferError as error:
             if kind_of_error(error) in (Kind.PASSING, Kind.FATAL):
                 raise
-            self.traffic.notes.append(f"an unfinished upload may be left: {error} ({LEFT_HINT})")
+            self.traffic.notes.append(f"an unfinished upload may remain: {error} ({LEFT_HINT})")
 
     @abstractmethod
     def fingerprint(self, upload: Upload) -> str:
@@ -5472,17 +5479,17 @@ class InspectableUploader(Uploader):
             if stored is None:
                 return self.explain_loss(found.key)
             if self.inspect(f"{self.prefix}{IMPOSSIBLE_KEY}{uuid.uuid4().hex}"):
-                raise self.unproven("it has every object that it is asked for")
+                raise self.unproven("it claims to have an object that was never uploaded")
         except DeniedError as error:
-            return [f"what is stored could not be looked at: {error.told(error.operation)}"]
+            return [f"cannot check what was stored: {error.told(error.operation)}"]
         if stored.size != found.file_size:
-            cause = f"it took {found.file_size} bytes of {found.key}, and has {stored.size}"
+            cause = f"it accepted {found.file_size} bytes of {found.key} but has {stored.size}"
             raise self.unproven(cause)
         return [DROPS_METADATA] * (not stored.is_of(found))
 
     def explain_loss(self, key: str) -> list[str]:
         """Notes on an object that was taken and is not there. Raises FatalError without one."""
-        raise self.unproven(f"it took {key}, and does not have it")
+        raise self.unproven(f"it accepted {key} but does not have it")
 
     def kept_as(self, key: str, size: int, since: float) -> str:
         """The name under which the store keeps what it took; empty if that is not known.
@@ -5562,7 +5569,7 @@ BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]|arn:[\w:/.-]+", re.
 ANY_BUCKET = re.compile(  # other stores have tenants and more
     r"[^/\s?#%\x00-\x1f\x7f]{1,255}|arn:[\w:/.-]+"
 )
-DESTINATION_HINT = "write s3://BUCKET or s3://BUCKET/PREFIX"
+DESTINATION_HINT = "use s3://BUCKET or s3://BUCKET/PREFIX"
 DESTINATION = re.compile(
     r"s3://(?P<bucket>arn:[^/]*:accesspoint/[^/]+|[^/]*)(?:/(?P<prefix>.*))?", re.DOTALL
 )
@@ -5583,7 +5590,7 @@ SLOW_METADATA_SERVICE = {
     "metadata_service_num_attempts": 3,
 }
 RENEWAL_SECONDS = 10.0  # between two readings of credentials that were refused
-CONFIGURATION_HINT = "check the AWS configuration, and credential_process if it names one"
+CONFIGURATION_HINT = "check the AWS configuration, including any credential_process"
 NO_CREDENTIALS_HINT = (
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; --sandbox needs neither"
 )
@@ -5678,7 +5685,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         Raises PfuError.
         """
         if importlib.util.find_spec("boto3") is None:
-            raise UsageError("import boto3", "", "it is not installed", "pip install boto3")
+            raise UsageError("import boto3", "", "not installed", "pip install boto3")
         for name in ENDPOINT_VARIABLES:
             if not self.endpoint and os.environ.get(name):
                 check_endpoint(os.environ[name])
@@ -5688,7 +5695,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             self.endpoint = "" if ".amazonaws.com" in host else host
         if not self._is_default or self.bucket:
             if not self.endpoint and not BUCKET_NAME.fullmatch(self.bucket):
-                cause = "S3 has no bucket of such a name"
+                cause = "not a valid bucket name"
                 raise UsageError("read destination", self.destination, cause, DESTINATION_HINT)
             return
         with translated("find the account for the default bucket", ""):
@@ -5711,9 +5718,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         self._open_gate(client)
         url = urllib.parse.urlsplit(client.meta.endpoint_url)
         if url.scheme == "http" and not is_loopback(url.hostname or ""):
-            notes.append(
-                f"http://{url.netloc} is not encrypted: the files can be read on their way"
-            )
+            notes.append(f"http://{url.netloc} is not encrypted: files can be read in transit")
         return notes
 
     def _look_around(self, client: Any) -> list[str]:
@@ -5727,8 +5732,8 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             return []
         if not page.get("Contents"):
             return []
-        hint = "--verify takes over those that are as they are here, instead of sending them again"
-        return [f"{self.destination} holds objects that this ledger does not know: {hint}"]
+        hint = "--verify adopts those that match the local files, so they are not uploaded again"
+        return [f"{self.destination} has objects that are not in this ledger: {hint}"]
 
     def _open_gate(self, client: Any) -> None:
         with translated("read credentials for", self.destination):
@@ -5748,9 +5753,9 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             url = urllib.parse.urlsplit(client.meta.endpoint_url)
             may_be, self._is_plain = not self._is_plain and error.code in ("", "HtmlAnswer"), True
             if may_be and url.scheme == "http" and speaks_tls(url.hostname or "", url.port or 80):
-                hint = "write https://"
+                hint = "use https://"
                 raise UsageError(
-                    "find bucket", self.bucket, "that port speaks TLS", hint
+                    "find bucket", self.bucket, "this port speaks TLS", hint
                 ) from error
             raise
 
@@ -5768,7 +5773,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
                     return False
                 if status == 404:
                     hint = "check the name, or pass --create-bucket"
-                    raise UsageError("find bucket", self.bucket, "it is not there", hint) from error
+                    raise UsageError("find bucket", self.bucket, "no such bucket", hint) from error
                 raise
 
     def _check_credentials(self, client: Any) -> None:
@@ -5782,8 +5787,8 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             ):
                 raise
             if self._is_default:
-                cause = "it exists, and belongs to another account or may not be used"
-                raise UsageError("use bucket", self.bucket, cause, "name a bucket") from error
+                cause = "it exists, but belongs to another account or access is denied"
+                raise UsageError("use bucket", self.bucket, cause, "specify a bucket") from error
 
     def _list_nothing(self, client: Any) -> None:
         """ListObjectsV2 of no key: its refusal tells credentials from a lack of permission."""
@@ -5814,7 +5819,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
                 status = error.response["ResponseMetadata"]["HTTPStatusCode"]
                 if is_passing(status) or status == FORBIDDEN:
                     raise
-                return [f"bucket {self.bucket}: this store has no public access blocks"]
+                return [f"bucket {self.bucket}: this store does not support public access blocks"]
         return []
 
     def _check_private(self, client: Any) -> list[str]:
@@ -5956,7 +5961,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         with contextlib.suppress(OSError):
             socket.create_connection((url.hostname or "", url.port or 80), 1.0).close()
             self._session, self._metadata_service_is_slow = None, True
-            cause = "the metadata service gave none"
+            cause = "the metadata service returned none"
             raise RetryableError(
                 "read credentials for", self.destination, cause, NO_CREDENTIALS_HINT
             )
@@ -5990,7 +5995,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         except FatalError as error:
             if error.code not in CREDENTIAL_CODES or not self._renew_credentials(client):
                 raise
-            hint = "the credentials were read again"
+            hint = "the credentials have been reloaded"
             raise RetryableError(operation, subject, error.cause, hint) from error
         except RetryableError as error:
             if error.dropped:
@@ -6162,7 +6167,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             return  # that was why
         self._refusals += 1
         if self._refusals >= MAX_REFUSALS:
-            self.fast_lane_off = f"given up on the way: {rejected}"
+            self.fast_lane_off = f"abandoned during the run: {rejected}"
 
     def _count_request(self, request: Any, **_: Any) -> None:
         self.traffic.add(requests=1)
@@ -6272,7 +6277,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         def create(checksum: bool) -> tuple[Any, bool]:
             algorithm = {"ChecksumAlgorithm": "SHA256"} if checksum else {}
             with self._calling(
-                "begin upload of", self._way(upload.source.path, upload.key)
+                "start upload of", self._way(upload.source.path, upload.key)
             ) as client:
                 return client.create_multipart_upload(**told, **algorithm), checksum
 
@@ -6280,7 +6285,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         answer, checksum = self._with_checksum("begin", create)
         upload_id = str(answer.get("UploadId", ""))
         if not upload_id:
-            raise RetryableError("read answer", upload.key, "it names no upload")
+            raise RetryableError("read response", upload.key, "it has no upload ID")
         if checksum != wanted:  # an answer that was lost may have named another one
             self.abort_others(upload.key, began, upload_id)
         return str(UploadHandle(upload_id, checksum, mark))
@@ -6391,13 +6396,17 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         except DeniedError:
             head = None
         if head is None and not told:
-            raise lost or UploadGoneError("renew metadata of", way, "the store may not have copied")
+            raise lost or UploadGoneError(
+                "update metadata of", way, "the store may not have copied it"
+            )
         if head is not None and head["ContentLength"] != upload.size:
-            raise UploadGoneError("renew metadata of", way, "the store does not copy")
+            raise UploadGoneError("update metadata of", way, "the store did not copy it")
         if head is not None and not head.get("Metadata"):
             self.traffic.notes.append(DROPS_METADATA)  # it has none to renew
         elif head is not None and not describes(head, upload):
-            raise lost or UnsupportedError("renew metadata of", way, "the store kept the old ones")
+            raise lost or UnsupportedError(
+                "update metadata of", way, "the store kept the old metadata"
+            )
         return str((head or {}).get("ETag") or told).strip('"')
 
     def _known_object(
@@ -6470,12 +6479,12 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         """Raises UploadGoneError where the object is not the one that the ledger knows."""
         way = f"s3://{self.bucket}/{upload.key}"
         try:
-            with self._calling("renew metadata of", way) as client:
+            with self._calling("update metadata of", way) as client:
                 yield client
         except TransferError as error:
             if error.status not in (404, PRECONDITION_FAILED):
                 raise
-            gone = UploadGoneError("renew metadata of", way, error.cause)
+            gone = UploadGoneError("update metadata of", way, error.cause)
             gone.status = error.status
             raise gone from error
 
@@ -6490,12 +6499,12 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             return
         way = self._way(upload.source.path, upload.key)
         if head is None and not self.endpoint:
-            cause = "the store has acknowledged it, and does not find it"
+            cause = "the store acknowledged it but does not have it"
             raise RetryableError("complete", way, cause)
         if head is None:  # S3 finds at once what it has; of others it is not known
             self.traffic.notes.append(NOT_FOUND_NOTE)
         elif head["ContentLength"] != upload.size:
-            cause = "the store has acknowledged it, and holds something else"
+            cause = "the store acknowledged it but has something else"
             raise TransferError("complete", way, cause)
         elif not describes(head, upload):
             self.traffic.notes.append(DROPS_METADATA)
@@ -6514,9 +6523,9 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         if head is None or is_whole_head(head):
             return head
         if self._heads_have_etags:
-            raise RetryableError("look at", key, "the answer broke off: there is no ETag")
+            raise RetryableError("check", key, "the response was cut off: no ETag")
         if "ContentLength" not in head:
-            raise DeniedError("look at", key, "the store does not state its size")
+            raise DeniedError("check", key, "the store does not report its size")
         return head
 
     def _head_once(self, key: str, **more: Any) -> Mapping[str, Any] | None:
@@ -6524,7 +6533,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             looking = self._look(key, CHECKSUM_MODE if more else NO_HEADERS)
             with contextlib.suppress(Rejected, ValueError):
                 return asyncio.run_coroutine_threadsafe(looking, self._loop).result()
-        with self._calling("look at", f"s3://{self.bucket}/{key}") as client:
+        with self._calling("check", f"s3://{self.bucket}/{key}") as client:
             try:
                 head: Mapping[str, Any] = client.head_object(
                     Bucket=self.bucket, Key=key, **more, **self.options.access()
@@ -6666,12 +6675,12 @@ class S3Uploader(MultipartUploader, InspectableUploader):
 
     def explain_loss(self, key: str) -> list[str]:
         """Said of a store that answers GET as S3 does: something takes objects away at once."""
-        with self._calling("look at", f"s3://{self.bucket}/{key}") as client:
+        with self._calling("check", f"s3://{self.bucket}/{key}") as client:
             try:
                 client.get_object(Bucket=self.bucket, Key=key, **self.options.access())
             except client.exceptions.ClientError as error:
                 if error.response["Error"].get("Code") == "NoSuchKey":
-                    return [f"something takes objects away at once: {key} was taken, and is gone"]
+                    return [f"something deletes objects immediately: {key} was accepted, then gone"]
         return super().explain_loss(key)
 
     def kept_as(self, key: str, size: int, since: float) -> str:
@@ -6730,9 +6739,9 @@ COPIED_PART_SIZE = GIB  # of an object that is copied onto itself by parts
 is_about_count = re.compile(
     "part.?number|too.?many.?parts|number of parts|maximum.*parts", re.IGNORECASE
 ).search
-TOO_MANY_PARTS_HINT = "this store takes fewer parts: pass a larger --part-size"
+TOO_MANY_PARTS_HINT = "this store allows fewer parts: pass a larger --part-size"
 NOT_FOUND_NOTE = (
-    "large objects could not be checked: the store acknowledged them, and finds none of them"
+    "large objects could not be checked: the store acknowledged them but does not find them"
 )
 CHECKSUM_MARK = "#sha256"  # S3's own ids have no such character
 UPLOAD_MARK, UPLOAD_MARK_DIGITS = "pfu-upload", 16  # metadata that tells one upload from another
@@ -6867,11 +6876,11 @@ def etag_of(answer: Mapping[str, Any], sha256: str = "") -> str:
     is none. What it says of the bytes has to be true.
     """
     if sha256 and answer.get("ChecksumSHA256", base64_of(sha256)) != base64_of(sha256):
-        raise RetryableError("read answer", "", OTHER_DIGEST)
+        raise RetryableError("read response", "", OTHER_DIGEST)
     told = str(answer.get("ETag") or "")
     etag = told.strip('"')
     if not etag or told.startswith('"') != told.endswith('"'):
-        raise RetryableError("read answer", "", "it broke off: there is no ETag")
+        raise RetryableError("read response", "", "it was cut off: no ETag")
     return etag
 
 
@@ -6898,9 +6907,9 @@ def parse_destination(text: str) -> tuple[str, str]:
     """Bucket and prefix of ``s3://bucket[/prefix]``. Raises UsageError."""
     match = DESTINATION.fullmatch(text)
     if re.search("[\ud800-\udfff]", text):
-        raise UsageError("read destination", text, "it is not UTF-8", "keys of S3 are UTF-8")
+        raise UsageError("read destination", text, "it is not UTF-8", "S3 keys are UTF-8")
     if not match or not ANY_BUCKET.fullmatch(match["bucket"]):
-        cause = "it names no bucket" if match else "it does not begin with s3://"
+        cause = "no bucket name" if match else "it does not start with s3://"
         raise UsageError("read destination", text, cause, DESTINATION_HINT)
     bucket, prefix = match["bucket"], match["prefix"] or ""
     prefix = prefix.rstrip("/")
@@ -6911,11 +6920,13 @@ def check_endpoint(url: str) -> None:
     """Raises UsageError, and does not repeat what may hold a password."""
     MASK.learn_url(url)
     if "@" in url:
-        hint = "credentials go into the environment or the AWS configuration"
-        raise UsageError("the endpoint's URL holds a user or a password", hint=hint)
+        hint = "put credentials in the environment or the AWS configuration"
+        raise UsageError("the endpoint URL contains a user name or password", hint=hint)
     match = ENDPOINT.fullmatch(url)
     if not match or not 0 < int(match["port"] or 443) < 1 << 16:
-        raise UsageError("the endpoint is no http:// or https:// URL", hint="see --endpoint-url")
+        raise UsageError(
+            "the endpoint is not an http:// or https:// URL", hint="see --endpoint-url"
+        )
 
 
 TLS_PROBE_SECONDS = 2.0
@@ -6933,7 +6944,7 @@ PROXY = re.compile(
     r"(?:https?:)?(?://)?(?:[^/?#\s\[\]]*@)?(?:\[[0-9a-fA-F:.]+\]|[^/?#@:\s\[\]]+)"
     r"(?::(?P<port>\d+)?)?(?:[/?#][^@\s]*)?"
 )
-PROXY_HINT = "write http://USER:PASSWORD@HOST:PORT, with %2F for / and %23 for # in the password"
+PROXY_HINT = "use http://USER:PASSWORD@HOST:PORT, with %2F for / and %23 for # in the password"
 
 
 def check_proxy(config: Any, url: str) -> None:
@@ -6946,8 +6957,8 @@ def check_proxy(config: Any, url: str) -> None:
         return
     name = f"{urllib.parse.urlsplit(url).scheme}_proxy"
     names = [known for known in (name, name.upper()) if os.environ.get(known)]
-    cause = f"{scheme[1]} proxies are not supported" if scheme else "it is no URL"
-    raise UsageError("read", names[0] if names else "the proxy's URL", cause, PROXY_HINT)
+    cause = f"{scheme[1]} proxies are not supported" if scheme else "not a URL"
+    raise UsageError("read", names[0] if names else "the proxy URL", cause, PROXY_HINT)
 
 
 def speaks_tls(host: str, port: int) -> bool:
@@ -7001,7 +7012,7 @@ def make_parsable(response_dict: Any, **_: Any) -> None:
         response_dict["body"] = NOT_XML.sub(b"?", response_dict["body"])
 
 
-HALF_AN_ANSWER, HTML = "InternalError: the answer broke off", "HtmlAnswer: not an object store's"
+HALF_AN_ANSWER, HTML = "InternalError: the response was cut off", "HtmlAnswer: not an object store"
 HTML_BODY = re.compile(rb"\s*<(?:!doctype\s+)?html", re.IGNORECASE)  # some stores call XML so
 DUE_HEADERS = {"HeadObject": {"content-length"}}
 
@@ -7082,7 +7093,7 @@ class BoundedLines:
         """Raises RetryableError."""
         line = self._file.readline(MAX_LINE if size < 0 else size)
         if size < 0 and len(line) >= MAX_LINE:
-            raise RetryableError("read answer", cause="a line of it does not end")
+            raise RetryableError("read response", cause="a line of it is too long")
         return line
 
 
@@ -7095,7 +7106,7 @@ def bound_answers(session: Any) -> Any:
             size += len(piece)
             if size > MAX_SAFE_ANSWER:
                 answer.close()
-                raise RetryableError("read answer", cause="it is longer than any of S3's")
+                raise RetryableError("read response", cause="it is too long")
             yield piece
 
     def open_url(urlopen: Any, pool: Any, *arguments: Any, **options: Any) -> Any:
@@ -7173,7 +7184,7 @@ class CredentialProcess:
                     with contextlib.suppress(OSError):
                         os.kill(self._victim, signal.SIGKILL)
         except subprocess.TimeoutExpired as error:
-            cause = f"it did not end within {CREDENTIAL_PROCESS_SECONDS:.0f} s"
+            cause = f"it did not finish within {CREDENTIAL_PROCESS_SECONDS:.0f} s"
             raise FatalError("run credential_process", cause=cause) from error
         finally:
             with contextlib.suppress(OSError):  # it ended with the others
@@ -7196,7 +7207,7 @@ class CredentialProcess:
                     if not piece:
                         selector.unregister(key.fileobj)
                 if sum(map(len, told.values())) > MAX_LINE:
-                    raise FatalError("run credential_process", cause="it prints too much")
+                    raise FatalError("run credential_process", cause="it printed too much")
         out, err = told.values()
         return out, err
 
@@ -7264,12 +7275,12 @@ def translated(operation: str, subject: str) -> Iterator[None]:
         problem.code, problem.status = code, status
         raise problem from error
     except ResponseParserError as error:
-        hint = "does --endpoint-url name an S3 server?"
-        raise RetryableError(operation, subject, "the answer is not S3's", hint) from error
+        hint = "is --endpoint-url an S3 server?"
+        raise RetryableError(operation, subject, "not an S3 response", hint) from error
     except (BotoCoreError, Boto3Error) as error:
         raise client_error(operation, subject, error) from error
     except (EOFError, io.UnsupportedOperation) as error:
-        cause = "the profile asks for an MFA code, which is asked for once, on a terminal"
+        cause = "the profile needs an MFA code, which can be entered once, on a terminal"
         raise FatalError(operation, subject, cause) from error
     except OSError as error:  # such as a credential_process that is not there
         cause = f"{error.filename}: {os_cause(error)}" if error.filename else os_cause(error)
@@ -7304,9 +7315,9 @@ def client_error(operation: str, subject: str, error: Exception) -> TransferErro
 def tls_hint(problem: str) -> str:
     """What to do about a handshake that will fail the next time too; empty where it may not."""
     if re.search("WRONG_VERSION_NUMBER|HTTP_REQUEST|RECORD_LAYER_FAILURE|record layer", problem):
-        return "this port does not speak TLS: an endpoint that begins with http://?"
+        return "this port does not speak TLS: should the endpoint start with http://?"
     if re.search("certificate|hostname", problem, re.IGNORECASE):
-        return "the certificate is not trusted; AWS_CA_BUNDLE names further ones"
+        return "the certificate is not trusted; set AWS_CA_BUNDLE to your CA file"
     return ""
 
 
@@ -7383,11 +7394,11 @@ def _ask(question: Callable[[], Any], absent: Any) -> tuple[Any, str]:
             status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
             if code.startswith("NoSuch") or code == "OwnershipControlsNotFoundError":
                 return absent, ""
-            unknown = f"{error.operation_name} says {code or status}"
+            unknown = f"{error.operation_name} returned {code or status}"
             if not is_passing(status):
                 break
         except KeyError as error:
-            unknown = f"the answer lacks {error}"
+            unknown = f"the response lacks {error}"
             break
         except BotoCoreError as error:
             unknown = shortened(str(error))
@@ -7985,7 +7996,7 @@ class PageRunner:
         return bool(self.gauges["stopping"])
 
 
-NO_THREAD, NO_THREAD_HINT = "start new thread", "raise the limit of processes: ulimit -u"
+NO_THREAD, NO_THREAD_HINT = "start new thread", "raise the process limit: ulimit -u"
 
 
 CLOSED_SECONDS = 2.0  # that a runner waits for the parent's word on a row of refusals
@@ -8436,7 +8447,7 @@ class LargeTransfer(Transfer):
         source = self._open(path)
         if Snapshot.of(source.status)[:2] != snapshot[:2]:
             source.close()
-            raise ChangedError("read", path, "it changed while it was read")
+            raise ChangedError("read", path, "it changed while being read")
         return source
 
 
@@ -8625,7 +8636,7 @@ class CompleteTransfer(LargeTransfer):
         if Snapshot.of(source.status) == task.snapshot or self.options.ignore_ctime:
             return
         if len(same_parts(source, task.parts, task.part_size)) < len(task.parts):
-            raise ChangedError("read", source.path, "it changed while it was read")
+            raise ChangedError("read", source.path, "it changed while being read")
         source.has_moved()
 
 
@@ -8745,7 +8756,7 @@ def same_parts(
 
 
 NOT_COMPARED_NOTE = (
-    "of some files neither a hash nor an ETag that is an MD5 is known: size and time decided"
+    "some files have neither a known hash nor an MD5 ETag: they were compared by size and time"
 )
 
 
@@ -8942,7 +8953,7 @@ class WorkerRunner(Runner):
 
     def check_start(self) -> None:
         if not self._hello.done() and time.monotonic() - self._began > START_SECONDS:
-            raise FatalError("start worker", "", "it does not answer", WORKERS_HINT)
+            raise FatalError("start worker", "", "no response", WORKERS_HINT)
 
     def restart(self) -> None:
         self._pool.shutdown(wait=False)
@@ -9047,7 +9058,7 @@ def start_method() -> str:
     alone = sys.platform == "linux" and others <= {WATCHDOG}
     method = os.environ.get("PFU_START_METHOD") or ("fork" if alone else "spawn")
     if method not in {"fork", "spawn"} & set(multiprocessing.get_all_start_methods()):
-        raise UsageError("PFU_START_METHOD is no way to start a worker", hint="fork or spawn")
+        raise UsageError("invalid PFU_START_METHOD", hint="use fork or spawn")
     return method
 
 
@@ -9397,7 +9408,7 @@ class Engine:
         if runner.has_started:
             self._deaths_of.update(task.id for task in lost)
         elif self._failed_starts >= WORKER_DEATHS:
-            cause = f"{WORKER_DEATHS} of them died at once"
+            cause = f"{WORKER_DEATHS} of them died at startup"
             raise FatalError("start worker", "", cause, WORKERS_HINT)
         self.deaths += 1
         hopeless = [task for task in lost if self._deaths_of[task.id] >= WORKER_DEATHS]
@@ -9412,8 +9423,8 @@ class Engine:
         tasks = [task for runner in self.runners for task in list(runner.in_flight.values())]
         keys = {task.key for task in tasks if not isinstance(task, (BeginTask, CompleteTask))}
         keys |= {task.file.key for task in tasks if isinstance(task, (BeginTask, CompleteTask))}
-        first = f", among them {min(keys)}" if keys else ""
-        return f"{len(keys)} files on the way{first}"
+        first = f", including {min(keys)}" if keys else ""
+        return f"{count_of(len(keys), 'file')} in flight{first}"
 
     @property
     def limit(self) -> int:
@@ -9496,7 +9507,7 @@ class RunOptions:
             (tasks, LEAST_TASKS, str, "more processes or threads (ulimit -u or cgroup)"),
         ):
             if found < least:
-                cause = f"there is room for {unit(found)} {where}, and it takes {unit(least)}"
+                cause = f"only {unit(found)} {where} available, {unit(least)} needed"
                 raise UsageError("start", "", cause)
         rooms = {
             "memory": memory // WORKER_MEMORY - 1,
@@ -9508,8 +9519,8 @@ class RunOptions:
         told = f"not enough {scarce} for {count_of(wanted, 'worker')}: "
         if room < 2:
             alone = dataclasses.replace(self, mode="concurrent", workers=0)
-            return alone, told + "mode concurrent"
-        return dataclasses.replace(self, workers=room), told + f"{room} are used"
+            return alone, told + "using mode concurrent"
+        return dataclasses.replace(self, workers=room), told + f"using {room}"
 
     def limiter(self, has_fast_lane: bool) -> Limiter:
         """One for the run. Fixed by ``concurrency``, or where threads do all the work."""
@@ -9678,7 +9689,7 @@ class FailureGroups:
     def add(self, path: str, cause: str) -> None:
         """One more file has failed."""
         if cause not in self._counts and len(self._counts) >= TOLD_CAUSES:
-            cause = "for other reasons, which the ledger has"
+            cause = "for other reasons, see the ledger"
         self._counts[cause] += 1
         count, paths = self._counts[cause], self._paths.setdefault(cause, [])
         if count == 1:
@@ -9809,7 +9820,7 @@ class Spelling:
         known = [self._known.get(kind) for kind in odd_kinds(key)] if self._is_needed else []
         example = next(filter(None, known), "")
         if example:
-            return f"{KEPT_OTHERWISE}, as it does {example}"
+            return f"{KEPT_OTHERWISE}, as it did {example}"
         return None if None in known else ""
 
     def sift(
@@ -10102,7 +10113,7 @@ class WorkList:
         path, key = row.file_path, row.object_key
         is_below = path.startswith(self._below_root) or path == self._root
         if not is_below or "/../" in f"{path}/" or not key.startswith(self._prefix):
-            cause = f"it has {path} go to {key}, which is none of this run's"
+            cause = f"it maps {path} to {key}, which is outside this run"
             raise LedgerError("read ledger", self._ledger.path, cause, MOVE_AWAY)
 
     def _take_later(self) -> list[AnyTask]:
@@ -10580,11 +10591,11 @@ class BatchJobModel(BatchJobRow):
         self._is_taken_over = not os.path.exists(old) or is_same_directory(old, new)
         if not self._is_taken_over:
             hint = (
-                f"name another --db, or pass --root-as {shlex.quote(known_root)} if it is the same"
+                f"choose another --db, or pass --root-as {shlex.quote(known_root)} if both are one"
             )
-            cause = f"this ledger knows {self.destination} as filled from {known_root}"
+            cause = f"this ledger has {self.destination} as a copy of {known_root}"
             raise UsageError("use root", self.root_dir, cause, hint)
-        self.note(f"{known_root} is {self.root_dir} now: its files are compared, not sent again")
+        self.note(f"{known_root} is now {self.root_dir}: files are compared, not uploaded again")
 
     # -- never hangs
 
@@ -10607,7 +10618,7 @@ class BatchJobModel(BatchJobRow):
         return (verdict.objects, verdict.checked) if verdict else (0, 0)
 
     def _silence(self, seconds: float) -> str:
-        return f"nothing has moved for {seconds:.0f} s: waiting for {self._waits_for()}"
+        return f"no progress for {seconds:.0f} s: waiting for {self._waits_for()}"
 
     def _waits_for(self) -> str:
         if self._engine:
@@ -10647,7 +10658,7 @@ class BatchJobModel(BatchJobRow):
             raise UsageError("read root", self._source, os_cause(error)) from error
         if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
             cause = f"it is a {kind_of(mode)}"
-            raise UsageError("read root", self.root_dir, cause, "name a directory or a file")
+            raise UsageError("read root", self.root_dir, cause, "specify a directory or a file")
         descriptor_limit()  # the walk keeps a directory open for each level
         self.uploader.patience = self.patience
         self._resolve()
@@ -10725,7 +10736,7 @@ class BatchJobModel(BatchJobRow):
     def refuse_empty(self, scan: Scan, files: int) -> None:
         """Raises UsageError if ROOT has become empty."""
         if not files and not scan.elsewhere and self._ledger.has_uploads(self.place):
-            cause = "it is empty, but earlier runs have uploaded files from it"
+            cause = "it is empty, but earlier runs uploaded files from it"
             raise UsageError("read root", self.root_dir, cause, "is it mounted?")
 
     def _is_whole(self) -> bool:
@@ -10902,19 +10913,19 @@ class BatchJobModel(BatchJobRow):
         self.summary.renewed += work.renewed
         self._tell_comparison(work)
         if work.failed_abort:
-            hint = "the next run and --cleanup try again"
-            self.note(f"an unfinished upload may be left: {work.failed_abort} ({hint})")
+            hint = "the next run or --cleanup will try again"
+            self.note(f"an unfinished upload may remain: {work.failed_abort} ({hint})")
 
     def _tell_comparison(self, work: WorkList) -> None:
         """What the next run could be spared, and what was not renewed."""
         if work.stale:
-            hint = "--renew-by-upload sends these files again"
+            hint = "--renew-by-upload uploads these files again"
             objects = count_of(work.stale, "object")
-            self.note(f"older metadata remain with {objects}: {work.refusal} ({hint})")
+            self.note(f"outdated metadata remains on {objects}: {work.refusal} ({hint})")
         if self._moved >= MANY_MOVED and not work.differed:
             self.note(
-                f"{self._moved:,} files were read again because their ctime or inode had moved, "
-                "and none had changed: where that is so each time, pass --ignore-ctime or "
+                f"{self._moved:,} files were read again for a new ctime or inode number, but "
+                "none had changed: if this happens every time, pass --ignore-ctime or "
                 "--ignore-inode"
             )
 
@@ -10947,7 +10958,7 @@ class BatchJobModel(BatchJobRow):
         """Whether nothing new is to be begun: a signal came, or the time is over."""
         limit = self.options.max_duration
         if limit and time.monotonic() - self._began > limit:
-            self.stop(f"the time limit of {limit:g} s is over")
+            self.stop(f"time limit of {limit:g} s reached")
         return self._stop is not None
 
     def _tick(self, engine: Engine) -> bool:
@@ -10956,7 +10967,7 @@ class BatchJobModel(BatchJobRow):
         now, clock = time.monotonic(), engine.clock
         away = f"{clock.shows(now):.0f} s: {clock.cause}" if clock.is_away(now) else ""
         if clock.is_over(now):
-            self.stop(f"the store has been away for {away}", ExitCode.INCOMPLETE)
+            self.stop(f"the store has been unavailable for {away}", ExitCode.INCOMPLETE)
         elif engine.row.is_lost and engine.files_left:
             self.stop(refused_text(engine.row), ExitCode.INCOMPLETE)
         self._tell_away(clock.shows(now), away)
@@ -10972,7 +10983,7 @@ class BatchJobModel(BatchJobRow):
     def _tell_away(self, seconds: float, away: str) -> None:
         """Once, and when it is back."""
         if away and seconds >= TELL_SECONDS and not self._is_told_away:
-            self.observer.note(f"the store has been away for {away}")
+            self.observer.note(f"the store has been unavailable for {away}")
         elif not away and self._is_told_away:
             self.observer.note(f"the store is back after {self._is_told_away:.0f} s")
         self._is_told_away = seconds if away and seconds >= TELL_SECONDS else 0.0
@@ -11016,8 +11027,8 @@ class BatchJobModel(BatchJobRow):
         self._conclude()
         if pending != summary.pending and not self._stop:
             self.observer.problem(
-                f"internal error: {summary.pending} files are not accounted for, "
-                f"the ledger knows of {pending} that are pending"
+                f"internal error: {summary.pending} files are unaccounted for, "
+                f"the ledger has {pending} pending"
             )
         self.finished_at, self.error = int(time.time()), summary.error
         self._write_counts()
@@ -11028,9 +11039,9 @@ class BatchJobModel(BatchJobRow):
             return
         for file, upload, stored in list(self._ledger.idle_files(self.id)):
             cause = (
-                f"no headway in {upload.idle_runs + 1} runs: "
-                f"{bytes_text(stored)} of {bytes_text(file.file_size)} are in the store "
-                "(give it more time, or upload a snapshot if it changes all the time)"
+                f"no progress in {upload.idle_runs + 1} runs: "
+                f"{bytes_text(stored)} of {bytes_text(file.file_size)} are stored "
+                "(give it more time, or upload a snapshot if it keeps changing)"
             )
             file.fail(f"upload: {cause}", 0)
             self._ledger.record([file])
@@ -11088,7 +11099,7 @@ def compare(
 ) -> Change | None:
     """Why a file has to be looked at, or None where the store has it as it is."""
     if found.problem:
-        return Change(found, "cannot be taken")
+        return Change(found, "cannot be uploaded")
     if known is None:
         return Change(found, "new")
     if options.force:
@@ -11098,12 +11109,12 @@ def compare(
     reason = REASONS_TO_LOOK.get((known.status, known.racy), DAMAGED)
     keeps_hash = bool(known.hashed) and reason != DAMAGED
     if taken_over:
-        return Change(found, "known from another ROOT", keeps_hash, known.late)
+        return Change(found, "recorded under another ROOT", keeps_hash, known.late)
     reason = reason or what_changed(found, known, options)
     if reason is None and options.checksum:
         reason = "to be hashed"
     if reason is None and known.stale:
-        reason = "the store has older metadata"
+        reason = "stored metadata is outdated"
     return Change(found, reason, keeps_hash, known.late) if reason else None
 
 
@@ -11124,17 +11135,17 @@ def what_changed(found: Found, known: Known, options: RunOptions) -> str | None:
 CTIME_MOVED, INODE_MOVED = "ctime moved", "inode moved"
 MOVED_ALONE = frozenset((CTIME_MOVED, INODE_MOVED))
 MANY_MOVED = 1000  # files read again for nothing, to say how that is spared
-OLDER_LEDGER = "the ledger is of an older pfu"
+OLDER_LEDGER = "the ledger is from an older pfu"
 OLDER_LEDGER_NOTE = (
-    "the ledger is of an older pfu: what it has of each file is compared once, and not sent again"
+    "the ledger is from an older pfu: every file is compared once, and not uploaded again"
 )
-DAMAGED = "its row in the ledger is not pfu's"
+DAMAGED = "its row in the ledger is damaged"
 REASONS_TO_LOOK: Mapping[tuple[int, int], str | None] = {
     (FileStatus.SUCCESS, 0): None,
-    (FileStatus.SUCCESS, 1): "modified while or just before it was read",
+    (FileStatus.SUCCESS, 1): "modified while or just before being read",
     **{(FileStatus.FAILED, racy): FAILED_BEFORE for racy in (0, 1)},
-    **{(FileStatus.PENDING, racy): "not finished before" for racy in (0, 1)},
-    **{(FileStatus.IN_PROGRESS, racy): "not finished before" for racy in (0, 1)},
+    **{(FileStatus.PENDING, racy): "not finished by an earlier run" for racy in (0, 1)},
+    **{(FileStatus.IN_PROGRESS, racy): "not finished by an earlier run" for racy in (0, 1)},
 }
 
 
@@ -11143,8 +11154,8 @@ def absolute(path: str | os.PathLike[str]) -> str:
     try:
         return os.path.abspath(os.fspath(path))
     except OSError as error:
-        cause = f"the working directory is gone: {os_cause(error)}"
-        raise UsageError("find", os.fspath(path), cause, "cd to one that is there") from error
+        cause = f"no working directory: {os_cause(error)}"
+        raise UsageError("find", os.fspath(path), cause, "cd to an existing one") from error
 
 
 def base_of(root: str) -> str:
@@ -11320,7 +11331,7 @@ class Verification:
     def __init__(self, job: BatchJobModel, ledger: Ledger, *, checksum: bool) -> None:
         """``checksum``: ask or hash each object too, not only compare what a listing says."""
         if not isinstance(job.uploader, InspectableUploader):
-            raise UsageError("verify", job.destination, "this provider cannot list what it has")
+            raise UsageError("verify", job.destination, "this provider cannot list its objects")
         self.verdict = Verdict(root=job.root_dir, destination=job.destination)
         self._job = job
         self._uploader: InspectableUploader = job.uploader
@@ -11581,12 +11592,12 @@ OTHER_ETAG = "the store has another ETag"
 MISSING = "missing in the store"
 MAX_MISSED = 1000  # objects that a listing does not show, asked for one by one; then it is believed
 NOTHING_TOLD_NOTE = (
-    "some objects have neither metadata nor a digest to know them by: "
-    "--verify --checksum reads them back, and takes over those that are as the files here"
+    "some objects have neither metadata nor a digest to identify them: "
+    "--verify --checksum reads them back and adopts those that match the local files"
 )
 NOT_SHOWN_NOTE = (
-    "this store tells other ETags than it answered with: of some objects no more than size and "
-    "metadata could be compared; --checksum reads them back"
+    "this store reports other ETags than it returned on upload: some objects could only be matched "
+    "by size and metadata; --checksum reads them back"
 )
 
 
@@ -11713,7 +11724,7 @@ class Sandbox:
     def _reason(self) -> str:
         self._process.communicate(timeout=SANDBOX_SECONDS)
         self._errors.seek(0)
-        lines = self._errors.read().strip().splitlines() or ["the server ended at once"]
+        lines = self._errors.read().strip().splitlines() or ["the server exited immediately"]
         return "moto is not installed" if "ModuleNotFoundError" in lines[-1] else lines[-1]
 
     def __enter__(self) -> Sandbox:
@@ -12030,7 +12041,7 @@ class UploadView:
         lines = [self._headline(columns), *grid(self._cells(), columns, (2, 1, 3))]
         away = self._progress.away
         if away:
-            lines.append([Span(printable(f"the store has been away for {away}"), "yellow")])
+            lines.append([Span(printable(f"the store has been unavailable for {away}"), "yellow")])
         return lines
 
     def _headline(self, columns: int) -> Line:
@@ -12062,7 +12073,7 @@ class UploadView:
             [
                 Span(f"{bytes_text(self._bytes()):>{width}} / {bytes_text(self.size)}"),
                 Span(f"{speed:>7} {unit}/s"),
-                Span(f"{now.limit:>3,} at most"),
+                Span(f"{now.limit:>3,} max"),
                 Span(f"{now.throttled:>{trouble},} throttled", "yellow" if now.throttled else ""),
             ],
         ]
@@ -12144,7 +12155,7 @@ class Console(Observer):
 
     def resumed(self, size: int) -> None:
         self._view.size = max(0, self._view.size - size)
-        self.detail(f"{bytes_text(size)} were in the store already, as parts")
+        self.detail(f"{bytes_text(size)} already stored as parts")
 
     def progress(self, progress: Progress) -> None:
         if self._block:
@@ -12153,7 +12164,7 @@ class Console(Observer):
 
     def waiting(self, reason: str) -> None:
         if reason:
-            self._say_now("waiting", f"for the store (Ctrl-C stops): {printable(reason)}")
+            self._say_now("waiting", f"for the store (Ctrl-C to stop): {printable(reason)}")
 
     def planned(self, change: Change) -> None:
         if not self.plans:
@@ -12161,12 +12172,12 @@ class Console(Observer):
         found = change.found
         reason = found.problem or change.reason
         if change.keeps_hash:
-            reason += "; compared first, and if its bytes are the same only its metadata renewed"
+            reason += "; compared first, only its metadata is updated if the contents are the same"
         self.say(f"{printable(found.path)}  {bytes_text(found.file_size)}  {printable(reason)}")
 
     def stuck(self, reason: str) -> None:
         self.finish()
-        self.problem(f"broken off: {printable(reason)}")
+        self.problem(f"aborted: {printable(reason)}")
         self.last_words(reason)
         leave(ExitCode.INCOMPLETE)
 
@@ -12262,9 +12273,9 @@ def count_lines(always: Sequence[Count], others: Iterable[Count], colours: bool)
 STATUS_STYLES: Mapping[int, str] = {ExitCode.OK: "green", ExitCode.INCOMPLETE: "yellow"}
 
 NEXT: Mapping[int, str] = {
-    ExitCode.INCOMPLETE: "mend what is named above, and run it again: it goes on from here",
-    ExitCode.CANNOT_START: "mend what stopped it, and run it again",
-    ExitCode.STOPPED: "run it again: it goes on where this run ended",
+    ExitCode.INCOMPLETE: "fix the errors above and rerun; pfu resumes from here",
+    ExitCode.CANNOT_START: "fix the error above and rerun",
+    ExitCode.STOPPED: "rerun to resume where this run stopped",
 }
 
 
@@ -12296,11 +12307,11 @@ def _outcome_counts(summary: Summary) -> list[Count]:
 
 def _other_counts(summary: Summary) -> list[Count]:
     return [
-        Count(summary.renewed, "of them metadata only"),
+        Count(summary.renewed, "of which metadata only"),
         Count(summary.unchanged, "unchanged"),
         Count(summary.skipped, "skipped", skipped_text(summary)),
-        Count(summary.failed, "failed", "listed above; the ledger has them all", "red"),
-        Count(summary.pending, "pending", "not begun, or broken off", "yellow"),
+        Count(summary.failed, "failed", "listed above; all are in the ledger", "red"),
+        Count(summary.pending, "pending", "not started, or interrupted", "yellow"),
     ]
 
 
@@ -12328,7 +12339,7 @@ def _cost_lines(summary: Summary) -> Iterator[str]:
     memory = f"{bytes_text(summary.peak_memory_bytes)} of memory"
     yield ", ".join([f"{summary.cpu_seconds:.1f} s of CPU", memory, *requests])
     if summary.fast_lane < summary.uploaded - summary.renewed:
-        why = summary.fast_lane_off or "it left the others to boto3"
+        why = summary.fast_lane_off or "the rest went through boto3"
         yield f"{summary.fast_lane:,} of {summary.uploaded:,} by the fast lane: {printable(why)}"
 
 
@@ -12339,32 +12350,35 @@ def plan_text(summary: Summary, *, colours: bool = False) -> str:
     ends = f"{printable(summary.root)} to {printable(summary.destination)}"
     always = [
         Count.things(summary.seen, "file", "seen"),
-        Count(summary.pending, "would go", bytes_text(summary.bytes_uploaded)),
+        Count(summary.pending, "would be uploaded", bytes_text(summary.bytes_uploaded)),
         Count.things(summary.requests, "request", more=cost),
     ]
     others = [
-        Count(summary.compared, "of them to be compared", "sent only if their bytes differ"),
+        Count(summary.compared, "of which to be compared", "uploaded only if the contents differ"),
         Count(summary.unchanged, "unchanged"),
         Count(summary.skipped, "skipped", skipped_text(summary)),
-        Count(summary.failed, "cannot go", style="red"),
+        Count(summary.failed, "cannot be uploaded", style="red"),
     ]
     head = status_line(summary.status, ends, summary.exit_code, colours)
     return "\n".join([head, *count_lines(always, others, colours)])
 
 
 METRICS: Mapping[str, tuple[str, Callable[[Summary], float]]] = {
-    "run_duration_seconds": ("How long the last run took.", lambda s: s.elapsed_seconds),
-    "run_exit_code": ("0: all is in the store, see README.", lambda s: s.exit_code),
-    "run_files": ("Files that the last run saw.", lambda s: s.seen),
-    "run_uploaded_files": ("Files that it uploaded.", lambda s: s.uploaded),
-    "run_uploaded_bytes": ("Bytes that it uploaded.", lambda s: s.bytes_uploaded),
-    "run_unchanged_files": ("Files that were in the store already.", lambda s: s.unchanged),
-    "run_skipped_files": ("What it left out.", lambda s: s.skipped),
-    "run_failed_files": ("Files that it could not upload.", lambda s: s.failed),
-    "run_pending_files": ("Files that it left to the next run.", lambda s: s.pending),
-    "run_throttled_requests": ("Requests that the store put off.", lambda s: s.throttled),
+    "run_duration_seconds": ("Duration of the last run.", lambda s: s.elapsed_seconds),
+    "run_exit_code": (
+        "Exit code of the last run; 0: everything is in the store.",
+        lambda s: s.exit_code,
+    ),
+    "run_files": ("Files seen by the last run.", lambda s: s.seen),
+    "run_uploaded_files": ("Files it uploaded.", lambda s: s.uploaded),
+    "run_uploaded_bytes": ("Bytes it uploaded.", lambda s: s.bytes_uploaded),
+    "run_unchanged_files": ("Files already in the store.", lambda s: s.unchanged),
+    "run_skipped_files": ("Files it skipped.", lambda s: s.skipped),
+    "run_failed_files": ("Files it failed to upload.", lambda s: s.failed),
+    "run_pending_files": ("Files left for the next run.", lambda s: s.pending),
+    "run_throttled_requests": ("Requests throttled by the store.", lambda s: s.throttled),
     "run_cpu_seconds": ("CPU time of all processes.", lambda s: s.cpu_seconds),
-    "run_peak_memory_bytes": ("Memory of all processes.", lambda s: s.peak_memory_bytes),
+    "run_peak_memory_bytes": ("Peak memory of all processes.", lambda s: s.peak_memory_bytes),
 }
 LAST_RUN, LAST_SUCCESS = "last_run_timestamp_seconds", "last_success_timestamp_seconds"
 
@@ -12373,7 +12387,10 @@ def metrics_text(summary: Summary, db: str, now: float, last_success: float) -> 
     """What node_exporter's textfile collector reads; times in seconds since the epoch."""
     times = {
         LAST_RUN: ("When the last run ended.", now),
-        LAST_SUCCESS: ("When a run last ended with all in the store; 0: never.", last_success),
+        LAST_SUCCESS: (
+            "When a run last ended with everything in the store; 0: never.",
+            last_success,
+        ),
     }
     figures = {name: (says, value(summary)) for name, (says, value) in METRICS.items()}
     labels = f'root="{label_text(absolute(summary.root))}",db="{label_text(db)}"'
@@ -12425,7 +12442,7 @@ def jobs_text(jobs: Sequence[BatchJobRow]) -> Iterator[str]:
         if job.mode == VERIFY_MODE:
             yield (
                 f"{began}  verification {status}: {ends}: {job.seen:,} files, "
-                f"{job.unchanged:,} as they are, {job.failed:,} differ"
+                f"{job.unchanged:,} match, {job.failed:,} differ"
             )
         else:
             yield (
@@ -12516,7 +12533,7 @@ class Parser(argparse.ArgumentParser):
         option = action.option_strings[-1]
         if action.nargs == 0:
             if given.lower() not in SWITCHES:
-                self.error(f"{given!r} is neither 1 nor 0")
+                self.error(f"invalid value {given!r}: use 1 or 0")
             return [option] * SWITCHES[given.lower()]
         if not isinstance(action.default, list):
             return [f"{option}={given}"]
@@ -12547,7 +12564,7 @@ def parse_size(text: str) -> int:
         r"([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.ASCII | re.I
     )
     if not match:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size: write 16M or 1.5GiB")
+        raise argparse.ArgumentTypeError(f"invalid size {text!r}: use e.g. 16M or 1.5GiB")
     size = float(match[1]) * SIZE_UNITS[match[2].upper()]
     return int(max(size, float(size > 0)))  # 0 stands for no limit: not what is less than a byte
 
@@ -12556,7 +12573,7 @@ def parse_time(text: str) -> float:
     """Seconds of ``90``, ``90s``, ``15m``, ``2h``, ``1d``. Raises ArgumentTypeError."""
     match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([smhd]?)", text.strip(), re.ASCII)
     if not match:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time: write 90s, 15m or 2h")
+        raise argparse.ArgumentTypeError(f"invalid time {text!r}: use e.g. 90s, 15m or 2h")
     return float(match[1]) * TIME_UNITS[match[2]]
 
 
@@ -12565,7 +12582,7 @@ def in_range(low: int, high: int) -> Callable[[str], int]:
 
     def parse(text: str) -> int:
         if not re.fullmatch(r"[0-9]{1,9}", text) or not low <= int(text) <= high:
-            raise argparse.ArgumentTypeError(f"{text!r} is not from {low} to {high}")
+            raise argparse.ArgumentTypeError(f"{text!r} is not between {low} and {high}")
         return int(text)
 
     return parse
@@ -12593,7 +12610,7 @@ def parse_content_type(text: str) -> tuple[Glob, str]:
     """``GLOB=TYPE``. Raises ArgumentTypeError."""
     glob, _, kind = text.rpartition("=")
     if not re.fullmatch(r"[!-~]+/[!-~]+(;[ -~]+)?", kind) or not glob:
-        raise argparse.ArgumentTypeError(f"{text!r} is no GLOB=TYPE, as '*.log=text/plain'")
+        raise argparse.ArgumentTypeError(f"{text!r} is not GLOB=TYPE, e.g. '*.log=text/plain'")
     return parse_glob(glob), kind
 
 
@@ -12602,7 +12619,7 @@ def parse_tag(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     fits = 0 < len(name) <= 128 and len(value) <= 256
     if not equals or not fits or not text.isprintable():
-        raise argparse.ArgumentTypeError(f"{text!r} is no tag: write K=V")
+        raise argparse.ArgumentTypeError(f"invalid tag {text!r}: use K=V")
     return name, value
 
 
@@ -12625,11 +12642,11 @@ def parse_shard(text: str) -> Shard:
     shard = array_shard(total) if which == "auto" else (which, total)
     if not all(re.fullmatch(r"[1-9][0-9]{0,5}", part) for part in shard):
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no share: write K/N, or auto/N in a job of an array"
+            f"invalid share {text!r}: use K/N, or auto/N in an array job"
         )
     number, count = map(int, shard)
     if number > count:
-        raise argparse.ArgumentTypeError(f"{text!r}: there is no share {number} of {count}")
+        raise argparse.ArgumentTypeError(f"invalid share {text!r}: {number} is more than {count}")
     return Shard(number, count)
 
 
@@ -12859,33 +12876,33 @@ def check_options(options: argparse.Namespace) -> None:
     if not options.root and not options.status and not options.cleanup:
         refuse("ROOT", "is missing", "python pfu.py DIRECTORY, or --help")
     if options.status and options.dry_run:
-        refuse("--status", "writes nothing in any case")
+        refuse("--status", "cannot be combined with --dry-run")
     if options.sandbox and (options.cleanup or options.verify):
-        refuse("--sandbox", "is empty when it starts: there is nothing to verify or clean up")
+        refuse("--sandbox", "starts empty: there is nothing to verify or clean up")
     if options.verify and options.dry_run:
-        refuse("--verify", "uploads nothing in any case")
+        refuse("--verify", "cannot be combined with --dry-run")
     if options.sandbox and (options.endpoint_url or options.profile):
-        refuse("--sandbox", "has an endpoint and credentials of its own")
+        refuse("--sandbox", "uses its own endpoint and credentials")
     if options.quiet and options.verbose:
-        refuse("--quiet", "contradicts --verbose")
+        refuse("--quiet", "cannot be combined with --verbose")
     if options.sse_kms_key_id and options.sse != "aws:kms":
-        refuse("--sse-kms-key-id", "needs --sse aws:kms")
+        refuse("--sse-kms-key-id", "requires --sse aws:kms")
     if options.part_size and not MIN_PART_SIZE <= options.part_size <= MAX_PART_SIZE:
-        refuse("--part-size", "S3 takes parts from 5 MiB to 5 GiB")
+        refuse("--part-size", "must be between 5 MiB and 5 GiB")
     if options.mode == "concurrent" and options.workers > 1:
-        refuse("--workers", "--mode concurrent has one process")
+        refuse("--workers", "must be 1 with --mode concurrent")
     if len(options.tags) > MAX_TAGS or len({name for name, _ in options.tags}) < len(options.tags):
-        refuse("--tag", f"S3 takes {MAX_TAGS} different tags at most")
+        refuse("--tag", f"can be given at most {MAX_TAGS} times, with different keys")
     if options.cache_control and not is_printable(options.cache_control):
-        refuse("--cache-control", "is no header's value")
+        refuse("--cache-control", "is not a valid header value")
     if options.links and options.follow_symlinks:
-        refuse("--links", "contradicts --follow-symlinks")
+        refuse("--links", "cannot be combined with --follow-symlinks")
     if 0 <= options.max_size < options.min_size:
-        refuse("--max-size", "is below --min-size")
+        refuse("--max-size", "is less than --min-size")
     if options.max_age and options.max_age < options.min_age:
-        refuse("--max-age", "is below --min-age")
+        refuse("--max-age", "is less than --min-age")
     if options.bwlimit and options.bwlimit < KIB:
-        refuse("--bwlimit", "is below 1K a second")
+        refuse("--bwlimit", "is less than 1K per second")
     if options.provider:
         check_provider_options(options, refuse)
     check_ends(options, refuse)
@@ -12896,16 +12913,16 @@ def check_ends(options: argparse.Namespace, refuse: Callable[[str, str], None]) 
     if options.metrics_file:
         folder = os.path.dirname(os.path.abspath(options.metrics_file))
         if os.path.isdir(options.metrics_file) or not os.access(folder, os.W_OK):
-            hint = "name a file in a folder that is there and writable"
+            hint = "choose a file in an existing, writable directory"
             path, options.metrics_file = options.metrics_file, None
-            raise UsageError("write metrics", path, "it cannot be written", hint)
+            raise UsageError("write metrics", path, "it is not writable", hint)
     if options.endpoint_url:
         check_endpoint(options.endpoint_url)
     for name in ("storage_class", "sse_kms_key_id", "expected_bucket_owner"):
         if not is_printable(getattr(options, name) or ""):
-            refuse(f"--{name.replace('_', '-')}", "has characters that no header can have")
+            refuse(f"--{name.replace('_', '-')}", "contains characters not allowed in a header")
     if options.expected_bucket_owner and not options.expected_bucket_owner.isalnum():
-        refuse("--expected-bucket-owner", "is no account id")
+        refuse("--expected-bucket-owner", "is not an account ID")
 
 
 def check_provider_options(options: argparse.Namespace, refuse: Callable[[str, str], None]) -> None:
@@ -12913,9 +12930,9 @@ def check_provider_options(options: argparse.Namespace, refuse: Callable[[str, s
     for name, value in {**chosen(options, S3Options), "sandbox": options.sandbox}.items():
         if value:
             option = {"tags": "tag"}.get(name, name).replace("_", "-")
-            refuse(f"--{option}", "is for S3, not for --provider")
+            refuse(f"--{option}", "applies to S3 only, not to --provider")
     if options.cleanup:
-        refuse("--cleanup", "is for S3, not for --provider")
+        refuse("--cleanup", "applies to S3 only, not to --provider")
 
 
 def chosen(options: argparse.Namespace, kind: type) -> dict[str, Any]:
@@ -12971,7 +12988,7 @@ def verdict_text(verdict: Verdict, *, quiet: bool, colours: bool = False) -> Ite
     if more > 0:
         yield f"and {count_of(more, 'more file')} that differ"
     for key in verdict.extra_keys:
-        yield f"no file of the tree: {printable(key)}"
+        yield f"no local file: {printable(key)}"
     if quiet:
         return
     ends = f"{printable(verdict.root)} and {printable(verdict.destination)}"
@@ -12980,16 +12997,20 @@ def verdict_text(verdict: Verdict, *, quiet: bool, colours: bool = False) -> Ite
     yield from count_lines(
         [
             Count.things(verdict.checked, "file", "compared"),
-            Count(verdict.verified, "in the store as they are"),
+            Count(verdict.verified, "match the store"),
         ],
         [
-            Count(verdict.adopted, "of them new to the ledger"),
-            Count(verdict.differing - unchecked, "differ", "pending: a run uploads them", "red"),
-            Count(unchecked, UNCHECKED, "left as they are", "red"),
+            Count(verdict.adopted, "of which new to the ledger"),
+            Count(
+                verdict.differing - unchecked, "differ", "pending: the next run uploads them", "red"
+            ),
+            Count(unchecked, UNCHECKED, "left as is", "red"),
             Count(verdict.skipped, "skipped"),
             Count.things(verdict.objects, "object", "listed"),
-            Count(verdict.extra, "of no file", extra_text(verdict), "yellow"),
-            Count(verdict.bytes_read_back, "bytes read back", "the store tells no digest of them"),
+            Count(verdict.extra, "without a local file", extra_text(verdict), "yellow"),
+            Count(
+                verdict.bytes_read_back, "bytes read back", "the store reports no digest for them"
+            ),
         ],
         colours,
     )
@@ -12999,18 +13020,18 @@ def verdict_text(verdict: Verdict, *, quiet: bool, colours: bool = False) -> Ite
 def extra_text(verdict: Verdict) -> str:
     """Which objects no file of the tree stands for."""
     never = verdict.extra - verdict.extra_known
-    return f"left alone; files that went away: {verdict.extra_known:,}, never known: {never:,}"
+    return f"left alone; of deleted files: {verdict.extra_known:,}, not in the ledger: {never:,}"
 
 
 def show_status(options: argparse.Namespace, console: Console) -> ExitCode:
     """--status: the last runs."""
     if not os.path.exists(options.db):
-        raise UsageError("read ledger", options.db, "there is none", "name one with --db")
+        raise UsageError("read ledger", options.db, "it does not exist", "specify one with --db")
     jobs = last_jobs(absolute(options.db))
     if options.json:
         console.say(json_text([dataclasses.asdict(job) for job in jobs]))
     else:
-        console.say("\n".join(jobs_text(jobs)) or "the ledger has no runs")
+        console.say("\n".join(jobs_text(jobs)) or "no runs in the ledger")
     return ExitCode.OK
 
 
@@ -13035,7 +13056,7 @@ def clean_up(options: argparse.Namespace, console: Console) -> ExitCode:
     """--cleanup: abort what this ledger began and did not complete, wherever that was."""
     path = absolute(options.db)
     if not os.path.exists(path):
-        raise UsageError("read ledger", options.db, "there is none", "name one with --db")
+        raise UsageError("read ledger", options.db, "it does not exist", "specify one with --db")
     with contextlib.ExitStack() as closing:
         if not options.dry_run:
             closing.callback(LedgerLock(path).close)
@@ -13111,7 +13132,7 @@ class Cleanup:
             self._uploaders[place] = uploader
         if self._uploaders[place].endpoint != upload.endpoint:
             cause = (
-                f"it was begun at {upload.endpoint or 'AWS'}, and another endpoint is configured"
+                f"it was started at {upload.endpoint or 'AWS'}, but another endpoint is configured"
             )
             raise UsageError("abort upload of", upload.object_key, cause)
         return self._uploaders[place]
@@ -13146,7 +13167,7 @@ def provider_of(text: str) -> Callable[[str | None], Uploader]:
     """
     module, colon, name = text.partition(":")
     if not colon or not name:
-        raise UsageError("load provider", text, "it is no MODULE:CLASS")
+        raise UsageError("load provider", text, "not MODULE:CLASS")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
@@ -13155,7 +13176,7 @@ def provider_of(text: str) -> Callable[[str | None], Uploader]:
         cause = f"{type(error).__name__}: {error}"
         raise UsageError("load provider", text, cause) from error
     if not isinstance(found, type) or not issubclass(found, Uploader):
-        raise UsageError("load provider", text, "it is no Uploader", "see README: Providers")
+        raise UsageError("load provider", text, "not an Uploader subclass", "see README")
     return found
 
 
@@ -13212,7 +13233,7 @@ def stopping_on_signals(job: BatchJobModel, console: Console) -> Iterator[None]:
         if interrupts > 1:
             console.finish()
             with contextlib.suppress(OSError):  # past sys.stderr, which this may have interrupted
-                os.write(2, b"pfu: stopped at once; the next run goes on\n")
+                os.write(2, b"pfu: stopped immediately; the next run resumes\n")
             os._exit(ExitCode.STOPPED)
         job.stop(f"{signal.Signals(number).name} received")
 
@@ -13248,7 +13269,7 @@ def run_command(options: argparse.Namespace, console: Console) -> ExitCode:
     """Do what the command line says. Raises PfuError."""
     check_options(options)
     for name in options.unknown_variables:
-        console.note(f"{name} in the environment is no option, and has no effect")
+        console.note(f"environment variable {name} is not an option and is ignored")
     console.record(f"pfu {__version__}: {shlex.join(sys.argv[1:])}")
     if options.status:
         return show_status(options, console)
