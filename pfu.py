@@ -3,27 +3,27 @@
 # requires-python = ">=3.9"
 # dependencies = ["boto3>=1.36"]
 # ///
-"""pfu (parallel file upload): a directory tree goes to a private S3 bucket, a ledger is kept.
+"""pfu (parallel file upload): upload a directory tree to a private S3 bucket, and keep a ledger.
 
     python pfu.py ROOT [s3://BUCKET[/PREFIX]] [--mode {parallel,concurrent}]
 
-How it works. ROOT is scanned into a SQLite ledger, where every file has one row. The rows that
-are not yet in the store are read in pages, smallest file first, and handed to an engine, which
-uploads them side by side: on one event loop (concurrent) or on one in each of several processes
+How it works. ROOT is scanned into a SQLite ledger that has one row for every file. Rows that are
+not yet in the store are read in pages, smallest file first, and handed to an engine, which
+uploads them in parallel: on one event loop (concurrent) or on one in each of several processes
 (parallel). What the store has acknowledged is written back to the ledger, one transaction for
 each report of results. Only the parent process touches the ledger.
 
     directory --scan--> ledger --pages--> engine --Uploader--> object storage
                           ^------------- outcomes -----------'
 
-Two lanes lead to S3. The safe lane is boto3's own calls, in threads. The fast lane repeats, on
-asyncio connections, the one PutObject that boto3 built and signed for it; what it does not
-understand goes down the safe lane. One limiter finds out how many requests should be in flight.
+There are two lanes to S3. The safe lane is boto3's own calls, in threads. The fast lane replays,
+on asyncio connections, the one PutObject that boto3 built and signed for it; whatever it does not
+understand goes to the safe lane. One limiter tunes the number of requests in flight.
 
-What is promised. A row becomes success only after the store has acknowledged the bytes that the
-row describes. A run that is killed at any moment is completed by the next one. A second run
-uploads what is new, changed (size, modification time in ns, permissions) or failed, and asks the
-store nothing about the rest. Memory is bounded by pages, never by the size of the tree.
+What is guaranteed. A row becomes success only after the store has acknowledged the bytes that the
+row describes. If a run is killed at any moment, the next one completes it. A second run uploads
+what is new, changed (size, modification time in ns, permissions) or failed, and makes no request
+for the rest. Memory is bounded by pages, never by the size of the tree.
 
 As a library:
 
@@ -32,8 +32,8 @@ As a library:
 
 Another provider is a subclass of Uploader with one method, put().
 
-Exit codes: 0 all is in the store; 1 something is not, and not by your wish; 2 could not start; 3
-another run holds the ledger; 4 stopped by your wish, the next run goes on.
+Exit codes: 0 everything is in the store; 1 something is not, and not because you stopped it; 2
+could not start; 3 another run holds the ledger; 4 stopped on request, the next run resumes.
 
 Stable: the names in __all__, the option names, the keys of --json, the columns of the tables
 FileStat and BatchJob, the exit codes and the metadata of the objects.
@@ -151,101 +151,101 @@ MAX_OBJECT_SIZE = MAX_PARTS * MAX_PART_SIZE
 MAX_TAGS = 10  # S3 user guide, "Categorizing your storage using tags"
 
 DEFAULT_THRESHOLD = 16 * MIB  # files above it go up in parts
-DEFAULT_PART_SIZE = 8 * MIB  # or larger, so that MAX_PARTS suffice
+DEFAULT_PART_SIZE = 8 * MIB  # or larger, so that MAX_PARTS are enough
 RACY_NS = 2_000_000_000  # a change within 2 s of the read may leave the mtime as it was (FAT: 2 s)
-READ_ATTEMPTS = 3  # readings of a file that changes meanwhile
+READ_ATTEMPTS = 3  # times a file is read that keeps changing
 
 SCAN_BATCH = 500  # files compared with the ledger at once; SQLite before 3.32 takes 999 variables
 SCAN_COMMIT = 5_000  # changed rows in one transaction of the scan
-CHECKPOINT_PAGES = 4000  # of 4 KiB in the write-ahead log, before they go into the ledger file
-SWEEP_ROWS = 5_000  # rows looked at in one transaction, for those of files that are gone
-SWEEP_SECONDS = 86_400.0  # a ledger is swept once a day: 90 d of history need no more
-KEPT_HISTORY = 90 * 86_400.0  # seconds that the ledger remembers files that are gone, and runs
-FOLD_ROWS = 25_000  # outcomes written one after the other, before they go where they belong
+CHECKPOINT_PAGES = 4000  # of 4 KiB in the write-ahead log, before a checkpoint
+SWEEP_ROWS = 5_000  # rows per transaction in the search for files that are gone
+SWEEP_SECONDS = 86_400.0  # a ledger is swept once a day: enough for 90 d of history
+KEPT_HISTORY = 90 * 86_400.0  # seconds that the ledger keeps deleted files and old runs
+FOLD_ROWS = 25_000  # outcomes appended before they are folded into FileStat
 PAGE_ROWS = 500  # rows in one page
-PAGE_BYTES = 64 * MIB  # bytes of files in one page (a page holds one row at least)
-REPORTED_FAILURES = 100  # failures listed one by one; the ledger has them all
-TOLD_CAUSES, TOLD_PATHS = 50, 3  # of failures, as a person is told of them
-TOLD_CHARACTERS = 2000  # of a path, a reason or a line, wherever one is told
-COUNTED_STEP = 10  # a cause is told again when so many times as many files met it
+PAGE_BYTES = 64 * MIB  # bytes of files in one page (a page holds at least one row)
+REPORTED_FAILURES = 100  # failures listed one by one; the ledger has all of them
+TOLD_CAUSES, TOLD_PATHS = 50, 3  # of failures, as shown to the user
+TOLD_CHARACTERS = 2000  # of a path, a reason or a line in any output
+COUNTED_STEP = 10  # a cause is reported again when its count has grown by this factor
 
 SAFE_CONCURRENCY = 32  # requests in flight in one process on the safe lane
-THREADS = 64  # in one process, for slow reads and the safe lane; they start as they are needed
+THREADS = 64  # in one process, for slow reads and the safe lane; started on demand
 INLINE_BYTES = 64 * KIB  # files up to this size may be read on the event loop
 SLOW_READ = 0.001  # seconds; reads that take longer on average move to threads
 LEASE_SECONDS = 60.0  # a lease is broken after 45 s (proc_sys_fs(5), lease-break-time)
 INLINE_PROBE = 200  # reads in threads, before one on the loop is tried again
-MAX_REFUSALS = 20  # answers in a row that the fast lane does not understand, to give it up
-LANE_DOUBT = 3  # failures in a row that may pass, before boto3 is asked whether it fares better
-MAX_WORKERS = 8  # processes, unless --workers says more
+MAX_REFUSALS = 20  # unexpected answers in a row before the fast lane is abandoned
+LANE_DOUBT = 3  # temporary failures in a row before boto3 is tried instead
+MAX_WORKERS = 8  # processes, unless --workers asks for more
 DEFAULT_MEMORY = 128 * MIB  # for the contents of files in flight, all processes together
-LEAST_MEMORY = 88 * MIB  # for one process: Python, boto3 and the least buffers
-WORKER_MEMORY = 64 * MIB  # for each worker, one that had to be replaced too, and for their parent
-LEAST_ADDRESSES = 192 * MIB  # of RLIMIT_AS, which libraries and stacks count for as well
+LEAST_MEMORY = 88 * MIB  # for one process: Python, boto3 and minimal buffers
+WORKER_MEMORY = 64 * MIB  # for each worker, replaced ones included, and for their parent
+LEAST_ADDRESSES = 192 * MIB  # of RLIMIT_AS, which also counts libraries and stacks
 THREAD_ADDRESSES = 16 * MIB  # the same, for a thread: its stack is 8 MiB
 M_ARENA_MAX = -8  # malloc.h of glibc
-LEAST_TASKS = 5  # processes and threads beside the first: Watchdog, Preparation, Threads
+LEAST_TASKS = 5  # processes and threads besides the main one: Watchdog, Preparation, Threads
 WORKER_TASKS = 6  # for each worker: its process and 3 threads, 2 threads of the parent
-MANY_TASKS = 4096  # who may have more has room
-CLIENT_MEMORY = 24 * MIB  # of each process's share is left to boto3's client, which it may need
+MANY_TASKS = 4096  # whoever may have more has enough
+CLIENT_MEMORY = 24 * MIB  # per process, kept free for boto3's client
 REPORT_SECONDS = 1.0  # an engine reports at least this often
-IDLE_REPORT_SECONDS = 0.1  # and this often while it could do more
-EARLY_REPORTS = 20  # that come so often in any case
-HASH_BYTES = MIB  # read and hashed at a time, so that it is still in the processor's cache
-TICK_SECONDS = 0.05  # the parent and the loops look at each other's gauges this often
-ORPHAN_SECONDS = 0.25  # a worker sees this late that its parent was killed
-STOP_SECONDS = 8.0  # what is in flight may take this long to finish after a stop
-MAX_OPEN_UPLOADS = 64  # large files under way at a time
-IDLE_RUNS = 3  # a large file that so many runs bring no further is a failure
-WORKER_DEATHS = 3  # times that a page is tried whose worker dies
-START_SECONDS = 60.0  # for a worker to answer first; at the limit of threads it may never
-KILL_SECONDS = 1.0  # for a worker that was killed to end; one that waits for a disk may not
-CANCEL_ATTEMPTS = 5  # Python before 3.12 may lose one: asyncio.wait_for() swallows it at its end
+IDLE_REPORT_SECONDS = 0.1  # and this often while it has spare capacity
+EARLY_REPORTS = 20  # always sent this often
+HASH_BYTES = MIB  # read and hashed at a time, so that it stays in the CPU cache
+TICK_SECONDS = 0.05  # interval at which the parent and the loops read each other's gauges
+ORPHAN_SECONDS = 0.25  # a worker notices within this time that its parent was killed
+STOP_SECONDS = 8.0  # time for requests in flight to finish after a stop
+MAX_OPEN_UPLOADS = 64  # large files in progress at a time
+IDLE_RUNS = 3  # a large file without progress in this many runs is a failure
+WORKER_DEATHS = 3  # times that a page is retried after its worker died
+START_SECONDS = 60.0  # for a worker's first response; at the thread limit it may never come
+KILL_SECONDS = 1.0  # for a killed worker to end; one waiting for a disk may not
+CANCEL_ATTEMPTS = 5  # before Python 3.12 a cancellation may be lost in asyncio.wait_for()
 
-CONNECT_SECONDS, READ_SECONDS = 10, 60  # time limits of one botocore request
-SLOW_LINE_SECONDS = 180  # the latter, where a slow line may still carry what the kernel holds
-COMPLETE_SECONDS = 600  # the latter, for an object to be made of up to 10,000 parts
-WATCH_SECONDS = 300.0  # in which nothing was read, sent or answered: the run is stopped
-GIVE_UP_SECONDS = 30.0  # more, and it is broken off
+CONNECT_SECONDS, READ_SECONDS = 10, 60  # timeouts of one botocore request
+SLOW_LINE_SECONDS = 180  # the read timeout, where the kernel's send buffer drains over a slow line
+COMPLETE_SECONDS = 600  # the read timeout, for assembling an object from up to 10,000 parts
+WATCH_SECONDS = 300.0  # without anything read, sent or answered: the run is stopped
+GIVE_UP_SECONDS = 30.0  # later it is aborted
 APPLICATION_ID = 0x70667531  # "pfu1", written into the header of the ledger file
 SCHEMA_VERSION = 4
 MAX_INTEGER = (1 << 63) - 1  # SQLite's largest
-KILLED = "killed"  # what the ledger says of a run that was: BatchJob.error
+KILLED = "killed"  # BatchJob.error of a run that was killed
 NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 NO_WAIT = sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_CLOEXEC", "O_NOCTTY"))
 LOCK_SUFFIX = ".lock"
-ASKING_SECONDS = 0.05  # longer than who only asks whether a lock is held has it
+ASKING_SECONDS = 0.05  # longer than is_held() holds the lock
 LEDGER_SUFFIXES = ("", "-wal", "-shm", "-journal", LOCK_SUFFIX)
-LOG_BYTES, LOG_FILES = 10 * MIB, 5  # of a log before it is rotated; old ones that are kept
+LOG_BYTES, LOG_FILES = 10 * MIB, 5  # size of a log before it is rotated; number of old ones kept
 LOG_SUFFIXES = ("", ".new", *(f".{number}" for number in range(1, LOG_FILES + 1)))
-SANDBOX_ENDPOINT = "sandbox"  # what the ledger calls the endpoint of every sandbox
+SANDBOX_ENDPOINT = "sandbox"  # the ledger's name for the endpoint of every sandbox
 
 
 class ExitCode(IntEnum):
-    """What the program tells its caller."""
+    """The exit status of the program."""
 
-    OK = 0  # all is in the store
-    INCOMPLETE = 1  # something is not, and not by your wish: failed, refused, away
-    CANNOT_START = 2  # nothing was sent, or what answers is no store
+    OK = 0  # everything is in the store
+    INCOMPLETE = 1  # something is not, and not because you stopped it: failed, refused, unavailable
+    CANNOT_START = 2  # nothing was sent, or the endpoint is not an object store
     LOCKED = 3  # another run holds the ledger
-    STOPPED = 4  # by your wish (signal, time), with nothing failed; the next run goes on
+    STOPPED = 4  # on request (signal, time limit), nothing failed; the next run resumes
 
 
 # ======================================================================================
-# Errors: each names the operation, what it was done to, the cause and what to do
+# Errors: each names the operation, its subject, the cause and what to do
 # ======================================================================================
 
 
 HIDDEN = "***"
-MAX_SECRETS = 64  # remembered: the newest, where keys are renewed for weeks
-LEAST_SECRET, PLAIN_SECRET = 4, 8  # characters; words shorter than the latter are hidden whole
-URL_SECRET = re.compile(  # a password may hold / or #, which is what is wrong with its URL
+MAX_SECRETS = 64  # only the newest are kept, as keys may be renewed for weeks
+LEAST_SECRET, PLAIN_SECRET = 4, 8  # characters; shorter secrets are masked as whole words
+URL_SECRET = re.compile(  # a password may contain / or #, which makes its URL invalid
     r"(?:[a-z][a-z0-9+.-]*://|//)?(?:([^/?#@:\s]*):(.+)|([^/?#@\s]+))@", re.IGNORECASE | re.DOTALL
 )
 
 
 def _in_any_form(character: str) -> str:
-    """A pattern: as it is, after a backslash, percent-encoded, or as JSON writes it."""
+    """A pattern: as is, after a backslash, percent-encoded, or as JSON writes it."""
     if character.isascii() and character.isalnum():
         return character
     plain, json_form = re.escape(character), re.escape(json.dumps(character)[1:-1])
@@ -254,16 +254,16 @@ def _in_any_form(character: str) -> str:
 
 
 class Mask:
-    """What no text that leaves this process may hold. One in each process, fed where a secret is
-    read: errors are made through it, and all that is printed or logged passes it.
+    """What must not appear in any text that leaves this process. One per process, fed wherever a
+    secret is read: errors are built through it, and all output and logging passes it.
     """
 
     def __init__(self) -> None:
         self._known: dict[str, None] = {}  # the newest last
-        self._pattern: re.Pattern[str] | None = None  # made when it is needed
+        self._pattern: re.Pattern[str] | None = None  # compiled on demand
 
     def learn(self, *secrets: str | None) -> None:
-        """From now on ``***`` stands for these, percent-encoded or not."""
+        """From now on show ``***`` instead of these, percent-encoded or not."""
         told = {form.strip() for s in secrets if s for form in (s, urllib.parse.unquote(s))}
         new = {secret for secret in told if len(secret) >= LEAST_SECRET}
         if not new <= self._known.keys():
@@ -271,7 +271,7 @@ class Mask:
             self._known, self._pattern = dict.fromkeys(newest), None
 
     def learn_url(self, url: str) -> None:
-        """Its password, as it is sent too; what stands before a @ alone is one."""
+        """Its password, also in the form in which it is sent; a lone word before an @ is one."""
         match = URL_SECRET.match(url)
         if match and not re.search("[\ud800-\udc7f\udd00-\udfff]", url):
             user, password = match[1] or "", match[2] or match[3]
@@ -279,7 +279,7 @@ class Mask:
             self.learn(password, *re.split("[/?#@]", password), base64.b64encode(pair).decode())
 
     def hide(self, text: str) -> str:
-        """``text`` without any of them."""
+        """``text`` with all of them masked."""
         if not self._known:
             return text
         pattern = self._pattern or re.compile(
@@ -300,7 +300,7 @@ MASK = Mask()
 class PfuError(Exception):
     """A failure that a user can read: ``operation subject: cause (hint)``.
 
-    ``exit_code`` is what the program ends with if nothing else can be done about it.
+    ``exit_code`` is the exit status if nothing else can be done about it.
     """
 
     exit_code: ClassVar[ExitCode] = ExitCode.CANNOT_START
@@ -320,7 +320,7 @@ class PfuError(Exception):
 
 
 class UsageError(PfuError):
-    """What was asked for cannot be done: options, root, destination, credentials."""
+    """The request is invalid or impossible: options, root, destination, credentials."""
 
 
 class LockedError(PfuError):
@@ -330,7 +330,7 @@ class LockedError(PfuError):
 
 
 class StoppedError(PfuError):
-    """The run was told to stop while it waited for an answer."""
+    """The run was stopped while it waited for an answer."""
 
     exit_code = ExitCode.STOPPED
 
@@ -340,37 +340,37 @@ class LedgerError(PfuError):
 
 
 class SourceError(PfuError):
-    """A file cannot be read, or does not hold still."""
+    """A file cannot be read, or keeps changing."""
 
 
 class VanishedError(SourceError):
-    """A file that the scan saw is not there any more."""
+    """A file that the scan saw is no longer there."""
 
 
 class ChangedError(SourceError):
-    """A file changes while it is read."""
+    """A file changed while being read."""
 
 
 class LeasedError(SourceError):
-    """Another program (Samba) has a lease on a file, and is asked by the system to give it up."""
+    """Another program (Samba) holds a lease on a file, and the kernel asks it to give it up."""
 
 
 class NotRegularError(SourceError):
-    """A path that held a regular file when it was scanned holds something else now."""
+    """A path that held a regular file when it was scanned now holds something else."""
 
 
 class TransferError(PfuError):
-    """The store did not take a file. Its class says of which kind that is: see kind_of_error().
+    """The store did not accept a file. The class says what kind of failure it is: kind_of_error().
 
-    One that is no more than a TransferError is a refusal: it may concern all files alike.
+    A plain TransferError is a refusal that may apply to all files.
     """
 
-    code = ""  # what the store calls it
+    code = ""  # the store's error code
     status = 0  # HTTP
 
 
 class RetryableError(TransferError):
-    """A failure that may pass: no connection, half an answer, an error inside the store."""
+    """A temporary failure: no connection, a truncated answer, an error inside the store."""
 
     dropped = False  # the store or the network may be overloaded: for the limiter
 
@@ -382,11 +382,11 @@ class SlowDownError(RetryableError):
 
 
 class UploadGoneError(TransferError):
-    """The store does not know a multipart upload, or a part of it, any more."""
+    """The store no longer knows a multipart upload, or a part of it."""
 
 
 class KeyRefusedError(TransferError):
-    """The store refuses this very key or object, and says nothing of others by it."""
+    """The store refuses this key or object, which says nothing about others."""
 
 
 class DeniedError(TransferError):
@@ -394,22 +394,22 @@ class DeniedError(TransferError):
 
 
 class UnsupportedError(DeniedError):
-    """The store does not know such requests, and refuses them to all."""
+    """The store does not support such requests at all."""
 
 
 class TooManyPartsError(DeniedError):
-    """The store takes fewer parts of one object than S3 does."""
+    """The store allows fewer parts per object than S3 does."""
 
 
 class FatalError(TransferError):
-    """No file can be uploaded any more. With a ``code`` of the store it takes several to stop."""
+    """No file can be uploaded any more. With a store's ``code``, several are needed to stop."""
 
 
 OUT_OF_MEMORY = "out of memory (raise the memory limit of the container or ulimit -v)"
 
 
 def internal_error(error: Exception) -> str:
-    """One line for what should never be, with the place in this file."""
+    """One line for a bug, with its place in this file."""
     if isinstance(error, MemoryError):
         return OUT_OF_MEMORY
     trace = error.__traceback__
@@ -421,12 +421,12 @@ def internal_error(error: Exception) -> str:
 
 
 def os_cause(error: OSError) -> str:
-    """The system's words for an OSError, without the path, which the message has already."""
+    """The system's message for an OSError, without the path, which the caller adds."""
     return error.strerror or str(error) or type(error).__name__
 
 
 def shortened(text: str) -> str:
-    """``text``, without its middle if it is longer than anybody reads."""
+    """``text``, with its middle cut out if it is too long to read."""
     if len(text) <= TOLD_CHARACTERS:
         return text
     half = TOLD_CHARACTERS // 2
@@ -434,7 +434,7 @@ def shortened(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """``text`` on one line, shortened, with no secret and nothing that a terminal would obey."""
+    """``text`` on one line, shortened, without secrets and terminal escapes."""
     text = shortened(MASK.hide(text))
     if text.isascii() and text.isprintable():
         return text
@@ -449,17 +449,17 @@ def _escaped(character: str) -> str:
 
 
 # ======================================================================================
-# Models: the rows of the ledger, and the states that a file goes through
+# Models: the rows of the ledger, and the states of a file
 # ======================================================================================
 
 
 class FileStatus(IntEnum):
     """FileStat.status."""
 
-    PENDING = 0  # to be uploaded, or to be hashed again before it is believed
-    IN_PROGRESS = 1  # handed to an engine; a crash leaves it, then nobody knows what is stored
+    PENDING = 0  # to be uploaded, or to be hashed again before it is trusted
+    IN_PROGRESS = 1  # handed to an engine; after a crash nobody knows what is stored
     SUCCESS = 2  # the store has acknowledged what the row describes
-    FAILED = 3  # not in the store, or not as it is now; `error` says why
+    FAILED = 3  # not in the store, or outdated there; `error` says why
 
 
 FILE_STATUSES = tuple(FileStatus)
@@ -479,22 +479,22 @@ class JobStatus(IntEnum):
     UPLOADING = 2
     COMPLETE = 3
     COMPLETE_WITH_FAILURES = 4
-    INTERRUPTED = 5  # stopped, killed or broken off; the next run goes on
+    INTERRUPTED = 5  # stopped, killed or aborted; the next run resumes
 
 
 JOB_TRANSITIONS: tuple[tuple[JobStatus, ...], ...] = (
     (JobStatus.SCANNING, JobStatus.INTERRUPTED),  # from CREATED
     (JobStatus.UPLOADING, JobStatus.INTERRUPTED),  # from SCANNING
     (JobStatus.COMPLETE, JobStatus.COMPLETE_WITH_FAILURES, JobStatus.INTERRUPTED),
-    *((), (), ()),  # the others are ends
+    *((), (), ()),  # the others are final
 )
 
 
 class BaseModel(ABC):
     """A row of a table. A subclass is a dataclass; its fields, in order, are the columns.
 
-    The annotation decides the type of a column: ``int`` is INTEGER, all else is TEXT; the field
-    ``id`` is the primary key. SQL comes from the fields, values always go as parameters.
+    A column's type follows the annotation: ``int`` is INTEGER, all else is TEXT; the field
+    ``id`` is the primary key. SQL is built from the fields, values are always bound parameters.
     """
 
     table: ClassVar[str]
@@ -507,7 +507,7 @@ class BaseModel(ABC):
 
     @classmethod
     def create_sql(cls) -> list[str]:
-        """The statements that make the table and its indexes."""
+        """The statements that create the table and its indexes."""
         body = ", ".join(
             f"{f.name} {_sql_type(str(f.type))}{' PRIMARY KEY' * (f.name == 'id')}"
             for f in dataclasses.fields(cls)  # type: ignore[arg-type]
@@ -522,8 +522,8 @@ class BaseModel(ABC):
     def insert_sql(cls, columns: Sequence[str] = (), *, updating: Sequence[str] = ()) -> str:
         """INSERT of ``columns`` (all if none is named).
 
-        With ``updating`` a row of that id, if there is one, gets those columns instead; what is
-        not among ``columns`` becomes NULL.
+        With ``updating`` an existing row with that id gets those columns instead; columns that
+        are not in ``columns`` become NULL.
         """
         columns = columns or cls.columns()
         marks = ", ".join("?" * len(columns))
@@ -540,7 +540,7 @@ class BaseModel(ABC):
 
     @classmethod
     def select_sql(cls, where: str = "", columns: Sequence[str] = ()) -> str:
-        """SELECT of ``columns`` (all if none is named), ``where`` being all that follows."""
+        """SELECT of ``columns`` (all if none is named), followed by ``where``."""
         return f"SELECT {', '.join(columns or cls.columns())} FROM {cls.table} {where}".rstrip()
 
     def values(self, columns: Sequence[str] = ()) -> tuple[Any, ...]:
@@ -552,12 +552,12 @@ def _sql_type(annotation: str) -> str:
     return "INTEGER" if re.match(r"int\b|FileStatus|JobStatus", annotation) else "TEXT"
 
 
-NOT_UTF8 = frozenset(("file_path", "root_dir", "error"))  # columns that a BLOB may be in
+NOT_UTF8 = frozenset(("file_path", "root_dir", "error"))  # columns that may hold a BLOB
 STATUSES: Mapping[str, type[IntEnum]] = {"FileStatus": FileStatus, "JobStatus": JobStatus}
 
 
 class Column(NamedTuple):
-    """What may stand in a column."""
+    """What a column may hold."""
 
     name: str
     sql: str  # its type
@@ -584,12 +584,12 @@ def _column(name: str, annotation: str) -> Column:
 
 @dataclass
 class FileModel(BaseModel):
-    """One file on its way to one destination.
+    """One file and one destination.
 
     A row describes what the store has: ``etag`` and ``sha256`` are of the bytes that it
-    acknowledged with exactly this size, time, mode and owner. Both are NULL as soon as the bytes
-    are known to differ, or nobody knows. A pending row that still has one is read and compared
-    first: only other bytes are sent, and what else has changed is renewed in the store.
+    acknowledged with exactly this size, time, mode and owner. Both become NULL as soon as the bytes
+    are known to differ, or are unknown. A pending row that still has one is read and compared
+    first: only different bytes are sent, and changed metadata is updated in the store.
     """
 
     table: ClassVar[str] = "FileStat"
@@ -604,7 +604,7 @@ class FileModel(BaseModel):
     permissions: str  # octal text of the whole mode, as 0100644
     file_path: str  # absolute; a name that is not UTF-8 is stored as a BLOB of its bytes
     status: FileStatus
-    batch_id: str  # the run that last had to do something about the file
+    batch_id: str  # the last run that had work to do on the file
     object_key: str
     etag: str | None = None
     sha256: str | None = None  # hex; of an object in N parts: hash of the parts' hashes, then -N
@@ -614,38 +614,38 @@ class FileModel(BaseModel):
     inode: int = 0
     racy: int = 0  # 1: last modified within two seconds of being read
     changed_at: int | None = None  # nanoseconds since the epoch: the inode's ctime
-    uid: int | None = None  # NULL, like changed_at, in rows of an older pfu
+    uid: int | None = None  # NULL, like changed_at, in rows from an older pfu
     gid: int | None = None
-    part_size: int | None = None  # bytes of the parts that sha256 is composed of
-    stale: int | None = None  # 1: the store has these bytes, with older metadata than these
+    part_size: int | None = None  # bytes of the parts that sha256 was computed from
+    stale: int | None = None  # 1: the store has these bytes, with outdated metadata
     destination_id: int | None = None  # Destination.id
-    missing_since: int | None = None  # seconds since the epoch: a whole scan did not see it
+    missing_since: int | None = None  # seconds since the epoch: first missed by a complete scan
 
     def move_to(self, status: FileStatus) -> None:
-        """Go to ``status``. Raises ValueError where no such step exists."""
+        """Change to ``status``. Raises ValueError if the transition is not allowed."""
         if status not in FILE_TRANSITIONS[self.status]:
             raise ValueError(f"no transition from {self.status.name} to {status.name}")
         self.status = status
 
     def begin(self) -> None:
-        """An engine takes the file."""
+        """An engine takes over the file."""
         self.move_to(FileStatus.IN_PROGRESS)
 
     def release(self, *, sent: bool = False) -> None:
-        """The engine gives the file back. Once sent, nobody knows what the store has."""
+        """The engine returns the file. Once sent, nobody knows what the store has."""
         self.move_to(FileStatus.PENDING)
         if sent:
             self.etag = self.sha256 = None
 
     def fail(self, error: str, attempts: int, *, sent: bool = False) -> None:
-        """The file is not in the store as it is now; ``error`` says why."""
+        """The file is not in the store in its current form; ``error`` says why."""
         self.move_to(FileStatus.FAILED)
         self.error, self.attempts = shortened(error), self.attempts + attempts
         if sent:
             self.etag = self.sha256 = None
 
     def apply(self, outcome: Outcome) -> None:
-        """What an engine says became of the file."""
+        """Apply an engine's report on the file."""
         if outcome.kind in STORED:
             self.succeed(outcome)
         elif outcome.kind in GIVEN_BACK:
@@ -667,21 +667,21 @@ class FileModel(BaseModel):
 
 
 class OutcomeKind(IntEnum):
-    """What became of a file that was handed to an engine."""
+    """The result for a file that was handed to an engine."""
 
     UPLOADED = 0  # acknowledged by the store
-    UNCHANGED = 1  # read and compared: the store has these bytes already
+    UNCHANGED = 1  # read and compared: the store already has these bytes
     FAILED = 2
     REFUSED = 3  # failed: the store refuses it, and may refuse others for the same reason
-    VANISHED = 4  # not there any more, or not a regular file any more
-    RELEASED = 5  # not begun, or broken off: the run is stopping
-    UNSENT = 6  # failed after many tries, while others were taken: it is tried once more at the end
-    FATAL = 7  # no file can be uploaded any more: the run stops, the next one goes on
-    CHANGED = 8  # a large file changed under way
-    GONE = 9  # its multipart upload is not there any more
-    LARGE = 10  # the file has grown so large that it has to go up in parts
-    RENEWED = 11  # the store has these bytes already; its metadata are those of the file now
-    CRAMPED = 12  # a large file has more parts than the store takes
+    VANISHED = 4  # no longer there, or no longer a regular file
+    RELEASED = 5  # not started, or interrupted: the run is stopping
+    UNSENT = 6  # failed after many tries while others succeeded: retried once at the end
+    FATAL = 7  # no file can be uploaded any more: the run stops, the next one resumes
+    CHANGED = 8  # a large file changed during the upload
+    GONE = 9  # its multipart upload no longer exists
+    LARGE = 10  # the file has grown and must now go up in parts
+    RENEWED = 11  # the store already has these bytes; its metadata is now up to date
+    CRAMPED = 12  # a large file has more parts than the store allows
 
 
 STORED = frozenset((OutcomeKind.UPLOADED, OutcomeKind.UNCHANGED, OutcomeKind.RENEWED))
@@ -690,7 +690,7 @@ GIVEN_BACK = frozenset((OutcomeKind.RELEASED, OutcomeKind.FATAL))
 
 
 class Outcome(NamedTuple):
-    """An engine's word on one file. All but id, kind and error say what was read, not scanned."""
+    """An engine's report on one file. All but id, kind and error is as read, not as scanned."""
 
     id: str
     kind: OutcomeKind
@@ -707,22 +707,22 @@ class Outcome(NamedTuple):
     changed_at: int = 0  # nanoseconds since the epoch: the inode's ctime
     uid: int = 0
     gid: int = 0
-    part_size: int = 0  # bytes of the parts that sha256 is composed of; 0: of none
-    stale: bool = False  # the metadata in the store are older; ``error`` says why
+    part_size: int = 0  # bytes of the parts that sha256 was computed from; 0: none
+    stale: bool = False  # the metadata in the store is outdated; ``error`` says why
     sent: bool = False  # the store may have some of it
-    path: str = ""  # of a failure, as the next one
-    cause: str = ""  # the error without the file: what many may have in common
+    path: str = ""  # of a failure, like the next one
+    cause: str = ""  # the error without the file: what several may share
     status: int = 0  # HTTP, of a failure
 
     @property
     def is_untouched(self) -> bool:
-        """Whether nothing was sent of it."""
+        """Whether none of it was sent."""
         return self.kind is OutcomeKind.RELEASED and not self.attempts
 
 
 @dataclass
 class OutcomeRow(BaseModel):
-    """What became of a file, until it is folded into the file's row."""
+    """The outcome of a file, until it is folded into the file's row."""
 
     table: ClassVar[str] = "Outcome"
 
@@ -747,24 +747,24 @@ class OutcomeRow(BaseModel):
 
 @dataclass
 class UploadModel(BaseModel):
-    """A multipart upload that was begun, or was about to be: one for each large file at most."""
+    """A multipart upload that was started, or about to be: at most one per large file."""
 
     table: ClassVar[str] = "MultipartUpload"
 
     id: str  # of the file
     upload_id: str | None  # None: the store was about to be asked for one
     created_at: int  # seconds since the epoch, before the store was asked
-    batch_id: str  # the run that began it
+    batch_id: str  # the run that started it
     destination: str
     endpoint: str
     object_key: str
     part_size: int = 0  # bytes
     inode: int = 0
     changed_at: int = 0  # nanoseconds since the epoch: the inode's ctime
-    racy: int = 0  # 1: the file was modified within two seconds of being read first
-    fingerprint: str = ""  # hashes of what Create said: of all but the metadata, /, of these
-    most_bytes: int = 0  # of the file that were in the store when a run began to work on it
-    idle_runs: int = 0  # that have worked on it since, and stored no more than these
+    racy: int = 0  # 1: the file was modified within two seconds of first being read
+    fingerprint: str = ""  # hashes of what Create said: without metadata, a slash, metadata
+    most_bytes: int = 0  # of the file, stored when a run started work on it
+    idle_runs: int = 0  # runs that have worked on it since without storing more
 
 
 @dataclass
@@ -782,7 +782,7 @@ class PartModel(BaseModel):
 
 @dataclass
 class DestinationModel(BaseModel):
-    """A place that files go to, known by the ROOT that fills it: one ROOT, one destination."""
+    """A place that files go to, and the ROOT that is uploaded there: one ROOT per destination."""
 
     table: ClassVar[str] = "Destination"
 
@@ -790,7 +790,7 @@ class DestinationModel(BaseModel):
     endpoint: str  # of a store that is not AWS
     destination: str
     root_dir: str | None = None
-    swept_at: int = 0  # seconds since the epoch: rows of files that are gone were looked for
+    swept_at: int = 0  # seconds since the epoch: last search for rows of deleted files
 
 
 @dataclass
@@ -818,7 +818,7 @@ class BatchJobRow(BaseModel):
     error: str | None = None  # why the run stopped early
 
     def move_to(self, status: JobStatus) -> None:
-        """Go to ``status``. Raises ValueError where no such step exists."""
+        """Change to ``status``. Raises ValueError if the transition is not allowed."""
         if status not in JOB_TRANSITIONS[self.status]:
             raise ValueError(f"no transition from {self.status.name} to {status.name}")
         self.status = status
@@ -828,33 +828,33 @@ class BatchJobRow(BaseModel):
 # Ledger: the only place where SQL is executed
 # ======================================================================================
 #
-# One SQLite file in WAL mode, written by one process, guarded by a lock file beside it. A commit
-# is one fsync (synchronous=FULL): a result that was reported is there after a power cut.
+# One SQLite file in WAL mode, written by one process, guarded by a lock file next to it. A commit
+# is one fsync (synchronous=FULL): a result that was reported survives a power cut.
 #
-# The scan looks rows up by id in batches and writes only those that differ, so a tree that has
-# not changed costs reads alone. An id begins with the hash of the file's directory: the files of
-# one directory are neighbours in the index, and a batch touches few of its pages.
+# The scan looks rows up by id in batches and writes only those that differ, so an unchanged tree
+# costs reads alone. An id begins with the hash of the file's directory: the files of one directory
+# are neighbours in the index, and a batch touches few of its pages.
 #
-# Files go up in the order of their sizes, which scatters them over the whole table: to write each
-# result where it belongs would cost a page of the database for each file. So outcomes are appended
-# to a table of their own, and folded into FileStat FOLD_ROWS at a time, in the table's own order.
-# What a killed run left there is folded before the next one begins.
+# Files are uploaded in order of size, which scatters them over the whole table: writing each result
+# in place would cost one database page per file. So outcomes are appended to a table of their own,
+# and folded into FileStat FOLD_ROWS at a time, in the table's own order. What a killed run left
+# there is folded before the next one starts.
 
 
-FOLDER_DIGITS = 12  # of an id that are the directory's: see Ids
+FOLDER_DIGITS = 12  # digits of an id that belong to the directory: see Ids
 BEHIND_HEX = "g"
 FAILED_BEFORE = "failed before"
 KEPT_OTHERWISE = "this store keeps it under another name"
-LATE = None, FAILED_BEFORE, KEPT_OTHERWISE  # what a row says, by Known.late
+LATE = None, FAILED_BEFORE, KEPT_OTHERWISE  # by Known.late
 
 
 def directory_of(file_id: str) -> str:
-    """What the ids of the files of one directory begin with."""
+    """The prefix that the ids of a directory's files share."""
     return file_id[:FOLDER_DIGITS]
 
 
 class Known(NamedTuple):
-    """What the ledger remembers of a file, as far as the scan has to know it."""
+    """What the ledger knows about a file, as far as the scan needs it."""
 
     id: str
     file_size: int
@@ -868,13 +868,13 @@ class Known(NamedTuple):
     racy: int
     stale: int | None
     missing_since: int | None
-    row: int  # SQLite's number of it
-    hashed: int  # 1: a hash of the bytes that the store has is known
-    late: int = 0  # 1: it failed before, and has not been taken since; 2: it would again
+    row: int  # SQLite's rowid
+    hashed: int  # 1: the hash of the stored bytes is known
+    late: int = 0  # 1: it failed before and has not succeeded since; 2: it would fail again
 
 
 class Found(NamedTuple):
-    """One file that the scan saw. With a ``problem`` it fails without being read."""
+    """One file seen by the scan. With a ``problem`` it fails without being read."""
 
     id: str
     path: str
@@ -889,14 +889,14 @@ class Found(NamedTuple):
     problem: str = ""
 
 
-# What tells whether a file is the one that was stored: in the same order in Known and in Found.
+# Decides whether a file is the one that was stored: same order in Known and in Found.
 FACTS_KNOWN, FACTS_FOUND = slice(1, 8), slice(3, 10)
 STATE_KNOWN = slice(8, 12)  # Known.status to missing_since
 AS_STORED = (FileStatus.SUCCESS, 0, None, None)  # these, if all is well
 
 
 class StoredRow(NamedTuple):
-    """What the ledger remembers of a file, as far as --verify has to know it."""
+    """What the ledger knows about a file, as far as --verify needs it."""
 
     id: str
     file_size: int
@@ -914,7 +914,7 @@ class StoredRow(NamedTuple):
 
 
 class Listed(NamedTuple):
-    """An object as a listing shows it."""
+    """An object as listed by the store."""
 
     key: str
     size: int  # bytes
@@ -922,17 +922,17 @@ class Listed(NamedTuple):
 
 
 class Inspected(NamedTuple):
-    """An object as the store describes it."""
+    """An object as described by the store."""
 
     size: int  # bytes
     etag: str
-    sha256: str  # hex, of objects in parts as combined_digest(); empty where it is not kept
+    sha256: str  # hex, of objects in parts as combined_digest(); empty if not kept
     metadata: Mapping[str, str]
     stored_at: int  # nanoseconds since the epoch
-    part_size: int = 0  # bytes; 0: it is not in parts, or the store does not tell
+    part_size: int = 0  # bytes; 0: not in parts, or not reported
 
     def is_of(self, found: Found) -> bool:
-        """Whether its metadata are those of a file: size, time and permissions."""
+        """Whether its metadata is that of a file: size, time and permissions."""
         modified = nanoseconds(self.metadata.get("mtime", ""))
         modified = modified and min(modified, MAX_INTEGER)
         mode = self.metadata.get("mode", "").lstrip("0")
@@ -940,7 +940,7 @@ class Inspected(NamedTuple):
         return told == (found.file_size, found.last_modified, found.permissions.lstrip("0"))
 
     def forms(self) -> list[tuple[Form, str]]:
-        """What its bytes can be compared by: forms of a digest that the store tells."""
+        """What its bytes can be compared by: the kinds of digest that the store reports."""
         md5 = self.etag if is_md5_etag(self.etag) else ""
         told = [("sha256", self.sha256), ("md5", md5)]
         if self._is_of_parts_untold:
@@ -954,20 +954,20 @@ class Inspected(NamedTuple):
 
     @property
     def _is_of_parts_untold(self) -> bool:
-        """Whether its digest may be one of parts that lacks their number, as moto tells it."""
+        """Whether its digest may be one of parts without their number, as moto returns it."""
         is_in_parts = "-" in self.etag and bool(is_md5_etag(self.etag))
         return is_in_parts and bool(self.sha256) and "-" not in self.sha256
 
     @property
     def clear_sha256(self) -> str:
-        """Its digest, if it is known of what."""
+        """Its digest, if it is known what it covers."""
         return "" if self._is_of_parts_untold else self.sha256
 
     def proves(self, digests: Mapping[Form, str]) -> bool | None:
-        """Whether its bytes are those with these ``digests``; None: it tells nothing of the kind.
+        """Whether its bytes have these ``digests``; None: it has nothing comparable.
 
-        An ETag that looks like an MD5 need not be one (SSE-KMS), and parts may have been cut in
-        another way than is known: such a one proves sameness alone.
+        An ETag that looks like an MD5 need not be one (SSE-KMS), and the parts may have other
+        sizes than those known: such a digest can only prove that the bytes are the same.
         """
         forms = self.forms()
         same = {form for form, digest in forms if digests[form] == digest}
@@ -979,7 +979,7 @@ class Inspected(NamedTuple):
 
 
 def nanoseconds(text: str) -> int | None:
-    """Of a decimal number of seconds, as rclone and pfu write it; None if it is none."""
+    """Of a decimal number of seconds, as rclone and pfu write it; None if malformed."""
     match = re.fullmatch(r"(-?)([0-9]{1,12})(?:\.([0-9]{1,9}))?", text)
     if not match:
         return None
@@ -988,12 +988,12 @@ def nanoseconds(text: str) -> int | None:
 
 
 class Change(NamedTuple):
-    """Why a file that was found has to be looked at."""
+    """Why a file needs a closer look."""
 
     found: Found
     reason: str
     keeps_hash: bool = False  # what the store has is known: read and compare, then decide
-    late: int = 0  # 1: it failed before, all else goes first; 2: it would again
+    late: int = 0  # 1: it failed before, all else goes first; 2: it would fail again
 
 
 FOUND_COLUMNS = [
@@ -1037,8 +1037,8 @@ JOBS_TO_FORGET = (
     "created_at < ? AND id NOT IN (SELECT batch_id FROM MultipartUpload) AND rowid NOT IN "
     "(SELECT max(rowid) FROM BatchJob WHERE status=? GROUP BY destination, endpoint)"
 )
-# What is new or changed, then what has only to be looked at again, then what failed before: so old
-# failures never stand before tonight's data.
+# New and changed files first, then files that only need a look, then earlier failures: so old
+# failures never come before tonight's data.
 TURNS = ("sha256 IS NULL AND error IS NULL", "sha256 NOTNULL AND error IS NULL", "error NOTNULL")
 PAGE_SQL = FileModel.select_sql(
     "WHERE status=? AND (file_size, id) > (?, ?) AND batch_id=? AND {} "
@@ -1049,21 +1049,21 @@ SIZE_COLUMN = FileModel.columns().index("file_size")
 
 
 is_sha256 = re.compile(r"[0-9a-f]{64}").fullmatch
-# Of a damaged file SQLite may say what Python cannot decode: names in it are repeated as they are.
+# SQLite may quote names from a damaged file that are not UTF-8: they are passed on as they are.
 SQL_ERRORS = (sqlite3.Error, UnicodeDecodeError)
 
 
 class Ledger:
-    """The SQLite file. Raises LedgerError, with what to do, for all that can go wrong with it."""
+    """The SQLite file. Raises LedgerError, with a hint, for everything that goes wrong with it."""
 
     def __init__(self, path: str | os.PathLike[str], *, read_only: bool = False) -> None:
-        """Open the ledger at ``path``; make it if it is not there.
+        """Open the ledger at ``path``; create it if it does not exist.
 
-        ``read_only``: nothing is written, not even a file; a ledger that is not there is empty.
+        ``read_only``: nothing is written, not even a file; a missing ledger counts as empty.
         """
         self.path = os.fspath(path)
         self.read_only = read_only
-        self.renamed: tuple[str, str] | None = None  # ROOT, and the name that rows know it by
+        self.renamed: tuple[str, str] | None = None  # ROOT, and the name it has in the rows
         self._not_folded = 0
         try:
             self._db = self._connect()
@@ -1090,7 +1090,7 @@ class Ledger:
         return db
 
     def check_in_place(self) -> None:
-        """Raises LedgerError if what is written goes nowhere."""
+        """Raises LedgerError if the file was removed or replaced."""
         if not self.read_only:
             check_in_place(self.path, self._status)
 
@@ -1116,7 +1116,7 @@ class Ledger:
         self._create()
 
     def _check_schema(self) -> None:
-        """Raises LedgerError if it holds what pfu makes none of: a trigger, a view, a table."""
+        """Raises LedgerError if it contains what pfu does not create: trigger, view, table."""
         with contextlib.closing(sqlite3.connect(":memory:")) as db:
             create_tables(db)
             known = schema_of(db.execute)
@@ -1134,9 +1134,9 @@ class Ledger:
             db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
 
     def _extend(self) -> None:
-        """Give a ledger of an older pfu the columns and tables that it lacks.
+        """Give a ledger from an older pfu the columns and tables that it lacks.
 
-        One that must not be written is copied into memory.
+        If it must not be written, it is copied into memory first.
         """
         if self.read_only:
             copy = sqlite3.connect(":memory:", isolation_level=None)
@@ -1213,7 +1213,7 @@ class Ledger:
         parameters: Sequence[Any] = (),
         columns: Sequence[str] = (),
     ) -> list[tuple[Any, ...]]:
-        """Rows of ``columns`` (all if none is named) that hold what pfu writes there."""
+        """Rows of ``columns`` (all if none is named), checked to hold what pfu writes there."""
         rows = self._rows(sql, parameters)
         known = columns_of(model)
         named = [known[name] for name in columns or known]
@@ -1238,12 +1238,12 @@ class Ledger:
     # -- runs
 
     def save_job(self, job: BatchJobRow) -> None:
-        """Insert the run, or write all its columns again."""
+        """Insert the run, or rewrite all its columns."""
         with self._transaction() as db:
             db.execute(BatchJobRow.insert_sql(updating=BatchJobRow.columns()), _row(job))
 
     def interrupt_unfinished_jobs(self) -> None:
-        """Say of runs that were killed that they were: the caller holds the lock, none is alive."""
+        """Mark runs that were killed: the caller holds the lock, so none of them is alive."""
         with self._transaction() as db:
             db.execute(
                 "UPDATE BatchJob SET status=?, error=? WHERE status < ?",
@@ -1260,7 +1260,7 @@ class Ledger:
     # -- destinations
 
     def destination(self, job: BatchJobRow) -> DestinationModel:
-        """What is known of the place that a run goes to; its id is None if that is nothing."""
+        """What is known about the destination of a run; its id is None if nothing is."""
         columns = DestinationModel.columns()
         sql = DestinationModel.select_sql("WHERE destination=? AND endpoint=?", columns)
         ends = sql_path(job.destination), sql_path(job.endpoint)
@@ -1270,13 +1270,13 @@ class Ledger:
         return DestinationModel(None, job.endpoint, job.destination)
 
     def save_destination(self, place: DestinationModel) -> None:
-        """Write what is known of a destination; one that is new gets its id."""
+        """Write what is known about a destination; a new one gets its id."""
         with self._transaction() as db:
             written = db.execute(DestinationModel.insert_sql(updating=place.columns()), _row(place))
             place.id = place.id or written.lastrowid
 
     def forget_files(self, place: DestinationModel) -> None:
-        """Drop all files that went to a destination: that store is no more."""
+        """Drop all files of a destination that no longer exists."""
         with self._transaction() as db:
             ends = place.destination, place.endpoint
             for upload in list(self._uploads("AND destination=? AND endpoint=?", ends)):
@@ -1284,19 +1284,19 @@ class Ledger:
             db.execute("DELETE FROM FileStat WHERE destination_id=?", (place.id,))
 
     def has_uploads(self, place: DestinationModel) -> bool:
-        """Whether files have been put there."""
+        """Whether any file has been uploaded there."""
         sql = "SELECT 1 FROM FileStat WHERE status=? AND destination_id=? LIMIT 1"
         return bool(self._rows(sql, (FileStatus.SUCCESS, place.id)))
 
     def has_files(self, place: DestinationModel) -> bool:
-        """Whether anything is known of files that go there."""
+        """Whether any file is recorded there."""
         sql = "SELECT 1 FROM FileStat WHERE destination_id=? LIMIT 1"
         return bool(self._rows(sql, (place.id,)))
 
     # -- scan
 
     def known(self, ids: Sequence[str]) -> dict[str, tuple[Any, ...]]:
-        """What is remembered of ``ids``, at most SCAN_BATCH of them: the fields of Known."""
+        """What is known about ``ids``, at most SCAN_BATCH of them: the fields of Known."""
         marks = ",".join("?" * len(ids))
         rows = self._rows(KNOWN_SQL.format(marks), ids)
         if self.read_only:
@@ -1305,14 +1305,14 @@ class Ledger:
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        """One transaction around many calls."""
+        """One transaction around several calls."""
         with self._transaction():
             yield
 
     def take_in(
         self, changes: Iterable[Change], batch_id: str, now: int, place: DestinationModel
     ) -> None:
-        """Write files that have to be looked at: pending, or failed where the scan says so."""
+        """Write files that need work: pending, or failed if the scan says so."""
         rehash, anew = [], []
         path: str | bytes
         for found, _, keeps_hash, number in changes:
@@ -1341,7 +1341,7 @@ class Ledger:
     def forget_vanished(self, job: BatchJobRow, place: DestinationModel) -> int:
         """Drop files that earlier runs left unfinished and this scan did not see.
 
-        Returns how many they were.
+        Returns their number.
         """
         sql = "DELETE FROM FileStat WHERE status != ? AND batch_id != ? AND destination_id=?"
         with self._transaction() as db:
@@ -1350,11 +1350,11 @@ class Ledger:
     # -- history
 
     def room_for_rows(self) -> bytearray:
-        """A bit for each row that there may be, none of them set."""
+        """A bit for each possible row, all of them 0."""
         return bytearray((self._rows("SELECT max(rowid) FROM FileStat")[0][0] or 0) // 8 + 1)
 
     def seen_again(self, ids: Iterable[str]) -> None:
-        """Files that were missing are there again."""
+        """Files that were missing are back."""
         with self._transaction() as db:
             sql = FileModel.update_sql(("missing_since",))
             db.executemany(sql, [(None, file_id) for file_id in ids])
@@ -1366,10 +1366,10 @@ class Ledger:
         is_missing: Callable[[int, str], bool],
         forgotten: float,
     ) -> None:
-        """Mark files that a whole scan did not see, and drop those missing since ``forgotten``.
+        """Mark files that a complete scan did not see, and drop those missing since ``forgotten``.
 
-        ``is_missing`` is asked about each row of earlier runs: its number and its path. Runs that
-        began before ``forgotten`` are dropped too, but for the last success at each destination.
+        ``is_missing`` is called for each row of earlier runs with its number and path. Runs that
+        started before ``forgotten`` are dropped too, except the last success at each destination.
         """
         columns = ("rowid", "id", "missing_since", "file_path")
         where = "WHERE rowid > ? AND destination_id=? AND batch_id != ? ORDER BY rowid LIMIT ?"
@@ -1391,13 +1391,13 @@ class Ledger:
     # -- verification
 
     def begin_listing(self) -> None:
-        """Make room, on disk, for what the store has; it lasts as long as the ledger is open."""
+        """Create a temporary table, on disk, for a listing; it lasts while the ledger is open."""
         columns = "key TEXT PRIMARY KEY, size INTEGER, etag TEXT, found INTEGER DEFAULT 0"
         with self._transaction() as db:
             db.execute(f"CREATE TEMP TABLE Listed({columns}) WITHOUT ROWID")
 
     def add_listed(self, objects: Iterable[Listed]) -> None:
-        """Take in a page of a listing."""
+        """Add a page of a listing."""
         with self._transaction() as db:
             db.executemany("INSERT OR REPLACE INTO Listed(key, size, etag) VALUES(?,?,?)", objects)
 
@@ -1408,18 +1408,18 @@ class Ledger:
         return {row[0]: Listed._make(row) for row in rows}
 
     def mark_found(self, keys: Iterable[str]) -> None:
-        """Files stand for these keys."""
+        """These keys have a local file."""
         with self._transaction() as db:
             db.executemany("UPDATE Listed SET found=1 WHERE key=?", [(key,) for key in keys])
 
     def not_found(self, count: int) -> tuple[int, list[str]]:
-        """How many objects no file stands for, and the first of them."""
+        """How many objects have no local file, and the first of them."""
         total = self._rows("SELECT count(*) FROM Listed WHERE found=0")[0][0]
         rows = self._rows("SELECT key FROM Listed WHERE found=0 ORDER BY key LIMIT ?", (count,))
         return int(total), [row[0] for row in rows]
 
     def went_away(self, place: DestinationModel) -> int:
-        """How many of these objects are of files that the ledger knows: they were there once."""
+        """How many of these objects are in the ledger: their files were deleted since."""
         sql = (
             "SELECT count(*) FROM FileStat JOIN Listed ON Listed.key=object_key "
             "WHERE found=0 AND destination_id=?"
@@ -1427,16 +1427,16 @@ class Ledger:
         return int(self._rows(sql, (place.id,))[0][0])
 
     def stored(self, ids: Sequence[str]) -> dict[str, StoredRow]:
-        """What is remembered of ``ids``."""
+        """What is known about ``ids``."""
         where = f"WHERE id IN ({','.join('?' * len(ids))})"
         columns = StoredRow._fields
         rows = self._checked(FileModel, FileModel.select_sql(where, columns), ids, columns)
         return {row[0]: StoredRow._make(row) for row in rows}
 
     def doubt(self, ids: Iterable[str], changed: Iterable[str]) -> None:
-        """The store does not have ``ids`` as the rows say: they are to be uploaded again.
+        """The store does not have ``ids`` as recorded: they are uploaded again.
 
-        Of ``changed`` files it has what the rows say: they are to be compared.
+        It has the ``changed`` files as recorded: they are compared.
         """
         with self._transaction() as db:
             lost = [(FileStatus.PENDING, None, None, file_id) for file_id in ids]
@@ -1445,7 +1445,7 @@ class Ledger:
             db.executemany(BEGIN_SQL, kept)
 
     def adopt(self, files: Iterable[FileModel]) -> None:
-        """Take in files that the store has, though the ledger did not know."""
+        """Add files that are in the store but were not in the ledger."""
         sql = FileModel.insert_sql(updating=FileModel.columns()[1:])
         with self._transaction() as db:
             for file in files:
@@ -1455,7 +1455,7 @@ class Ledger:
     # -- pages
 
     def pending(self, batch_id: str) -> tuple[int, int]:
-        """Files and bytes that wait in this run."""
+        """Files and bytes still pending in this run."""
         sql = (
             "SELECT count(*), CAST(coalesce(sum(file_size), 0) AS INTEGER) FROM FileStat "
             "WHERE status IN (?, ?) AND batch_id=?"
@@ -1467,9 +1467,9 @@ class Ledger:
     def begin_page(
         self, batch_id: str, after: tuple[int, str], rows: int, size: int, turn: int = 0
     ) -> list[FileModel]:
-        """The next pending files of a turn behind ``after`` = (file_size, id), now in progress.
+        """The next pending files of a turn after ``after`` = (file_size, id), now in progress.
 
-        At most ``rows`` of them and ``size`` bytes together, but one at least if there is one.
+        At most ``rows`` files and ``size`` bytes in total, but at least one file if there is one.
         """
         sql = PAGE_SQL.format(TURNS[turn])
         found = self._checked(FileModel, sql, (FileStatus.PENDING, *after, batch_id, rows))
@@ -1480,7 +1480,7 @@ class Ledger:
     def begin_elsewhere(
         self, batch_id: str, count: int, directories: set[str], taken: Collection[str]
     ) -> list[FileModel]:
-        """Pending files, one of a directory, of none of these directories; now in progress."""
+        """Pending files, one per directory, from none of these directories; now in progress."""
         self.fold()
         sql = FileModel.select_sql("WHERE id > ? AND status=? AND batch_id=? ORDER BY id LIMIT 1")
         last = ""
@@ -1504,14 +1504,14 @@ class Ledger:
         return page
 
     def doubt_hashes(self, files: Iterable[FileModel]) -> None:
-        """Say of those whose hash is known that they may be sent: a crash would leave it wrong."""
+        """Drop the known hashes before the files are sent: after a crash they would be wrong."""
         hashed = [(FileStatus.IN_PROGRESS, file.id) for file in files if file.sha256 or file.etag]
         if hashed:
             with self._transaction() as db:
                 db.executemany(BEGIN_SQL, hashed)
 
     def record(self, files: Collection[FileModel], gone: Iterable[FileModel] = ()) -> None:
-        """Write what became of files, and drop those that are gone, in one transaction."""
+        """Write the outcomes of files, and drop files that are gone, in one transaction."""
         with self._transaction() as db:
             db.executemany(OUTCOME_SQL, map(outcome_values, files))
             db.executemany("DELETE FROM FileStat WHERE id=?", [(file.id,) for file in gone])
@@ -1520,7 +1520,7 @@ class Ledger:
             self.fold()
 
     def lose_objects(self, job: BatchJobRow, keys: set[str]) -> None:
-        """Make files pending that may have been overwritten by what was sent as ``keys``."""
+        """Mark files pending that may have been overwritten by what was sent as ``keys``."""
         if not keys:
             return
         plain = set().union(*map(plain_parts, keys))
@@ -1541,7 +1541,7 @@ class Ledger:
             )
 
     def fold(self) -> None:
-        """Bring all outcomes into the rows of their files."""
+        """Fold all outcomes into the rows of their files."""
         self._not_folded = 0
         with self._transaction() as db:
             db.execute(FOLD_SQL)
@@ -1550,18 +1550,18 @@ class Ledger:
     # -- parts of large files
 
     def unfinished_upload(self, file_id: str) -> UploadModel | None:
-        """The upload of a file that was begun, if there is one."""
+        """The unfinished upload of a file, if there is one."""
         rows = self._checked(UploadModel, UploadModel.select_sql("WHERE id=?"), (file_id,))
         return UploadModel(*rows[0]) if rows else None
 
     def unfinished_uploads(self) -> Iterator[UploadModel]:
-        """All uploads that were begun, by the id of their file."""
+        """All unfinished uploads, by the id of their file."""
         return self._uploads("", ())
 
     def left_over_uploads(self, job: BatchJobRow) -> Iterator[UploadModel]:
-        """Those begun by earlier runs to the same place, of files that ``job`` has not to do.
+        """Those of earlier runs to the same place, of files that are not pending in ``job``.
 
-        Only where its scan saw all files.
+        Only call it if its scan saw all files.
         """
         condition = (
             "AND destination=? AND endpoint=? AND NOT EXISTS (SELECT 1 FROM FileStat "
@@ -1575,7 +1575,7 @@ class Ledger:
         last = ""
         while rows := self._checked(UploadModel, sql, (last, *parameters)):
             upload = UploadModel(*rows[0])
-            if upload.id <= last:  # in a damaged file it may come again and again
+            if upload.id <= last:  # a damaged file may repeat it for ever
                 self._refuse(UploadModel, "id")
             yield upload
             last = upload.id
@@ -1590,14 +1590,14 @@ class Ledger:
         return parts
 
     def save_uploads(self, uploads: Iterable[UploadModel]) -> None:
-        """Write uploads that are begun or about to be; their files have no parts then."""
+        """Write uploads that are started or about to be; their files have no parts then."""
         with self._transaction() as db:
             for upload in uploads:
                 self._forget_parts(upload.id)
                 db.execute(UploadModel.insert_sql(updating=UploadModel.columns()), _row(upload))
 
     def count_headway(self, upload: UploadModel) -> None:
-        """A run begins to work on an upload of an earlier one: did that bring it forward?"""
+        """A run resumes an upload of an earlier one: has there been progress?"""
         stored = self._stored_bytes(upload.id)
         upload.idle_runs = 0 if stored > upload.most_bytes else upload.idle_runs + 1
         upload.most_bytes = max(stored, upload.most_bytes)
@@ -1606,7 +1606,7 @@ class Ledger:
             db.execute(sql, (upload.most_bytes, upload.idle_runs, upload.id))
 
     def idle_files(self, batch_id: str) -> Iterator[tuple[FileModel, UploadModel, int]]:
-        """Files of a run that IDLE_RUNS runs brought no further; bytes that the store has."""
+        """Files of a run without progress in IDLE_RUNS runs, and the bytes stored."""
         sql = FileModel.select_sql("WHERE id=? AND status=? AND batch_id=?")
         for upload in self._uploads("AND idle_runs >= ?", (IDLE_RUNS - 1,)):
             rows = self._checked(FileModel, sql, (upload.id, FileStatus.PENDING, batch_id))
@@ -1624,7 +1624,7 @@ class Ledger:
             db.executemany(sql, [part.values() for part in parts])
 
     def forget_parts(self, file_id: str, numbers: Iterable[int]) -> None:
-        """Drop parts that the store does not have after all."""
+        """Drop parts that turn out not to be in the store."""
         with self._transaction() as db:
             ids = [(part_id(file_id, number),) for number in numbers]
             db.executemany(f"DELETE FROM {PartModel.table} WHERE id=?", ids)
@@ -1642,7 +1642,7 @@ class Ledger:
     # -- the end of a run
 
     def release_in_progress(self, batch_id: str) -> None:
-        """Give back what no engine has any more; nobody knows what the store has of it."""
+        """Return files that no engine holds any more; nobody knows what the store has of them."""
         with self._transaction() as db:
             db.execute(
                 "UPDATE FileStat SET status=?, etag=NULL, sha256=NULL "
@@ -1667,12 +1667,12 @@ class Ledger:
 
 
 def stored_parts(rows: Iterable[PartModel]) -> tuple[StoredPart, ...]:
-    """The parts as an engine knows them."""
+    """The parts in the form that engines use."""
     return tuple(StoredPart(p.number, p.part_size, p.etag, p.sha256) for p in rows)
 
 
 def part_id(file_id: str, number: int) -> str:
-    """PartModel.id; those of a file are all ids between ``file_id/`` and ``file_id0``."""
+    """PartModel.id; a file's parts have all the ids between ``file_id/`` and ``file_id0``."""
     return f"{file_id}/{number:05d}"
 
 
@@ -1698,7 +1698,7 @@ def _found_row(
     place: int | None,
     late: str | None = None,
 ) -> tuple[Any, ...]:
-    """The values of FOUND_COLUMNS."""
+    """The values for FOUND_COLUMNS."""
     problem, key = found.problem, found.key
     status = FileStatus.FAILED if problem else FileStatus.PENDING
     attributes = (*found[3:6], path, int(status), batch_id, key)
@@ -1709,14 +1709,14 @@ MOVE_AWAY = "move this file away and rebuild the ledger from the store with --ve
 
 
 def create_tables(db: sqlite3.Connection) -> None:
-    """Those of a ledger, with their indexes."""
+    """All tables of a ledger, with their indexes."""
     for model in TABLES:
         for sql in model.create_sql():
             db.execute(sql)
 
 
 def schema_of(execute: Callable[[str], Iterable[tuple[Any, ...]]]) -> set[tuple[str, str]]:
-    """Kind and name of all that a database holds, but for what is SQLite's own; columns too."""
+    """Kind and name of everything in a database except SQLite's own; columns too."""
     found = {
         (str(kind), str(name))
         for kind, name in execute("SELECT type, name FROM sqlite_master")
@@ -1730,7 +1730,7 @@ def schema_of(execute: Callable[[str], Iterable[tuple[Any, ...]]]) -> set[tuple[
 
 
 def sql_path(path: str) -> str | bytes:
-    """A path as SQLite keeps it: text, or the bytes of a name that is not UTF-8."""
+    """A path as stored in SQLite: text, or the bytes of a name that is not UTF-8."""
     try:
         path.encode("utf-8")
     except UnicodeEncodeError:
@@ -1739,27 +1739,27 @@ def sql_path(path: str) -> str | bytes:
 
 
 def python_path(value: Any) -> Any:
-    """The inverse of sql_path(); what is neither text nor bytes stays as it is."""
+    """The inverse of sql_path(); anything else is returned unchanged."""
     return os.fsdecode(value) if isinstance(value, bytes) else value
 
 
 # -- files beside the run: ledger, lock, log, metrics, patterns
 #
-# They may lie in folders that others can write to. What pfu keeps is a plain file of its own user,
-# with one name, that nobody else may write to. No link is followed, and nothing is waited for. What
-# it only reads may be root's as well, a link, or a pipe, and has bounds.
+# They may be in directories that others can write to. What pfu keeps is a regular file of its own
+# user, with one name, that nobody else may write to. Links are not followed, and nothing blocks.
+# What it only reads may also belong to root, be a link or a pipe, and is limited in size.
 
-OPEN_ATTEMPTS = 5  # a file may come or go between the look and the opening
-MAX_READ = 16 * MIB  # of a file that an option names
-PIPE_SECONDS = 10.0  # that a pipe may stay silent
+OPEN_ATTEMPTS = 5  # a file may come or go between the check and the open
+MAX_READ = 16 * MIB  # of a file named by an option
+PIPE_SECONDS = 10.0  # without data from a pipe
 OWN_FLAGS = os.O_RDWR | NO_FOLLOW | NO_WAIT
 OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def open_own(path: str, more_flags: int = 0) -> int:
-    """A descriptor, for reading and writing, of a file that pfu keeps; it is made if need be.
+    """A descriptor, for reading and writing, of a file that pfu keeps; created if missing.
 
-    Raises LedgerError, with what to do, if others may have had their hands in it.
+    Raises LedgerError, with a hint, if others may have tampered with it.
     """
     for _ in range(OPEN_ATTEMPTS):
         try:
@@ -1783,9 +1783,9 @@ def open_own(path: str, more_flags: int = 0) -> int:
 
 
 def check_own(path: str, status: os.stat_result | None = None) -> bool:
-    """Whether a file is there. Raises LedgerError if it is not one that pfu alone can have written.
+    """Whether a file exists. Raises LedgerError unless only pfu can have written it.
 
-    ``status``: of the open file; else what lies there is looked at.
+    ``status``: of the open file; without it, of whatever is at ``path``.
     """
     with contextlib.suppress(FileNotFoundError):
         strange, hint = strangeness(path, status or os.lstat(path))
@@ -1796,10 +1796,10 @@ def check_own(path: str, status: os.stat_result | None = None) -> bool:
 
 
 def strangeness(path: str, status: os.stat_result) -> tuple[str, str]:
-    """Why a file cannot be one that pfu keeps, and what to do; empty if it can.
+    """Why a file cannot be one that pfu keeps, and what to do about it; empty if it can.
 
-    A file system may give all files to one user, or let all write them (exFAT, NFS that squashes
-    root): then a new file shows the same.
+    A file system may show all files as one user's, or as writable by all (exFAT, NFS with root
+    squashing): then a newly created file looks the same.
     """
     remove = "remove it, or choose another file"
     if stat.S_ISLNK(status.st_mode):
@@ -1826,7 +1826,7 @@ def strangeness(path: str, status: os.stat_result) -> tuple[str, str]:
 
 
 def foreign_owner(path: str, status: os.stat_result, *owners: int) -> str:
-    """Says whose a file is that is none of the owners', nor made to look so by the file system."""
+    """Names a file's owner if it is not one of ``owners``, unless the file system fakes owners."""
     if status.st_uid in owners:
         return ""
     made = _made_beside(path)
@@ -1835,7 +1835,7 @@ def foreign_owner(path: str, status: os.stat_result, *owners: int) -> str:
 
 
 def _made_beside(path: str) -> os.stat_result | None:
-    """How the file system shows a new file of this user in the same folder."""
+    """The status of a file newly created by this user in the same directory."""
     name = os.path.join(os.path.dirname(path), f".pfu-{uuid.uuid4().hex}")
     try:
         fd = os.open(name, OWN_FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
@@ -1849,9 +1849,9 @@ def _made_beside(path: str) -> os.stat_result | None:
 
 
 def read_given(operation: str, path: str, limit: int = MAX_READ) -> bytes:
-    """What a file holds that an option names: a plain one, of root's or ours, or a pipe.
+    """The contents of a file named by an option: regular and owned by root or us, or a pipe.
 
-    Raises UsageError; also for more than ``limit`` bytes, or a pipe that stays silent.
+    Raises UsageError, also for more than ``limit`` bytes or a pipe without data.
     """
     try:
         fd = os.open(path, os.O_RDONLY | NO_WAIT)
@@ -1876,7 +1876,7 @@ def read_given(operation: str, path: str, limit: int = MAX_READ) -> bytes:
 
 
 def _pieces(file: Any, is_pipe: bool, limit: int) -> Iterator[bytes]:
-    """Up to more than ``limit`` bytes. Of a pipe the end is not believed before the first byte."""
+    """Up to more than ``limit`` bytes. A pipe is not taken for closed before the first byte."""
     size, until = 0, time.monotonic() + PIPE_SECONDS
     while size <= limit:
         piece = file.read(limit + 1 - size)
@@ -1898,10 +1898,10 @@ TABLES: tuple[type[BaseModel], ...] = (
 
 
 class LedgerLock:
-    """The right to write one ledger, held until close() or the end of the process.
+    """The right to write to a ledger, held until close() or the end of the process.
 
-    A POSIX record lock on the file beside the ledger: it dies with its process, however that
-    dies, and worker processes do not inherit it. The file names the holder and stays.
+    A POSIX record lock on a file next to the ledger: it is released when the process ends, however
+    it ends, and worker processes do not inherit it. The file names the holder, and is kept.
     """
 
     def __init__(self, ledger_path: str) -> None:
@@ -1920,15 +1920,15 @@ class LedgerLock:
         self._write_holder()
 
     def _lock_again(self) -> bool:
-        """The first attempt may have met one who only asks: see is_held()."""
+        """The first attempt may have collided with a mere check: see is_held()."""
         time.sleep(ASKING_SECONDS)
         return _lock_file(self._file)
 
     @staticmethod
     def is_held(ledger_path: str) -> bool:
-        """Whether a process has the lock, or that cannot be known.
+        """Whether a process has the lock; also if that cannot be determined.
 
-        Not for a process that may have it itself: closing the file would give it back (fcntl(2)).
+        Not for a process that may hold it itself: closing the file would release it (fcntl(2)).
         """
         try:
             with open(ledger_path + LOCK_SUFFIX, "r+b") as file:
@@ -1939,7 +1939,7 @@ class LedgerLock:
             return True
 
     def check_in_place(self) -> None:
-        """Raises LedgerError if another run could take the lock as well."""
+        """Raises LedgerError if another run could also take the lock."""
         check_in_place(self.path, self._status)
 
     def _write_holder(self) -> None:
@@ -1949,22 +1949,22 @@ class LedgerLock:
         self._file.flush()
 
     def close(self) -> None:
-        """Give the lock back."""
+        """Release the lock."""
         self._file.close()
 
 
 def check_in_place(path: str, opened: os.stat_result) -> None:
-    """Raises LedgerError if another file, or none, lies where one was opened."""
+    """Raises LedgerError if another file, or none, is now where one was opened."""
     with contextlib.suppress(OSError):
         status = os.stat(path)
         if os.path.samestat(opened, status) or not os.path.samestat(status, os.stat(path)):
-            return  # the same, or of a file system that makes inode numbers up
+            return  # the same, or on a file system with made-up inode numbers
     cause = "it was removed or replaced during the run"
     raise LedgerError("write", path, cause, "rebuild it with --verify")
 
 
 def _lock_file(file: IO[Any]) -> bool:
-    """Whether the file is locked now, by this process."""
+    """Whether this process has locked the file now."""
     try:
         if os.name == "nt":
             import msvcrt
@@ -1983,24 +1983,24 @@ def _lock_file(file: IO[Any]) -> bool:
 # Files: the walk, object keys, content types, POSIX metadata, reading
 # ======================================================================================
 #
-# The walk keeps one open directory for each level it is in and reads names as they come, so its
-# memory grows with the depth of the tree alone. That is bounded: a directory whose own key is
-# longer than S3 takes is a failure and not entered, as no key below it could be shorter.
-# Directories are opened relative to their parent and without following links: a directory that is
-# swapped for a link while the walk goes on is not followed out of ROOT.
+# The walk keeps one directory open per level and reads names as they come, so its memory grows
+# only with the depth of the tree. That is bounded: a directory whose own key is longer than S3
+# allows is a failure and is not entered, as no key below it could be shorter.
+# Directories are opened relative to their parent and without following links: if a directory is
+# swapped for a link during the walk, the link is not followed out of ROOT.
 
 HAS_PREADV = hasattr(os, "preadv")
 HAS_DIR_FD = os.open in os.supports_dir_fd and os.scandir in os.supports_fd
 DIRECTORY_FLAGS = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0)
 FILE_FLAGS = (
     os.O_RDONLY
-    | getattr(os, "O_NONBLOCK", 0)  # a FIFO in the file's place must not hang the run
+    | getattr(os, "O_NONBLOCK", 0)  # a FIFO in place of the file must not block the run
     | getattr(os, "O_CLOEXEC", 0)
     | getattr(os, "O_BINARY", 0)
 )
 
 # rclone writes a byte that is not UTF-8 behind this sign (lib/encoder); the sign itself is doubled.
-# All else comes back from rclone as it went up: tried with 1.75, both ways.
+# Everything else makes the round trip through rclone unchanged: tested with 1.75.
 QUOTE = "\u201b"  # SINGLE HIGH-REVERSED-9 QUOTATION MARK
 
 COMPRESSED_TYPES = {
@@ -2012,13 +2012,13 @@ COMPRESSED_TYPES = {
 }
 DEFAULT_CONTENT_TYPE = "application/octet-stream"
 DIRECTORY_TYPE = "application/x-directory"
-LINK_MODE, DIRECTORY_MODE = "012", "040"  # how the octal text of such a mode begins
-MAX_EXTENSION = 16  # characters; nothing longer has a media type
+LINK_MODE, DIRECTORY_MODE = "012", "040"  # how the octal text of such a mode starts
+MAX_EXTENSION = 16  # characters; no longer extension has a media type
 OPEN_FILES_HINT = "raise the open file limit: ulimit -n"
-KEPT_DIRECTORIES = 128  # open in each process, of those that files were read from
-RESERVED_DESCRIPTORS = 64  # of those that may be open, for all but connections
+KEPT_DIRECTORIES = 128  # kept open in each process, of those that files were read from
+RESERVED_DESCRIPTORS = 64  # file descriptors for everything but connections
 UNLIMITED_DESCRIPTORS = 1 << 16
-OWN_LEDGER = "pfu's own ledger"  # or its log, or its metrics
+OWN_LEDGER = "pfu's own ledger"  # or its log, or its metrics file
 EXCLUDED = "excluded"
 OTHER_SYSTEM = "other file system"
 LINK_SUFFIX = ".rclonelink"  # rclone's --links: an object that holds the target of a link
@@ -2029,9 +2029,9 @@ is_shard_ledger = re.compile(r"pfu\.\d+-of-\d+\.db(-wal|-shm|-journal|\.lock)?")
 class Glob:
     """A pattern as in .gitignore, for paths below ROOT.
 
-    ``*`` and ``?`` do not match a slash, ``**`` does; ``[a-z]``, ``[!a-z]`` and a backslash are as
-    ever. With a slash within, or at its beginning, it is tied to ROOT, else it matches at any
-    level; with one at its end it matches directories alone.
+    ``*`` and ``?`` do not match a slash, ``**`` does; ``[a-z]``, ``[!a-z]`` and a backslash work as
+    usual. With a slash inside or at its start it is anchored at ROOT, otherwise it matches at any
+    level; with a slash at its end it matches directories only.
     """
 
     text: str
@@ -2040,7 +2040,7 @@ class Glob:
 
     @classmethod
     def of(cls, text: str) -> Glob:
-        """Raises ValueError where the pattern makes no sense."""
+        """Raises ValueError if the pattern is invalid."""
         body = text[:-1] if text.endswith("/") else text
         tied = "/" in body
         body = body[1:] if body.startswith("/") else body
@@ -2055,7 +2055,7 @@ class Glob:
         return cls(text, pattern, text.endswith("/"))
 
     def matches(self, path: str, *, is_directory: bool) -> bool:
-        """``path`` is below ROOT, and has no slash at its end."""
+        """``path`` is relative to ROOT, without a trailing slash."""
         if self.only_directories and not is_directory:
             return False
         return self.pattern.fullmatch(path) is not None
@@ -2069,15 +2069,15 @@ GLOB_TOKEN = re.compile(
 
 
 def glob_regex(body: str) -> str:
-    """The regular expression that a glob without its outer slashes stands for.
+    """The regular expression for a glob without its outer slashes.
 
-    Of several ``*`` in one name, and of several ``**/``, each but the last takes the least that it
-    can and never tries again: no match is lost by that, and none takes more time than the length
-    of the path times that of the pattern.
+    Of several ``*`` in one name, and of several ``**/``, all but the last match as little as
+    possible and never backtrack: no match is lost by that, and the time is at most the length of
+    the path times that of the pattern.
     """
     fixed = {"anywhere": "(?:.*/)?", "below": ".+", "many": "[^/]*", "one": "[^/]"}
     pieces: list[str] = []
-    stars: dict[str, int] = {}  # where in pieces the last one of a kind is
+    stars: dict[str, int] = {}  # position in pieces of the last one of a kind
     for token in GLOB_TOKEN.finditer(body):
         kind = token.lastgroup or ""
         if kind in LEAST:
@@ -2092,7 +2092,7 @@ def glob_regex(body: str) -> str:
             members = token["set"].replace("\\", "\\\\").replace("[", "\\[").replace("&&", "&\\&")
             members = members.replace("]", "\\]").replace("~~", "~\\~").replace("||", "|\\|")
             pieces.append(f"(?!/)[{'^' * bool(token['negated'])}{members}]")
-            re.compile(pieces[-1])  # an empty set must not take in what comes after it
+            re.compile(pieces[-1])  # an empty set must not swallow what follows
         else:
             pieces.append(re.escape(token["escaped"] or token["plain"]))
         if pieces[-1] == "/":
@@ -2111,7 +2111,7 @@ class Rule(NamedTuple):
 
 
 def rules_of_file(path: str) -> list[Rule]:
-    """The lines of a file in .gitignore's format: patterns to exclude, or to include behind ``!``.
+    """The lines of a file in .gitignore's format: patterns to exclude, or with ``!`` to include.
 
     Raises UsageError.
     """
@@ -2137,47 +2137,47 @@ def rules_of_file(path: str) -> list[Rule]:
 
 
 class Shard(NamedTuple):
-    """One of several shares of a tree, for as many machines; each has a ledger of its own."""
+    """One of several shares of a tree, for as many machines; each has its own ledger."""
 
     number: int  # from 1
     total: int
 
     def has(self, below_root: bytes) -> bool:
-        """Whether a path belongs to it: decided by the path alone, the same on all machines."""
+        """Whether a path belongs to it: depends on the path alone, so it is the same everywhere."""
         digest = hashlib.blake2b(below_root, digest_size=8).digest()
         return int.from_bytes(digest, "big") % self.total == self.number - 1
 
 
 @dataclass(frozen=True)
 class ScanOptions:
-    """What of a tree is taken."""
+    """What of a tree is uploaded."""
 
     follow_symlinks: bool = False
     one_file_system: bool = False
     links: bool = False  # store symbolic links, as rclone --links does
     directory_markers: bool = False  # store directories, as rclone --s3-directory-markers does
-    rules: tuple[Rule, ...] = ()  # the last one that matches decides
+    rules: tuple[Rule, ...] = ()  # the last match wins
     min_age: float = 0.0  # seconds since the last modification
     max_age: float = 0.0  # the same; 0: no limit
     min_size: int = 0  # bytes
     max_size: int = -1  # bytes; -1: no limit
     shard: Shard | None = None
-    own_files: tuple[str, ...] = ()  # that pfu writes, beside the ledger: they are left out
+    own_files: tuple[str, ...] = ()  # written by pfu, besides the ledger: skipped
 
     @property
     def takes_by_default(self) -> bool:
-        """Whether what no rule matches is taken: not if the first rule says what is."""
+        """Whether a path that no rule matches is uploaded: not if the first rule is an include."""
         return not self.rules or not self.rules[0].takes
 
     def decision(self, path: str, *, is_directory: bool) -> bool | None:
-        """What the rules say of a path below ROOT; None: nothing."""
+        """The decision of the rules on a path below ROOT; None: no rule matches."""
         for takes, glob in reversed(self.rules):
             if glob.matches(path, is_directory=is_directory):
                 return takes
         return None
 
     def limits(self, now: float) -> Limits | None:
-        """Bounds on sizes and times, if there are any; ``now`` in seconds since the epoch."""
+        """Limits on size and time, if any; ``now`` in seconds since the epoch."""
         if (self.min_age, self.max_age, self.min_size, self.max_size) == (0.0, 0.0, 0, -1):
             return None
         oldest = now - self.max_age if self.max_age else float("-inf")
@@ -2187,7 +2187,7 @@ class ScanOptions:
 
 
 class Limits(NamedTuple):
-    """Bounds of what is taken."""
+    """Limits on what is uploaded."""
 
     oldest: float  # modification, seconds since the epoch
     newest: float
@@ -2195,7 +2195,7 @@ class Limits(NamedTuple):
     largest: int
 
     def refuse(self, status: os.stat_result) -> str:
-        """Why a file is not taken, or nothing."""
+        """Why a file is skipped, or nothing."""
         if status.st_mtime < self.oldest:
             return "older than --max-age"
         if status.st_mtime > self.newest:
@@ -2208,7 +2208,7 @@ class Limits(NamedTuple):
 
 
 class Ids:
-    """Names the files of one directory: half a hash of the directory, then one of the file."""
+    """Names the files of one directory: a hash of the directory, then one of the file."""
 
     def __init__(self, identity: bytes, below_root: bytes) -> None:
         self._folder = hashlib.blake2b(
@@ -2225,11 +2225,11 @@ class Ids:
 
 @dataclass
 class OpenDirectory:
-    """A directory that the walk is in. ``fd`` is None where the system has no dir_fd."""
+    """A directory that the walk is in. ``fd`` is None if the system has no dir_fd."""
 
-    path: str  # with a slash at its end
-    key: str  # begins the keys of what is in it
-    below_root: bytes  # path below the root, with a slash at its end
+    path: str  # with a trailing slash
+    key: str  # prefix of the keys of its contents
+    below_root: bytes  # path below the root, with a trailing slash
     device: int
     inode: int
     fd: int | None
@@ -2239,25 +2239,25 @@ class OpenDirectory:
 
     @property
     def place(self) -> tuple[int, int]:
-        """What tells it from every other directory, whatever its path."""
+        """Identifies the directory, whatever its path."""
         return self.device, self.inode
 
     def path_of(self, name: str) -> bytes:
-        """The path below the root of what is in it."""
+        """The path below the root of an entry."""
         return self.below_root + os.fsencode(name)
 
     def close(self) -> None:
-        """Give back what the directory holds open."""
+        """Close what the directory holds open."""
         self.entries.close()  # type: ignore[attr-defined]
         if self.fd is not None:
             os.close(self.fd)
 
 
 class Scan:
-    """One walk over a tree: iterate for what it finds, then read the counts.
+    """One walk over a tree: iterate over its results, then read the counts.
 
-    Yields a Found for every regular file, and for every directory or name that cannot be taken
-    one with a ``problem``. All else is counted in ``skipped``, by reason.
+    Yields a Found for every regular file, and one with a ``problem`` for every directory or name
+    that cannot be uploaded. Everything else is counted in ``skipped``, by reason.
     """
 
     def __init__(
@@ -2268,16 +2268,16 @@ class Scan:
         options: ScanOptions | None = None,
         ledger_path: str = "",
     ) -> None:
-        """``identity`` names the destination, ``prefix`` begins every key.
+        """``identity`` names the destination, ``prefix`` starts every key.
 
-        The ledger and the files that belong to it are left out, wherever they are.
+        The ledger and its files are skipped, wherever they are.
         """
         self.root = root
         self.prefix = prefix
         self.options = options or ScanOptions()
         self.skipped: Counter[str] = Counter()
-        self.elsewhere = 0  # files that other shares have
-        self.keys_elsewhere: list[str] | None = None  # of these, where somebody takes them away
+        self.elsewhere = 0  # files of other shares
+        self.keys_elsewhere: list[str] | None = None  # their keys, if a caller collects them
         self._identity = hashlib.sha256(os.fsencode(identity)).digest()
         own = [(ledger_path, LEDGER_SUFFIXES), *((p, LOG_SUFFIXES) for p in self.options.own_files)]
         self._ledger_place = _place(os.path.dirname(os.path.abspath(ledger_path)))
@@ -2289,15 +2289,15 @@ class Scan:
         places = [_place(path + end) for path, ends in own for end in ends]
         self._own_files = {inode: (device, inode) for device, inode in places}
         self.is_single = False
-        self.is_whole = True  # every directory could be read to its end
-        self.root_place = -1, -1  # device and inode of the root, or of the folder of a single file
+        self.is_whole = True  # every directory could be read to the end
+        self.root_place = -1, -1  # device and inode of the root, or of a single file's parent
         self._permissions: dict[int, str] = {}
         self._stack: list[OpenDirectory] = []
         self._cut = len(os.path.join(root, ""))
         self._limits = self.options.limits(time.time())
 
     def __iter__(self) -> Iterator[Found]:
-        """Raises UsageError where the root cannot be read."""
+        """Raises UsageError if the root cannot be read."""
         try:
             status = os.stat(self.root)
             if stat.S_ISDIR(status.st_mode):
@@ -2336,11 +2336,11 @@ class Scan:
 
     @property
     def where(self) -> str:
-        """The directory that is being read."""
+        """The directory being read."""
         return self._stack[-1].path if self._stack else self.root
 
     def _is_own(self, name: str, place: tuple[int, int]) -> bool:
-        """Whether pfu itself writes the file: this run, or one of another shard."""
+        """Whether pfu itself writes the file: in this run, or in that of another shard."""
         if is_shard_ledger(name) and place == self._ledger_place:
             return True
         return self._own.get(name) == place
@@ -2348,7 +2348,7 @@ class Scan:
     def _is_link_to_own(self, status: os.stat_result) -> bool:
         """Whether it is such a file under another name.
 
-        To close one of the ledger's or its lock's would give away all locks of this process on it.
+        Closing a file of the ledger or its lock would release all locks of this process on it.
         """
         place = self._own_files.get(status.st_ino)
         return place is not None and place == (status.st_dev, status.st_ino)
@@ -2386,7 +2386,7 @@ class Scan:
             return self._problem(directory, entry.name, os_cause(error))
 
     def _is_taken(self, entry: os.DirEntry[str], directory: OpenDirectory) -> bool:
-        """By the rules; a directory that they do not name may hold something that they do."""
+        """Whether the rules take an entry; a directory that none names may still hold a match."""
         is_directory = entry.is_dir(follow_symlinks=self.options.follow_symlinks)
         path = directory.path[self._cut :] + entry.name
         decision = self.options.decision(path, is_directory=is_directory)
@@ -2397,7 +2397,7 @@ class Scan:
         return None
 
     def _is_elsewhere(self, below_root: bytes, key: str) -> bool:
-        """Whether another share has it."""
+        """Whether it belongs to another share."""
         shard = self.options.shard
         if shard is None or shard.has(below_root):
             return False
@@ -2432,7 +2432,7 @@ class Scan:
         return self._found(directory.ids.of(name), directory.path + name, key, status)
 
     def _has_file(self, directory: OpenDirectory, name: str) -> bool:
-        """Whether a file of that name is there, and taken: no two may have one key."""
+        """Whether a file of that name exists and is uploaded: no two may have the same key."""
         where = directory.path + name if directory.fd is None else name
         try:
             mode = os.stat(where, dir_fd=directory.fd, follow_symlinks=False).st_mode
@@ -2508,7 +2508,7 @@ class Scan:
         return ""
 
     def _is_mount(self, directory: OpenDirectory, entry: os.DirEntry[str]) -> bool:
-        """Whether another file system begins there; one that is broken may not even say so."""
+        """Whether it is a mount point; a broken one may not even answer stat()."""
         try:
             return entry.stat().st_dev != self.root_place[0]
         except OSError:
@@ -2553,22 +2553,22 @@ class Scan:
 
 
 def ledger_time(status: os.stat_result) -> int:
-    """The modification time in ns, or the nearest that SQLite can keep (1677 to 2262)."""
+    """The modification time in ns, or the nearest one that fits into SQLite (1677 to 2262)."""
     return max(-MAX_INTEGER, min(status.st_mtime_ns, MAX_INTEGER))
 
 
 def ledger_ctime(status: os.stat_result) -> int:
-    """The time of the inode's last change in ns, or the nearest that SQLite can keep."""
+    """The ctime in ns, or the nearest one that fits into SQLite."""
     return max(-MAX_INTEGER, min(status.st_ctime_ns, MAX_INTEGER))
 
 
 def ledger_inode(status: os.stat_result) -> int:
-    """The inode number, folded into what SQLite can keep: some file systems use all 64 bits."""
+    """The inode number, folded to fit into SQLite: some file systems use all 64 bits."""
     return status.st_ino & MAX_INTEGER
 
 
 def mount_points() -> set[str]:
-    """Where file systems begin, as far as the system tells (proc_pid_mountinfo(5))."""
+    """Mount points, as far as the system lists them (proc_pid_mountinfo(5))."""
     try:
         lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
     except OSError:
@@ -2596,7 +2596,7 @@ def too_large(key: str, size: int) -> str:
 
 
 def kind_of(mode: int) -> str:
-    """What a path holds that is neither a file nor a directory, in a word."""
+    """What a path is that is neither a file nor a directory, in a word."""
     kinds = {
         stat.S_IFLNK: "symbolic link",
         stat.S_IFIFO: "FIFO",
@@ -2611,8 +2611,8 @@ def kind_of(mode: int) -> str:
 def encode_name(name: str) -> str:
     """A file's name as a part of an object key: valid UTF-8, and reversible.
 
-    Bytes that are not UTF-8 are written as rclone writes them, ``\u201bFF``, and the sign that
-    this begins with is doubled. Nothing is normalised.
+    Bytes that are not UTF-8 are written as rclone writes them, ``\u201bFF``, and a literal
+    sign of this kind is doubled. Nothing is normalised.
     """
     if name.isascii():
         return name
@@ -2621,7 +2621,7 @@ def encode_name(name: str) -> str:
 
 
 def content_type(path: str) -> str:
-    """The media type that the end of a file's name stands for."""
+    """The media type for the extension of a file's name."""
     stem, _, extension = path[path.rfind("/") + 1 :].rpartition(".")
     if not stem or len(extension) > MAX_EXTENSION:
         return DEFAULT_CONTENT_TYPE
@@ -2642,7 +2642,7 @@ def _media_types() -> mimetypes.MimeTypes:
 
 
 def object_metadata(status: os.stat_result, size: int) -> dict[str, str]:
-    """User metadata of an object of ``size`` bytes, from what fstat said of its file.
+    """User metadata of an object of ``size`` bytes, from the fstat result of its file.
 
     The ``file-`` names are read by FSx for Lustre, DataSync and S3 Files, the others by rclone
     (with --metadata) and s3fs. All values are printable ASCII.
@@ -2656,7 +2656,7 @@ def object_metadata(status: os.stat_result, size: int) -> dict[str, str]:
         "uid": str(status.st_uid),
         "gid": str(status.st_gid),
     }
-    if stat.S_ISLNK(status.st_mode):  # what else it finds, it would make attributes of the link
+    if stat.S_ISLNK(status.st_mode):  # any other keys would become attributes of the link
         return for_rclone
     return {
         "file-size": str(size),
@@ -2679,28 +2679,28 @@ def descriptor_limit() -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         soft = hard
     except (ValueError, OSError):
-        pass  # then the soft limit it is
+        pass  # then keep the soft limit
     return UNLIMITED_DESCRIPTORS if soft < 0 else max(soft - RESERVED_DESCRIPTORS, 1)
 
 
-LinkState = tuple[bytes, os.stat_result]  # where a link leads, and what lstat says of it
+LinkState = tuple[bytes, os.stat_result]  # target of a link, and its lstat result
 
 
 class Root(NamedTuple):
-    """The directory that was scanned (of a single file, the one that it is in)."""
+    """The directory that was scanned; for a single file, its parent."""
 
     path: str
     place: tuple[int, int]  # device and inode when it was scanned
     follow_symlinks: bool = False
 
     def check(self, status: os.stat_result) -> None:
-        """Raises FatalError if ``status`` is not of the directory that was scanned."""
+        """Raises FatalError if ``status`` is of another directory than the one scanned."""
         if (status.st_dev, status.st_ino) != self.place:
             cause = "it is no longer the directory that was scanned"
             raise FatalError("read root", self.path, cause, "is it mounted?")
 
     def check_is_there(self) -> None:
-        """Raises FatalError if the path does not lead to that directory any more."""
+        """Raises FatalError if the path no longer leads to that directory."""
         try:
             status = os.stat(self.path)
         except OSError as error:
@@ -2709,10 +2709,10 @@ class Root(NamedTuple):
 
 
 class FreeTree:
-    """Opens files by their paths, wherever these lead."""
+    """Opens files by their paths, wherever they lead."""
 
     def __init__(self, *, follow_symlinks: bool = False) -> None:
-        """``follow_symlinks``: at a path's end too."""
+        """``follow_symlinks``: also in the last component of a path."""
         self._flags = FILE_FLAGS if follow_symlinks else FILE_FLAGS | NO_FOLLOW
 
     def open(self, path: str) -> int:
@@ -2720,18 +2720,18 @@ class FreeTree:
         return os.open(path, self._flags)
 
     def read_link(self, path: str) -> LinkState:
-        """Where a link leads, and what lstat says of it. Raises OSError, FatalError."""
+        """The target of a link and its lstat result. Raises OSError, FatalError."""
         return os.fsencode(os.readlink(path)), os.lstat(path)
 
     def close(self) -> None:
-        """Close all directories; no thread may be reading any more."""
+        """Close all directories; no thread may still be reading."""
 
 
 class Tree(FreeTree):
-    """Opens files below a root, and none that are not: no link below the root is followed.
+    """Opens files below a root, and no others: links below the root are not followed.
 
-    Each directory on the way is opened relative to the one above it. For the thread that made the
-    tree the last few stay open; other threads walk from the root each time.
+    Each directory on the way is opened relative to its parent. For the thread that created the
+    tree the last few are kept open; other threads walk from the root each time.
     """
 
     def __init__(self, root: Root) -> None:
@@ -2739,7 +2739,7 @@ class Tree(FreeTree):
         self.root = root
         self._cut = len(os.path.join(root.path, ""))
         self._fd: int | None = None
-        self._kept: dict[str, int] = {}  # by path below the root, the last opened last
+        self._kept: dict[str, int] = {}  # by path below the root, most recent last
         self._room = min(KEPT_DIRECTORIES, 1 + descriptor_limit() // 8)
         self._owner = threading.get_ident()
         self._lock = threading.Lock()
@@ -2751,7 +2751,7 @@ class Tree(FreeTree):
         fd = self._kept.get(folder)
         try:
             return os.open(name, self._flags, dir_fd=self._keep(folder) if fd is None else fd)
-        except FileNotFoundError:  # the folder may have been replaced by another one since
+        except FileNotFoundError:  # the directory may have been replaced since
             self.close_kept()
             return self._open_below(folder, name)
 
@@ -2809,7 +2809,7 @@ class Tree(FreeTree):
 
     @contextlib.contextmanager
     def _opened(self, folder: str) -> Iterator[int]:
-        """The folder, by way of all above it, of which one at a time is open."""
+        """The directory, reached from the root, with one open at a time."""
         root = fd = self._root_fd()
         try:
             for step in filter(None, folder.split("/")):
@@ -2825,7 +2825,7 @@ class Tree(FreeTree):
 def open_source(
     tree: FreeTree, path: str, permissions: str, beat: Callable[[], None]
 ) -> SourceFile:
-    """What the scan saw there. All but a file is stored as what it is."""
+    """Opens what the scan saw there. Links and directories are stored as such."""
     kind = permissions[:3]
     if kind == LINK_MODE:
         return SourceLink(path, tree.read_link)
@@ -2834,7 +2834,7 @@ def open_source(
 
 
 def tree_of(root: Root | None) -> FreeTree:
-    """What opens the files of a root that was scanned."""
+    """Returns what opens the files of a scanned root."""
     follows = root is not None and root.follow_symlinks
     if root is None or follows or not HAS_DIR_FD:
         return FreeTree(follow_symlinks=follows)
@@ -2842,7 +2842,7 @@ def tree_of(root: Root | None) -> FreeTree:
 
 
 def read_at(fd: int, size: int, offset: int) -> bytes:
-    """os.pread(), also where there is none (Windows): each descriptor has one reader at a time."""
+    """os.pread(), also where it is missing (Windows): each descriptor has one reader at a time."""
     if hasattr(os, "pread"):
         return os.pread(fd, size, offset)
     os.lseek(fd, offset, os.SEEK_SET)
@@ -2850,12 +2850,12 @@ def read_at(fd: int, size: int, offset: int) -> bytes:
 
 
 class SourceFile:
-    """A regular file that is open for reading, and what fstat said of it when it was opened."""
+    """A regular file open for reading, and its fstat result at that time."""
 
     __slots__ = ("_beat", "fd", "path", "read_at", "status")
 
     def __init__(self, path: str, opener: Callable[[str], int], beat: Callable[[], None]) -> None:
-        """``beat`` is called whenever bytes were read.
+        """``beat`` is called whenever bytes have been read.
 
         Raises VanishedError, NotRegularError or SourceError; FatalError if the root is gone.
         """
@@ -2892,19 +2892,19 @@ class SourceFile:
             raise NotRegularError("read", self.path, "it is no longer a regular file")
 
     def close(self) -> None:
-        """Close the file, unless it is closed."""
+        """Close the file, unless already closed."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
 
     @property
     def size(self) -> int:
-        """Bytes of the object, as fstat said."""
+        """Bytes of the object, according to fstat."""
         return self.status.st_size
 
     @property
     def racy(self) -> bool:
-        """Whether a change after the read could leave what the ledger keeps of it as it is."""
+        """Whether a later change could go unnoticed in what the ledger keeps of it."""
         mtime = self.status.st_mtime_ns
         return abs(self.read_at - mtime) < RACY_NS or abs(mtime) > MAX_INTEGER
 
@@ -2924,14 +2924,14 @@ class SourceFile:
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     def read_all(self) -> bytes:
-        """All bytes. Raises SourceError if they are not as many as fstat said."""
+        """All bytes. Raises SourceError if their number is not what fstat reported."""
         size = self.size
         try:
             content = read_at(self.fd, size + 1, 0)
         except OSError as error:
             raise SourceError("read", self.path, os_cause(error)) from error
         self._beat()
-        if len(content) < size:  # in one call a system may read 2 GiB, or less
+        if len(content) < size:  # one call may return 2 GiB at most, or less
             content += self.read(len(content), size - len(content))
             self.check_end()
         elif len(content) > size:
@@ -2939,7 +2939,7 @@ class SourceFile:
         return content
 
     def check_end(self) -> None:
-        """Raises SourceError if there are more bytes than fstat said."""
+        """Raises SourceError if there are more bytes than fstat reported."""
         try:
             more = read_at(self.fd, 1, self.size)
         except OSError as error:
@@ -2948,7 +2948,7 @@ class SourceFile:
             raise self._size_error("it grew while being read")
 
     def _size_error(self, cause: str) -> SourceError:
-        """What to raise where the size is wrong: it changes, or is not true of any moment."""
+        """The error for a wrong size: the file is changing, or the size was never right."""
         if self._now().st_size == self.status.st_size:
             return SourceError("read", self.path, "its size is not what the file system reports")
         return ChangedError("read", self.path, cause)
@@ -2971,9 +2971,9 @@ class SourceFile:
             view, offset = view[count:], offset + count
 
     def has_moved(self) -> bool:
-        """Whether its ctime has moved since it was opened: then its bytes are to be read again.
+        """Whether its ctime has changed since it was opened: then its bytes must be read again.
 
-        Mode and owner are looked at anew. Raises ChangedError if size or time have changed.
+        Mode and owner are updated. Raises ChangedError if size or time have changed.
         """
         now, then = self._now(), self.status
         if (now.st_size, now.st_mtime_ns) != (then.st_size, then.st_mtime_ns):
@@ -2982,20 +2982,20 @@ class SourceFile:
         return now.st_ctime_ns != then.st_ctime_ns
 
     def check_unchanged(self, read_again: Callable[[], T], before: T) -> None:
-        """Raises ChangedError if the file is not what it was when it was opened.
+        """Raises ChangedError if the file is no longer what it was when it was opened.
 
-        A ctime that moves (a hard link, a chmod, a file system that makes it up) proves nothing:
-        then the bytes are read again, and compared with what was read ``before``.
+        A new ctime (a hard link, a chmod, a file system that makes it up) proves nothing: the bytes
+        are read again and compared with what was read ``before``.
         """
         if not self.has_moved():
             return
         if read_again() != before:
             raise ChangedError("read", self.path, "it changed while being read")
-        self.has_moved()  # its size or time, meanwhile
+        self.has_moved()  # its size or time may have changed meanwhile
 
 
 class SourceLink(SourceFile):
-    """A symbolic link: its bytes are the path that it leads to."""
+    """A symbolic link: its contents are its target."""
 
     __slots__ = ("_read_link", "_target")
 
@@ -3019,29 +3019,29 @@ class SourceLink(SourceFile):
 
     @property
     def size(self) -> int:
-        """Bytes of the path that it leads to."""
+        """Bytes of the target."""
         return len(self._target)
 
     def read(self, offset: int, size: int) -> bytes:
-        """Bytes of that path."""
+        """A slice of the target."""
         return self._target[offset : offset + size]
 
     def read_all(self) -> bytes:
-        """That path."""
+        """The whole target."""
         return self._target
 
     def check_end(self) -> None:
-        """A path has no more bytes than it has."""
+        """The target has no further bytes."""
 
     def has_moved(self) -> bool:
-        """Raises ChangedError if it leads elsewhere now."""
+        """Raises ChangedError if the target is another one now."""
         if self._look()[0] != self._target:
             raise ChangedError("read link", self.path, "it changed while being read")
         return False
 
 
 class SourceDirectory(SourceFile):
-    """A directory: an object without bytes, for its metadata's sake."""
+    """A directory: an object without bytes, for the sake of its metadata."""
 
     __slots__ = ()
 
@@ -3051,23 +3051,23 @@ class SourceDirectory(SourceFile):
 
     @property
     def size(self) -> int:
-        """A directory's own size means nothing elsewhere."""
+        """The size of a directory means nothing elsewhere."""
         return 0
 
     def read_all(self) -> bytes:
-        """Nothing: what is in it goes up by itself."""
+        """Nothing: its contents are uploaded separately."""
         return b""
 
     def check_end(self) -> None:
-        """As read_all()."""
+        """Like read_all()."""
 
     def has_moved(self) -> bool:
-        """Nothing was read of it but what is in its metadata."""
+        """Only its metadata was read."""
         return False
 
 
 class FileBody:
-    """Bytes that stay in their file until they are sent: a part too large to be held in memory.
+    """Bytes that stay in their file until they are sent: a part too large for memory.
 
     Slices are bodies too; read() gives the bytes.
     """
@@ -3098,12 +3098,12 @@ Body = Union[bytes, memoryview, FileBody]
 #
 # Signature Version 4 in three pure stages, each a string that can be compared with botocore's:
 #
-#     canonical request  what is asked, one normal form of it
-#     string to sign     when and where it is asked, and the digest of the canonical request
-#     signature          HMAC of that, by a key that holds for one day, region and service
+#     canonical request  what is requested, in normal form
+#     string to sign     when and where, and the digest of the canonical request
+#     signature          HMAC of that, with a key valid for one day, region and service
 #
-# S3 differs from other services in the path: the key is percent-encoded once and "//", "." and ".."
-# stay as they are.
+# S3 differs from other services in the path: the key is percent-encoded once, and "//", "." and
+# ".." are left alone.
 
 ALGORITHM = "AWS4-HMAC-SHA256"
 SERVICE = "s3"
@@ -3120,11 +3120,11 @@ class Credentials(NamedTuple):
     token: str | None
 
     def __repr__(self) -> str:
-        """No secret, whatever it is printed in."""
+        """Shows no secret, wherever it is printed."""
         return f"Credentials({self.access_key!r}, ...)"
 
     def check(self) -> None:
-        """Keep the secrets out of all text. Raises FatalError if these cannot be right."""
+        """Keep the secrets out of all text. Raises FatalError if they cannot be valid."""
         MASK.learn(self.secret_key, self.token)
         for kind, value in zip(CREDENTIAL_VARIABLES, self):
             check_sent(kind, value or "", CREDENTIAL_VARIABLES[kind])
@@ -3138,7 +3138,7 @@ CREDENTIAL_VARIABLES = {
 
 
 def check_sent(kind: str, value: str, variables: Iterable[str]) -> None:
-    """Raises FatalError, which does not repeat it, if it is nothing that a request can carry."""
+    """Raises FatalError, without repeating the value, if it cannot be sent in a header."""
     if value.isprintable() and value.isascii() and value == value.strip():
         return
     where = [name for name in variables if os.environ.get(name) == value]
@@ -3149,7 +3149,7 @@ def check_sent(kind: str, value: str, variables: Iterable[str]) -> None:
 
 
 def percent_encode_key(key: str) -> str:
-    """Return the key as it stands in a path. Raises UnicodeEncodeError for lone surrogates."""
+    """Return the key as written in a path. Raises UnicodeEncodeError for lone surrogates."""
     return key if is_plain_key(key) else urllib.parse.quote(key, safe="/~")
 
 
@@ -3168,7 +3168,7 @@ def canonical_request(
     headers: Iterable[tuple[str, str]],
     payload_sha256: str,
 ) -> str:
-    """Path and query are encoded already, the query sorted; every header given is signed."""
+    """Path and query are already encoded, the query is sorted; every header given is signed."""
     signed = sorted((name.lower(), fold(value)) for name, value in headers)
     lines = "".join(f"{name}:{value}\n" for name, value in signed)
     names = signed_names(name for name, _ in signed)
@@ -3209,7 +3209,7 @@ def authorization(access_key: str, scope: str, names: str, signed: str) -> str:
 
 
 class Stamp(NamedTuple):
-    """All of a signature that depends on the second only."""
+    """The parts of signatures that depend only on the second."""
 
     timestamp: str
     scope: str
@@ -3218,7 +3218,7 @@ class Stamp(NamedTuple):
 
 
 class Stamper:
-    """Gives the stamp of the present second; derives a signing key once a day."""
+    """Gives the stamp of the current second; derives a signing key once a day."""
 
     def __init__(self, region: str, service: str = SERVICE) -> None:
         self.region = region
@@ -3228,7 +3228,7 @@ class Stamper:
         self._key = b""
 
     def stamp(self, credentials: Credentials, now: float) -> Stamp:
-        """`now` is what the clock here says; the offset to the store's clock is added to it."""
+        """`now` is the local clock; the offset to the store's clock is added to it."""
         second = int(now + self.clock_offset)
         timestamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(second))
         date = timestamp[:8]
@@ -3243,22 +3243,22 @@ class Stamper:
 # Wire: bytes of requests and answers, pure
 # ======================================================================================
 #
-# Bytes in, bytes out, no socket. Going out, a head is written by filling in a format: the header
+# Bytes in, bytes out, no socket. Outgoing, a head is written by filling in a format: the header
 # names of all files are the same, so the canonical request and the head are built once, with %s for
 # whatever differs, by the same pure functions that a single request would use.
 #
-# Coming in, an answer is its status line and whole head: 200 with sane headers and an ETag, not
-# HTML, and no <Error> in what body there is. How the body ends decides only whether the connection
-# lives on. Everything else is Rejected, with just what the policy, the limiter and the clock need
-# to know of it. check_answer() is given all bytes so far each time; an answer nearly always comes
+# Incoming, an answer is its status line and whole head: 200 with sane headers and an ETag, not
+# HTML, and no <Error> in whatever body there is. How the body ends only decides whether the
+# connection is kept. Everything else is Rejected, with just what the policy, the limiter and the
+# clock need to know. check_answer() gets all bytes so far each time; an answer nearly always comes
 # in one piece and is at most MAX_ANSWER, so no state is kept.
 
 MAX_HEAD = 16 * KIB
 MAX_ANSWER = 64 * KIB
-MAX_SAFE_ANSWER = 8 * MIB  # by boto3: 1,000 keys of 1,024 bytes, percent-encoded, are 4
+MAX_SAFE_ANSWER = 8 * MIB  # for boto3: 1,000 keys of 1,024 bytes, percent-encoded, take 4
 MAX_LINE = 64 * KIB
 MAX_CHUNK_HEAD = 256
-MAX_CHUNKS = 64  # the answer is parsed anew with each piece that comes in
+MAX_CHUNKS = 64  # the answer is parsed again for each piece that arrives
 MAX_FORMATS = 64
 
 CHECKSUM_HEADER = "x-amz-checksum-sha256"
@@ -3285,17 +3285,17 @@ known_fields = re.compile(
 
 @dataclass(frozen=True)
 class RequestTemplate:
-    """What all requests of a run share, as botocore made it. Pickles, holds no secret."""
+    """What all requests of a run share, as built by botocore. Pickles, holds no secret."""
 
     scheme: str
     host: str
-    """As in the Host header: lower case, the port only if it is not the scheme's own."""
+    """As in the Host header: lower case, with the port only if it is not the scheme's default."""
     address: tuple[str, int]
     path_prefix: str
-    """`/bucket` in path style, empty in virtual-host style; an endpoint's own path before it."""
+    """`/bucket` in path style, empty in virtual-host style; after the endpoint's own path."""
     headers: tuple[tuple[str, str], ...]
     part_headers: tuple[tuple[str, str], ...]
-    """Those of `headers` that UploadPart knows; sent by requests with a query."""
+    """Those of `headers` that UploadPart supports; sent with requests that have a query."""
     region: str
     service: str
     user_agent: str
@@ -3303,10 +3303,10 @@ class RequestTemplate:
 
 
 class Rejected(Exception):
-    """The fast lane did not get the one answer it understands. Nothing is known of the object.
+    """The fast lane did not get the one answer it understands. The object's state is unknown.
 
     `dropped`: the store or the network is overloaded (503, 429, timeout, reset): for the limiter.
-    `passing`: what came is no answer, or half of one; of whole ones the status tells.
+    `passing`: no answer, or a truncated one; for complete answers the status decides.
     `retry_after` is in seconds, `date` is the store's Date header.
     """
 
@@ -3339,14 +3339,14 @@ class Headers(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """A clean 200: the ETag as it came (with its quotes), and whether the connection lives on."""
+    """A clean 200: the ETag as received (with quotes), and whether the connection is kept."""
 
     etag: str
     keep_alive: bool
     fields: Mapping[str, str] = {}
-    """To HEAD, all of its headers, names in lower case; none where there is no object."""
+    """For HEAD: all headers of the answer, names in lower case; empty if there is no object."""
     sha256: str = ""
-    """What the store says of the bytes, in base64."""
+    """The store's digest of the bytes, in base64."""
 
 
 def request_head(
@@ -3358,7 +3358,7 @@ def request_head(
 
 
 class HeadFormat(NamedTuple):
-    """The two texts of a request with %s for what differs, in `order`'s order."""
+    """The two texts of a request, with %s for what differs, in the order of `order`."""
 
     canonical: str
     head: str
@@ -3366,13 +3366,13 @@ class HeadFormat(NamedTuple):
 
 
 class RequestKind(NamedTuple):
-    """What decides which header names a request has."""
+    """What determines the header names of a request."""
 
     names: tuple[str, ...]
     """Of the headers given with each request; the digest and the date follow them."""
     is_part: bool
     checksum: bool
-    """Whether `x-amz-checksum-sha256` goes along."""
+    """Whether `x-amz-checksum-sha256` is sent."""
     method: str
 
 
@@ -3420,7 +3420,7 @@ def checked_headers(static: Iterable[tuple[str, str]], varying: Sequence[str]) -
 
 
 def is_printable(text: str) -> bool:
-    """Whether all is within 0x20 to 0x7E, so that no line can be broken."""
+    """Whether all characters are from 0x20 to 0x7E, so that no line can be broken."""
     return text.isascii() and text.isprintable()
 
 
@@ -3441,7 +3441,7 @@ class HeadWriter:
 
     @property
     def clock_offset(self) -> float:
-        """Seconds that the store's clock is ahead of the one here."""
+        """Seconds by which the store's clock is ahead of the local one."""
         return self._stamper.clock_offset
 
     @clock_offset.setter
@@ -3465,7 +3465,7 @@ class HeadWriter:
         checksum: bool = False,
         method: str = "PUT",
     ) -> bytes:
-        """Raise ValueError if key, header or query cannot stand in a request."""
+        """Raise ValueError if key, header or query cannot be part of a request."""
         now = self._clock()
         if not self._from <= now < self._until:
             self._renew(now)
@@ -3509,7 +3509,7 @@ def checked_query(query: str) -> str:
 
 
 def check_answer(received: bytes, *, is_last: bool = False) -> Answer | None:
-    """Return the answer when it is complete, None when more must come. Raises Rejected.
+    """Return the answer if it is complete, None if more must come. Raises Rejected.
 
     `is_last`: nothing more will come.
     """
@@ -3539,7 +3539,7 @@ def check_answer(received: bytes, *, is_last: bool = False) -> Answer | None:
 
 
 def check_look(received: bytes, *, is_last: bool = False) -> Answer | None:
-    """The same for HEAD, to which no body comes: 200 with a size and an ETag, or 404."""
+    """The same for HEAD, whose answer has no body: 200 with a size and an ETag, or 404."""
     end = received.find(b"\r\n\r\n", 0, MAX_HEAD)
     if end < 0:
         refuse_or_wait(received)
@@ -3572,7 +3572,7 @@ def refuse_or_wait(received: bytes) -> None:
 
 
 def answer_fields(head: bytes) -> dict[bytes, bytes]:
-    """Return the fields of a 200 that matter, names in lower case. Raises Rejected else."""
+    """Return the relevant fields of a 200, names in lower case. Raises Rejected otherwise."""
     match = is_answer_head(head)
     if not match:
         raise Rejected(None, "the response is not HTTP/1.1", passing=True)
@@ -3599,7 +3599,7 @@ def rejection(status: int, phrase: bytes, fields: dict[bytes, bytes]) -> Rejecte
 
 
 def body_so_far(fields: dict[bytes, bytes], rest: bytes) -> tuple[bool | None, bytes]:
-    """Whether a body ends where it should, and what it holds.
+    """Whether a body ends properly, and its contents.
 
     None: more must come. False: no other answer can follow.
     """
@@ -3617,7 +3617,7 @@ def body_so_far(fields: dict[bytes, bytes], rest: bytes) -> tuple[bool | None, b
 
 
 def chunks_so_far(rest: bytes) -> tuple[bool | None, bytes]:
-    """Trailers are not accepted: nobody sends them to an answer of this size."""
+    """Trailers are not accepted: nobody sends them with an answer of this size."""
     content, end = b"", 0
     for _ in range(MAX_CHUNKS):
         match = chunk_head(rest, end)
@@ -3639,29 +3639,29 @@ def chunks_so_far(rest: bytes) -> tuple[bool | None, bytes]:
 
 
 # ======================================================================================
-# Failure policy: five kinds of answers, one clock of the run
+# Failure policy: five kinds of answers, one clock for the run
 # ======================================================================================
 #
-# What an answer says decides what follows, whichever lane it came by:
+# The kind of an answer decides what follows, whichever lane it came through:
 #
-# taken     success; the clock and the row of refusals start anew
-# own       it is about this file alone, which fails
-# passing   it is sent again, with full jitter, as long as the run is patient
-# refused   this file fails; the same word again and again is about the run: see RefusedRow
-# fatal     credentials or bucket: three keys must meet it, and nothing be taken meanwhile
+# taken     success; the clock and the row of refusals are reset
+# own       it concerns this file alone, which fails
+# passing   sent again, with full jitter, for as long as the run is patient
+# refused   this file fails; a series of refusals concerns the run: see RefusedRow
+# fatal     credentials or bucket: three keys must meet it, with nothing taken in between
 #
-# What is not known to be about the file is not about the file; an unknown 4xx is refused, an
-# unknown 5xx is passing. The codes below are words that statuses alone do not tell; a code that is
-# missing here changes no outcome for the worse.
+# What is not known to concern the file does not concern the file; an unknown 4xx is refused, an
+# unknown 5xx is passing. The codes below say what a status alone does not; a code that is missing
+# here does not make any outcome worse.
 #
-# Patience belongs to the run. RunClock starts at the first passing answer since something was last
-# taken. Once it shows HOLD_SECONDS the run holds still: a few probes find out whether the store is
-# back, all else waits, and the limiter learns nothing. Uploaders say what an answer was, and never
-# try again by themselves.
+# Patience is per run. RunClock starts at the first passing answer since something was last taken.
+# Once it shows HOLD_SECONDS the run holds still: a few probes find out whether the store is back,
+# everything else waits, and the limiter learns nothing. Uploaders report what an answer was, and
+# never retry on their own.
 
 
 class Kind(IntEnum):
-    """What an answer says, if it is not: taken."""
+    """The kind of an answer that is not taken."""
 
     OWN = 0
     PASSING = 1
@@ -3669,17 +3669,17 @@ class Kind(IntEnum):
     FATAL = 3
 
 
-PATIENCE_SECONDS = 300.0  # that a store may be away: longer than a restart or a failover takes
-FIRST_SECONDS = 15.0  # before it has ever answered: a mistyped URL must not cost five minutes
-HOLD_SECONDS = 1.0  # of the clock, after which the run holds still; a busy store answers within
+PATIENCE_SECONDS = 300.0  # a store may be unavailable: longer than a restart or failover
+FIRST_SECONDS = 15.0  # before its first answer: a mistyped URL must not cost five minutes
+HOLD_SECONDS = 1.0  # of the clock, after which the run holds still; a busy store answers sooner
 TELL_SECONDS = 5.0  # of the clock, after which the user is told
-PROBES = 4  # tries at a time while the store is away, all processes together
-PROBE_SECONDS = 2.0  # at most between two of them, so that its return is seen within seconds
-OWN_TRIES, OWN_SECONDS = 10, 60.0  # of one request, in vain while others are taken: it fails
-FATAL_KEYS = 3  # that must meet the same word about credentials or bucket
-FATAL_SECONDS = 10.0  # that a good answer about the bucket counts for
-ROW = 20  # different files refused in a row, with nothing taken between: about the run?
-OTHERS = 5  # files from directories without a refusal that may prove it is not
+PROBES = 4  # tries at a time while the store is unavailable, all processes together
+PROBE_SECONDS = 2.0  # at most between two of them, so that its return is noticed within seconds
+OWN_TRIES, OWN_SECONDS = 10, 60.0  # of a request that fails while others succeed: its file fails
+FATAL_KEYS = 3  # that must meet the same code about credentials or bucket
+FATAL_SECONDS = 10.0  # for which a good answer about the bucket remains valid
+ROW = 20  # different files refused in a row, with nothing taken in between: is it the run?
+OTHERS = 5  # files from directories without a refusal, tried to find out
 
 SLOW_DOWN_CODES = frozenset(
     (
@@ -3687,7 +3687,7 @@ SLOW_DOWN_CODES = frozenset(
         *("TooManyRequests", "RequestLimitExceeded", "BandwidthLimitExceeded"),
     )
 )
-PASSING_CODES = frozenset(  # that come with a 4xx: damage on the way, or two requests that met
+PASSING_CODES = frozenset(  # that come with a 4xx: damage in transit, or two conflicting requests
     (
         *("InternalError", "RequestTimeout", "IncompleteBody", "BadDigest"),
         *("XAmzContentSHA256Mismatch", "OperationAborted", "ConditionalRequestConflict"),
@@ -3713,7 +3713,7 @@ FATAL_CODES = CREDENTIAL_CODES | {
     *("AccountProblem", "NotSignedUp", "PermanentRedirect"),
 }
 SLOW_DOWN_STATUSES = frozenset((429, 503, 509))
-REFUSING_5XX = frozenset((501, 507))  # not implemented, out of space: no 5xx that passes
+REFUSING_5XX = frozenset((501, 507))  # not implemented, out of space: the 5xx that do not pass
 PASSING_4XX = frozenset((408, 425, 429))
 ERROR_HINTS: Mapping[str, str] = {
     "ExpiredToken": "renew the credentials and rerun",
@@ -3739,12 +3739,12 @@ REDIRECT_HINT = "redirected: check --region and --endpoint-url"
 
 
 def is_passing(status: int) -> bool:
-    """Whether what comes with an HTTP status may pass, as far as that tells."""
+    """Whether an answer with this HTTP status may be temporary."""
     return status in PASSING_4XX or (status >= 500 and status not in REFUSING_5XX)
 
 
 def classify(code: str, status: int) -> type[TransferError]:
-    """The class of error that a code and HTTP status of the store stand for."""
+    """The class of error for a code and HTTP status of the store."""
     if code in FATAL_CODES:
         return FatalError
     if code in KEY_CODES:
@@ -3760,7 +3760,7 @@ def classify(code: str, status: int) -> type[TransferError]:
 
 
 def kind_of_error(error: PfuError) -> Kind:
-    """What an error says. Those of other things than the store are about the file."""
+    """The kind of an error. Errors not from the store concern the file."""
     if isinstance(error, RetryableError):
         return Kind.PASSING
     if isinstance(error, FatalError):
@@ -3778,15 +3778,15 @@ def full_jitter(attempt: int, base: float = 0.2, cap: float = 20.0) -> float:
 
 
 class Signs(NamedTuple):
-    """Counts of what came from the store, of the whole run; they only grow."""
+    """Counts of the store's answers, for the whole run; they only grow."""
 
     taken: float  # acknowledged; and bytes of a body that arrived for the first time
-    answered: float  # refused, or said of a file: the store speaks
+    answered: float  # refused, or about a file: the store responds
     passing: float
 
 
 class RunClock:
-    """How long the store has been away. Pure: the caller passes the time."""
+    """How long the store has been unavailable. Pure: the caller passes the time."""
 
     def __init__(self, patience: float = PATIENCE_SECONDS) -> None:
         self.patience = patience  # seconds
@@ -3796,7 +3796,7 @@ class RunClock:
         self._was_set_back = False
 
     def absorb(self, signs: Signs, now: float) -> None:
-        """Take in the counts as they are now."""
+        """Take in the current counts."""
         before, self._signs = self._signs, signs
         if signs.taken != before.taken:
             self.since, self._was_set_back = None, False
@@ -3810,11 +3810,11 @@ class RunClock:
         return 0.0 if self.since is None else now - self.since
 
     def is_away(self, now: float) -> bool:
-        """Whether the run is to hold still."""
+        """Whether the run should hold still."""
         return self.since is not None and self.shows(now) >= min(HOLD_SECONDS, self.patience)
 
     def is_over(self, now: float) -> bool:
-        """Whether the patience is."""
+        """Whether patience has run out."""
         return self.since is not None and self.shows(now) >= self.patience
 
 
@@ -3823,9 +3823,9 @@ def patiently(
     patience: float,
     tell: Callable[[RetryableError], None] = lambda error: None,
 ) -> T:
-    """Ask again what may be answered the next time, for so many seconds. Raises PfuError.
+    """Repeat a question that may be answered next time, for so many seconds. Raises PfuError.
 
-    For what is asked outside of an engine. ``tell`` hears of each failure, and may raise too.
+    For requests made outside an engine. ``tell`` is called with each failure, and may raise too.
     """
     began = time.monotonic()
     for attempt in itertools.count(1):
@@ -3842,19 +3842,19 @@ def patiently(
 class RefusedRow:
     """Tells a store that refuses everything from one that refuses some files.
 
-    ROW different files refused, with nothing taken between: up to OTHERS further ones are tried,
-    from directories without a refusal. If none of them is taken, it is the run that is refused.
+    After ROW different files are refused with nothing taken in between, up to OTHERS are tried,
+    from directories without a refusal. If none of them is taken, the whole run is refused.
     """
 
     def __init__(self) -> None:
         self.codes: Counter[str] = Counter()  # of the row, by cause
         self.directories: set[str] = set()  # with a refusal in this run
-        self.on_trial: set[str] = set()  # those that are tried
+        self.on_trial: set[str] = set()  # those being tried
         self._row: set[str] = set()
         self._tried = 0
 
     def taken(self) -> None:
-        """Something was: the row is at its end."""
+        """Something was taken: the row ends."""
         if self._row or self._tried:
             self._row.clear()
             self.codes.clear()
@@ -3873,7 +3873,7 @@ class RefusedRow:
 
     @property
     def is_full(self) -> bool:
-        """Whether nothing but others are to be tried."""
+        """Whether only others should be tried."""
         return len(self._row) >= ROW
 
     @property
@@ -3882,7 +3882,7 @@ class RefusedRow:
         return OTHERS - self._tried
 
     def try_others(self, file_ids: Collection[str]) -> None:
-        """These are tried now."""
+        """These are being tried."""
         self.on_trial.update(file_ids)
         self._tried = self._tried + len(file_ids) if file_ids else OTHERS
 
