@@ -5040,15 +5040,15 @@ def clock_skew(date: str, now: float) -> float:
 
 
 class Receipt(NamedTuple):
-    """What a store has acknowledged."""
+    """A store's acknowledgement."""
 
     etag: str
-    sha256: str = ""  # only where the uploader hashed what it sent; else the engine has done so
-    fast: bool = False  # it went by the fast lane
+    sha256: str = ""  # only if the uploader hashed what it sent; otherwise the engine did
+    fast: bool = False  # it went through the fast lane
 
 
 class Upload(NamedTuple):
-    """One object to be stored. ``body`` is None where the file is too large to hold in memory."""
+    """One object to be stored. ``body`` is None if the file is too large for memory."""
 
     key: str
     source: SourceFile
@@ -5056,11 +5056,11 @@ class Upload(NamedTuple):
     sha256: str  # hex, of the body
     metadata: Mapping[str, str]
     content_type: str
-    part_size: int  # bytes; what a large file is cut into
+    part_size: int  # bytes per part of a large file
 
     @property
     def status(self) -> os.stat_result:
-        """What fstat said of the file when it was opened."""
+        """The fstat result of the opened file."""
         return self.source.status
 
     @property
@@ -5079,7 +5079,7 @@ class Upload(NamedTuple):
 
 
 def part_size_for(size: int, wanted: int, most: int = MAX_PARTS) -> int:
-    """Bytes of a part such that ``most`` parts suffice, ``wanted`` if that is enough."""
+    """Bytes per part: ``wanted``, or more if that would take over ``most`` parts."""
     return max(wanted, MIN_PART_SIZE, -(-size // most))
 
 
@@ -5089,14 +5089,14 @@ def combined_digest(digests: Sequence[bytes]) -> str:
 
 
 class Form(NamedTuple):
-    """How a digest is composed: of the whole, or hash of the parts' hashes, then -N."""
+    """How a digest is built: of the whole, or hash of the parts' hashes, then -N."""
 
-    algorithm: str  # as hashlib calls it
+    algorithm: str  # name in hashlib
     part_size: int  # bytes; 0: of the whole
 
 
 class RunningDigest:
-    """A digest of what comes piece by piece."""
+    """A digest of data that arrives piece by piece."""
 
     def __init__(self, form: Form) -> None:
         self._form = form
@@ -5131,7 +5131,7 @@ WHOLE_SHA256 = Form("sha256", 0)
 
 
 def digests_of(source: SourceFile, forms: Iterable[Form]) -> dict[Form, str]:
-    """Digests of a file's bytes, all from one reading. Raises SourceError."""
+    """Digests of a file's bytes, all from a single read. Raises SourceError."""
     running = {form: RunningDigest(form) for form in forms}
     for offset in range(0, source.size, HASH_BYTES):
         piece = memoryview(source.read(offset, min(HASH_BYTES, source.size - offset)))
@@ -5140,7 +5140,7 @@ def digests_of(source: SourceFile, forms: Iterable[Form]) -> dict[Form, str]:
     return {form: digest.text() for form, digest in running.items()}
 
 
-# Of what other tools and stores cut objects into: rclone 5 MiB, aws 8 MiB, s5cmd 50 MiB ...
+# Part sizes of other tools and stores: rclone 5 MiB, aws 8 MiB, s5cmd 50 MiB ...
 COMMON_PART_SIZES = tuple(
     n * MIB for n in (8, 5, 16, 50, 64, 10, 15, 20, 25, 32, 100, 128, 200, 256, 500, 512, 1024)
 )
@@ -5148,7 +5148,7 @@ is_md5_etag = re.compile(r"[0-9a-f]{32}(?:-[1-9][0-9]{0,4})?").fullmatch
 
 
 def forms_of(algorithm: str, digest: str, size: int, likely: Iterable[int]) -> list[Form]:
-    """How ``digest``, of ``size`` bytes, may be composed; ``likely`` are sizes of parts."""
+    """Possible forms of ``digest``, for ``size`` bytes; ``likely`` are part sizes."""
     _, dash, count = digest.partition("-")
     if not dash:
         return [Form(algorithm, 0)]
@@ -5157,21 +5157,21 @@ def forms_of(algorithm: str, digest: str, size: int, likely: Iterable[int]) -> l
 
 
 class Stored(NamedTuple):
-    """What the store has of a file, as far as the ledger knows."""
+    """What the store has of a file according to the ledger."""
 
     last_modified: int  # nanoseconds since the epoch
     permissions: str
-    uid: int | None  # None: not known
+    uid: int | None  # None: unknown
     gid: int | None
     etag: str
-    sha256: str  # empty: not known
-    part_size: int  # bytes of the parts that sha256 is composed of; 0: not known, or of none
+    sha256: str  # empty: unknown
+    part_size: int  # bytes of the parts that sha256 was computed from; 0: unknown, or none
     inode: int
     changed_at: int | None
-    is_stale: bool  # its metadata are older than these
+    is_stale: bool  # its metadata is older than this
 
     def has_metadata_of(self, status: os.stat_result) -> bool:
-        """Whether the object says of the file what fstat says now."""
+        """Whether the object's metadata matches the file's current status."""
         owner = status.st_uid, status.st_gid
         return (
             not self.is_stale
@@ -5181,7 +5181,7 @@ class Stored(NamedTuple):
         )
 
     def is_untouched(self, status: os.stat_result) -> bool:
-        """Whether nothing has happened to the file since it was last read."""
+        """Whether the file is untouched since it was last read."""
         now = ledger_time(status), ledger_inode(status), ledger_ctime(status)
         return (self.last_modified, self.inode, self.changed_at) == now
 
@@ -5196,22 +5196,22 @@ class Stored(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """What tells whether a file was touched, as fstat says it and SQLite can keep it."""
+    """Tells whether a file was touched: from fstat, in the form that SQLite can hold."""
 
     size: int  # bytes
     modified: int  # nanoseconds since the epoch
-    changed: int  # the same, of the inode
+    changed: int  # the same, for ctime
     inode: int
 
     @classmethod
     def of(cls, status: os.stat_result) -> Snapshot:
-        """The snapshot that fstat's answer stands for."""
+        """The snapshot for an fstat result."""
         inode, changed = ledger_inode(status), ledger_ctime(status)
         return cls(status.st_size, status.st_mtime_ns, changed, inode)
 
 
 class StoredPart(NamedTuple):
-    """A part that a store has acknowledged."""
+    """A part acknowledged by a store."""
 
     number: int  # from 1
     size: int  # bytes
@@ -5220,9 +5220,9 @@ class StoredPart(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A part to be stored. ``body`` may be sent only until the call returns."""
+    """A part to be stored. ``body`` may only be sent until the call returns."""
 
-    path: str  # of the file that it is a part of
+    path: str  # of the file it belongs to
     key: str
     upload_id: str
     number: int  # from 1
@@ -5230,14 +5230,14 @@ class Part(NamedTuple):
     sha256: str  # hex, of the body
 
 
-MAX_FURTHEST = 10_000  # bodies of which is known how far they got
+MAX_FURTHEST = 10_000  # bodies whose furthest position is remembered
 
 
 class Traffic:
     """Counts of what an uploader sent. add() may be called from threads.
 
-    ``fast_requests`` and ``fast_files`` belong to the event loop, and so does ``meter``. ``pacer``
-    is asked before bytes are sent. ``notes`` are for the user, and go up with the next report.
+    ``fast_requests``, ``fast_files`` and ``meter`` belong to the event loop. ``pacer`` is asked
+    before bytes are sent. ``notes`` are for the user, and are sent with the next report.
     """
 
     def __init__(self) -> None:
@@ -5248,16 +5248,16 @@ class Traffic:
         self.notes: deque[str] = deque()
         self.beats = 0
         self.moved = 0  # bytes of large bodies that arrived for the first time
-        self.wants_shared = False  # what Uploader.adopt() took is refused
+        self.wants_shared = False  # what Uploader.adopt() took over is refused
         self._furthest: dict[str, int] = {}
         self._lock = threading.Lock()
 
     def beat(self) -> None:
-        """Something moves: bytes were read or sent. What is silent for long is given up."""
+        """There is progress: bytes were read or sent. Whatever is silent for long is given up."""
         self.beats += 1
 
     def arrived(self, sha256: str, count: int) -> None:
-        """So many bytes of a large body are at the other end, now or at an earlier try."""
+        """This many bytes of a large body have arrived, in this or an earlier try."""
         with self._lock:
             before = self._furthest.pop(sha256, 0)
             self.moved += max(count - before, 0)
@@ -5266,7 +5266,7 @@ class Traffic:
                 del self._furthest[next(iter(self._furthest))]
 
     def add(self, *, requests: int = 0, retries: int = 0, throttled: int = 0) -> None:
-        """Count what was sent by the safe lane."""
+        """Count what the safe lane sent."""
         with self._lock:
             self.requests += requests
             self.retries += retries
@@ -5274,24 +5274,24 @@ class Traffic:
 
 
 class Uploader(ABC):
-    """A provider: stores one file at a time. Subclasses need put(); all else has a default.
+    """A provider: stores one file at a time. Subclasses need put(); the rest has defaults.
 
-    The parent process calls resolve(), and prepare() is called once, in a process of its own where
-    the system can fork: what it finds out it keeps in attributes. Every process that uploads calls
+    The parent process calls resolve(); prepare() is called once, in a separate process if the
+    system can fork, and keeps what it finds out in attributes. Every process that uploads calls
     open(), then enter_loop() on its event loop, then send() there, which calls put() in threads;
-    in the end leave_loop() and close(). Between the two processes the object may be pickled:
-    what `process_state` names stays behind.
+    at the end leave_loop() and close(). The object may be pickled between processes, without the
+    attributes in `process_state`.
 
     After an exception the store may or may not have the object; it is asked to store it again.
     Storing twice must be harmless: the last one stored wins.
     """
 
-    destination: str = ""  # where to, as a user reads it: scheme://container/prefix
-    endpoint: str = ""  # of a store that is not the provider's own
-    prefix: str = ""  # begins every key; empty, or with a slash at its end
+    destination: str = ""  # for the user: scheme://container/prefix
+    endpoint: str = ""  # if it is not the provider's own
+    prefix: str = ""  # starts every key; empty, or with a trailing slash
     fast_lane_off: str | None = "this provider has none"  # why there is no fast lane
-    is_first_run: bool = False  # the ledger has nothing there: prepare() is to look what there is
-    patience: float = PATIENCE_SECONDS  # for what is asked outside of an engine: a listing
+    is_first_run: bool = False  # the ledger has nothing there: prepare() should look what is there
+    patience: float = PATIENCE_SECONDS  # for requests made outside an engine: a listing
     process_state: ClassVar[frozenset[str]] = frozenset({"traffic"})  # attributes not to pickle
 
     def __init__(self) -> None:
@@ -5305,71 +5305,71 @@ class Uploader(ABC):
         self.traffic = Traffic()
 
     def resolve(self) -> None:  # noqa: B027
-        """Find out the destination where it was not named. Raises UsageError."""
+        """Determine the destination if it was not given. Raises UsageError."""
 
     def prepare(self) -> list[str]:
-        """Before the first byte: is the store there, and private? Raises PfuError if not.
+        """Before the first byte: does the store exist, and is it private? Raises PfuError if not.
 
-        Returns notes for the user: what could not be found out.
+        Returns notes for the user about what could not be determined.
         """
         return []
 
     def shared(self, *, again: bool = False) -> Any:
-        """What every process needs and only one may ask for: credentials that are renewed.
+        """What every process needs but only one may request: renewed credentials.
 
-        Asked, after prepare(), every few seconds in the process that prepared; None: there is no
-        such thing. ``again``: a process says that what it has is refused. May block.
+        Called after prepare(), every few seconds in the process that prepared; None: there is
+        nothing to share. ``again``: a process says that what it has is refused. May block.
         """
         return None
 
     def adopt(self, shared: Any) -> None:  # noqa: B027
-        """Take over what shared() has given elsewhere. Called on the loop."""
+        """Take over what shared() returned elsewhere. Called on the loop."""
 
     def open(self, connections: int) -> None:  # noqa: B027
-        """Make clients for so many requests at a time, in the process that will use them."""
+        """Create clients for this many parallel requests, in the process that will use them."""
 
     async def enter_loop(self) -> None:  # noqa: B027
-        """The same for what belongs to the running event loop."""
+        """The same for everything bound to the running event loop."""
 
     async def leave_loop(self) -> None:  # noqa: B027
-        """Give up what enter_loop() made."""
+        """Release what enter_loop() created."""
 
     def close(self) -> None:  # noqa: B027
-        """Give up what open() made."""
+        """Release what open() created."""
 
     def request_cost(self, requests: int) -> float | None:
-        """What so many requests that store something cost, about, in USD; None: not known."""
+        """The approximate cost of this many storing requests in USD; None: unknown."""
         return None
 
     def answers(self) -> bool:
-        """Whether the store answers a plain request. Asked where one file alone fails and fails."""
+        """Whether the store answers a plain request. Asked if a single file fails repeatedly."""
         return False
 
     def refuses_all(self) -> bool:
-        """Whether a plain request meets what a FatalError with a code said; asked before a stop."""
+        """Whether a plain request gets the same code as a FatalError; asked before a stop."""
         return True
 
     @abstractmethod
     def put(self, upload: Upload) -> Receipt:
         """Store one object; return once the store has acknowledged all its bytes.
 
-        Called from many threads at once. Asks the store once, and raises what it said: a
-        RetryableError (or SlowDownError) may pass, and the run sends it again as long as it is
-        patient; a KeyRefusedError is about this key; a FatalError about all of them; any other
-        exception is a refusal, which stops the run where it meets everything.
+        Called from many threads at once. Asks the store once, and raises its answer: after a
+        RetryableError (or SlowDownError) the run sends it again for as long as it is patient; a
+        KeyRefusedError concerns this key; a FatalError all of them; any other exception is a
+        refusal, which stops the run if everything is refused.
         """
 
     def renew(self, upload: Upload, etag: str, modified: int | None) -> Receipt:
-        """Give the stored object the metadata of ``upload``; its bytes are the same already.
+        """Update the stored object's metadata to that of ``upload``; its bytes are the same.
 
-        ``etag`` is that of the object as it was stored last, ``modified`` (nanoseconds since the
-        epoch) the time that it has then. May block. Raises TransferError; UploadGoneError where
-        the object is another one; UnsupportedError, as here, where the bytes must be sent.
+        ``etag`` is that of the object when it was last stored, ``modified`` (nanoseconds since the
+        epoch) the time recorded then. May block. Raises TransferError; UploadGoneError if the
+        object is another one; UnsupportedError, as here, if the bytes must be sent.
         """
         raise UnsupportedError("update metadata of", upload.key, "not supported by this provider")
 
     async def send(self, upload: Upload, threads: ThreadPoolExecutor) -> Receipt:
-        """put() for an event loop. A provider that needs no thread for it overrides this."""
+        """put() for an event loop. A provider that needs no threads for it overrides this."""
         return await asyncio.get_running_loop().run_in_executor(threads, self.put, upload)
 
 
@@ -5377,15 +5377,15 @@ LEFT_HINT = "a lifecycle rule that aborts incomplete uploads will remove it"
 
 
 class MultipartUploader(Uploader):
-    """A provider that takes a large object in parts, in any order, from several processes.
+    """A provider that accepts a large object in parts, in any order, from several processes.
 
-    All methods may block, but for send_part(), and raise TransferError as put() does;
-    UploadGoneError where the store does not know the upload, or a part of it, any more.
+    All methods may block, except send_part(), and raise TransferError as put() does;
+    UploadGoneError if the store no longer knows the upload, or a part of it.
     """
 
     @abstractmethod
     def begin(self, upload: Upload) -> str:
-        """Begin an object that will come in parts. Returns the id of the multipart upload."""
+        """Start an object that will come in parts. Returns the id of the multipart upload."""
 
     @abstractmethod
     def put_part(self, part: Part) -> Receipt:
@@ -5397,31 +5397,31 @@ class MultipartUploader(Uploader):
 
     @abstractmethod
     def list_parts(self, key: str, upload_id: str) -> list[StoredPart]:
-        """The parts that the store has of an upload."""
+        """The parts of an upload that the store has."""
 
     @abstractmethod
     def complete(self, upload: Upload, upload_id: str, parts: Sequence[StoredPart]) -> Receipt:
-        """Make the object of its parts, all of them, by number; see that the store has it."""
+        """Assemble the object from all its parts, by number; check that the store has it."""
 
     @abstractmethod
     def is_complete(
         self, upload: Upload, upload_id: str, parts: Sequence[StoredPart]
     ) -> Receipt | None:
-        """The receipt if the object is there, made by this upload of these parts."""
+        """The receipt if the object exists, made by this upload from these parts."""
 
     @abstractmethod
     def abort(self, key: str, upload_id: str) -> None:
-        """Give up an upload and its parts. One that is not there is no error."""
+        """Abort an upload and discard its parts. A missing one is not an error."""
 
     @abstractmethod
     def find_uploads(self, key: str, since: float) -> list[str]:
-        """Ids of the unfinished uploads of ``key`` begun since then, seconds since the epoch.
+        """Ids of the unfinished uploads of ``key`` started since then, seconds since the epoch.
 
-        Raises DeniedError where the store does not let them be listed.
+        Raises DeniedError if the store does not allow listing them.
         """
 
     def abort_others(self, key: str, since: float, upload_id: str = "") -> None:
-        """Abort what was begun since then without its id having come; tell what may be left."""
+        """Abort uploads started since then whose id never arrived; report what may remain."""
         with self.telling_what_is_left():
             for other in self.find_uploads(key, since):
                 if other != upload_id:
@@ -5429,7 +5429,7 @@ class MultipartUploader(Uploader):
 
     @contextlib.contextmanager
     def telling_what_is_left(self) -> Iterator[None]:
-        """A store that lets nothing be aborted, or found, is no reason not to upload a file."""
+        """A store that refuses to list or abort uploads does not stop the upload of a file."""
         try:
             yield
         except TransferError as error:
@@ -5439,19 +5439,19 @@ class MultipartUploader(Uploader):
 
     @abstractmethod
     def fingerprint(self, upload: Upload) -> str:
-        """What is said of the object: a hash of all but its metadata, a slash, one of these.
+        """Hashes of an object's headers: of all but its metadata, a slash, of its metadata.
 
-        An unfinished upload for which the first half was another one is useless.
+        An unfinished upload with another first half is useless.
         """
 
 
 IMPOSSIBLE_KEY = ".pfu-nobody-has-stored-this-"
 DROPS_METADATA = "this store drops metadata: times, modes and owners are not kept"
-GRACE_TRIES, GRACE_SECONDS = 6, 0.5  # for an object to appear that was just taken
+GRACE_TRIES, GRACE_SECONDS = 6, 0.5  # for an acknowledged object to appear
 
 
 class InspectableUploader(Uploader):
-    """A provider that can tell what it has below the prefix. All methods may block."""
+    """A provider that can report what it has below the prefix. All methods may block."""
 
     @abstractmethod
     def list_objects(self, threads: ThreadPoolExecutor) -> Iterator[list[Listed]]:
@@ -5459,16 +5459,16 @@ class InspectableUploader(Uploader):
 
     @abstractmethod
     def inspect(self, key: str) -> Inspected | None:
-        """What the store says of an object; None if there is none."""
+        """The store's description of an object; None if there is none."""
 
     @abstractmethod
     def read_back(self, key: str) -> str:
-        """SHA-256 in hex of the bytes of an object, all of which are read."""
+        """SHA-256 in hex of the bytes of an object, read completely."""
 
     def prove(self, found: Found) -> list[str]:
-        """See that a store is behind the answers: it has what it took, and nothing else.
+        """Check that this is a store: it has what it accepted, and nothing else.
 
-        Returns notes for the user. Raises FatalError where there is none.
+        Returns notes for the user. Raises FatalError if it is not.
         """
         try:
             stored = self.inspect(found.key)
@@ -5488,18 +5488,18 @@ class InspectableUploader(Uploader):
         return [DROPS_METADATA] * (not stored.is_of(found))
 
     def explain_loss(self, key: str) -> list[str]:
-        """Notes on an object that was taken and is not there. Raises FatalError without one."""
+        """Notes on an object that was accepted and is missing. Raises FatalError if unexplained."""
         raise self.unproven(f"it accepted {key} but does not have it")
 
     def kept_as(self, key: str, size: int, since: float) -> str:
-        """The name under which the store keeps what it took; empty if that is not known.
+        """The name under which the store keeps what it accepted; empty if unknown.
 
         ``since``: when the run began, seconds since the epoch.
         """
         return ""
 
     def unproven(self, cause: str) -> FatalError:
-        """What is said of a store that is none."""
+        """The error for an endpoint that is not a store."""
         return FatalError("use", self.destination, cause, "is that URL an S3 server?")
 
 
@@ -5508,7 +5508,7 @@ class InspectableUploader(Uploader):
 
 @dataclass(frozen=True)
 class S3Options:
-    """How to reach a bucket and what to ask of it. None: as boto3 finds it."""
+    """How to reach a bucket and what to ask of it. None: boto3's default."""
 
     endpoint_url: str | None = None
     region: str | None = None
@@ -5524,7 +5524,7 @@ class S3Options:
     requester_pays: bool = False
 
     def put_arguments(self) -> dict[str, str]:
-        """What goes with every object, as boto3 names it."""
+        """Arguments of every object, in boto3's terms."""
         arguments = {
             "StorageClass": self.storage_class,
             "ServerSideEncryption": self.sse,
@@ -5535,12 +5535,12 @@ class S3Options:
         return {**self.access(), **{name: value for name, value in arguments.items() if value}}
 
     def owner(self) -> dict[str, str]:
-        """What goes with every call, as boto3 names it."""
+        """Arguments of every call, in boto3's terms."""
         owner = self.expected_bucket_owner
         return {"ExpectedBucketOwner": owner} if owner else {}
 
     def access(self) -> dict[str, str]:
-        """What goes with every call about objects."""
+        """Arguments of every call about objects."""
         payer = {"RequestPayer": "requester"} if self.requester_pays else {}
         return {**self.owner(), **payer}
 
@@ -5566,7 +5566,7 @@ ALL_BLOCKS = {
     "RestrictPublicBuckets": True,
 }
 BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]|arn:[\w:/.-]+", re.ASCII | re.I)
-ANY_BUCKET = re.compile(  # other stores have tenants and more
+ANY_BUCKET = re.compile(  # other stores have tenants and so on
     r"[^/\s?#%\x00-\x1f\x7f]{1,255}|arn:[\w:/.-]+"
 )
 DESTINATION_HINT = "use s3://BUCKET or s3://BUCKET/PREFIX"
@@ -5584,12 +5584,12 @@ CHECKSUM_MODE = Headers(("x-amz-checksum-mode",), ("ENABLED",))
 METADATA_SERVICE = "http://169.254.169.254"
 CREDENTIAL_PROCESS_SECONDS = 60.0  # for a credential_process to end
 SHELL = "/bin/sh"
-METADATA_SECONDS = 5  # for an answer of it
+METADATA_SECONDS = 5  # for one of its answers
 SLOW_METADATA_SERVICE = {
     "metadata_service_timeout": METADATA_SECONDS,
     "metadata_service_num_attempts": 3,
 }
-RENEWAL_SECONDS = 10.0  # between two readings of credentials that were refused
+RENEWAL_SECONDS = 10.0  # between two reloads of refused credentials
 CONFIGURATION_HINT = "check the AWS configuration, including any credential_process"
 NO_CREDENTIALS_HINT = (
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; --sandbox needs neither"
@@ -5597,7 +5597,7 @@ NO_CREDENTIALS_HINT = (
 
 
 class Terms(NamedTuple):
-    """What requests depend on, beside what they carry; it may change under way."""
+    """What requests depend on, besides their contents; it may change during a run."""
 
     checksums: bool = True  # until the store refuses one
     md5: bool = False  # until the store asks for one
@@ -5605,10 +5605,10 @@ class Terms(NamedTuple):
 
 
 class S3Uploader(MultipartUploader, InspectableUploader):
-    """A bucket of S3, or of a store that speaks S3.
+    """A bucket of S3, or of an S3-compatible store.
 
     Safe lane: boto3's own calls, in threads. Fast lane: the PutObject that botocore would have
-    sent, where the gate allows; what it does not understand goes down the safe lane.
+    sent, if the gate allows it; what it does not understand goes to the safe lane.
     """
 
     process_state: ClassVar[frozenset[str]] = frozenset(
@@ -5635,7 +5635,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         self._forget_process()
         self._template: RequestTemplate | None = None
         self._fixed_credentials: Credentials | None = None
-        self._shared_credentials: Credentials | None = None  # that another process renews
+        self._shared_credentials: Credentials | None = None  # renewed by another process
         self.options = options or S3Options()
         self.endpoint = self.options.endpoint_url or ""
         self._is_default = destination is None
@@ -5651,22 +5651,22 @@ class S3Uploader(MultipartUploader, InspectableUploader):
     def _forget_process(self) -> None:
         self._session: Any = None
         self._metadata_service_is_slow = False
-        self._clients: dict[float, Any] = {}  # by the seconds that an answer may take
+        self._clients: dict[float, Any] = {}  # by timeout in seconds
         self._lane: FastLane | None = None
         self._lane_renewals = 0
         self._lock = threading.Lock()
         self._denied_copies: list[TransferError] = []
         self._refusals = self._failures_in_a_row = 0
         self._renewed_at = -RENEWAL_SECONDS
-        self._is_plain = False  # an http:// endpoint was asked whether it speaks TLS
-        self._is_keeper = False  # the one that asks where credentials come from
+        self._is_plain = False  # whether an http:// endpoint speaks TLS was checked
+        self._is_keeper = False  # this process requests the credentials
         self._is_asking_boto3 = False
-        self._tried_without: set[str] = set()  # a checksum, by what was asked
-        self._heads_have_etags = False  # answers to HeadObject, as far as is known
+        self._tried_without: set[str] = set()  # a checksum, by operation
+        self._heads_have_etags = False  # answers to HeadObject, as far as known
         self._trying_without = threading.RLock()
         self._connections = 10
         self._terms = self._acknowledged_terms = Terms()
-        self._asked_why: Terms | None = None  # with which a 403 to HEAD was asked about
+        self._asked_why: Terms | None = None  # for which the reason of a 403 to HEAD was requested
         self._took_checksum = False  # with an object or a part
 
     def _name_destination(self) -> None:
@@ -5675,7 +5675,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
     # -- in the parent, once
 
     def request_cost(self, requests: int) -> float | None:
-        """By the list of prices of AWS."""
+        """From the AWS price list."""
         price = REQUEST_PRICES.get(self.options.storage_class or "STANDARD")
         return None if self.endpoint or price is None else requests * price / 1000
 
@@ -5706,7 +5706,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         self._name_destination()
 
     def prepare(self) -> list[str]:
-        """Find the bucket, or make it, and see that it is private."""
+        """Find or create the bucket, and check that it is private."""
         self._is_keeper = True
         credentials = self._credentials()
         self._shared_credentials = None if self._fixed_credentials else credentials
@@ -5722,7 +5722,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         return notes
 
     def _look_around(self, client: Any) -> list[str]:
-        """Tell of objects that the ledger does not know; where no one may list, of nothing."""
+        """Report objects that the ledger does not know; nothing if listing is not allowed."""
         try:
             with translated("list", self.destination):
                 page = client.list_objects_v2(
@@ -5746,7 +5746,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             self._template, self.fast_lane_off = captured, None
 
     def _find_bucket(self, client: Any) -> bool:
-        """Whether the bucket is there. A refusal counts as yes: PutObject may still be allowed."""
+        """Whether the bucket exists. A refusal counts as yes: PutObject may still be allowed."""
         try:
             return self._has_bucket(client)
         except RetryableError as error:
@@ -5777,7 +5777,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
                 raise
 
     def _check_credentials(self, client: Any) -> None:
-        """HeadBucket's answer has no body: ask what tells wrong credentials from a refusal."""
+        """HeadBucket's answer has no body: find out if the credentials are wrong, or denied."""
         try:
             self._list_nothing(client)
         except client.exceptions.ClientError as error:
@@ -5791,14 +5791,14 @@ class S3Uploader(MultipartUploader, InspectableUploader):
                 raise UsageError("use bucket", self.bucket, cause, "specify a bucket") from error
 
     def _list_nothing(self, client: Any) -> None:
-        """ListObjectsV2 of no key: its refusal tells credentials from a lack of permission."""
+        """ListObjectsV2 of no key: its error tells bad credentials from a lack of permission."""
         client.list_objects_v2(Bucket=self.bucket, MaxKeys=0, **self.options.access())
 
     def _create_bucket(self, client: Any) -> list[str]:
-        """Private, as far as a store lets itself be told so.
+        """As private as the store allows.
 
-        Other stores than AWS may not know the ownership, and some refuse every object that comes
-        without an ACL where BlockPublicAcls is set (RADOS gateway); to ignore ACLs is enough.
+        Stores other than AWS may not support ownership controls, and some refuse every object sent
+        without an ACL if BlockPublicAcls is set (RADOS gateway); ignoring ACLs is enough.
         """
         ownership = {} if self.endpoint else {"ObjectOwnership": "BucketOwnerEnforced"}
         arguments: dict[str, Any] = {"Bucket": self.bucket, **ownership}
@@ -5834,7 +5834,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         return []
 
     def _session_of(self) -> Any:
-        import boto3  # 0.1 s and 20 MB, which a run that has nothing to upload need not pay
+        import boto3  # 0.1 s and 20 MB, to be avoided if there is nothing to upload
         from botocore.exceptions import BotoCoreError
 
         if self._session is None:
@@ -5855,7 +5855,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         return self._session
 
     def _given_credentials(self) -> dict[str, str | None]:
-        """What boto3 is not to look for, as another process has it."""
+        """What boto3 need not look for, as another process has it."""
         shared = self._shared_credentials
         if shared is None or self._is_keeper:
             return {}
@@ -5863,7 +5863,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         return dict(zip(names, shared))
 
     def shared(self, *, again: bool = False) -> Credentials | None:
-        """Those that are renewed: by a role, a metadata service, a process."""
+        """Credentials that are renewed: by a role, a metadata service, a process."""
         if self._shared_credentials is None:
             return None
         if again:
@@ -5887,7 +5887,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             connect_timeout=CONNECT_SECONDS,
             read_timeout=read_seconds or min(READ_SECONDS, max(self.patience, LEAST_STALL_SECONDS)),
             max_pool_connections=connections,
-            retries={"mode": "standard", "total_max_attempts": 1},  # trying again is the engine's
+            retries={"mode": "standard", "total_max_attempts": 1},  # retries are up to the engine
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
             s3={"payload_signing_enabled": True},
@@ -5903,7 +5903,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
                 config=config,
             )
             guard_client(client, service)
-            if self.endpoint:  # AWS alone has the names that botocore insists on
+            if self.endpoint:  # only AWS has the names that botocore insists on
                 client.meta.events.unregister("before-parameter-build.s3", validate_bucket_name)
             return client
         except BotoCoreError as error:
@@ -5913,16 +5913,16 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             raise UsageError("set up", service, str(error), "check the options") from error
         except PfuError:
             raise
-        except Exception as error:  # whatever a credential_process does; it may tell secrets
+        except Exception as error:  # whatever a credential_process does; it may reveal secrets
             cause = os_cause(error) if isinstance(error, OSError) else type(error).__name__
             where = getattr(error, "filename", None)
             cause = f"{where}: {cause}" if where else cause
             raise UsageError("set up", service, cause, CONFIGURATION_HINT) from error
 
     def _credentials(self) -> Credentials:
-        """What to sign with now. May block to renew it. Raises FatalError.
+        """The current credentials. May block to renew them. Raises FatalError.
 
-        Where it cannot change, boto3 is asked once, and no worker has to import it.
+        If they cannot change, boto3 is asked once, and no worker has to import it.
         """
         known = self._fixed_credentials or (None if self._is_keeper else self._shared_credentials)
         if known is not None:
@@ -5933,7 +5933,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
 
             try:
                 found = self._session_of().get_credentials()
-            except (AttributeError, KeyError, TypeError) as error:  # of an odd credential_process
+            except (AttributeError, KeyError, TypeError) as error:  # from an odd credential_process
                 cause = type(error).__name__
                 place = "read credentials for", self.destination
                 raise FatalError(*place, cause, CONFIGURATION_HINT) from error
@@ -5950,9 +5950,9 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             return current
 
     def _doubt_metadata_service(self) -> None:
-        """Raises RetryableError if there is one, which may tell the next time; botocore asks once.
+        """Raises RetryableError if there is one, as it may answer next time; botocore asks once.
 
-        It is given more time, too.
+        From then on it gets more time.
         """
         if os.environ.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true":
             return
@@ -5969,11 +5969,11 @@ class S3Uploader(MultipartUploader, InspectableUploader):
     # -- in every process that uploads
 
     def open(self, connections: int) -> None:
-        """The safe lane's client is made when it is first needed: it costs 40 ms and 10 MB."""
+        """The safe lane's client is created on demand: it costs 40 ms and 10 MB."""
         self._clients, self._connections = {}, connections
 
     def _safe_client(self, seconds: float) -> Any:
-        """One for each time that an answer may take."""
+        """One per timeout."""
         with self._lock:
             if seconds not in self._clients:
                 client = self._client_of("s3", self._connections, seconds)
@@ -5987,7 +5987,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
 
     @contextlib.contextmanager
     def _calling(self, operation: str, subject: str, seconds: float | None = None) -> Iterator[Any]:
-        """The safe lane's client, for one call; its errors come out as TransferError."""
+        """The safe lane's client, for one call; its errors are raised as TransferError."""
         client, terms = self._safe_client(seconds or SLOW_LINE_SECONDS), self._terms
         try:
             with translated(operation, subject):
@@ -5999,25 +5999,25 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             raise RetryableError(operation, subject, error.cause, hint) from error
         except RetryableError as error:
             if error.dropped:
-                client.close()  # the idle connections: they may be as dead
+                client.close()  # the idle connections: they may be dead too
             raise
         self._acknowledged_terms = terms
 
     def _renew_credentials(self, refused: Any) -> bool:
-        """Read the credentials again, from where they are kept. Whether there are others now.
+        """Reload the credentials from where they are kept. Returns whether they have changed.
 
-        Others that are refused in their turn, before anything was acknowledged, are the last.
+        If new ones are refused too, before anything was acknowledged, there is no third attempt.
         """
         with self._lock:
             if refused not in self._clients.values():
-                return True  # another thread has done so
+                return True  # another thread has done it
             is_early = time.monotonic() < self._renewed_at + RENEWAL_SECONDS
             if is_early or self._terms.renewals > self._acknowledged_terms.renewals:
                 return False
             self._renewed_at = time.monotonic()
             if self._shared_credentials is not None and not self._is_keeper:
                 self.traffic.wants_shared = True
-                return True  # until another process has read them, or the same again
+                return True  # until another process has reloaded them, changed or not
             before = self._session, self._fixed_credentials
             old, self._session, self._fixed_credentials = self._credentials(), None, None
             try:
@@ -6093,7 +6093,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         put: Awaitable[str],
         by_boto3: Callable[[], Awaitable[Receipt]],
     ) -> Receipt:
-        """A refusal by the fast lane is put to boto3 once, for its words and its redirects."""
+        """A refusal by the fast lane is repeated with boto3 once, for its message and redirects."""
         terms = self._terms
         try:
             etag = await put
@@ -6112,7 +6112,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         return Receipt(etag, fast=True)
 
     def _open_lane(self) -> FastLane | None:
-        """The fast lane, signing with the newest credentials, if it is open."""
+        """The fast lane, signing with the latest credentials, if it is open."""
         if self._lane is None or self.fast_lane_off:
             return None
         if self._lane_renewals != self._terms.renewals:
@@ -6121,9 +6121,9 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         return self._lane
 
     def _weigh_rejection(self, rejected: Rejected, way: str) -> None:
-        """Raises RetryableError for what may pass, unless boto3 is to be asked how it fares.
+        """Raises RetryableError for temporary failures, unless boto3 should be tried.
 
-        It is asked, one file at a time, once the fast lane alone may be what does not work.
+        It is tried, one file at a time, once the fast lane alone may be what fails.
         """
         is_busy = rejected.status in SLOW_DOWN_STATUSES
         self.traffic.add(throttled=int(is_busy))
@@ -6149,8 +6149,8 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         return True
 
     def refuses_all(self) -> bool:
-        """ListObjectsV2, whose answer tells credentials and bucket from a lack of permission."""
-        for _ in range(2):  # the credentials may be read again meanwhile
+        """ListObjectsV2, which tells bad credentials and buckets from a lack of permission."""
+        for _ in range(2):  # the credentials may be reloaded in between
             try:
                 with self._calling("list", self.bucket) as client:
                     self._list_nothing(client)
@@ -6184,7 +6184,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         return f"{path} to s3://{self.bucket}/{key}"
 
     def _object(self, upload: Upload) -> dict[str, Any]:
-        """What PutObject and CreateMultipartUpload say of an object."""
+        """Arguments of PutObject and CreateMultipartUpload for an object."""
         return {
             "Bucket": self.bucket,
             "Key": upload.key,
@@ -6194,12 +6194,12 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         }
 
     def _upload(self, key: str, upload_id: str) -> dict[str, Any]:
-        """What all further calls say of a multipart upload."""
+        """Arguments of all further calls for a multipart upload."""
         of_s3 = UploadHandle.read(upload_id).upload_id
         return {"Bucket": self.bucket, "Key": key, "UploadId": of_s3, **self.options.access()}
 
     def put(self, upload: Upload) -> Receipt:
-        """One PutObject: the body is in memory, larger files come in parts."""
+        """One PutObject: the body is in memory, larger files are sent in parts."""
 
         def send(checksum: bool) -> Receipt:
             with self._calling("upload", self._way(upload.source.path, upload.key)) as client:
@@ -6218,9 +6218,9 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         return {**checksum_of(sha256, checksum), **dict(zip(("ContentMD5",), md5))}
 
     def _with_checksum(self, what: str, call: Callable[[bool], T], *, wanted: bool = True) -> T:
-        """call(True), to send a checksum; call(False) where that is what the store refuses.
+        """call(True), to send a checksum; call(False) if that is what the store refuses.
 
-        Whether it is that is tried once a run, not once a file.
+        Whether it does is tried once per run, not per file.
         """
         checksum, md5 = wanted and self._terms.checksums, self._terms.md5
         try:
@@ -6232,13 +6232,13 @@ class S3Uploader(MultipartUploader, InspectableUploader):
                 return self._with_checksum(what, call, wanted=wanted)
             if not checksum or not may_concern_checksum(refused):
                 raise
-            with self._trying_without:  # the others wait for what comes of it
+            with self._trying_without:  # the others wait for the result
                 if not self._terms.checksums:
                     return call(False)
                 if what in self._tried_without:
                     raise
                 self._tried_without.add(what)
-                if isinstance(refused, FatalError):  # a word of one node, of many that take it?
+                if isinstance(refused, FatalError):  # from one node, while others take it?
                     if self._took_checksum:
                         raise
                     with contextlib.suppress(TransferError):
@@ -6252,7 +6252,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             return answer
 
     def _learns_md5(self, refused: TransferError) -> bool:
-        """Whether the store asks for Content-MD5, as older ones do under Object Lock."""
+        """Whether the store requires Content-MD5, as older ones do with Object Lock."""
         asks = "content-md5" in refused.cause.lower()
         if asks and kind_of_error(refused) is Kind.REFUSED:
             with self._lock:
@@ -6263,7 +6263,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
     # -- large files
 
     def fingerprint(self, upload: Upload) -> str:
-        """Hashes of what CreateMultipartUpload says."""
+        """Hashes of the arguments of CreateMultipartUpload."""
         told = {**self._object(upload), "Metadata": {}}, upload.metadata
         texts = (json.dumps(half, sort_keys=True).encode() for half in told)
         return "/".join(hashlib.sha256(text).hexdigest() for text in texts)
@@ -6286,7 +6286,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         upload_id = str(answer.get("UploadId", ""))
         if not upload_id:
             raise RetryableError("read response", upload.key, "it has no upload ID")
-        if checksum != wanted:  # an answer that was lost may have named another one
+        if checksum != wanted:  # a lost answer may have named another one
             self.abort_others(upload.key, began, upload_id)
         return str(UploadHandle(upload_id, checksum, mark))
 
@@ -6330,9 +6330,9 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             ]
 
     def complete(self, upload: Upload, upload_id: str, parts: Sequence[StoredPart]) -> Receipt:
-        """CompleteMultipartUpload, then a look at the object.
+        """CompleteMultipartUpload, then a check of the object.
 
-        Where the answer is lost, or the upload is not there any more, the object tells.
+        If the answer is lost, or the upload no longer exists, the object decides.
         """
 
         def end(checksum: bool) -> Any:
@@ -6359,9 +6359,9 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         return Receipt(etag, combined_sha256(parts))
 
     def renew(self, upload: Upload, etag: str, modified: int | None) -> Receipt:
-        """CopyObject onto itself, which keeps nothing that is not said anew; by parts above 5 GiB.
+        """CopyObject onto itself, with everything stated again; by parts above 5 GiB.
 
-        Then a look at the object: some stores acknowledge, and keep the metadata.
+        Then a check of the object: some stores acknowledge, and keep the old metadata.
         """
         if len(self._denied_copies) >= MAX_DENIED_COPIES:
             raise self._denied_copies[-1]
@@ -6375,9 +6375,9 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         return Receipt(copied)
 
     def _copy_of(self, upload: Upload, etag: str, modified: int | None) -> str:
-        """The ETag of the copy, as HEAD tells it: Swift answers with another one, rclone with none.
+        """The ETag of the copy, from HEAD: Swift answers with another one, rclone with none.
 
-        A store that takes the request for a PutObject has an empty object then: it is sent again.
+        A store that takes the request for a PutObject now has an empty object: it is sent again.
         """
         way, told = f"s3://{self.bucket}/{upload.key}", ""
         try:
@@ -6402,7 +6402,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         if head is not None and head["ContentLength"] != upload.size:
             raise UploadGoneError("update metadata of", way, "the store did not copy it")
         if head is not None and not head.get("Metadata"):
-            self.traffic.notes.append(DROPS_METADATA)  # it has none to renew
+            self.traffic.notes.append(DROPS_METADATA)  # there is none to update
         elif head is not None and not describes(head, upload):
             raise lost or UnsupportedError(
                 "update metadata of", way, "the store kept the old metadata"
@@ -6414,8 +6414,8 @@ class S3Uploader(MultipartUploader, InspectableUploader):
     ) -> Inspected:
         """The object, if it is ours under another ETag; raises ``gone`` if it is another one.
 
-        Some stores tell another ETag each time; or a copy was made, and its answer lost. Where
-        there is neither metadata nor a digest, nothing tells that it is another.
+        Some stores report another ETag each time; or a copy was made, and its answer lost. With
+        neither metadata nor a digest, nothing shows that it is another one.
         """
         stored = self.inspect(upload.key) if gone.status == PRECONDITION_FAILED else None
         if stored is None or stored.size != upload.size:
@@ -6476,7 +6476,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
 
     @contextlib.contextmanager
     def _renewing(self, upload: Upload) -> Iterator[Any]:
-        """Raises UploadGoneError where the object is not the one that the ledger knows."""
+        """Raises UploadGoneError if the object is not the one that the ledger knows."""
         way = f"s3://{self.bucket}/{upload.key}"
         try:
             with self._calling("update metadata of", way) as client:
@@ -6491,7 +6491,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
     def _check_stored(self, upload: Upload) -> None:
         """Raises TransferError if the object is not as it should be.
 
-        A refusal is no reason: PutObject is permission enough.
+        A refusal does not count: PutObject is permission enough.
         """
         try:
             head = self._head(upload.key)
@@ -6501,7 +6501,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         if head is None and not self.endpoint:
             cause = "the store acknowledged it but does not have it"
             raise RetryableError("complete", way, cause)
-        if head is None:  # S3 finds at once what it has; of others it is not known
+        if head is None:  # S3 is consistent; other stores may not be
             self.traffic.notes.append(NOT_FOUND_NOTE)
         elif head["ContentLength"] != upload.size:
             cause = "the store acknowledged it but has something else"
@@ -6510,10 +6510,10 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             self.traffic.notes.append(DROPS_METADATA)
 
     def _head(self, key: str, **more: Any) -> Mapping[str, Any] | None:
-        """HeadObject. What states a size has it; one that may be half an answer is asked for again.
+        """HeadObject. An answer with a size is believed; one that may be truncated is asked again.
 
-        botocore takes an answer that breaks off within its headers for a whole one. Some stores
-        tell no ETag there: that is believed where none ever came.
+        botocore takes an answer that is cut off within its headers for a complete one. Some stores
+        send no ETag here: that is believed if none ever came.
         """
         head = self._head_once(key, **more)
         if head is None or is_whole_head(head):
@@ -6561,7 +6561,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         return head_of(fields) if fields else None
 
     def _tell_credentials(self, client: Any) -> None:
-        """Raise ClientError if it was for them: an answer to HEAD has no body that says so."""
+        """Raise ClientError if they are the cause: an answer to HEAD has no body to say so."""
         try:
             self._list_nothing(client)
         except client.exceptions.ClientError as error:
@@ -6571,11 +6571,11 @@ class S3Uploader(MultipartUploader, InspectableUploader):
     def is_complete(
         self, upload: Upload, upload_id: str, parts: Sequence[StoredPart]
     ) -> Receipt | None:
-        """By HeadObject: the mark that the upload was begun with, or the digest of its bytes."""
+        """By HeadObject: the mark that the upload was started with, or the digest of its bytes."""
         try:
             head = self._head(upload.key, ChecksumMode="ENABLED")
         except DeniedError:
-            return None  # then it is sent once more
+            return None  # then it is sent again
         if not head or head["ContentLength"] != upload.size:
             return None
         etag, sha256 = str(head.get("ETag", "")).strip('"'), combined_sha256(parts)
@@ -6588,7 +6588,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         return Receipt(etag, sha256) if any(proofs) else None
 
     def abort(self, key: str, upload_id: str) -> None:
-        """AbortMultipartUpload. One that the store does not know is none any more."""
+        """AbortMultipartUpload. An unknown upload is already gone."""
         with (
             self._calling("abort upload of", f"s3://{self.bucket}/{key}") as client,
             contextlib.suppress(client.exceptions.NoSuchUpload),
@@ -6603,18 +6603,18 @@ class S3Uploader(MultipartUploader, InspectableUploader):
                 upload["UploadId"]
                 for page in pages.paginate(Bucket=self.bucket, Prefix=key, **self.options.access())
                 for upload in page.get("Uploads", [])
-                if len(upload["Key"]) == len(key)  # it begins with the key: Prefix
+                if len(upload["Key"]) == len(key)  # the key may only be a prefix of it
                 and upload["Initiated"].timestamp() > since - CLOCK_SKEW_SECONDS
             ]
-            client.close()  # what follows is a Create that was lost: on another connection
+            client.close()  # what follows a lost Create must use another connection
             return found
 
     # -- what is there
 
     def list_objects(self, threads: ThreadPoolExecutor) -> Iterator[list[Listed]]:
-        """ListObjectsV2, of all prefixes one level down side by side.
+        """ListObjectsV2, of all prefixes one level down in parallel.
 
-        Of each prefix one page is asked for while the one before it is taken in.
+        The next page of each prefix is requested while the last one is processed.
         """
         asked: dict[Future[Any], Iterator[Mapping[str, Any]]] = {}
 
@@ -6668,13 +6668,13 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         return Inspected(size, etag, sha256, metadata, stored_at, part_size)
 
     def _first_part(self, key: str, size: int) -> int:
-        """Bytes of an object's first part; 0 where the store does not heed partNumber."""
+        """Bytes of an object's first part; 0 if the store ignores partNumber."""
         first = self._head(key, PartNumber=1) or {}
         told = int(first.get("ContentLength", 0))
         return told if first.get("PartsCount") or told != size else 0
 
     def explain_loss(self, key: str) -> list[str]:
-        """Said of a store that answers GET as S3 does: something takes objects away at once."""
+        """For a store that answers GET as S3 does: something deletes objects immediately."""
         with self._calling("check", f"s3://{self.bucket}/{key}") as client:
             try:
                 client.get_object(Bucket=self.bucket, Key=key, **self.options.access())
@@ -6684,7 +6684,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         return super().explain_loss(key)
 
     def kept_as(self, key: str, size: int, since: float) -> str:
-        """ListObjectsV2, one page, of what begins like the key up to where that is odd."""
+        """ListObjectsV2, one page, of what starts like the key up to its first odd character."""
         odd = is_odd(key)
         below = key[: odd.start()] if odd else key
         with self._calling("list", f"s3://{self.bucket}/{below}") as client:
@@ -6710,7 +6710,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             return digest_of(answer["Body"], self.traffic.beat)
 
 
-# What some store is known to keep in another way, each by a kind of its own.
+# Names known to be altered by some store, one kind for each.
 ODD_IN_KEYS = {
     "backslash": r"\\",
     "control": r"[\0-\x1f\x7f]",
@@ -6721,21 +6721,21 @@ is_odd = re.compile("|".join(ODD_IN_KEYS.values())).search
 
 
 def odd_kinds(key: str) -> frozenset[str]:
-    """The kinds of what is odd in a key."""
+    """The kinds of oddities in a key."""
     if not is_odd(key):
         return frozenset()
     return frozenset(kind for kind, odd in ODD_IN_KEYS.items() if re.search(odd, key))
 
 
 def plain_parts(key: str) -> frozenset[str]:
-    """What no store alters, with letters taken apart into their accents and without."""
+    """What no store alters, with letters taken apart into base and accents, and without."""
     forms = key, unicodedata.normalize("NFD", key)
     return frozenset(re.sub(r"[^0-9A-Za-z]", "", form) for form in forms)
 
 
 PRECONDITION_FAILED = 412
-MAX_DENIED_COPIES = 3  # in a row, after which no more are asked for
-COPIED_PART_SIZE = GIB  # of an object that is copied onto itself by parts
+MAX_DENIED_COPIES = 3  # in a row, after which no more are requested
+COPIED_PART_SIZE = GIB  # parts of an object that is copied onto itself
 is_about_count = re.compile(
     "part.?number|too.?many.?parts|number of parts|maximum.*parts", re.IGNORECASE
 ).search
@@ -6743,13 +6743,13 @@ TOO_MANY_PARTS_HINT = "this store allows fewer parts: pass a larger --part-size"
 NOT_FOUND_NOTE = (
     "large objects could not be checked: the store acknowledged them but does not find them"
 )
-CHECKSUM_MARK = "#sha256"  # S3's own ids have no such character
-UPLOAD_MARK, UPLOAD_MARK_DIGITS = "pfu-upload", 16  # metadata that tells one upload from another
+CHECKSUM_MARK = "#sha256"  # S3's own ids do not contain this character
+UPLOAD_MARK, UPLOAD_MARK_DIGITS = "pfu-upload", 16  # in metadata, tells one upload from another
 HANDLE = re.compile(rf"(.*?)({CHECKSUM_MARK})?(?:#([0-9a-f]{{{UPLOAD_MARK_DIGITS}}}))?", re.DOTALL)
 
 
 class UploadHandle(NamedTuple):
-    """What the ledger keeps as the id of an upload: S3's, and what it was begun with."""
+    """An upload id as kept in the ledger: S3's, and what the upload was started with."""
 
     upload_id: str
     checksum: bool  # its parts have one
@@ -6767,7 +6767,7 @@ class UploadHandle(NamedTuple):
 
 
 def checksum_of(sha256: str, wanted: bool) -> dict[str, str]:
-    """The argument of boto3's calls, and the entry of a part, that gives a digest."""
+    """The argument of boto3's calls, and the key of a part, for a digest."""
     return {"ChecksumSHA256": base64_of(sha256)} if wanted else {}
 
 
@@ -6780,16 +6780,16 @@ def md5_of(body: Body, terms: Terms) -> tuple[str, ...]:
 
 
 def may_concern_checksum(error: TransferError) -> bool:
-    """Whether the request might pass without its checksum. Some stores lump it with signatures."""
+    """Whether the request might succeed without its checksum. Some stores blame the signature."""
     is_refusal = kind_of_error(error) is Kind.REFUSED and error.status != FORBIDDEN
     return is_refusal or error.code == "SignatureDoesNotMatch"
 
 
-LISTED_PREFIXES = 16  # listed side by side
+LISTED_PREFIXES = 16  # listed in parallel
 
 
 def listed_in(page: Mapping[str, Any]) -> list[Listed]:
-    """The objects of a page of a listing."""
+    """The objects on a page of a listing."""
     return [
         Listed(stored["Key"], stored["Size"], stored.get("ETag", "").strip('"'))
         for stored in page.get("Contents", [])
@@ -6797,13 +6797,13 @@ def listed_in(page: Mapping[str, Any]) -> list[Listed]:
 
 
 def hex_of_checksum(text: str) -> str:
-    """``x-amz-checksum-sha256`` as the ledger writes it; with the number of parts if there are."""
+    """``x-amz-checksum-sha256`` as kept in the ledger; with the number of parts, if any."""
     digest, dash, count = text.partition("-")
     return base64.b64decode(digest).hex() + dash + count
 
 
 def digest_of(body: Any, beat: Callable[[], None]) -> str:
-    """SHA-256 in hex of what a stream holds."""
+    """SHA-256 in hex of the contents of a stream."""
     digest = hashlib.sha256()
     while piece := body.read(HASH_BYTES):
         beat()
@@ -6812,14 +6812,14 @@ def digest_of(body: Any, beat: Callable[[], None]) -> str:
 
 
 class PartBody(io.RawIOBase):
-    """A body as botocore reads it: to hash it, then, from its start again, to send it."""
+    """A body as botocore reads it: to hash it, then from its start again to send it."""
 
     def __init__(self, body: Body, sha256: str) -> None:
         super().__init__()
         self._body = body
         self._sha256 = sha256
         self._position = 0
-        self.traffic: Traffic | None = None  # while it is sent, not while it is hashed
+        self.traffic: Traffic | None = None  # set while it is sent, not while it is hashed
 
     def readable(self) -> bool:
         return True
@@ -6828,7 +6828,7 @@ class PartBody(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Only the three ways of a file."""
+        """Only the three modes of seek()."""
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: len(self._body)}
         self._position = base[whence] + offset
         self.traffic = None
@@ -6848,7 +6848,7 @@ class PartBody(io.RawIOBase):
 
 
 def describes(head: Mapping[str, Any], upload: Upload) -> bool:
-    """Whether HeadObject's answer is that of this object, as far as it says."""
+    """Whether HeadObject's answer describes this object, as far as it goes."""
     stored = {name.lower(): value for name, value in head.get("Metadata", {}).items()}
     return head["ContentLength"] == upload.size and all(
         stored.get(name) == value for name, value in upload.metadata.items()
@@ -6856,7 +6856,7 @@ def describes(head: Mapping[str, Any], upload: Upload) -> bool:
 
 
 def combined_etag(parts: Sequence[StoredPart]) -> str:
-    """The ETag of an object in parts, where those of the parts are MD5 digests; else nothing."""
+    """The ETag of an object in parts, if those of the parts are MD5 digests; else empty."""
     etags = "".join(part.etag for part in parts)
     if len(etags) != 32 * len(parts) or not re.fullmatch("[0-9a-f]*", etags):
         return ""
@@ -6865,15 +6865,15 @@ def combined_etag(parts: Sequence[StoredPart]) -> str:
 
 
 def combined_sha256(parts: Iterable[StoredPart]) -> str:
-    """combined_digest() of parts that are stored."""
+    """combined_digest() of stored parts."""
     return combined_digest([bytes.fromhex(part.sha256) for part in parts])
 
 
 def etag_of(answer: Mapping[str, Any], sha256: str = "") -> str:
-    """The ETag of an acknowledgement, without quotes. Raises RetryableError where there is none.
+    """The ETag of an acknowledgement, without quotes. Raises RetryableError if there is none.
 
-    botocore takes an answer that breaks off within its headers for a success: one with half an ETag
-    is none. What it says of the bytes has to be true.
+    botocore takes an answer that is cut off within its headers for a success: half an ETag counts
+    as none. A digest in the answer has to be right.
     """
     if sha256 and answer.get("ChecksumSHA256", base64_of(sha256)) != base64_of(sha256):
         raise RetryableError("read response", "", OTHER_DIGEST)
@@ -6885,7 +6885,7 @@ def etag_of(answer: Mapping[str, Any], sha256: str = "") -> str:
 
 
 def head_of(fields: Mapping[str, str]) -> Mapping[str, Any]:
-    """The headers of an answer to HeadObject as boto3 tells them. Raises ValueError."""
+    """The headers of an answer to HeadObject as boto3 returns them. Raises ValueError."""
     start, modified = "x-amz-meta-", fields.get("last-modified")
     return {
         "ContentLength": int(fields["content-length"]),
@@ -6897,7 +6897,7 @@ def head_of(fields: Mapping[str, str]) -> Mapping[str, Any]:
 
 
 def is_whole_head(head: Mapping[str, Any]) -> bool:
-    """Whether an answer to HeadObject holds a size and an ETag."""
+    """Whether an answer to HeadObject has a size and an ETag."""
     told = str(head.get("ETag") or "")
     has_etag = bool(told.strip('"')) and told.startswith('"') == told.endswith('"')
     return has_etag and "ContentLength" in head
@@ -6917,7 +6917,7 @@ def parse_destination(text: str) -> tuple[str, str]:
 
 
 def check_endpoint(url: str) -> None:
-    """Raises UsageError, and does not repeat what may hold a password."""
+    """Raises UsageError, without repeating a possible password."""
     MASK.learn_url(url)
     if "@" in url:
         hint = "put credentials in the environment or the AWS configuration"
@@ -6933,7 +6933,7 @@ TLS_PROBE_SECONDS = 2.0
 
 
 def learn_urls() -> None:
-    """The passwords of all URLs that are at hand: proxies, endpoints, arguments."""
+    """The passwords in all known URLs: proxies, endpoints, arguments."""
     names = [name for name in os.environ if re.search("proxy$|endpoint", name, re.IGNORECASE)]
     given = re.findall(r"https?://\S+", "\n".join(sys.argv))
     for url in (*map(os.environ.__getitem__, names), *given):
@@ -6948,7 +6948,7 @@ PROXY_HINT = "use http://USER:PASSWORD@HOST:PORT, with %2F for / and %23 for # i
 
 
 def check_proxy(config: Any, url: str) -> None:
-    """Raises UsageError if requests to ``url`` go by a proxy that cannot be, and hides its URL."""
+    """Raises UsageError if requests to ``url`` use an invalid proxy, and masks its URL."""
     proxy = proxy_of(config, url) or ""
     MASK.learn_url(proxy)
     match, scheme = PROXY.fullmatch(proxy), re.match(r"(?!https?:)([a-z0-9+.-]+)://", proxy, re.I)
@@ -6974,7 +6974,7 @@ def speaks_tls(host: str, port: int) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether what is sent to ``host`` stays on this machine, whatever its name."""
+    """Whether traffic to ``host`` stays on this machine, whatever its name."""
     try:
         found = {str(entry[4][0]) for entry in socket.getaddrinfo(host, None)}
     except OSError:
@@ -7007,20 +7007,20 @@ NOT_XML = re.compile(
 
 
 def make_parsable(response_dict: Any, **_: Any) -> None:
-    """S3 repeats keys in its answers, also those with characters that XML cannot have."""
+    """S3 repeats keys in its answers, even those with characters that XML cannot have."""
     if isinstance(response_dict.get("body"), bytes):
         response_dict["body"] = NOT_XML.sub(b"?", response_dict["body"])
 
 
 HALF_AN_ANSWER, HTML = "InternalError: the response was cut off", "HtmlAnswer: not an object store"
-HTML_BODY = re.compile(rb"\s*<(?:!doctype\s+)?html", re.IGNORECASE)  # some stores call XML so
+HTML_BODY = re.compile(rb"\s*<(?:!doctype\s+)?html", re.IGNORECASE)  # some stores call XML that
 DUE_HEADERS = {"HeadObject": {"content-length"}}
 
 
 def refuse_half_an_answer(operation_model: Any, response_dict: Any, **_: Any) -> None:
-    """An answer that breaks off within its headers has no body: no listing, and no empty one.
+    """An answer that is cut off within its headers has no body: it is not an empty listing.
 
-    Nor is HTML one, whatever its status: a proxy, a portal, a console. Both may pass.
+    Nor is HTML an answer, whatever its status: a proxy, a portal, a console. Both may pass.
     """
     headers = {name.lower(): value for name, value in response_dict["headers"].items()}
     status, body = response_dict["status_code"], response_dict["body"]
@@ -7035,18 +7035,18 @@ def refuse_half_an_answer(operation_model: Any, response_dict: Any, **_: Any) ->
         replace_answer(response_dict, HALF_AN_ANSWER)
 
 
-TOO_LARGE = 413  # what proxies say of a body, in HTML, and do not change their mind about
+TOO_LARGE = 413  # sent by proxies about a body, in HTML, and final
 
 
 def replace_answer(response_dict: Any, problem: str) -> None:
-    """By an error of the store."""
+    """Replace it with an error of the store."""
     code, _, message = problem.partition(": ")
     text = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>"
     response_dict.update(status_code=500, body=text.encode())
 
 
 def is_whole(operation_model: Any, body: Any, names: Collection[str]) -> bool:
-    """Whether an answer has all that it must have."""
+    """Whether an answer has all that is required."""
     if operation_model.has_streaming_output:
         return bool({"content-length", "transfer-encoding"} & set(names))
     if is_told_in_body(operation_model):
@@ -7055,7 +7055,7 @@ def is_whole(operation_model: Any, body: Any, names: Collection[str]) -> bool:
 
 
 def is_told_in_body(operation_model: Any) -> bool:
-    """Whether botocore's model says that anything of the answer is not in the headers."""
+    """Whether botocore's model expects more in the answer than headers."""
     shape = operation_model.output_shape
     return shape is not None and any(
         not member.serialization.get("location") for member in shape.members.values()
@@ -7063,7 +7063,7 @@ def is_told_in_body(operation_model: Any) -> bool:
 
 
 def guard_client(client: Any, service: str) -> None:
-    """Have a client of boto3 read answers strictly and within bounds. Raises UsageError."""
+    """Make a boto3 client read answers strictly and within bounds. Raises UsageError."""
     events = client.meta.events
     events.register_first("before-parse.*", make_parsable)
     events.register("before-parse.*", refuse_half_an_answer)
@@ -7075,13 +7075,13 @@ def guard_client(client: Any, service: str) -> None:
 
 
 def ask_for_region_once(response: Any, request_dict: Any, **_: Any) -> None:
-    """botocore answers a redirect by HeadBucket; one that meets HeadBucket would have no end."""
+    """botocore follows a redirect with HeadBucket; a redirect of HeadBucket would never end."""
     if response is not None and "x-amz-bucket-region" not in response[0].headers:
         request_dict["context"].setdefault("s3_redirect", {})["redirected"] = True
 
 
 class BoundedLines:
-    """The socket's file below an answer: no line of it, such as a chunk's size, is endless."""
+    """The socket file of an answer: none of its lines, such as a chunk size, is endless."""
 
     def __init__(self, file: Any) -> None:
         self._file = file
@@ -7098,7 +7098,7 @@ class BoundedLines:
 
 
 def bound_answers(session: Any) -> Any:
-    """Have botocore's HTTP session read no endless answer; bodies of objects are streamed."""
+    """Limit the answers that botocore's HTTP session reads; bodies of objects are streamed."""
 
     def bound(pieces: Iterable[bytes], answer: Any) -> Iterator[bytes]:
         size = 0
@@ -7125,7 +7125,7 @@ def bound_answers(session: Any) -> Any:
 
 
 def check_signer(request_signer: Any, region_name: str | None = None, **_: Any) -> None:
-    """botocore's handler of before-sign: credentials and region can be sent, and are masked."""
+    """botocore's handler of before-sign: check and mask credentials and region."""
     check_sent("the region", region_name or "", ("AWS_DEFAULT_REGION", "AWS_REGION"))
     found = request_signer._credentials
     if found is not None:
@@ -7134,19 +7134,19 @@ def check_signer(request_signer: Any, region_name: str | None = None, **_: Any) 
 
 
 def drop_expect_header(request: Any, **_: Any) -> None:
-    """Send the body at once: a server that ignores ``Expect`` would cost a second a file."""
+    """Send the body immediately: a server that ignores ``Expect`` would cost a second a file."""
     del request.headers["Expect"]
 
 
 class CredentialProcess:
-    """A credential_process as botocore starts it, but with an end, and nothing of it is left.
+    """A credential_process as started by botocore, but with a time limit, and no leftovers.
 
-    What it started ends with it, and all ends with this process, even if that is killed: a shell
-    beside it sees by a pipe that nobody holds the other end. On a terminal it may have to ask for
-    something, so there it gets no session of its own, and ends without what it started.
+    Its children end with it, and all of them end with this process, even if that is killed: a
+    shell next to it notices by a pipe that the other end is gone. On a terminal it may have to ask
+    for something, so there it gets no session of its own, and its children are left alone.
     """
 
-    GUARD = (  # device for its input, sign of what is killed, command
+    GUARD = (  # device for its input, sign of what to kill, command
         'exec 3<&0 <"$0"; (read x <&3 || kill -9 "$1$$") >/dev/null 2>&1 & '
         'exec 3<&-; shift; exec "$@"'
     )
@@ -7173,7 +7173,7 @@ class CredentialProcess:
         return self._process.returncode
 
     def communicate(self) -> tuple[bytes, bytes]:
-        """What it prints on both streams. Raises FatalError."""
+        """Its output on both streams. Raises FatalError."""
         deadline = time.monotonic() + CREDENTIAL_PROCESS_SECONDS
         try:
             with self._process:
@@ -7222,9 +7222,9 @@ def has_terminal() -> bool:
 
 
 def make_patient(session: Any) -> None:
-    """Give a container's credential service some time, and ask for the code of an MFA device once.
+    """Give a container's credential service some time, and ask for an MFA code once.
 
-    A credential_process gets a limit. Such a code works once. It is asked for on a terminal alone.
+    A credential_process gets a limit. A code works once, and is only asked for on a terminal.
     """
     from botocore.credentials import ProcessProvider
     from botocore.httpsession import URLLib3Session
@@ -7234,7 +7234,7 @@ def make_patient(session: Any) -> None:
     def ask(prompt: str) -> str:
         import getpass
 
-        if asked or not has_terminal():  # or it is read from standard input, and seen
+        if asked or not has_terminal():  # else it is read from standard input, and echoed
             raise EOFError
         asked.append(prompt)
         return getpass.getpass(prompt)
@@ -7258,7 +7258,7 @@ def make_patient(session: Any) -> None:
 
 @contextlib.contextmanager
 def translated(operation: str, subject: str) -> Iterator[None]:
-    """Errors of boto3 come out as TransferError, or UsageError for lack of credentials."""
+    """Raise errors of boto3 as TransferError, or UsageError for lack of credentials."""
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
     from botocore.parsers import ResponseParserError
@@ -7282,15 +7282,15 @@ def translated(operation: str, subject: str) -> Iterator[None]:
     except (EOFError, io.UnsupportedOperation) as error:
         cause = "the profile needs an MFA code, which can be entered once, on a terminal"
         raise FatalError(operation, subject, cause) from error
-    except OSError as error:  # such as a credential_process that is not there
+    except OSError as error:  # such as a missing credential_process
         cause = f"{error.filename}: {os_cause(error)}" if error.filename else os_cause(error)
         raise FatalError(operation, subject, cause, CONFIGURATION_HINT) from error
-    except ValueError as error:  # such as the answer of a credential_process that is not JSON
+    except ValueError as error:  # such as output of a credential_process that is not JSON
         raise FatalError(operation, subject, type(error).__name__, CONFIGURATION_HINT) from error
 
 
 def client_error(operation: str, subject: str, error: Exception) -> TransferError:
-    """What botocore raises before or without an answer."""
+    """For botocore's errors before or without an answer."""
     from botocore import exceptions
 
     if isinstance(error, (exceptions.NoCredentialsError, exceptions.PartialCredentialsError)):
@@ -7313,7 +7313,7 @@ def client_error(operation: str, subject: str, error: Exception) -> TransferErro
 
 
 def tls_hint(problem: str) -> str:
-    """What to do about a handshake that will fail the next time too; empty where it may not."""
+    """What to do about a handshake that would fail again; empty if it might not."""
     if re.search("WRONG_VERSION_NUMBER|HTTP_REQUEST|RECORD_LAYER_FAILURE|record layer", problem):
         return "this port does not speak TLS: should the endpoint start with http://?"
     if re.search("certificate|hostname", problem, re.IGNORECASE):
@@ -7324,29 +7324,29 @@ def tls_hint(problem: str) -> str:
 def on_another_connection(
     client: Any, operation: Any, attempts: int, caught_exception: Exception | None, **_: Any
 ) -> float | None:
-    """botocore's handler of needs-retry: 0 for a question that met a connection already closed.
+    """botocore's handler of needs-retry: 0 for a request on a connection already closed.
 
-    Servers that close a connection after an answer, and do not say so, would else be found closed
-    by the second of two questions each time that both are asked.
+    Some servers close a connection after an answer without saying so: of two requests in a row the
+    second would always fail.
     """
     from botocore.exceptions import ConnectionClosedError
 
     is_lost = isinstance(caught_exception, ConnectionClosedError)
     if attempts > 1 or not is_lost or not operation.name.startswith(("Get", "Head", "List")):
         return None
-    client.close()  # the idle connections: they may be as dead
+    client.close()  # the idle connections: they may be dead too
     return 0
 
 
 class Privacy(NamedTuple):
-    """Whether strangers can read a bucket: why they can, and what could not be found out."""
+    """Whether strangers can read a bucket: why they can, and what could not be determined."""
 
     public: str = ""
     unknown: str = ""
 
 
 def privacy(client: Any, bucket: str, owner: Mapping[str, str]) -> Privacy:
-    """Ask for public access blocks, policy status, ownership and ACL, until the answer is clear."""
+    """Ask for public access blocks, policy status, ownership and ACL, until it is clear."""
     target = {"Bucket": bucket, **owner}
     blocks, unknown = _ask(
         lambda: client.get_public_access_block(**target)["PublicAccessBlockConfiguration"], {}
@@ -7382,11 +7382,11 @@ def _acl_is_public(client: Any, target: Mapping[str, str]) -> tuple[bool, str]:
 
 
 def _ask(question: Callable[[], Any], absent: Any) -> tuple[Any, str]:
-    """The answer, or ``absent`` where there is no such setting, and why there is no answer."""
+    """The answer, or ``absent`` if there is no such setting, and why there is no answer."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     unknown = ""
-    for attempt in range(1, 4):  # what passes may have passed by then
+    for attempt in range(1, 4):  # a temporary failure may be over by then
         try:
             return question(), ""
         except ClientError as error:
@@ -9448,36 +9448,36 @@ class Engine:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a run works. All defaults are those of the command line."""
+    """The settings of a run. All defaults are those of the command line."""
 
     mode: str = "parallel"
-    workers: int = 0  # processes in mode parallel; 0: one for each usable processor
-    concurrency: int = 0  # requests in flight, all processes together; 0: pfu decides
-    part_size: int = 0  # bytes, also what a file has to exceed; 0: pfu decides
+    workers: int = 0  # processes in mode parallel; 0: one per usable CPU
+    concurrency: int = 0  # requests in flight, all processes together; 0: automatic
+    part_size: int = 0  # bytes; larger files are split into parts of this size; 0: automatic
     max_memory: int = DEFAULT_MEMORY  # bytes, all processes together
-    bwlimit: int = 0  # bytes a second, all processes together; 0: no limit
+    bwlimit: int = 0  # bytes per second, all processes together; 0: no limit
     max_duration: float = 0.0  # seconds; 0: no limit
-    patience: float | None = None  # seconds that the store may be away; None: pfu decides
+    patience: float | None = None  # seconds that the store may be unavailable; None: automatic
     nice: int = 19
-    force: bool = False  # upload what is in the store already, too
-    checksum: bool = False  # hash what looks unchanged before it is believed
-    ignore_ctime: bool = False  # that it moves says nothing about a file
-    ignore_inode: bool = False  # the same
-    renew_by_upload: bool = False  # send a file whose metadata cannot be renewed otherwise
-    root_as: str = ""  # the name under which ROOT is known; empty: its own
+    force: bool = False  # upload files that are already in the store
+    checksum: bool = False  # hash files that look unchanged
+    ignore_ctime: bool = False  # a new ctime does not make a file suspect
+    ignore_inode: bool = False  # nor does a new inode number
+    renew_by_upload: bool = False  # send a file if its metadata cannot be updated otherwise
+    root_as: str = ""  # the ledger's name for ROOT; empty: its own
     keep_history: float = KEPT_HISTORY  # seconds
     scan: ScanOptions = field(default_factory=ScanOptions)
-    content_types: tuple[tuple[Glob, str], ...] = ()  # the last one that matches decides
+    content_types: tuple[tuple[Glob, str], ...] = ()  # the last match wins
 
     def processes(self) -> int:
-        """How many processes upload; no more than there are requests for them."""
+        """The number of uploading processes; at most one per request."""
         if self.mode == "concurrent":
             return 1
         processes = self.workers or min(usable_processors(), MAX_WORKERS)
         return min(processes, self.concurrency) if self.concurrency else processes
 
     def engine(self) -> EngineOptions:
-        """The share of one process; two parts at least fit into its memory."""
+        """The share of one process; at least two parts fit into its memory."""
         memory = min(self.max_memory, memory_of_machine() // 4) // self.processes()
         addresses = soft_limit("RLIMIT_AS")
         memory = max(min(memory, addresses // 4) - CLIENT_MEMORY, 2 * MIN_PART_SIZE)
@@ -9495,9 +9495,9 @@ class RunOptions:
         )
 
     def fitted(self) -> tuple[RunOptions, str]:
-        """These options for the memory and the processes that there are; what that has changed.
+        """These options fitted to the available memory and processes; and what was changed.
 
-        Raises UsageError where there is no room for a single process.
+        Raises UsageError if there is not enough for a single process.
         """
         wanted, memory = self.processes(), memory_of_machine()
         addresses, tasks = soft_limit("RLIMIT_AS"), room_for_tasks()
@@ -9523,7 +9523,7 @@ class RunOptions:
         return dataclasses.replace(self, workers=room), told + f"using {room}"
 
     def limiter(self, has_fast_lane: bool) -> Limiter:
-        """One for the run. Fixed by ``concurrency``, or where threads do all the work."""
+        """The limiter of the run. Fixed by ``concurrency``, or if threads do all the work."""
         possible = descriptor_limit() * self.processes()
         wanted = self.concurrency or (0 if has_fast_lane else SAFE_CONCURRENCY * self.processes())
         if wanted:
@@ -9543,7 +9543,7 @@ UNLIMITED = 1 << 62
 
 @functools.lru_cache(maxsize=1)
 def memory_of_machine() -> int:
-    """Bytes of memory that this process may count on: the machine's, or its cgroup's if less."""
+    """Bytes of memory available to this process: the machine's, or its cgroup's if less."""
     limits = [UNLIMITED]
     with contextlib.suppress(ValueError, OSError, AttributeError):
         limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
@@ -9565,7 +9565,7 @@ def soft_limit(name: str) -> int:
 
 
 def room_for_tasks() -> int:
-    """Processes and threads that may still start. Those of one user are counted together."""
+    """Processes and threads that may still be started. The limit is per user."""
     rooms = [UNLIMITED]
     for path, pattern in itertools.product(_cgroups(), CGROUP_TASKS):
         with contextlib.suppress(ValueError, OSError):
@@ -9574,7 +9574,7 @@ def room_for_tasks() -> int:
             )
             rooms.append(most - now)
     limit = soft_limit("RLIMIT_NPROC")
-    if limit < MANY_TASKS and os.getuid():  # it does not hold for root
+    if limit < MANY_TASKS and os.getuid():  # root is not limited
         rooms.append(limit - _tasks_of(os.getuid()))
     return max(0, min(rooms))
 
@@ -9588,7 +9588,7 @@ def _tasks_of(user: int) -> int:
 
 
 def _cgroups() -> set[str]:
-    """The cgroups of this process and all above them; in a container they may all be the root."""
+    """The cgroups of this process and all their parents; in a container this may be the root."""
     found = {""}
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/cgroup").read_text().splitlines():
@@ -9600,7 +9600,7 @@ def _cgroups() -> set[str]:
 
 
 def usable_processors() -> int:
-    """Processors that this process may run on."""
+    """CPUs that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -9621,7 +9621,7 @@ class Summary:
     status: str = "could not start"
     seen: int = 0
     uploaded: int = 0
-    renewed: int = 0  # of them, files of which the metadata alone had changed
+    renewed: int = 0  # of these, files that only had their metadata updated
     compared: int = (
         0  # of a dry run's pending files, those that are sent only if their bytes differ
     )
@@ -9632,13 +9632,13 @@ class Summary:
     bytes_uploaded: int = 0
     elapsed_seconds: float = 0.0
     cpu_seconds: float = 0.0  # of all processes
-    peak_memory_bytes: int = 0  # of all processes together, at the worst moment that was looked at
+    peak_memory_bytes: int = 0  # of all processes together, at the highest measurement
     requests: int = 0
     retries: int = 0
     throttled: int = 0
-    request_cost_usd: float | None = None  # about, of a dry run; null: not known
-    fast_lane: int = 0  # files that went by it
-    fast_lane_off: str | None = None  # why not all did, or null
+    request_cost_usd: float | None = None  # approximate, of a dry run; null: unknown
+    fast_lane: int = 0  # files sent through it
+    fast_lane_off: str | None = None  # why not all were, or null
     skipped_by_reason: dict[str, int] = field(default_factory=dict)
     failures: list[dict[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -9647,38 +9647,38 @@ class Summary:
 
 
 class Progress(NamedTuple):
-    """How far an upload is, all processes together. Nothing is counted twice but what is resent."""
+    """The progress of an upload, all processes together. Only resent data is counted twice."""
 
     files: int
-    """Files that the store has acknowledged."""
+    """Files acknowledged by the store."""
     bytes: int
-    """Bytes that the store has acknowledged, of unfinished files too."""
+    """Bytes acknowledged by the store, including those of unfinished files."""
     settled_files: int
-    """Files that waited and need not be sent: they were not changed, or are gone."""
+    """Pending files that need not be sent: they are unchanged, or gone."""
     settled_bytes: int
     """Bytes of these files."""
     failed: int
-    """Files that are failures so far; some are tried once more at the end."""
+    """Files that have failed so far; some are retried once at the end."""
     in_flight: int
-    """Requests whose answers are awaited now."""
+    """Requests waiting for an answer."""
     limit: int
-    """Requests that may be in flight now."""
+    """The current limit on requests in flight."""
     throttled: int
-    """Requests that the store has answered with: slow down."""
+    """Requests that the store throttled."""
     stopping: bool
-    """Whether nothing new is begun any more."""
+    """Whether nothing new is started any more."""
     away: str = ""
-    """Since when and why the store is away, if it is."""
+    """How long and why the store has been unavailable; empty if it is not."""
 
 
 def refused_text(row: RefusedRow) -> str:
-    """One line for a store that takes nothing any more."""
+    """One line about a store that refuses everything."""
     causes = "; ".join(f"{count} x {cause}" for cause, count in row.codes.most_common(3))
     return f"the store refused {len(row)} files in a row, from other directories too: {causes}"
 
 
 class FailureGroups:
-    """Tells of failures as they happen: the first of each cause at once, then counts."""
+    """Reports failures as they happen: the first of each cause immediately, then counts."""
 
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
@@ -9701,7 +9701,7 @@ class FailureGroups:
             self._observer.problem(f"failed: {count:,} files so far: {printable(cause)}")
 
     def close(self) -> None:
-        """Say how many they were in the end."""
+        """Report the final counts."""
         for cause, paths in self._paths.items():
             if paths:
                 more = self._counts[cause] - 1
@@ -9713,7 +9713,7 @@ class FailureGroups:
 
 
 class Observer:
-    """Is told what happens in a run. All methods may be overridden; none has to be."""
+    """Receives the events of a run. All methods may be overridden; none must be."""
 
     def note(self, text: str) -> None:
         """Something a user may want to know."""
@@ -9722,48 +9722,48 @@ class Observer:
         """Something that went wrong."""
 
     def scanned(self, files: int) -> None:
-        """So many files have been seen; called a few times a second."""
+        """This many files have been seen; called a few times a second."""
 
     def listed(self, objects: int) -> None:
-        """To be verified, so many objects of the store have been listed; called like scanned()."""
+        """For --verify, this many objects have been listed; called like scanned()."""
 
     def uploading(self, files: int, size: int) -> None:
-        """The scan is over; so many files and bytes wait. The destination is looked at next."""
+        """The scan is done; this many files and bytes are pending. Next is the destination."""
 
     def progress(self, progress: Progress) -> None:
-        """How far the upload is; called several times a second."""
+        """The progress of the upload; called several times a second."""
 
     def resumed(self, size: int) -> None:
-        """So many bytes of what waits are in the store already, as parts of unfinished uploads."""
+        """This many of the pending bytes are already stored, as parts of unfinished uploads."""
 
     def planned(self, change: Change) -> None:
-        """In a dry run: this would be looked at."""
+        """In a dry run: this file needs work."""
 
     def waiting(self, reason: str) -> None:
         """The store has not answered yet, and why; called several times a second."""
 
     def stuck(self, reason: str) -> None:
-        """The run does not end, though it was stopped: the system does not come back to it.
+        """The run does not end although it was stopped: it is stuck in a system call.
 
-        Called in a thread of its own, once. Nothing that was recorded is lost if the process ends.
+        Called once, in its own thread. Nothing that was recorded is lost if the process ends.
         """
 
 
 class Proof:
     """Holds successes back until the store has proven itself: see Uploader.prove().
 
-    Proven with the first object that has a byte in it; if there is none, or none for long, with
-    the first.
+    The proof is the first object that is not empty; if there is none, or none for long, the
+    first one.
     """
 
     def __init__(self, uploader: Uploader) -> None:
-        self.problem = ""  # it has not
-        self.held: list[Outcome] = []  # taken, and not believed yet
+        self.problem = ""  # why the proof failed
+        self.held: list[Outcome] = []  # acknowledged, but not trusted yet
         self._is_needed = isinstance(uploader, InspectableUploader)
         self._is_asked = False
 
     def sift(self, outcomes: Sequence[AnyOutcome]) -> list[AnyOutcome]:
-        """What may be followed now."""
+        """The outcomes that may be processed now."""
         rest: list[AnyOutcome] = []
         for outcome in outcomes:
             if outcome.id.endswith("/proof"):
@@ -9776,7 +9776,7 @@ class Proof:
         return rest
 
     def _end(self, outcome: AnyOutcome) -> list[Outcome]:
-        """A store that cannot be asked is believed; one that answers amiss is not."""
+        """A store that cannot be asked is trusted; one that gives a wrong answer is not."""
         if isinstance(outcome, Outcome) and outcome.kind in GIVEN_BACK:
             self.problem = outcome.error
             return []
@@ -9785,7 +9785,7 @@ class Proof:
         return held
 
     def candidate(self, *, is_end: bool) -> Outcome | None:
-        """What to prove it with, once."""
+        """The object to prove it with, once."""
         if self._is_asked or not self.held:
             return None
         first = next((held for held in self.held if held.file_size), None)
@@ -9802,21 +9802,21 @@ class Spelling:
     """Holds successes of odd keys back until the store has shown that it keeps such names.
 
     A store that keeps `a\\b` as `a/b` has one object for two files. The first key of each kind that
-    it takes is looked for; the next one, if that told nothing, up to MOST_LISTINGS a run.
+    it accepts is looked up; if that is inconclusive the next one, up to MOST_LISTINGS per run.
     """
 
     def __init__(self, uploader: Uploader, since: float) -> None:
-        self.lost: set[str] = set()  # keys that were sent, and have overwritten others
+        self.lost: set[str] = set()  # keys that were sent and have overwritten others
         self.held: list[tuple[Outcome, FileModel]] = []
         self._since = since
         self._is_needed = isinstance(uploader, InspectableUploader)
-        self._known: dict[str, str] = {}  # kind: empty, or a key that is kept otherwise
+        self._known: dict[str, str] = {}  # kind: empty, or a key that is kept under another name
         self._asked: dict[str, tuple[str, frozenset[str]]] = {}  # key and kinds, by task
         self._looked_for: set[str] = set()  # keys
         self._tasks: list[AnyTask] = []
 
     def problem(self, key: str) -> str | None:
-        """Why a file of that key cannot be in the store; None: that is not known yet."""
+        """Why a file with this key cannot be in the store; None: not known yet."""
         known = [self._known.get(kind) for kind in odd_kinds(key)] if self._is_needed else []
         example = next(filter(None, known), "")
         if example:
@@ -9826,7 +9826,7 @@ class Spelling:
     def sift(
         self, outcomes: Sequence[AnyOutcome], taken: Mapping[str, FileModel]
     ) -> list[AnyOutcome]:
-        """What may be followed now."""
+        """The outcomes that may be processed now."""
         rest: list[AnyOutcome] = []
         for outcome in outcomes:
             if outcome.id.endswith("/name"):
@@ -9849,7 +9849,7 @@ class Spelling:
         return rest
 
     def tasks(self) -> list[AnyTask]:
-        """What is to be looked at."""
+        """What to look up."""
         tasks, self._tasks = self._tasks, []
         return tasks
 
@@ -9865,7 +9865,7 @@ class Spelling:
             self._tasks.append(NameTask(task_id, key, success.file_size, self._since))
 
     def _answer(self, answer: AnyOutcome) -> list[tuple[Outcome, FileModel]]:
-        """Those that were held. Where there is no answer, they stay so, or are believed."""
+        """The outcomes that were held. Without an answer they stay held, or are trusted."""
         if isinstance(answer, Outcome) and answer.kind in GIVEN_BACK:
             return []
         key, kinds = self._asked.pop(answer.id)
@@ -9881,20 +9881,20 @@ class Spelling:
         return held
 
     def believe(self) -> list[AnyOutcome]:
-        """What nothing has spoken against: all that was held, to be sifted again."""
+        """Release everything held that nothing speaks against, to be sifted again."""
         self._known = {**dict.fromkeys(ODD_IN_KEYS, ""), **self._known}
         held, self.held = self.held, []
         return [success for success, _ in held]
 
 
 def as_kept_otherwise(outcome: Outcome, file: FileModel, problem: str) -> Outcome:
-    """The failure that it is."""
+    """The corresponding failure."""
     failed = outcome._replace(kind=OutcomeKind.FAILED, path=file.file_path)
     return failed._replace(error=problem, cause=KEPT_OTHERWISE)
 
 
 class LargeFile:
-    """A file on its way in parts."""
+    """A file that is being uploaded in parts."""
 
     __slots__ = (
         *("begun", "file", "in_flight", "is_fast", "is_gone", "known", "missing", "problem"),
@@ -9903,30 +9903,30 @@ class LargeFile:
 
     def __init__(self, file: FileModel, known: UploadModel | None) -> None:
         self.file = file
-        self.known = known  # what the ledger has of it
+        self.known = known  # what the ledger knows of it
         self.was_known = known is not None  # from an earlier run
         self.begun: Begun | None = None
         self.missing = 0  # parts that are not in the store
-        self.unsent = 0  # bytes of parts that no engine has
+        self.unsent = 0  # bytes of parts not handed to an engine
         self.in_flight = 0  # tasks
         self.problem: Outcome | None = None
         self.restarts = 0
-        self.is_gone = False  # the store does not know the upload any more
-        self.is_fast = True  # no part went by the safe lane
+        self.is_gone = False  # the store no longer knows the upload
+        self.is_fast = True  # no part went through the safe lane
 
 
 RESTARTS = {OutcomeKind.CHANGED: READ_ATTEMPTS - 1, OutcomeKind.GONE: 1, OutcomeKind.CRAMPED: 1}
 STALE_STATUSES = frozenset(
     (400, 404, 409, 412, 501)
-)  # not 403 or 507: a new upload would meet them too
+)  # not 403 or 507: a new upload would get them too
 
 
 class WorkList:
-    """What is to be done next, and what follows from what was done.
+    """Decides what to do next, and what follows from each outcome.
 
-    Pending files come from the ledger, page by page, smallest first. A large one is begun, its
-    parts are handed out in order, and when the store has them all it is completed. What is ready
-    goes before what is not begun, so few large files are under way at a time.
+    Pending files come from the ledger page by page, smallest first. A large one is started, its
+    parts are handed out in order, and it is completed once the store has them all. Files in
+    progress go before new ones, so few large files are open at a time.
     """
 
     def __init__(
@@ -9939,11 +9939,11 @@ class WorkList:
         *,
         whole: bool = True,
     ) -> None:
-        """``files`` is how many are pending; ``whole``: the scan saw all that there is."""
-        self.fast_files = 0  # large ones that went by the fast lane altogether
-        self.renewed = 0  # files that were put again for their metadata alone
-        self.differed = 0  # files whose bytes were compared, and were others
-        self.stale = 0  # files whose metadata the store would not renew
+        """``files``: how many are pending; ``whole``: the scan saw everything."""
+        self.fast_files = 0  # large ones whose parts all went through the fast lane
+        self.renewed = 0  # files sent again only for their metadata
+        self.differed = 0  # files whose bytes were compared and differed
+        self.stale = 0  # files whose metadata the store would not update
         self.refusal = ""  # why
         self.proof = Proof(uploader)
         self._spelling = Spelling(uploader, job.created_at)
@@ -9951,13 +9951,13 @@ class WorkList:
         self._root = ledger.renamed[0] if ledger.renamed else job.root_dir
         self._below_root = self._root.rstrip("/") + "/"
         self._ended: list[Outcome] = []  # of files that need not be sent
-        self._later: deque[FileModel] = deque()  # failed passing: tried once more at the end
-        self._was_tried: set[str] = set()  # of those, and of those that were taken out of turn
+        self._later: deque[FileModel] = deque()  # temporary failures: retried once at the end
+        self._was_tried: set[str] = set()  # of those, and of those handed out of turn
         self._turn = 0
         self._has_begun_anew = False  # an upload of an earlier run that was refused
-        self._most_parts = MAX_PARTS  # until the store says that it takes fewer
+        self._most_parts = MAX_PARTS  # until the store turns out to allow fewer
         self.resumed_bytes = 0  # that need not be sent, since this was last set to 0
-        self.failed_abort = ""  # why an upload that is not wanted is still there
+        self.failed_abort = ""  # why an unwanted upload could not be aborted
         self._aborting: set[str] = set()
         self._ledger = ledger
         self._job = job
@@ -9975,9 +9975,9 @@ class WorkList:
         self._begun_before = {upload.id: upload for upload in begun}
 
     def next_page(self, is_first: bool) -> list[AnyTask]:
-        """What can be done now; empty if something is under way that has to end first, or all.
+        """What can be done now; empty if something in progress must end first, or all is done.
 
-        What boto3 has to do goes to the first runner alone: its client takes 30 MB.
+        Work for boto3 goes to the first runner only: its client takes 30 MB.
         """
         page = self._take_ready() if is_first else []
         page += self._take_parts()
@@ -9991,7 +9991,7 @@ class WorkList:
         return page
 
     def _prove(self, *, is_end: bool = False) -> list[AnyTask]:
-        """The task that proves the store, when there is something to do so with."""
+        """The task that proves the store, once there is an object for it."""
         first = self.proof.candidate(is_end=is_end)
         if first is None:
             return []
@@ -10001,7 +10001,7 @@ class WorkList:
         return [ProofTask(f"{file.id}/proof", found.key, found)]
 
     def take_others(self, count: int, directories: set[str]) -> list[AnyTask]:
-        """Files of other directories; with a count of -1, what follows of these files."""
+        """Files of other directories; with a count of -1, the further tasks of these files."""
         if count < 0:
             ready = [
                 task
@@ -10018,11 +10018,11 @@ class WorkList:
 
     @property
     def left(self) -> int:
-        """Files that are not done with."""
+        """Files that are not finished."""
         return max(self._files, 0) + len(self._taken)
 
     def take_back(self, outcomes: Sequence[AnyOutcome]) -> list[Outcome]:
-        """Write outcomes into the ledger. Returns those of files that are done with."""
+        """Write outcomes to the ledger. Returns those of finished files."""
         outcomes = self._spelling.sift(self.proof.sift(outcomes), self._taken)
         self._ready.extend([*self._prove(), *self._spelling.tasks()])
         ended, self._ended = self._ended, []
@@ -10035,7 +10035,7 @@ class WorkList:
         return ended
 
     def last(self, is_stopping: Callable[[], bool]) -> Iterator[list[AnyOutcome]]:
-        """What is to be taken back when nothing is under way any more."""
+        """The outcomes left to process when nothing is in progress any more."""
         yield [] if is_stopping() else self._spelling.believe()
 
     # -- out
@@ -10044,7 +10044,7 @@ class WorkList:
         return [self._ready.popleft() for _ in range(min(len(self._ready), PAGE_ROWS))]
 
     def _take_parts(self) -> list[AnyTask]:
-        """Like the other pages, those of parts get smaller towards the end."""
+        """Like other pages, pages of parts get smaller towards the end."""
         page: list[AnyTask] = []
         waiting = sum(self._large[file_id].unsent for file_id in self._parts)
         size = min(PAGE_BYTES, waiting // self._page_share)
@@ -10059,7 +10059,7 @@ class WorkList:
         return page
 
     def _fails_by_name(self, file: FileModel) -> bool:
-        """It would overwrite the object of another file, in this run or as in an earlier one."""
+        """It would overwrite the object of another file, of this run or an earlier one."""
         problem = self._spelling.problem(file.object_key)
         if not problem and file.error and file.error.startswith(KEPT_OTHERWISE):
             problem = file.error
@@ -10078,7 +10078,7 @@ class WorkList:
         return part
 
     def _take_pending(self) -> list[AnyTask]:
-        """Pages get smaller towards the end, so that all processes end together."""
+        """Pages get smaller towards the end, so that all processes finish together."""
         if len(self._large) >= MAX_OPEN_UPLOADS:
             return []
         rows = max(20, min(PAGE_ROWS, self._files // self._page_share))
@@ -10095,7 +10095,7 @@ class WorkList:
         return self._tasks_of(page) if page else self._take_pending()
 
     def _tasks_of(self, page: Sequence[FileModel]) -> list[AnyTask]:
-        """Those of small files; large ones are ready to begin."""
+        """Tasks of small files; large ones are prepared."""
         self._files -= len(page)
         for file in page:
             self._check(file)
@@ -10109,7 +10109,7 @@ class WorkList:
         return list(map(task_of, small))
 
     def _check(self, row: FileModel) -> None:
-        """Raises LedgerError for one that names what is no file or no key of this run's."""
+        """Raises LedgerError for a row whose file or key is outside this run."""
         path, key = row.file_path, row.object_key
         is_below = path.startswith(self._below_root) or path == self._root
         if not is_below or "/../" in f"{path}/" or not key.startswith(self._prefix):
@@ -10117,18 +10117,18 @@ class WorkList:
             raise LedgerError("read ledger", self._ledger.path, cause, MOVE_AWAY)
 
     def _take_later(self) -> list[AnyTask]:
-        """What failed passing, once more."""
+        """Temporary failures, once more."""
         again, self._later = self._later, deque()
         return self._tasks_of(again) or self._take_ready()
 
     def _take_left_over(self) -> list[AnyTask]:
-        """Uploads that earlier runs began, and nobody wants any more."""
+        """Uploads of earlier runs that are no longer wanted."""
         return list(itertools.islice(self._abort_tasks(self._left_over), MAX_OPEN_UPLOADS))
 
     # -- back
 
     def _follow(self, outcome: AnyOutcome) -> Outcome | None:
-        """Do what follows. Returns the outcome of a file that is done with."""
+        """Process an outcome. Returns that of a finished file."""
         file_id, _, step = outcome.id.partition("/")
         if step == "abort":
             if isinstance(outcome, Aborted):
@@ -10147,7 +10147,7 @@ class WorkList:
         return self._follow_large(self._large[file_id], outcome)
 
     def _put_off(self, outcome: Outcome) -> Outcome | None:
-        """What fails passing for the first time is not done with."""
+        """A first temporary failure does not finish a file."""
         file_id = outcome.id
         if outcome.kind is not OutcomeKind.UNSENT or file_id in self._was_tried:
             return outcome
@@ -10190,7 +10190,7 @@ class WorkList:
         self._ledger.record(files, gone)
 
     def _weigh(self, file: FileModel, outcome: Outcome) -> None:
-        """What the comparison of its bytes came to."""
+        """The result of comparing its bytes."""
         self.differed += outcome.kind is OutcomeKind.UPLOADED and bool(file.sha256 or file.etag)
         self.renewed += outcome.kind is OutcomeKind.RENEWED
         if outcome.stale:
@@ -10200,7 +10200,7 @@ class WorkList:
     # -- large files
 
     def _open(self, file: FileModel) -> BeginTask:
-        """Before the store is asked for an upload, the ledger knows that it will be."""
+        """The ledger records an upload before the store is asked for it."""
         large = LargeFile(file, self._ledger.unfinished_upload(file.id))
         self._large[file.id] = large
         if large.known is None:
@@ -10305,9 +10305,9 @@ class WorkList:
         return outcome._replace(id=file_id)
 
     def _give_up(self, large: LargeFile, problem: Outcome) -> Outcome | None:
-        """A large file cannot be uploaded as it was begun: begin anew, or end it.
+        """A large file cannot be uploaded as it was started: start over, or give up.
 
-        What the store has of it is kept for the next run, unless the file is gone.
+        The parts in the store are kept for the next run, unless the file is gone.
         """
         kind = problem.kind
         if large.restarts < RESTARTS.get(kind, 0) or self._is_stale(large, problem):
@@ -10324,7 +10324,7 @@ class WorkList:
         return self._put_off(problem._replace(id=large.file.id, kind=kind))
 
     def _is_stale(self, large: LargeFile, problem: Outcome) -> bool:
-        """Whether an upload of an earlier run is refused, once a run, for what it is."""
+        """Whether an upload resumed from an earlier run is refused; at most once a run."""
         is_refused = problem.kind is OutcomeKind.REFUSED and problem.status in STALE_STATUSES
         known, begun = large.known, large.begun
         is_old = large.was_known and begun and known and known.upload_id == begun.upload_id
@@ -10337,7 +10337,7 @@ class WorkList:
         self._ready.extend(self._abort_tasks([large.known]))
 
     def _abort_tasks(self, uploads: Iterable[UploadModel]) -> Iterator[AbortTask]:
-        """None for those that have been asked for already."""
+        """No task for uploads whose abort has already been requested."""
         for upload in uploads:
             if upload.id not in self._aborting:
                 self._aborting.add(upload.id)
@@ -10346,7 +10346,7 @@ class WorkList:
 
 
 def task_of(file: FileModel) -> Task:
-    """What a runner has to know of a file."""
+    """What a runner must know about a file."""
     return Task(
         file.id,
         file.file_path,
@@ -10358,7 +10358,7 @@ def task_of(file: FileModel) -> Task:
 
 
 def stored_of(file: FileModel) -> Stored | None:
-    """What the ledger says that the store has of a file, if anything."""
+    """What the store has of a file according to the ledger, if anything."""
     if not file.sha256 and not file.etag:
         return None
     return Stored(
@@ -10376,7 +10376,7 @@ def stored_of(file: FileModel) -> Stored | None:
 
 
 def parts_of(file: FileModel, begun: Begun, stored: Collection[int]) -> Iterator[PartTask]:
-    """The parts of a file that are not stored, in their order."""
+    """The parts of a file that are not stored, in order."""
     for number in range(1, begun.part_count + 1):
         if number not in stored:
             offset = (number - 1) * begun.part_size
@@ -10392,18 +10392,18 @@ def parts_of(file: FileModel, begun: Begun, stored: Collection[int]) -> Iterator
             )
 
 
-VERIFY_MODE = "verify"  # BatchJob.mode of what uploads nothing
+VERIFY_MODE = "verify"  # BatchJob.mode of a verification
 
 
 class Stop(NamedTuple):
-    """Why a run ends before all is done."""
+    """Why a run ends early."""
 
     exit_code: ExitCode
     reason: str
 
 
 class BatchJobModel(BatchJobRow):
-    """One upload session: takes a directory into the ledger and uploads it, page by page."""
+    """One upload session: scans a directory into the ledger and uploads it, page by page."""
 
     def __init__(
         self,
@@ -10415,7 +10415,7 @@ class BatchJobModel(BatchJobRow):
     ) -> None:
         """A session that uploads ``root`` with ``uploader`` and keeps its ledger in ``db``.
 
-        Nothing is touched before run() or dry_run(). Raises UsageError.
+        Nothing is accessed before run() or dry_run(). Raises UsageError.
         """
         self.uploader = uploader
         self.options = options or RunOptions()
@@ -10431,8 +10431,8 @@ class BatchJobModel(BatchJobRow):
         self._root: Root | None = None
         self._source = absolute(root)
         self.place = DestinationModel(None, "", "")
-        self._seen: bytearray | None = None  # rows of files that were seen, if that matters
-        self._moved = 0  # files to be compared because of their ctime or inode alone
+        self._seen: bytearray | None = None  # rows of files that were seen, if needed
+        self._moved = 0  # files to be compared only because of their ctime or inode
         self._is_taken_over = False
         self._scan: Scan | None = None
         self._is_preparing = self._has_sent = False
@@ -10448,13 +10448,13 @@ class BatchJobModel(BatchJobRow):
             mode=self.options.mode,
         )
 
-    # -- what callers use
+    # -- for callers
 
     def run(self) -> Summary:
-        """Scan, upload, and say what became of it.
+        """Scan, upload, and return the summary.
 
-        Raises PfuError where the run cannot start; a run that began always returns a summary,
-        with ``exit_code`` and, where it stopped early, ``error``.
+        Raises PfuError if the run cannot start; a run that has started always returns a summary,
+        with ``exit_code`` and, if it stopped early, ``error``.
         """
         self._fit()
         with self._session():
@@ -10462,7 +10462,7 @@ class BatchJobModel(BatchJobRow):
         return self.summary
 
     def _fit(self) -> None:
-        """Take no more processes than there is room for. Raises UsageError."""
+        """Limit processes to what the machine has room for. Raises UsageError."""
         spare_addresses()
         self.options, told = self.options.fitted()
         self.mode = self.summary.mode = self.options.mode
@@ -10470,7 +10470,7 @@ class BatchJobModel(BatchJobRow):
             self.note(told)
 
     def dry_run(self) -> Summary:
-        """Scan, compare and tell the observer what would be done; write nothing anywhere."""
+        """Scan, compare and report to the observer what would be done; write nothing anywhere."""
         self._find_ends()
         self._ledger = Ledger(self.db, read_only=True)
         try:
@@ -10503,18 +10503,18 @@ class BatchJobModel(BatchJobRow):
         summary.request_cost_usd = self.uploader.request_cost(summary.requests)
 
     def _threshold(self) -> int:
-        """Bytes; files above go up in parts."""
+        """Bytes; larger files go up in parts."""
         takes_parts = isinstance(self.uploader, MultipartUploader)
         return self.options.engine().threshold if takes_parts else sys.maxsize
 
     def _requests_of(self, size: int) -> int:
-        """How many store a large file: its parts, the first and the last."""
+        """Requests for a large file: its parts, the first and the last."""
         return 2 + -(-size // part_size_for(size, self.options.engine().part_size))
 
     def verify(self) -> Verdict:
-        """Compare the store with the ledger and the tree; what differs becomes pending.
+        """Compare the store with the ledger and the tree; differing files become pending.
 
-        With the option ``checksum`` each object's bytes are checked too. Raises PfuError.
+        With the option ``checksum`` the bytes of each object are checked too. Raises PfuError.
         """
         with self._session():
             self._verification = Verification(self, self._ledger, checksum=self.options.checksum)
@@ -10532,7 +10532,7 @@ class BatchJobModel(BatchJobRow):
         return verdict
 
     def _conclude_verification(self, verdict: Verdict) -> None:
-        """One row of BatchJob tells of it, so that adopted files have their run."""
+        """It gets a row in BatchJob, so that adopted files have a run."""
         if self._stop:
             verdict.status = "interrupted"
             verdict.exit_code, verdict.error = self._stop
@@ -10547,13 +10547,13 @@ class BatchJobModel(BatchJobRow):
         self._save(JobStatus.COMPLETE_WITH_FAILURES if differs else JobStatus.COMPLETE)
 
     def stop(self, reason: str, exit_code: ExitCode = ExitCode.STOPPED) -> None:
-        """Take no further work; finish or drop what is in flight. Safe in a signal handler."""
+        """Accept no further work; finish or drop what is in flight. Safe in a signal handler."""
         if self._stop is None:
             self._stop = Stop(exit_code, shortened(reason))
 
     @contextlib.contextmanager
     def _session(self) -> Iterator[None]:
-        """Both ends are found; the ledger is locked, and as the run before left it; we are watched.
+        """Find both ends, lock the ledger, tidy up after the last run, and start the watchdog.
 
         Raises PfuError.
         """
@@ -10572,7 +10572,7 @@ class BatchJobModel(BatchJobRow):
             yield
 
     def _find_place(self) -> None:
-        """What the ledger knows of the destination. Raises UsageError if another ROOT fills it."""
+        """What the ledger knows of the destination. Raises UsageError if another ROOT has it."""
         self.place = place = self._ledger.destination(self)
         if self._source != self.root_dir:
             self._ledger.renamed = self._source, self.root_dir
@@ -10586,7 +10586,7 @@ class BatchJobModel(BatchJobRow):
         place.root_dir = self.root_dir
 
     def _take_over(self, known_root: str) -> None:
-        """The files of another ROOT are there: may they be ours?"""
+        """The files there are those of another ROOT: is it the same one?"""
         old, new = base_of(known_root), base_of(self._source)
         self._is_taken_over = not os.path.exists(old) or is_same_directory(old, new)
         if not self._is_taken_over:
@@ -10597,7 +10597,7 @@ class BatchJobModel(BatchJobRow):
             raise UsageError("use root", self.root_dir, cause, hint)
         self.note(f"{known_root} is now {self.root_dir}: files are compared, not uploaded again")
 
-    # -- never hangs
+    # -- the watchdog
 
     def _watched(self) -> Watchdog:
         return Watchdog(
@@ -10607,7 +10607,7 @@ class BatchJobModel(BatchJobRow):
         )
 
     def _movement(self) -> tuple[float, ...]:
-        """What differs as long as anything moves."""
+        """Changes as long as there is any progress."""
         summary, traffic, engine = self.summary, self.uploader.traffic, self._engine
         counts = (summary.seen, summary.uploaded, summary.unchanged, summary.skipped)
         sent = tuple(map(engine.total, Gauges.FROM_RUNNER)) if engine else ()
@@ -10634,24 +10634,24 @@ class BatchJobModel(BatchJobRow):
     # -- the session, step by step
 
     def _prepare(self) -> Preparation:
-        """See to the destination, once, beside the scan that found something to upload."""
+        """Prepare the destination, once, while the scan goes on."""
         if self._preparation is None:
             self._preparation = Preparation(self.uploader, self.first_patience())
         return self._preparation
 
     @property
     def patience(self) -> float:
-        """Seconds that the store may be away."""
+        """Seconds that the store may be unavailable."""
         told = self.options.patience
         return PATIENCE_SECONDS if told is None else told
 
     def first_patience(self) -> float:
-        """Before it has answered: a mistyped URL must not cost minutes, a job at boot may wait."""
+        """Before its first answer: a mistyped URL must not cost minutes, a job at boot may wait."""
         is_known = self.options.patience is not None or self._ledger.has_uploads(self.place)
         return self.patience if is_known else FIRST_SECONDS
 
     def _find_ends(self) -> None:
-        """Both ends of the way: ROOT can be read, the destination is known."""
+        """Check that ROOT can be read, and resolve the destination."""
         try:
             mode = os.stat(self._source).st_mode
         except OSError as error:
@@ -10659,7 +10659,7 @@ class BatchJobModel(BatchJobRow):
         if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
             cause = f"it is a {kind_of(mode)}"
             raise UsageError("read root", self.root_dir, cause, "specify a directory or a file")
-        descriptor_limit()  # the walk keeps a directory open for each level
+        descriptor_limit()  # the walk keeps one directory open per level
         self.uploader.patience = self.patience
         self._resolve()
         self.destination, self.endpoint = self.uploader.destination, self.uploader.endpoint
@@ -10667,26 +10667,26 @@ class BatchJobModel(BatchJobRow):
         self.summary.destination = self.destination
 
     def _resolve(self) -> None:
-        """Beside this thread, which heeds a stop meanwhile."""
+        """In another thread, so that this one can react to a stop."""
         thread = ThreadPoolExecutor(1)
         try:
             answer = thread.submit(self.uploader.resolve)
-        except RuntimeError:  # there can be no further thread
+        except RuntimeError:  # no further thread is possible
             self.uploader.resolve()
             return
         try:
             self.wait_for(answer)
         finally:
-            thread.shutdown(wait=answer.done())  # where there are threads no fork is safe
+            thread.shutdown(wait=answer.done())  # forking is not safe while other threads run
 
     def wait_for(self, answer: Future[T]) -> T:
-        """The answer. Raises StoppedError if the run is told to stop first."""
+        """The answer. Raises StoppedError if the run is stopped first."""
         while not wait_for_futures((answer,), TICK_SECONDS).done:
             self.heed_stop()
         return answer.result()
 
     def heed_stop(self) -> None:
-        """Raises StoppedError if the run is told to stop."""
+        """Raises StoppedError if the run has been stopped."""
         if self.is_stopping() and self._stop:
             raise StoppedError("stopped", "", self._stop.reason)
 
@@ -10740,11 +10740,11 @@ class BatchJobModel(BatchJobRow):
             raise UsageError("read root", self.root_dir, cause, "is it mounted?")
 
     def _is_whole(self) -> bool:
-        """Whether the scan saw all files that this destination has from here."""
+        """Whether the scan saw all files of this ROOT and destination."""
         return bool(self._scan and self._scan.is_whole and not self._scan.is_single)
 
     def _sweep(self) -> None:
-        """Mark files that are gone, and forget those that have been for long."""
+        """Mark files that are gone, and forget those gone for long."""
         seen, shard = self._seen, self.options.scan.shard
         if seen is None:
             return
@@ -10761,7 +10761,7 @@ class BatchJobModel(BatchJobRow):
         self._ledger.save_destination(self.place)
 
     def scanned_root(self, scan: Scan) -> Root:
-        """Raises FatalError if it is not there any more."""
+        """Raises FatalError if it is no longer there."""
         is_link = scan.is_single and os.path.islink(self._source)
         folder = os.path.dirname(self._source) if scan.is_single else self._source
         root = Root(folder, scan.root_place, self.options.scan.follow_symlinks or is_link)
@@ -10769,7 +10769,7 @@ class BatchJobModel(BatchJobRow):
         return root
 
     def scan(self) -> Scan:
-        """A walk over the root, as it goes to the destination."""
+        """A walk over the root, for this destination."""
         identity = f"{self.endpoint} {self.destination}"
         self._scan = Scan(self._source, identity, self.uploader.prefix, self.options.scan, self.db)
         due = self.place.swept_at + min(SWEEP_SECONDS, self.options.keep_history)
@@ -10778,12 +10778,12 @@ class BatchJobModel(BatchJobRow):
         return self._scan
 
     def _changes(self, scan: Scan) -> Iterator[Change]:
-        """What has to be looked at, as the scan finds it; a stop ends the scan."""
+        """What needs work, as the scan finds it; a stop ends the scan."""
         going_on = itertools.takewhile(lambda _: not self.is_stopping(), batches(scan, SCAN_BATCH))
         return itertools.chain.from_iterable(map(self._compare, going_on))
 
     def _compare(self, batch: Sequence[Found]) -> list[Change]:
-        """Those of a batch that have to be looked at; the others are counted as unchanged."""
+        """Those of a batch that need work; the others are counted as unchanged."""
         known = self._ledger.known([found.id for found in batch])
         suspects: list[tuple[Found, Known | None]] = []
         looks_closer = self.options.force or self.options.checksum or self._is_taken_over
@@ -10814,7 +10814,7 @@ class BatchJobModel(BatchJobRow):
                 changes.append(change)
                 if found.problem:
                     self._failed += 1
-                    if not self._ledger.read_only:  # a dry run tells of it by itself
+                    if not self._ledger.read_only:  # a dry run reports it elsewhere
                         self._groups.add(found.path, found.problem)
                 self._moved += change.reason in MOVED_ALONE
                 if change.reason == OLDER_LEDGER:
@@ -10866,7 +10866,7 @@ class BatchJobModel(BatchJobRow):
             self.observer.problem(note)
 
     def note(self, note: str) -> None:
-        """Tell the user once."""
+        """Show a note once."""
         if note not in self.summary.notes:
             self.summary.notes.append(note)
             self.observer.note(note)
@@ -10898,7 +10898,7 @@ class BatchJobModel(BatchJobRow):
             with self._ledger.together():  # what is recorded is counted, whatever happens next
                 for outcome in work.take_back(outcomes):
                     self._count(outcome)
-                for end in outcomes:  # of a part too, whose file is not done with
+                for end in outcomes:  # also of a part, whose file is not finished
                     if isinstance(end, Outcome) and end.kind is OutcomeKind.FATAL:
                         self.stop(end.error, ExitCode.CANNOT_START)
                 self._write_counts()
@@ -10917,7 +10917,7 @@ class BatchJobModel(BatchJobRow):
             self.note(f"an unfinished upload may remain: {work.failed_abort} ({hint})")
 
     def _tell_comparison(self, work: WorkList) -> None:
-        """What the next run could be spared, and what was not renewed."""
+        """How to save time in the next run, and which metadata was not updated."""
         if work.stale:
             hint = "--renew-by-upload uploads these files again"
             objects = count_of(work.stale, "object")
@@ -10955,7 +10955,7 @@ class BatchJobModel(BatchJobRow):
                 self._groups.add(outcome.path, outcome.cause or outcome.error)
 
     def is_stopping(self) -> bool:
-        """Whether nothing new is to be begun: a signal came, or the time is over."""
+        """Whether nothing new is to be started: after a signal, or at the time limit."""
         limit = self.options.max_duration
         if limit and time.monotonic() - self._began > limit:
             self.stop(f"time limit of {limit:g} s reached")
@@ -10981,7 +10981,7 @@ class BatchJobModel(BatchJobRow):
             engine.share(news)
 
     def _tell_away(self, seconds: float, away: str) -> None:
-        """Once, and when it is back."""
+        """Report it once, and when it is over."""
         if away and seconds >= TELL_SECONDS and not self._is_told_away:
             self.observer.note(f"the store has been unavailable for {away}")
         elif not away and self._is_told_away:
@@ -11034,7 +11034,7 @@ class BatchJobModel(BatchJobRow):
         self._write_counts()
 
     def _name_idle(self) -> None:
-        """Large files that run after run comes no further with are failures, if this one could."""
+        """Large files without progress in several runs are failures, if this run had a chance."""
         if self._stop and self._stop.exit_code != ExitCode.STOPPED:
             return
         for file, upload, stored in list(self._ledger.idle_files(self.id)):
@@ -11048,7 +11048,7 @@ class BatchJobModel(BatchJobRow):
             self._groups.add(file.file_path, cause)
 
     def _write_counts(self) -> None:
-        """For --status, while the run goes on too."""
+        """For --status, also during the run."""
         self._lock.check_in_place()
         self._ledger.check_in_place()
         summary = self.summary
@@ -11072,7 +11072,7 @@ class BatchJobModel(BatchJobRow):
         self._measure()
 
     def _end(self) -> JobStatus:
-        """How the run ended, told in the summary too."""
+        """How the run ended, also set in the summary."""
         summary = self.summary
         if self._stop:
             summary.exit_code, summary.error = self._stop.exit_code, self._stop.reason
@@ -11097,7 +11097,7 @@ class BatchJobModel(BatchJobRow):
 def compare(
     found: Found, known: Known | None, options: RunOptions, *, taken_over: bool = False
 ) -> Change | None:
-    """Why a file has to be looked at, or None where the store has it as it is."""
+    """Why a file needs work, or None if the store has it in this form."""
     if found.problem:
         return Change(found, "cannot be uploaded")
     if known is None:
@@ -11119,7 +11119,7 @@ def compare(
 
 
 def what_changed(found: Found, known: Known, options: RunOptions) -> str | None:
-    """What the ledger knows otherwise of a file of the same size; its bytes may be the same."""
+    """How a file of the same size differs from the ledger; its bytes may be the same."""
     if known.changed_at is None:
         return OLDER_LEDGER
     told = [
@@ -11134,7 +11134,7 @@ def what_changed(found: Found, known: Known, options: RunOptions) -> str | None:
 
 CTIME_MOVED, INODE_MOVED = "ctime moved", "inode moved"
 MOVED_ALONE = frozenset((CTIME_MOVED, INODE_MOVED))
-MANY_MOVED = 1000  # files read again for nothing, to say how that is spared
+MANY_MOVED = 1000  # files read again in vain, before the options against it are named
 OLDER_LEDGER = "the ledger is from an older pfu"
 OLDER_LEDGER_NOTE = (
     "the ledger is from an older pfu: every file is compared once, and not uploaded again"
@@ -11150,7 +11150,7 @@ REASONS_TO_LOOK: Mapping[tuple[int, int], str | None] = {
 
 
 def absolute(path: str | os.PathLike[str]) -> str:
-    """``path`` from the root of the file system. Raises UsageError."""
+    """``path`` made absolute. Raises UsageError."""
     try:
         return os.path.abspath(os.fspath(path))
     except OSError as error:
@@ -11159,7 +11159,7 @@ def absolute(path: str | os.PathLike[str]) -> str:
 
 
 def base_of(root: str) -> str:
-    """The directory that keys begin in: of a single file the one that it is in."""
+    """The directory that keys are relative to; for a single file, its parent."""
     return os.path.dirname(root) if os.path.isfile(root) else root
 
 
@@ -11172,7 +11172,7 @@ def is_same_directory(one: str, other: str) -> bool:
 
 
 def batches(things: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Lists of ``size`` things; the last may be shorter."""
+    """Lists of ``size`` elements; the last may be shorter."""
     iterator = iter(things)
     while True:
         batch = list(itertools.islice(iterator, size))
@@ -11182,7 +11182,7 @@ def batches(things: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 def cpu_seconds() -> float:
-    """CPU time of this process and of all its children that have ended."""
+    """CPU time of this process and of all its finished children."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
 
@@ -11191,10 +11191,10 @@ WATCHDOG = "pfu-watchdog"
 
 
 class Watchdog:
-    """Notices when nothing moves any more; stops the run, and gives it up if it does not end.
+    """Notices when nothing moves any more: stops the run, and aborts it if it does not end.
 
-    A thread that looks once a second and holds no lock, so it does no harm at a fork. Time in which
-    the whole process was stopped does not count.
+    A thread that looks once a second and holds no lock, so it does no harm at a fork. Time during
+    which the whole process was suspended does not count.
     """
 
     TICK = 1.0  # seconds
@@ -11205,13 +11205,13 @@ class Watchdog:
         stop: Callable[[], None],
         give_up: Callable[[], None],
     ) -> None:
-        """``movement``: what differs as long as anything moves."""
+        """``movement``: changes as long as there is any progress."""
         self._movement = movement
         self._steps = iter(((WATCH_SECONDS, stop), (GIVE_UP_SECONDS, give_up)))
         self._is_over = False
 
     def __enter__(self) -> Watchdog:
-        with contextlib.suppress(RuntimeError):  # the system has no thread left: nobody watches
+        with contextlib.suppress(RuntimeError):  # no thread left: no watchdog
             threading.Thread(target=self._watch, name=WATCHDOG, daemon=True).start()
         return self
 
@@ -11226,7 +11226,7 @@ class Watchdog:
             act()
 
     def _wait_until_still(self, seconds: float) -> None:
-        """Return when nothing has moved for so long, or all is over."""
+        """Return when nothing has moved for this long, or the run is over."""
         before, still, looked = self._movement(), 0.0, time.monotonic()
         while still < seconds and not self._is_over:
             time.sleep(self.TICK)
@@ -11236,9 +11236,9 @@ class Watchdog:
 
 
 class MemoryGauge:
-    """The peak of the memory of this process and its children: PSS where the system tells it."""
+    """The peak memory of this process and its children: PSS where the system reports it."""
 
-    SECONDS = 1.0  # between two looks: each costs about a millisecond a process
+    SECONDS = 1.0  # between two measurements: each costs about a millisecond per process
 
     def __init__(self) -> None:
         self.peak = 0
@@ -11262,7 +11262,7 @@ class MemoryGauge:
 
 
 def proportional_set_size(pid: int) -> int:
-    """Bytes of a process, shared pages divided among those that share them (Linux)."""
+    """Bytes used by a process; shared pages are divided among their users (Linux)."""
     with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
         return sum(int(line.split()[1]) * KIB for line in file if line.startswith(b"Pss:"))
 
@@ -11281,36 +11281,36 @@ def _peak_resident_set() -> int:
 # Verification: the store compared with the ledger and the tree
 # ======================================================================================
 #
-# The store is listed once, 1,000 keys a request, prefixes side by side, into a temporary table on
-# disk. Then the tree is walked, and each file looked up in the ledger and in the listing: memory
-# stays flat. What differs becomes pending, so that the next run mends it. A file that the ledger
-# does not know, whose object says that it is just this file, or has its bytes, is taken into the
-# ledger: so a lost ledger is rebuilt.
+# The store is listed once, 1,000 keys per request, prefixes in parallel, into a temporary table on
+# disk. Then the tree is walked, and each file is looked up in the ledger and in the listing: memory
+# stays flat. What differs becomes pending, so that the next run repairs it. A file that the ledger
+# does not know is adopted if its object has the metadata of this very file, or its bytes: so a lost
+# ledger is rebuilt.
 #
-# Where bytes are compared there are three: of the file, of the ledger, of the store. The file is
-# read once, for all digests that the other two are told by.
+# Comparing bytes means comparing three: the file, the ledger, the store. The file is read once, for
+# all digests that the other two may have.
 
 
 @dataclass
 class Verdict:
-    """What --verify found; the fields are the keys of its --json."""
+    """The result of --verify; the fields are the keys of its --json."""
 
     version: str = __version__
     root: str = ""
     destination: str = ""
     status: str = "verified"
-    checked: int = 0  # files of the tree
+    checked: int = 0  # files in the tree
     objects: int = 0  # below the prefix
-    verified: int = 0  # files that are in the store as they are
-    adopted: int = 0  # of them, files that the ledger did not know
+    verified: int = 0  # files that are in the store in their current form
+    adopted: int = 0  # of these, files that the ledger did not know
     differing: int = 0
-    extra: int = 0  # objects that no file of the tree stands for
-    extra_known: int = 0  # of them, objects of files that went away; the ledger knows them
+    extra: int = 0  # objects without a local file
+    extra_known: int = 0  # of these, objects of deleted files, known to the ledger
     skipped: int = 0
     by_reason: dict[str, int] = field(default_factory=dict)
     differences: list[dict[str, str]] = field(default_factory=list)  # the first ones
     extra_keys: list[str] = field(default_factory=list)  # the first ones
-    bytes_read_back: int = 0  # of objects of which the store tells nothing that can be compared
+    bytes_read_back: int = 0  # of objects for which the store reports nothing to compare
     elapsed_seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
     error: str | None = None
@@ -11318,18 +11318,18 @@ class Verdict:
 
 
 class Checked(NamedTuple):
-    """What comparing the bytes of a file came to."""
+    """The result of comparing the bytes of a file."""
 
-    reason: str = ""  # why it is not in the store as it is
+    reason: str = ""  # why the store does not have it in this form
     adopted: FileModel | None = None  # the row of a file that the ledger did not know
     read_back: int = 0  # bytes
 
 
 class Verification:
-    """Compares what a job's root holds with the ledger and with the store."""
+    """Compares a job's root with the ledger and with the store."""
 
     def __init__(self, job: BatchJobModel, ledger: Ledger, *, checksum: bool) -> None:
-        """``checksum``: ask or hash each object too, not only compare what a listing says."""
+        """``checksum``: also compare the bytes of each object, not only what a listing shows."""
         if not isinstance(job.uploader, InspectableUploader):
             raise UsageError("verify", job.destination, "this provider cannot list its objects")
         self.verdict = Verdict(root=job.root_dir, destination=job.destination)
@@ -11342,11 +11342,11 @@ class Verification:
         self._missed = 0  # objects that the listing did not show
         self._shown: set[bool] = set()  # kinds of ETags that the store repeats: of parts, or not
         self._tree: FreeTree | None = None
-        self._answers = 0  # of the store, to questions about one object
-        self._silent_since = 0.0  # the first that failed since; 0: none did
+        self._answers = 0  # of the store, about single objects
+        self._silent_since = 0.0  # the first failure since an answer; 0: none
 
     def run(self) -> None:
-        """List, walk, compare: ``verdict`` tells. Raises PfuError."""
+        """List, walk, compare: the result is ``verdict``. Raises PfuError."""
         verdict, began = self.verdict, time.monotonic()
         self._uploader.open(SAFE_CONCURRENCY)
         try:
@@ -11359,7 +11359,7 @@ class Verification:
         finally:
             self._threads.shutdown(wait=False, cancel_futures=True)
             self._uploader.close()
-            if self._tree and not self._job.is_stopping():  # else threads may be reading
+            if self._tree and not self._job.is_stopping():  # otherwise threads may be reading
                 self._tree.close()
         verdict.elapsed_seconds = round(time.monotonic() - began, 3)
         verdict.notes = self._job.summary.notes
@@ -11388,7 +11388,7 @@ class Verification:
         self._job.refuse_empty(scan, self.verdict.checked + self.verdict.skipped)
 
     def _take_others(self, keys: list[str]) -> None:
-        """Objects that other shares of the tree answer for."""
+        """Objects that belong to other shares of the tree."""
         self._ledger.mark_found(keys)
         keys.clear()
 
@@ -11423,9 +11423,9 @@ class Verification:
     def _is_in_question(
         self, found: Found, row: StoredRow | None, reason: str, listed: Collection[str]
     ) -> bool:
-        """Whether the listing does not decide. It proves that an object is there, not that none is.
+        """Whether the listing is not enough: it proves that an object exists, not that none does.
 
-        (s3rver leaves out prefixes.) What it misses is asked for, MAX_MISSED times.
+        (s3rver leaves out prefixes.) Missing objects are looked up one by one, MAX_MISSED times.
         """
         if found.problem:
             return False
@@ -11438,7 +11438,7 @@ class Verification:
         return not reason and (self._checksum or has_moved(found, row, self._job.options))
 
     def _look_closer(self, files: Iterable[tuple[Found, StoredRow | None]]) -> list[Checked]:
-        """Files read side by side. Raises StoppedError."""
+        """Read files in parallel. Raises StoppedError."""
         asked = [self._threads.submit(self._check, found, row) for found, row in files]
         return list(map(self._job.wait_for, asked))
 
@@ -11464,7 +11464,7 @@ class Verification:
             return Checked(f"{UNCHECKED}: {error.cause}")
 
     def _patiently(self, ask: Callable[..., T], *arguments: Any) -> T:
-        """Patience belongs to the run: one file alone has it only while no other is answered."""
+        """Patience is per run: one file alone has it only while no other gets an answer."""
         tries, began, patience = itertools.count(1), time.monotonic(), self._job.patience
         others = self._answers
 
@@ -11480,7 +11480,7 @@ class Verification:
         return answer
 
     def _check_object(self, found: Found, row: StoredRow, stored: Inspected) -> Checked:
-        """Is it the object that was stored? Its ETag tells only where such ETags are repeated."""
+        """Is it the object that was stored? Its ETag counts if the store repeats such ETags."""
         if row.etag and stored.etag == row.etag:
             return Checked()
         digests = self._digests(found, {form for form, _ in stored.forms()})
@@ -11494,13 +11494,13 @@ class Verification:
         return Checked()
 
     def _check_file(self, found: Found, row: StoredRow) -> Checked:
-        """Is it the file that was stored? Its ctime or inode has moved since."""
+        """Is it the file that was stored? Its ctime or inode has changed since."""
         forms = forms_of_row(row)
         digests = self._digests(found, {form for form, _ in forms})
         return Checked("" if is_same(forms, digests) is not False else CHANGED_SINCE)
 
     def _check_bytes(self, found: Found, row: StoredRow, stored: Inspected) -> Checked:
-        """The bytes of the file, of the ledger and of the store."""
+        """Compare the bytes of the file, the ledger and the store."""
         forms = forms_of_row(row)
         wanted = {form for form, _ in (*forms, *stored.forms())} | {WHOLE_SHA256}
         digests = self._digests(found, wanted)
@@ -11518,7 +11518,7 @@ class Verification:
         return Checked("" if proof else OTHER_BYTES, None, read_back)
 
     def _digests(self, found: Found, forms: Collection[Form]) -> dict[Form, str]:
-        """Of a file's bytes now. Raises SourceError."""
+        """Digests of a file's current bytes. Raises SourceError."""
         assert self._tree is not None
         beat = self._uploader.traffic.beat
         with contextlib.closing(
@@ -11529,7 +11529,7 @@ class Verification:
         return digests
 
     def _adopt(self, found: Found, stored: Inspected) -> Checked:
-        """Take in a file whose object says that it is just this file, or has its very bytes."""
+        """Adopt a file whose object has the metadata of this very file, or its bytes."""
         if stored.size != found.file_size:
             return Checked(NOT_UPLOADED)
         is_ours = stored.is_of(found)
@@ -11550,7 +11550,7 @@ class Verification:
         return Checked("", row, read_back)
 
     def _weigh(self, reason: str) -> None:
-        """Stop where all further questions would be in vain."""
+        """Stop if further questions are pointless."""
         self._unchecked_in_a_row += 1
         if not reason.startswith(UNCHECKED):
             self._unchecked_in_a_row = 0
@@ -11584,13 +11584,13 @@ class Verification:
 
 NOT_UPLOADED = "not uploaded"
 UNCHECKED = "cannot be checked"
-MAX_UNCHECKED = 100  # files in a row that cannot be checked, that end a verification
+MAX_UNCHECKED = 100  # files in a row that cannot be checked, before a verification stops
 CHANGED_SINCE = "changed since it was uploaded"
 OTHER_BYTES = "the store has other bytes"
 OTHER_SIZE = "the store has another size"
 OTHER_ETAG = "the store has another ETag"
 MISSING = "missing in the store"
-MAX_MISSED = 1000  # objects that a listing does not show, asked for one by one; then it is believed
+MAX_MISSED = 1000  # objects missing in a listing that are looked up; then it is trusted
 NOTHING_TOLD_NOTE = (
     "some objects have neither metadata nor a digest to identify them: "
     "--verify --checksum reads them back and adopts those that match the local files"
@@ -11602,13 +11602,13 @@ NOT_SHOWN_NOTE = (
 
 
 def has_moved(found: Found, row: StoredRow, options: RunOptions) -> bool:
-    """Whether a file may have been replaced under its old size and time."""
+    """Whether a file may have been replaced with the same size and time."""
     ctime = found.changed_at != row.changed_at and not options.ignore_ctime
     return ctime or (found.inode != row.inode and not options.ignore_inode)
 
 
 def forms_of_row(row: StoredRow) -> list[tuple[Form, str]]:
-    """What a file's bytes can be compared by, as far as the ledger knows."""
+    """What a file's bytes can be compared by, according to the ledger."""
     part_size = row.part_size or 0
     facts = row.last_modified, row.permissions, row.uid, row.gid
     known = Stored(*facts, row.etag or "", row.sha256 or "", part_size, 0, 0, False)
@@ -11616,12 +11616,12 @@ def forms_of_row(row: StoredRow) -> list[tuple[Form, str]]:
 
 
 def is_same(forms: Sequence[tuple[Form, str]], digests: Mapping[Form, str]) -> bool | None:
-    """Whether one of the digests is as it is known; None: none is."""
+    """Whether one of the digests matches the known one; None: there is none to compare."""
     return any(digests[form] == digest for form, digest in forms) if forms else None
 
 
 def adopted_row(found: Found, stored: Inspected, sha256: str, job: BatchJobModel) -> FileModel:
-    """The row of a file that the store has, though the ledger did not know."""
+    """The row of a file that is in the store but not in the ledger."""
     owner = (stored.metadata.get(name, "") for name in ("uid", "gid"))
     uid, gid = (int(told) if told.isdigit() and len(told) < 11 else None for told in owner)
     return FileModel(
@@ -11648,7 +11648,7 @@ def adopted_row(found: Found, stored: Inspected, sha256: str, job: BatchJobModel
 
 
 def difference(found: Found, row: StoredRow | None, listed: Listed | None) -> str:
-    """Why a file is not in the store as it is; nothing if it is, as far as a listing tells."""
+    """Why a file is not in the store in this form; empty if it is, according to a listing."""
     if found.problem:
         return found.problem
     if row is None or row.status != FileStatus.SUCCESS:
@@ -11666,7 +11666,7 @@ def difference(found: Found, row: StoredRow | None, listed: Listed | None) -> st
 
 
 # ======================================================================================
-# Sandbox: an S3 server of moto's in a process of its own
+# Sandbox: moto's S3 server in a separate process
 # ======================================================================================
 
 SANDBOX_SERVER = """
@@ -11686,7 +11686,7 @@ sys.stdin.read()  # ends when the program that started this one ends, however it
 """
 SANDBOX_ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "sandbox",
-    "AWS_SECRET_ACCESS_KEY": "sandbox-secret",  # masked, so no word of its own
+    "AWS_SECRET_ACCESS_KEY": "sandbox-secret",  # masked in all output, so not a common word
     "AWS_DEFAULT_REGION": "us-east-1",
     "AWS_EC2_METADATA_DISABLED": "true",
     "AWS_CONFIG_FILE": os.devnull,
@@ -11694,17 +11694,17 @@ SANDBOX_ENVIRONMENT = {
     **dict.fromkeys(("NO_PROXY", "no_proxy"), "127.0.0.1"),
 }
 SANDBOX_SECONDS = 60  # for the server to start
-SANDBOX_SHOWN = 5  # objects that are shown one by one
+SANDBOX_SHOWN = 5  # objects shown individually
 
 
 class Sandbox:
     """An S3 server on a free loopback port, for as long as the context lasts.
 
-    It needs no account and keeps its objects in memory. It ends with this process in any case.
+    It needs no account and keeps its objects in memory. It always ends with this process.
     """
 
     def __init__(self) -> None:
-        """Raises UsageError where moto is not installed."""
+        """Raises UsageError if moto is not installed."""
         command = [sys.executable, "-c", FORGET_CWD + SANDBOX_SERVER]
         self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         self._process = subprocess.Popen(
@@ -11739,7 +11739,7 @@ class Sandbox:
         self._errors.close()
 
     def contents(self, uploader: S3Uploader) -> Iterator[str]:
-        """Lines that show what the server holds: totals, and a few keys with their metadata."""
+        """Lines that show what the server holds: totals, and some keys with their metadata."""
         client = uploader._client_of("s3")
         files = size = 0
         shown: list[str] = []
@@ -11760,22 +11760,22 @@ class Sandbox:
 # Progress: the live view, the summary, the JSON
 # ======================================================================================
 #
-# On a terminal, standard error has a block of up to three lines, below all else. Between two
-# drawings the cursor rests on its first character, so that "erase below" takes it away, however the
-# terminal has wrapped or cut its lines since: how many rows it takes is never asked. While they
-# are drawn lines do not wrap: a terminal that was made narrower tells so only later. What is
-# printed meanwhile goes where the block was, and the block below it.
+# On a terminal, standard error has a block of up to three lines at the bottom. Between two drawings
+# the cursor rests on its first character, so that "erase below" removes it, however the terminal
+# has wrapped or cut its lines since: its height in rows is never needed. Line wrapping is off while
+# the block is drawn: the resize of a terminal is noticed only later. Other output goes where the
+# block was, with the block redrawn below it.
 #
 # A terminal that cannot erase (TERM is dumb, or not set) gets no block: problems, notes and the
-# summary are told there as in a pipe. Colours are for terminals alone, and not where NO_COLOR is
-# set (https://no-color.org).
+# summary are printed as to a pipe. Colours are for terminals only, and off where NO_COLOR is set
+# (https://no-color.org).
 
 DRAW_SECONDS = 0.1  # between two drawings
-RATE_SECONDS = 8.0  # that a rate is about
-RATE_STEP = 0.5  # seconds between two readings of a rate; faster, nobody could read it
-SMOOTH_SECONDS = 10.0  # the time left follows the rates so slowly
-SETTLE_SECONDS = 2.0  # without a word on the time left
-LONGEST_LEFT = 30 * 86_400  # seconds; nothing is said of more
+RATE_SECONDS = 8.0  # window of a rate
+RATE_STEP = 0.5  # seconds between two readings of a rate; faster would be unreadable
+SMOOTH_SECONDS = 10.0  # smoothing of the time left
+SETTLE_SECONDS = 2.0  # before a time left is shown
+LONGEST_LEFT = 30 * 86_400  # seconds; nothing longer is shown
 
 WIDEST_BAR = 50  # columns
 NARROWEST_BAR = 10
@@ -11785,7 +11785,7 @@ SGR: Mapping[str, str] = {"bold": "1", "dim": "2", "red": "31", "green": "32", "
 
 
 def bytes_text(size: float) -> str:
-    """``size`` bytes, as a person reads them."""
+    """``size`` bytes, human-readable."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size < 1024:
             return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
@@ -11794,7 +11794,7 @@ def bytes_text(size: float) -> str:
 
 
 def duration_text(seconds: float) -> str:
-    """``seconds``, as a person reads them."""
+    """``seconds``, human-readable."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(int(seconds), 60)
@@ -11803,7 +11803,7 @@ def duration_text(seconds: float) -> str:
 
 
 def time_text(seconds: int) -> str:
-    """A time of day here; what no calendar has is told as it is."""
+    """A local time; an impossible one is shown as it is."""
     try:
         return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
     except (OverflowError, ValueError, OSError):
@@ -11816,18 +11816,18 @@ def count_of(number: int, noun: str) -> str:
 
 
 class MaskedStream(io.TextIOWrapper):
-    """Standard error, for what others write there: tracebacks, warnings of libraries."""
+    """Standard error, for what others write to it: tracebacks, warnings of libraries."""
 
     def write(self, text: str) -> int:
-        """Returns how many characters that were."""
+        """Returns the number of characters."""
         super().write(MASK.hide(text))
         return len(text)
 
 
 class LogFile(logging.handlers.RotatingFileHandler):
-    """What is said, a line each with its time, in a file that only its owner may read.
+    """Messages, one line each with a timestamp, in a file readable only by its owner.
 
-    Rotates itself. Whether it can be written is found out at the start; later nothing stops for it.
+    Rotates itself. Whether it is writable is checked at the start; later errors stop nothing.
     """
 
     def __init__(self, path: str) -> None:
@@ -11849,7 +11849,7 @@ class LogFile(logging.handlers.RotatingFileHandler):
         self.problem = f"cannot write log {self.baseFilename}: {sys.exc_info()[1]}"
 
     def write(self, text: str) -> str:
-        """Write one line. Returns why that, or an earlier one, could not be done."""
+        """Write one line. Returns why that, or an earlier line, failed."""
         if not self.problem:
             line = printable(text)
             self.handle(logging.LogRecord("pfu", logging.INFO, "", 0, line, None, None))
@@ -11857,30 +11857,30 @@ class LogFile(logging.handlers.RotatingFileHandler):
 
 
 def can_erase(stream: IO[str]) -> bool:
-    """Whether ``stream`` is a terminal on which lines can be drawn anew."""
+    """Whether ``stream`` is a terminal on which lines can be redrawn."""
     return stream.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
 
 
 def has_colours(stream: IO[str]) -> bool:
-    """Whether colours are welcome on ``stream``."""
+    """Whether ``stream`` should be coloured."""
     return can_erase(stream) and not os.environ.get("NO_COLOR")
 
 
 class Span(NamedTuple):
-    """Text in one style, a name in SGR."""
+    """Text in one style, named as in SGR."""
 
     text: str
     style: str = ""
 
     def painted(self, colours: bool) -> str:
-        """The text as it is written."""
+        """The text with escape sequences."""
         if not (self.text and self.style and colours):
             return self.text
         return f"\x1b[{SGR[self.style]}m{self.text}\x1b[0m"
 
 
 Line = Sequence[Span]
-Layout = Callable[[int], Sequence[Line]]  # lines for so many columns
+Layout = Callable[[int], Sequence[Line]]  # lines for this many columns
 
 
 def painted(line: Line, columns: int, colours: bool) -> str:
@@ -11893,10 +11893,10 @@ def painted(line: Line, columns: int, colours: bool) -> str:
 
 
 class LiveBlock:
-    """A few lines at the bottom of the terminal that standard error is."""
+    """A few lines at the bottom of a terminal on standard error."""
 
     ERASE_BELOW = "\x1b[J"
-    ERASE = "\r \x1b[J\r\x1b[K"  # all from this line on; tmux would keep what is erased from 0, 0
+    ERASE = "\r \x1b[J\r\x1b[K"  # erase from this line on; tmux would keep what is erased from 0, 0
     CUT, WRAP = "\x1b[?7l", "\x1b[?7h"  # what happens to text beyond the last column
 
     def __init__(self) -> None:
@@ -11908,7 +11908,7 @@ class LiveBlock:
         self._due = 0.0
 
     def show(self, layout: Layout, *, at_once: bool = False) -> None:
-        """Draw these lines, unless others were drawn a moment ago."""
+        """Draw these lines, unless the last drawing was a moment ago."""
         self._layout = layout
         now = time.monotonic()
         if at_once or now >= self._due:
@@ -11916,7 +11916,7 @@ class LiveBlock:
             self.draw()
 
     def draw(self) -> None:
-        """Draw the last lines, as far as there is room, if the terminal is this program's now."""
+        """Redraw the last lines, as far as they fit, if this program is in the foreground."""
         if self._layout is None or not self._is_in_foreground():
             return
         with contextlib.suppress(OSError):
@@ -11938,7 +11938,7 @@ class LiveBlock:
             self._write(self.ERASE)
 
     def end(self) -> None:
-        """Hide it for good."""
+        """Remove it for good."""
         self._layout = None
         self.hide()
 
@@ -11949,23 +11949,23 @@ class LiveBlock:
             return True
 
     def _write(self, text: str) -> None:
-        """Past sys.stderr, which a signal handler may have interrupted."""
+        """Bypasses sys.stderr, which a signal handler may have interrupted."""
         with contextlib.suppress(OSError):
             os.write(self._terminal, text.encode("ascii", "replace"))
 
 
 class Rate:
-    """How fast a count grows."""
+    """The growth rate of a count."""
 
     def __init__(self) -> None:
-        self.recent = 0.0  # a second, over the last RATE_SECONDS
-        self.smooth = 0.0  # the same, following more slowly; 0 as long as nothing moves
+        self.recent = 0.0  # per second, over the last RATE_SECONDS
+        self.smooth = 0.0  # the same, smoothed; 0 as long as nothing moves
         self.age = 0.0  # seconds since the first reading
         self._readings: deque[tuple[float, float]] = deque()
         self._began = 0.0
 
     def read(self, count: float, now: float) -> None:
-        """Take a reading, if the last one is not too fresh."""
+        """Take a reading, unless the last one is too recent."""
         readings = self._readings
         if not readings:
             self._began = now
@@ -11989,21 +11989,21 @@ class Rate:
             self.smooth += weight * (self.recent - self.smooth)
 
     def seconds_for(self, count: float) -> float:
-        """How long so much more takes; 0 where that cannot be told."""
+        """How long this many more will take; 0 if unknown."""
         known = self.smooth and self.age >= SETTLE_SECONDS
         return count / self.smooth if known else 0.0
 
 
 def rate_text(rate: float, unit: str) -> str:
-    """``13,400 files/s``, ``0.4 files/s``, with room for seven characters before the unit."""
+    """``13,400 files/s``, ``0.4 files/s``, seven characters wide before the unit."""
     return f"{rate:>7,.1f} {unit}/s" if 0 < rate < 10 else f"{rate:>7,.0f} {unit}/s"
 
 
 class UploadView:
-    """What is shown of an upload under way."""
+    """The display of an upload in progress."""
 
     def __init__(self, files: int, size: int) -> None:
-        """``files`` and ``size`` are what waits at the beginning."""
+        """``files`` and ``size`` are pending at the start."""
         self.files = files
         self.size = size
         self._files_rate = Rate()
@@ -12012,7 +12012,7 @@ class UploadView:
         self._progress = Progress(0, 0, 0, 0, 0, 0, 0, 0, False)
 
     def move(self, progress: Progress, now: float) -> None:
-        """Take in how far it is."""
+        """Take in the current progress."""
         self._progress = progress
         self._files_rate.read(progress.files + progress.settled_files, now)
         self._bytes_rate.read(progress.bytes, now)
@@ -12025,19 +12025,19 @@ class UploadView:
         return min(self._progress.bytes + self._progress.settled_bytes, self.size)
 
     def _work(self) -> int:
-        """As the limiter counts it. Small files go first: bytes alone would say too little."""
+        """Work as in the limiter. Small files go first: bytes alone would show too little."""
         return self._bytes() + self._files() * REQUEST_WORK
 
     def _whole(self) -> int:
         return max(self.size + self.files * REQUEST_WORK, 1)
 
     def seconds_left(self) -> float:
-        """How long it will take yet; 0 where nothing sensible can be said."""
+        """The time left; 0 if there is no sensible estimate."""
         left = self._work_rate.seconds_for(self._whole() - self._work())
         return left if left < LONGEST_LEFT and not self._progress.stopping else 0.0
 
     def lines(self, columns: int) -> Sequence[Line]:
-        """The block: how far, then counts, rates, requests and trouble below each other."""
+        """The block: progress, then columns of counts, rates, requests and trouble."""
         lines = [self._headline(columns), *grid(self._cells(), columns, (2, 1, 3))]
         away = self._progress.away
         if away:
@@ -12080,7 +12080,7 @@ class UploadView:
 
 
 def grid(rows: Sequence[Line], columns: int, dispensable: Sequence[int]) -> list[Line]:
-    """Columns of spans, without those that do not fit; the dispensable ones go in that order."""
+    """Columns of spans that fit; the dispensable ones are dropped in that order."""
     widths = [max(len(span.text) for span in cells) for cells in zip(*rows)]
     kept = list(range(len(widths)))
     for dropped in (-1, *dispensable):
@@ -12098,7 +12098,7 @@ def grid(rows: Sequence[Line], columns: int, dispensable: Sequence[int]) -> list
 
 
 class Console(Observer):
-    """Tells a person on standard error: a live view on a terminal, problems everywhere."""
+    """Messages on standard error: a live view on a terminal, problems everywhere."""
 
     def __init__(
         self,
@@ -12109,7 +12109,7 @@ class Console(Observer):
         plans: bool = True,
     ) -> None:
         """``plans``: list the files of a dry run on standard output."""
-        self.last_words: Callable[[str], None] = lambda reason: None  # when all is broken off
+        self.last_words: Callable[[str], None] = lambda reason: None  # when the run is aborted
         self.log: LogFile | None = None
         self.quiet = quiet
         self.plans = plans
@@ -12127,13 +12127,13 @@ class Console(Observer):
         self._print(f"pfu: {text}")
 
     def detail(self, text: str) -> None:
-        """Something that only --verbose shows."""
+        """Shown by --verbose only."""
         if self.verbose:
             self.record(text)
             self._print(f"pfu: {text}")
 
     def record(self, text: str) -> None:
-        """A line for the log alone."""
+        """A line for the log only."""
         log, self.log = self.log, None
         problem = log.write(text) if log else ""
         if problem:
@@ -12182,12 +12182,12 @@ class Console(Observer):
         leave(ExitCode.INCOMPLETE)
 
     def finish(self) -> None:
-        """Take the live view away."""
+        """Remove the live view."""
         if self._block:
             self._block.end()
 
     def pause(self) -> None:
-        """Take it away until there is something new to show."""
+        """Hide it until there is something new to show."""
         if self._block:
             self._block.hide()
 
@@ -12197,7 +12197,7 @@ class Console(Observer):
             self._block.show(lambda columns: [line], at_once=at_once)
 
     def _print(self, text: str) -> None:
-        """Nobody may be able to read it; that is no reason not to upload."""
+        """Nobody may be able to read it; that does not stop an upload."""
         self.pause()
         with contextlib.suppress(OSError):
             print(printable(text), file=sys.stderr, flush=True)
@@ -12205,7 +12205,7 @@ class Console(Observer):
             self._block.draw()
 
     def say(self, text: str) -> None:
-        """What was asked for, on standard output. A reader that has gone is no trouble."""
+        """Requested output, on standard output. A closed pipe is not an error."""
         self.pause()
         try:
             print(MASK.hide(text), flush=True)
@@ -12217,7 +12217,7 @@ class Console(Observer):
 
 
 def leave(code: int) -> None:
-    """End the process at once: a thread that waits for a store must not hold it up."""
+    """Exit immediately: a thread that waits for a store must not delay it."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
             stream.flush()
@@ -12225,7 +12225,7 @@ def leave(code: int) -> None:
 
 
 def silence(stream: IO[str]) -> None:
-    """Let what is written to ``stream`` from now on, and when it is closed, go nowhere."""
+    """Discard what is written to ``stream`` from now on, and when it is closed."""
     with contextlib.suppress(OSError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
@@ -12233,7 +12233,7 @@ def silence(stream: IO[str]) -> None:
 
 
 class Count(NamedTuple):
-    """A number, what it is of, and more about it."""
+    """A number, what it counts, and details."""
 
     number: int
     of: str
@@ -12252,7 +12252,7 @@ def json_text(told: Any) -> str:
 
 
 def with_short_texts(told: Any) -> Any:
-    """The same, with every text in it shortened."""
+    """The same, with all texts in it shortened."""
     if isinstance(told, str):
         return shortened(told)
     if isinstance(told, dict):
@@ -12261,7 +12261,7 @@ def with_short_texts(told: Any) -> Any:
 
 
 def count_lines(always: Sequence[Count], others: Iterable[Count], colours: bool) -> Iterator[str]:
-    """Counts, one below the other; of ``others`` only those that are not 0."""
+    """Counts, one per line; of ``others`` only those that are not 0."""
     counts = [*always, *(count for count in others if count.number)]
     width = max(len(f"{count.number:,}") for count in counts)
     room = max(len(count.of) for count in counts)
@@ -12280,12 +12280,12 @@ NEXT: Mapping[int, str] = {
 
 
 def status_line(status: str, ends: str, code: int, colours: bool) -> str:
-    """What all comes to, first."""
+    """The first line of a summary."""
     return f"{Span(status, STATUS_STYLES.get(code, 'red')).painted(colours)}: {ends}"
 
 
 def summary_text(summary: Summary, *, colours: bool = False) -> str:
-    """The end of a run, as a person reads it."""
+    """The end of a run, for the user."""
     ends = f"{printable(summary.root)} to {printable(summary.destination)}"
     lines = [
         status_line(summary.status, ends, summary.exit_code, colours),
@@ -12344,7 +12344,7 @@ def _cost_lines(summary: Summary) -> Iterator[str]:
 
 
 def plan_text(summary: Summary, *, colours: bool = False) -> str:
-    """The end of a dry run."""
+    """The end of a dry run, for the user."""
     price = summary.request_cost_usd
     cost = "" if price is None else f"about {max(price, 0.01):.2f} USD (us-east-1)"
     ends = f"{printable(summary.root)} to {printable(summary.destination)}"
@@ -12384,7 +12384,7 @@ LAST_RUN, LAST_SUCCESS = "last_run_timestamp_seconds", "last_success_timestamp_s
 
 
 def metrics_text(summary: Summary, db: str, now: float, last_success: float) -> str:
-    """What node_exporter's textfile collector reads; times in seconds since the epoch."""
+    """For node_exporter's textfile collector; times in seconds since the epoch."""
     times = {
         LAST_RUN: ("When the last run ended.", now),
         LAST_SUCCESS: (
@@ -12401,12 +12401,12 @@ def metrics_text(summary: Summary, db: str, now: float, last_success: float) -> 
 
 
 def label_text(text: str) -> str:
-    """As Prometheus wants a label's value (its text format, version 0.0.4)."""
+    """As required of a label's value in Prometheus (text format, version 0.0.4)."""
     return printable(text).replace("\\", "\\\\").replace('"', '\\"')
 
 
 def write_metrics(path: str, summary: Summary, db: str) -> None:
-    """Replace the file in one step; ``db`` tells jobs apart. Raises UsageError."""
+    """Replace the file atomically; ``db`` tells jobs apart. Raises UsageError."""
     now = time.time()
     try:
         if summary.exit_code == ExitCode.OK:
@@ -12415,7 +12415,7 @@ def write_metrics(path: str, summary: Summary, db: str) -> None:
             last_success = last_success_in(path)
         new = f"{path}.new"
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(new)  # whatever another run, or somebody else, has left there
+            os.unlink(new)  # left by another run, or by somebody else
         fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_FOLLOW, 0o644)
         with os.fdopen(fd, "w", encoding="utf-8") as file:
             file.write(metrics_text(summary, db, now, last_success))
@@ -12425,7 +12425,7 @@ def write_metrics(path: str, summary: Summary, db: str) -> None:
 
 
 def last_success_in(path: str) -> float:
-    """What an earlier run has written; 0.0 if there was none."""
+    """What an earlier run wrote; 0.0 if there was none."""
     if not os.path.isfile(path) or os.path.islink(path):
         return 0.0
     text = read_given("read metrics", path).decode("utf-8", "replace")
@@ -12434,7 +12434,7 @@ def last_success_in(path: str) -> float:
 
 
 def jobs_text(jobs: Sequence[BatchJobRow]) -> Iterator[str]:
-    """The last runs, a line each, and why a run stopped early below it."""
+    """The last runs, one line each, with the reason below if a run stopped early."""
     for job in jobs:
         began = time_text(job.created_at)
         status = JobStatus(job.status).name.lower().replace("_", " ")
@@ -12478,13 +12478,13 @@ exit status: 0 everything is in the store, 1 something is not (failed, refused, 
 
 
 class Parser(argparse.ArgumentParser):
-    """Its errors are one line, and exit 2 as argparse's are.
+    """Prints errors on one line, and exits with 2 like argparse.
 
-    Every option may be given by the environment too: --max-duration by PFU_MAX_DURATION. Options
-    without a value take 1 or 0, those that may be repeated take words as a shell does.
+    Every option can also be set in the environment: --max-duration by PFU_MAX_DURATION. Options
+    without a value take 1 or 0, repeatable ones take words separated as in a shell.
     """
 
-    origin = ""  # where the arguments that are being parsed come from
+    origin = ""  # where the arguments being parsed come from
 
     def error(self, message: str) -> Any:
         meant = re.search(r"unrecognized arguments: (--[a-z-]+)", message)
@@ -12504,14 +12504,14 @@ class Parser(argparse.ArgumentParser):
         return options, rest
 
     def parse_all(self, arguments: Sequence[str], environment: Mapping[str, str]) -> Any:
-        """What the environment says, then the arguments, which count for more."""
+        """Parse the environment, then the arguments, which take precedence."""
         told: list[str] = []
         for action in self._actions:
             name, given = variable_of(action), environment.get(variable_of(action), "")
             if given and action.option_strings and action.dest not in ("help", "version"):
                 self.origin = f"{name}: "
                 words = self._words(action, given)
-                self.parse_args(words)  # its errors name the variable
+                self.parse_args(words)  # errors name the variable
                 told += words
         self.origin = ""
         options = self.parse_intermixed_args([*told, *arguments])
@@ -12521,7 +12521,7 @@ class Parser(argparse.ArgumentParser):
         return options
 
     def _unknown(self, environment: Mapping[str, str]) -> list[str]:
-        """Variables that look like an option's, and are none: probably misspelt."""
+        """Variables that look like an option but are not: probably misspelt."""
         known = OTHER_VARIABLES.union(map(variable_of, self._actions))
         return [
             name
@@ -12544,7 +12544,7 @@ class Parser(argparse.ArgumentParser):
             raise
 
 
-# of scripts.sh, and of those who develop pfu
+# of scripts.sh, and for developers of pfu
 OTHER_VARIABLES = frozenset(("PFU_HOME", "PFU_VENV", "PFU_PYTHON", "PFU_START_METHOD"))
 SWITCHES = {
     **dict.fromkeys(("1", "true", "yes", "on"), True),
@@ -12553,7 +12553,7 @@ SWITCHES = {
 
 
 def variable_of(action: argparse.Action) -> str:
-    """The environment variable that stands for an option."""
+    """The environment variable for an option."""
     name = action.option_strings[-1].lstrip("-") if action.option_strings else action.dest
     return f"PFU_{name.replace('-', '_').upper()}"
 
@@ -12566,7 +12566,7 @@ def parse_size(text: str) -> int:
     if not match:
         raise argparse.ArgumentTypeError(f"invalid size {text!r}: use e.g. 16M or 1.5GiB")
     size = float(match[1]) * SIZE_UNITS[match[2].upper()]
-    return int(max(size, float(size > 0)))  # 0 stands for no limit: not what is less than a byte
+    return int(max(size, float(size > 0)))  # 0 means no limit, so less than a byte becomes 1
 
 
 def parse_time(text: str) -> float:
@@ -12589,12 +12589,12 @@ def in_range(low: int, high: int) -> Callable[[str], int]:
 
 
 def include_rule(text: str) -> Rule:
-    """Raises ValueError, which argparse tells."""
+    """Raises ValueError, which argparse reports."""
     return Rule(True, parse_glob(text))
 
 
 def exclude_rule(text: str) -> Rule:
-    """Raises ValueError, which argparse tells."""
+    """Raises ValueError, which argparse reports."""
     return Rule(False, parse_glob(text))
 
 
@@ -12623,7 +12623,7 @@ def parse_tag(text: str) -> tuple[str, str]:
     return name, value
 
 
-# of jobs in arrays: the index, the least one, how many there are, the step between two
+# of array jobs: the index, the lowest one, their number, the step between two
 ARRAY_JOBS = (
     (
         "SLURM_ARRAY_TASK_ID",
@@ -12632,7 +12632,7 @@ ARRAY_JOBS = (
         "SLURM_ARRAY_TASK_STEP",
     ),
     ("AWS_BATCH_JOB_ARRAY_INDEX", "", "AWS_BATCH_JOB_ARRAY_SIZE", ""),
-    ("JOB_COMPLETION_INDEX", "", "", ""),  # Kubernetes does not tell how many there are
+    ("JOB_COMPLETION_INDEX", "", "", ""),  # Kubernetes does not say how many there are
 )
 
 
@@ -12651,7 +12651,7 @@ def parse_shard(text: str) -> Shard:
 
 
 def array_shard(total: str) -> tuple[str, str]:
-    """Number from 1 and count of this job in its array; empty where nothing tells."""
+    """Number from 1 and total of this job in its array; empty if not in an array."""
     told = os.environ.get
     for index, least, count, step in ARRAY_JOBS:
         numbers = [told(index, ""), told(least, "0"), told(step, "1")]
@@ -12909,7 +12909,7 @@ def check_options(options: argparse.Namespace) -> None:
 
 
 def check_ends(options: argparse.Namespace, refuse: Callable[[str, str], None]) -> None:
-    """Of the store and of what is written beside it. Raises UsageError."""
+    """Check the store and the files written. Raises UsageError."""
     if options.metrics_file:
         folder = os.path.dirname(os.path.abspath(options.metrics_file))
         if os.path.isdir(options.metrics_file) or not os.access(folder, os.W_OK):
@@ -12926,7 +12926,7 @@ def check_ends(options: argparse.Namespace, refuse: Callable[[str, str], None]) 
 
 
 def check_provider_options(options: argparse.Namespace, refuse: Callable[[str, str], None]) -> None:
-    """What is S3's says nothing to another provider."""
+    """Options of S3 do not apply to other providers."""
     for name, value in {**chosen(options, S3Options), "sandbox": options.sandbox}.items():
         if value:
             option = {"tags": "tag"}.get(name, name).replace("_", "-")
@@ -12936,19 +12936,19 @@ def check_provider_options(options: argparse.Namespace, refuse: Callable[[str, s
 
 
 def chosen(options: argparse.Namespace, kind: type) -> dict[str, Any]:
-    """The part of the command line that is a field of ``kind``; lists as tuples."""
+    """The options that are fields of ``kind``; lists as tuples."""
     names = {f.name for f in dataclasses.fields(kind)} & set(vars(options))
     values = {name: getattr(options, name) for name in names}
     return {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
 
 
 def s3_options(options: argparse.Namespace) -> S3Options:
-    """The part of the command line that concerns the bucket."""
+    """The options for the bucket."""
     return S3Options(**chosen(options, S3Options))
 
 
 def run_options(options: argparse.Namespace) -> RunOptions:
-    """The part of the command line that concerns the run. Raises UsageError."""
+    """The options for the run. Raises UsageError."""
     rules = [
         rule
         for given in options.rules
@@ -12960,7 +12960,7 @@ def run_options(options: argparse.Namespace) -> RunOptions:
 
 
 def verify(options: argparse.Namespace, console: Console) -> ExitCode:
-    """--verify: compare, and tell what differs."""
+    """--verify: compare, and report what differs."""
     job = job_of(options, console, None)
     with stopping_on_signals(job, console):
         verdict = job.verify()
@@ -12981,7 +12981,7 @@ def verify(options: argparse.Namespace, console: Console) -> ExitCode:
 
 
 def verdict_text(verdict: Verdict, *, quiet: bool, colours: bool = False) -> Iterator[str]:
-    """What --verify found, as a person reads it."""
+    """The result of --verify, for the user."""
     for told in verdict.differences:
         yield f"{printable(told['reason'])}: {printable(told['path'])}"
     more = verdict.differing - len(verdict.differences)
@@ -13018,7 +13018,7 @@ def verdict_text(verdict: Verdict, *, quiet: bool, colours: bool = False) -> Ite
 
 
 def extra_text(verdict: Verdict) -> str:
-    """Which objects no file of the tree stands for."""
+    """About objects without a local file."""
     never = verdict.extra - verdict.extra_known
     return f"left alone; of deleted files: {verdict.extra_known:,}, not in the ledger: {never:,}"
 
@@ -13036,9 +13036,9 @@ def show_status(options: argparse.Namespace, console: Console) -> ExitCode:
 
 
 def last_jobs(path: str) -> list[BatchJobRow]:
-    """The newest runs of a ledger; one that was killed is told as the next run will write it.
+    """The newest runs of a ledger; a killed one is shown as the next run will record it.
 
-    A run is dead if it had not ended, nobody holds the ledger, and it has not ended since.
+    A run is dead if it had not ended, nobody holds the ledger, and it still has not ended.
     """
     ledger = Ledger(path, read_only=True)
     jobs = ledger.last_jobs(SHOWN_JOBS)
@@ -13053,7 +13053,7 @@ def last_jobs(path: str) -> list[BatchJobRow]:
 
 
 def clean_up(options: argparse.Namespace, console: Console) -> ExitCode:
-    """--cleanup: abort what this ledger began and did not complete, wherever that was."""
+    """--cleanup: abort unfinished uploads of this ledger, wherever they are."""
     path = absolute(options.db)
     if not os.path.exists(path):
         raise UsageError("read ledger", options.db, "it does not exist", "specify one with --db")
@@ -13088,7 +13088,7 @@ class Cleanup:
         self._uploaders: dict[tuple[str, str], S3Uploader] = {}
 
     def run(self, *, dry_run: bool) -> Iterator[str]:
-        """Yield a line for each upload, and one for all."""
+        """Yield a line for each upload, and a total."""
         size = 0
         for upload in self._ledger.unfinished_uploads():
             stored = sum(part.part_size for part in self._ledger.parts(upload.id))
@@ -13104,7 +13104,7 @@ class Cleanup:
         yield f"{count_of(len(self.uploads), 'unfinished upload')} {what}, {bytes_text(size)}"
 
     def _abort(self, upload: UploadModel) -> bool:
-        """Whether it is no more, or was in a sandbox, which is no more."""
+        """Whether it is gone now, or was in a sandbox, which is gone."""
         left: list[str] = []
         try:
             if upload.endpoint != SANDBOX_ENDPOINT:
@@ -13149,7 +13149,7 @@ class Cleanup:
 
 
 def job_of(options: argparse.Namespace, console: Console, sandbox: Sandbox | None) -> BatchJobModel:
-    """The session that the command line asks for."""
+    """The session for the command line."""
     uploader: Uploader
     if options.provider:
         uploader = provider_of(options.provider)(options.destination)
@@ -13161,7 +13161,7 @@ def job_of(options: argparse.Namespace, console: Console, sandbox: Sandbox | Non
 
 
 def provider_of(text: str) -> Callable[[str | None], Uploader]:
-    """The class that ``MODULE:CLASS`` names; modules are looked for in the working directory too.
+    """The class named by ``MODULE:CLASS``; modules in the working directory are found too.
 
     Raises UsageError.
     """
@@ -13181,7 +13181,7 @@ def provider_of(text: str) -> Callable[[str | None], Uploader]:
 
 
 def upload(options: argparse.Namespace, console: Console, sandbox: Sandbox | None) -> ExitCode:
-    """The main job, or its dry run; prints the summary."""
+    """Upload, or do a dry run; print the summary."""
     job = job_of(options, console, sandbox)
     with stopping_on_signals(job, console):
         summary = job.dry_run() if options.dry_run else job.run()
@@ -13200,7 +13200,7 @@ def upload(options: argparse.Namespace, console: Console, sandbox: Sandbox | Non
 
 
 def conclude(options: argparse.Namespace, console: Console, summary: Summary) -> None:
-    """What programs read of a run: log, metrics, JSON."""
+    """Output for programs: log, metrics, JSON."""
     counts = ("seen", "uploaded", "unchanged", "skipped", "failed", "pending", "bytes_uploaded")
     console.record(end_of(summary, counts))
     uploads = not (options.dry_run or options.verify or options.cleanup)
@@ -13221,9 +13221,9 @@ def end_of(result: Summary | Verdict, counts: Iterable[str]) -> str:
 
 @contextlib.contextmanager
 def stopping_on_signals(job: BatchJobModel, console: Console) -> Iterator[None]:
-    """The first SIGINT, SIGTERM or SIGHUP stops the run cleanly, a second SIGINT at once.
+    """The first SIGINT, SIGTERM or SIGHUP stops the run cleanly, a second SIGINT immediately.
 
-    What the caller has the program ignore (nohup) stays ignored.
+    Signals that the caller ignores (nohup) stay ignored.
     """
     interrupts = 0
 
@@ -13232,7 +13232,7 @@ def stopping_on_signals(job: BatchJobModel, console: Console) -> Iterator[None]:
         interrupts += number == signal.SIGINT
         if interrupts > 1:
             console.finish()
-            with contextlib.suppress(OSError):  # past sys.stderr, which this may have interrupted
+            with contextlib.suppress(OSError):  # not sys.stderr, which this may have interrupted
                 os.write(2, b"pfu: stopped immediately; the next run resumes\n")
             os._exit(ExitCode.STOPPED)
         job.stop(f"{signal.Signals(number).name} received")
@@ -13261,12 +13261,12 @@ def stopping_on_signals(job: BatchJobModel, console: Console) -> Iterator[None]:
 
 
 def default_ledger(shard: Shard | None) -> str:
-    """Shares of a tree may lie on one disk: each has its own."""
+    """Shares of a tree may be on the same disk: each has its own."""
     return f"pfu.{shard.number}-of-{shard.total}.db" if shard else "pfu.db"
 
 
 def run_command(options: argparse.Namespace, console: Console) -> ExitCode:
-    """Do what the command line says. Raises PfuError."""
+    """Run the command line. Raises PfuError."""
     check_options(options)
     for name in options.unknown_variables:
         console.note(f"environment variable {name} is not an option and is ignored")
@@ -13286,7 +13286,7 @@ def run_command(options: argparse.Namespace, console: Console) -> ExitCode:
 
 
 def main(arguments: Sequence[str] | None = None) -> ExitCode:
-    """The program. Returns the exit code; prints one line for what it cannot do."""
+    """The program. Returns the exit code; prints one line if it fails."""
     open_streams()
     learn_urls()
     options = make_parser().parse_all(sys.argv[1:] if arguments is None else arguments, os.environ)
@@ -13321,7 +13321,7 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
 
 
 def open_streams() -> None:
-    """See to it that what is printed can be: in any encoding, even if a stream is closed."""
+    """Make sure that output never fails: in any encoding, even if a stream is closed."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
@@ -13336,10 +13336,10 @@ def open_streams() -> None:
 
 
 def command() -> None:
-    """What `pfu` calls where pfu is installed: the program, in a process of its own.
+    """The `pfu` command of an installation: the program, in its own process.
 
-    Names of files are bytes, and keys are UTF-8, whatever the locale says: under another encoding
-    Python is started again, in its UTF-8 mode (PEP 540).
+    File names are bytes, and keys are UTF-8, whatever the locale: under any other encoding Python
+    is restarted in its UTF-8 mode (PEP 540).
     """
     if sys.getfilesystemencoding() != "utf-8" and not sys.flags.utf8_mode:
         os.environ["PYTHONUTF8"] = "1"  # for workers too
