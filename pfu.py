@@ -1939,7 +1939,7 @@ class LedgerLock:
             return True
 
     def check_in_place(self) -> None:
-        """Raises LedgerError if another run could also take the lock."""
+        """Raises LedgerError if another run could also get the lock."""
         check_in_place(self.path, self._status)
 
     def _write_holder(self) -> None:
@@ -3650,7 +3650,7 @@ def chunks_so_far(rest: bytes) -> tuple[bool | None, bytes]:
 # refused   this file fails; a series of refusals concerns the run: see RefusedRow
 # fatal     credentials or bucket: three keys must meet it, with nothing taken in between
 #
-# What is not known to concern the file does not concern the file; an unknown 4xx is refused, an
+# Unless it is known to concern the file, it does not: an unknown 4xx is refused, an
 # unknown 5xx is passing. The codes below say what a status alone does not; a code that is missing
 # here does not make any outcome worse.
 #
@@ -6162,7 +6162,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         return False
 
     def _count_refusal(self, rejected: Rejected, terms: Terms) -> None:
-        """Give the fast lane up if it is refused, time after time, what the safe lane is not."""
+        """Give up the fast lane if it is repeatedly refused what the safe lane is not."""
         if terms != self._terms:
             return  # that was why
         self._refusals += 1
@@ -6549,7 +6549,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             return head
 
     async def _look(self, key: str, headers: Headers) -> Mapping[str, Any] | None:
-        """HeadObject by the fast lane, as boto3 tells it. Raises Rejected, ValueError."""
+        """HeadObject by the fast lane, in boto3's form. Raises Rejected, ValueError."""
         lane, terms = self._open_lane(), self._terms
         if lane is None:
             raise Rejected(None, "the fast lane is closed")
@@ -6609,7 +6609,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             client.close()  # what follows a lost Create must use another connection
             return found
 
-    # -- what is there
+    # -- listing and inspection
 
     def list_objects(self, threads: ThreadPoolExecutor) -> Iterator[list[Listed]]:
         """ListObjectsV2, of all prefixes one level down in parallel.
@@ -10702,7 +10702,7 @@ class BatchJobModel(BatchJobRow):
             self._stop = Stop(code, str(error))
         except PfuError as error:
             self._stop = Stop(error.exit_code, str(error))
-        except Exception as error:  # noqa: BLE001  whatever it is, the ledger and a line say it
+        except Exception as error:  # noqa: BLE001  any error goes to the ledger and one line
             self._stop = Stop(ExitCode.INCOMPLETE, internal_error(error))
         if self._preparation:
             self._preparation.close()
@@ -12874,7 +12874,7 @@ def check_options(options: argparse.Namespace) -> None:
         raise UsageError(f"{option} {cause}", hint=hint)
 
     if not options.root and not options.status and not options.cleanup:
-        refuse("ROOT", "is missing", "python pfu.py DIRECTORY, or --help")
+        refuse("ROOT", "is missing", "usage: pfu.py ROOT [s3://BUCKET[/PREFIX]], see --help")
     if options.status and options.dry_run:
         refuse("--status", "cannot be combined with --dry-run")
     if options.sandbox and (options.cleanup or options.verify):
@@ -13038,7 +13038,7 @@ def show_status(options: argparse.Namespace, console: Console) -> ExitCode:
 def last_jobs(path: str) -> list[BatchJobRow]:
     """The newest runs of a ledger; a killed one is shown as the next run will record it.
 
-    A run is dead if it had not ended, nobody holds the ledger, and it still has not ended.
+    A run is dead if it had not ended when nobody held the ledger, and still has not ended.
     """
     ledger = Ledger(path, read_only=True)
     jobs = ledger.last_jobs(SHOWN_JOBS)
@@ -13312,7 +13312,7 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
         code, reason = error.exit_code, str(error)
     except KeyboardInterrupt:
         code, reason = ExitCode.STOPPED, "interrupted"
-    except Exception as error:  # noqa: BLE001  one line, and no traceback, whatever it is
+    except Exception as error:  # noqa: BLE001  one line instead of a traceback
         code, reason = ExitCode.CANNOT_START, internal_error(error)
     console.finish()
     console.problem(reason)
