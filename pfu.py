@@ -12819,6 +12819,11 @@ def _add_engine_options(group: argparse._ArgumentGroup) -> None:
         default=0,
         help="split larger files into parts of SIZE (default: files over 16M, parts of 8M)",
     )
+    _add_limit_options(group)
+
+
+def _add_limit_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
     add(
         "--max-memory",
         metavar="SIZE",
