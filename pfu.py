@@ -3,27 +3,27 @@
 # requires-python = ">=3.9"
 # dependencies = ["boto3>=1.36"]
 # ///
-"""pfu (parallel file upload): a directory tree goes to a private S3 bucket, a ledger is kept.
+"""pfu (parallel file upload): upload a directory tree to a private S3 bucket, and keep a ledger.
 
     python pfu.py ROOT [s3://BUCKET[/PREFIX]] [--mode {parallel,concurrent}]
 
-How it works. ROOT is scanned into a SQLite ledger, where every file has one row. The rows that
-are not yet in the store are read in pages, smallest file first, and handed to an engine, which
-uploads them side by side: on one event loop (concurrent) or on one in each of several processes
+How it works. ROOT is scanned into a SQLite ledger that has one row for every file. Rows that are
+not yet in the store are read in pages, smallest file first, and handed to an engine, which
+uploads them in parallel: on one event loop (concurrent) or on one in each of several processes
 (parallel). What the store has acknowledged is written back to the ledger, one transaction for
 each report of results. Only the parent process touches the ledger.
 
     directory --scan--> ledger --pages--> engine --Uploader--> object storage
                           ^------------- outcomes -----------'
 
-Two lanes lead to S3. The safe lane is boto3's own calls, in threads. The fast lane repeats, on
-asyncio connections, the one PutObject that boto3 built and signed for it; what it does not
-understand goes down the safe lane. One limiter finds out how many requests should be in flight.
+There are two lanes to S3. The safe lane is boto3's own calls, in threads. The fast lane replays,
+on asyncio connections, the one PutObject that boto3 built and signed for it; whatever it does not
+understand goes to the safe lane. One limiter tunes the number of requests in flight.
 
-What is promised. A row becomes success only after the store has acknowledged the bytes that the
-row describes. A run that is killed at any moment is completed by the next one. A second run
-uploads what is new, changed (size, modification time in ns, permissions) or failed, and asks the
-store nothing about the rest. Memory is bounded by pages, never by the size of the tree.
+What is guaranteed. A row becomes success only after the store has acknowledged the bytes that the
+row describes. If a run is killed at any moment, the next one completes it. A second run uploads
+what is new, changed (size, modification time in ns, permissions) or failed, and makes no request
+for the rest. Memory is bounded by pages, never by the size of the tree.
 
 As a library:
 
@@ -32,8 +32,8 @@ As a library:
 
 Another provider is a subclass of Uploader with one method, put().
 
-Exit codes: 0 all is in the store; 1 something is not, and not by your wish; 2 could not start; 3
-another run holds the ledger; 4 stopped by your wish, the next run goes on.
+Exit codes: 0 everything is in the store; 1 something is not, and not because you stopped it; 2
+could not start; 3 another run holds the ledger; 4 stopped on request, the next run resumes.
 
 Stable: the names in __all__, the option names, the keys of --json, the columns of the tables
 FileStat and BatchJob, the exit codes and the metadata of the objects.
@@ -151,101 +151,101 @@ MAX_OBJECT_SIZE = MAX_PARTS * MAX_PART_SIZE
 MAX_TAGS = 10  # S3 user guide, "Categorizing your storage using tags"
 
 DEFAULT_THRESHOLD = 16 * MIB  # files above it go up in parts
-DEFAULT_PART_SIZE = 8 * MIB  # or larger, so that MAX_PARTS suffice
+DEFAULT_PART_SIZE = 8 * MIB  # or larger, so that MAX_PARTS are enough
 RACY_NS = 2_000_000_000  # a change within 2 s of the read may leave the mtime as it was (FAT: 2 s)
-READ_ATTEMPTS = 3  # readings of a file that changes meanwhile
+READ_ATTEMPTS = 3  # times a file is read that keeps changing
 
 SCAN_BATCH = 500  # files compared with the ledger at once; SQLite before 3.32 takes 999 variables
 SCAN_COMMIT = 5_000  # changed rows in one transaction of the scan
-CHECKPOINT_PAGES = 4000  # of 4 KiB in the write-ahead log, before they go into the ledger file
-SWEEP_ROWS = 5_000  # rows looked at in one transaction, for those of files that are gone
-SWEEP_SECONDS = 86_400.0  # a ledger is swept once a day: 90 d of history need no more
-KEPT_HISTORY = 90 * 86_400.0  # seconds that the ledger remembers files that are gone, and runs
-FOLD_ROWS = 25_000  # outcomes written one after the other, before they go where they belong
+CHECKPOINT_PAGES = 4000  # of 4 KiB in the write-ahead log, before a checkpoint
+SWEEP_ROWS = 5_000  # rows per transaction in the search for files that are gone
+SWEEP_SECONDS = 86_400.0  # a ledger is swept once a day: enough for 90 d of history
+KEPT_HISTORY = 90 * 86_400.0  # seconds that the ledger keeps deleted files and old runs
+FOLD_ROWS = 25_000  # outcomes appended before they are folded into FileStat
 PAGE_ROWS = 500  # rows in one page
-PAGE_BYTES = 64 * MIB  # bytes of files in one page (a page holds one row at least)
-REPORTED_FAILURES = 100  # failures listed one by one; the ledger has them all
-TOLD_CAUSES, TOLD_PATHS = 50, 3  # of failures, as a person is told of them
-TOLD_CHARACTERS = 2000  # of a path, a reason or a line, wherever one is told
-COUNTED_STEP = 10  # a cause is told again when so many times as many files met it
+PAGE_BYTES = 64 * MIB  # bytes of files in one page (a page holds at least one row)
+REPORTED_FAILURES = 100  # failures listed one by one; the ledger has all of them
+TOLD_CAUSES, TOLD_PATHS = 50, 3  # of failures, as shown to the user
+TOLD_CHARACTERS = 2000  # of a path, a reason or a line in any output
+COUNTED_STEP = 10  # a cause is reported again when its count has grown by this factor
 
 SAFE_CONCURRENCY = 32  # requests in flight in one process on the safe lane
-THREADS = 64  # in one process, for slow reads and the safe lane; they start as they are needed
+THREADS = 64  # in one process, for slow reads and the safe lane; started on demand
 INLINE_BYTES = 64 * KIB  # files up to this size may be read on the event loop
 SLOW_READ = 0.001  # seconds; reads that take longer on average move to threads
 LEASE_SECONDS = 60.0  # a lease is broken after 45 s (proc_sys_fs(5), lease-break-time)
 INLINE_PROBE = 200  # reads in threads, before one on the loop is tried again
-MAX_REFUSALS = 20  # answers in a row that the fast lane does not understand, to give it up
-LANE_DOUBT = 3  # failures in a row that may pass, before boto3 is asked whether it fares better
-MAX_WORKERS = 8  # processes, unless --workers says more
+MAX_REFUSALS = 20  # unexpected answers in a row before the fast lane is abandoned
+LANE_DOUBT = 3  # temporary failures in a row before boto3 is tried instead
+MAX_WORKERS = 8  # processes, unless --workers asks for more
 DEFAULT_MEMORY = 128 * MIB  # for the contents of files in flight, all processes together
-LEAST_MEMORY = 88 * MIB  # for one process: Python, boto3 and the least buffers
-WORKER_MEMORY = 64 * MIB  # for each worker, one that had to be replaced too, and for their parent
-LEAST_ADDRESSES = 192 * MIB  # of RLIMIT_AS, which libraries and stacks count for as well
+LEAST_MEMORY = 88 * MIB  # for one process: Python, boto3 and minimal buffers
+WORKER_MEMORY = 64 * MIB  # for each worker, replaced ones included, and for their parent
+LEAST_ADDRESSES = 192 * MIB  # of RLIMIT_AS, which also counts libraries and stacks
 THREAD_ADDRESSES = 16 * MIB  # the same, for a thread: its stack is 8 MiB
 M_ARENA_MAX = -8  # malloc.h of glibc
-LEAST_TASKS = 5  # processes and threads beside the first: Watchdog, Preparation, Threads
+LEAST_TASKS = 5  # processes and threads besides the main one: Watchdog, Preparation, Threads
 WORKER_TASKS = 6  # for each worker: its process and 3 threads, 2 threads of the parent
-MANY_TASKS = 4096  # who may have more has room
-CLIENT_MEMORY = 24 * MIB  # of each process's share is left to boto3's client, which it may need
+MANY_TASKS = 4096  # whoever may have more has enough
+CLIENT_MEMORY = 24 * MIB  # per process, kept free for boto3's client
 REPORT_SECONDS = 1.0  # an engine reports at least this often
-IDLE_REPORT_SECONDS = 0.1  # and this often while it could do more
-EARLY_REPORTS = 20  # that come so often in any case
-HASH_BYTES = MIB  # read and hashed at a time, so that it is still in the processor's cache
-TICK_SECONDS = 0.05  # the parent and the loops look at each other's gauges this often
-ORPHAN_SECONDS = 0.25  # a worker sees this late that its parent was killed
-STOP_SECONDS = 8.0  # what is in flight may take this long to finish after a stop
-MAX_OPEN_UPLOADS = 64  # large files under way at a time
-IDLE_RUNS = 3  # a large file that so many runs bring no further is a failure
-WORKER_DEATHS = 3  # times that a page is tried whose worker dies
-START_SECONDS = 60.0  # for a worker to answer first; at the limit of threads it may never
-KILL_SECONDS = 1.0  # for a worker that was killed to end; one that waits for a disk may not
-CANCEL_ATTEMPTS = 5  # Python before 3.12 may lose one: asyncio.wait_for() swallows it at its end
+IDLE_REPORT_SECONDS = 0.1  # and this often while it has spare capacity
+EARLY_REPORTS = 20  # always sent this often
+HASH_BYTES = MIB  # read and hashed at a time, so that it stays in the CPU cache
+TICK_SECONDS = 0.05  # interval at which the parent and the loops read each other's gauges
+ORPHAN_SECONDS = 0.25  # a worker notices within this time that its parent was killed
+STOP_SECONDS = 8.0  # time for requests in flight to finish after a stop
+MAX_OPEN_UPLOADS = 64  # large files in progress at a time
+IDLE_RUNS = 3  # a large file without progress in this many runs is a failure
+WORKER_DEATHS = 3  # times that a page is retried after its worker died
+START_SECONDS = 60.0  # for a worker's first response; at the thread limit it may never come
+KILL_SECONDS = 1.0  # for a killed worker to end; one waiting for a disk may not
+CANCEL_ATTEMPTS = 5  # before Python 3.12 a cancellation may be lost in asyncio.wait_for()
 
-CONNECT_SECONDS, READ_SECONDS = 10, 60  # time limits of one botocore request
-SLOW_LINE_SECONDS = 180  # the latter, where a slow line may still carry what the kernel holds
-COMPLETE_SECONDS = 600  # the latter, for an object to be made of up to 10,000 parts
-WATCH_SECONDS = 300.0  # in which nothing was read, sent or answered: the run is stopped
-GIVE_UP_SECONDS = 30.0  # more, and it is broken off
+CONNECT_SECONDS, READ_SECONDS = 10, 60  # timeouts of one botocore request
+SLOW_LINE_SECONDS = 180  # the read timeout, where the kernel's send buffer drains over a slow line
+COMPLETE_SECONDS = 600  # the read timeout, for assembling an object from up to 10,000 parts
+WATCH_SECONDS = 300.0  # without anything read, sent or answered: the run is stopped
+GIVE_UP_SECONDS = 30.0  # later it is aborted
 APPLICATION_ID = 0x70667531  # "pfu1", written into the header of the ledger file
 SCHEMA_VERSION = 4
 MAX_INTEGER = (1 << 63) - 1  # SQLite's largest
-KILLED = "killed"  # what the ledger says of a run that was: BatchJob.error
+KILLED = "killed"  # BatchJob.error of a run that was killed
 NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 NO_WAIT = sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_CLOEXEC", "O_NOCTTY"))
 LOCK_SUFFIX = ".lock"
-ASKING_SECONDS = 0.05  # longer than who only asks whether a lock is held has it
+ASKING_SECONDS = 0.05  # longer than is_held() holds the lock
 LEDGER_SUFFIXES = ("", "-wal", "-shm", "-journal", LOCK_SUFFIX)
-LOG_BYTES, LOG_FILES = 10 * MIB, 5  # of a log before it is rotated; old ones that are kept
+LOG_BYTES, LOG_FILES = 10 * MIB, 5  # size of a log before it is rotated; number of old ones kept
 LOG_SUFFIXES = ("", ".new", *(f".{number}" for number in range(1, LOG_FILES + 1)))
-SANDBOX_ENDPOINT = "sandbox"  # what the ledger calls the endpoint of every sandbox
+SANDBOX_ENDPOINT = "sandbox"  # the ledger's name for the endpoint of every sandbox
 
 
 class ExitCode(IntEnum):
-    """What the program tells its caller."""
+    """The exit status of the program."""
 
-    OK = 0  # all is in the store
-    INCOMPLETE = 1  # something is not, and not by your wish: failed, refused, away
-    CANNOT_START = 2  # nothing was sent, or what answers is no store
+    OK = 0  # everything is in the store
+    INCOMPLETE = 1  # something is not, and not because you stopped it: failed, refused, unavailable
+    CANNOT_START = 2  # nothing was sent, or the endpoint is not an object store
     LOCKED = 3  # another run holds the ledger
-    STOPPED = 4  # by your wish (signal, time), with nothing failed; the next run goes on
+    STOPPED = 4  # on request (signal, time limit), nothing failed; the next run resumes
 
 
 # ======================================================================================
-# Errors: each names the operation, what it was done to, the cause and what to do
+# Errors: each names the operation, its subject, the cause and what to do
 # ======================================================================================
 
 
 HIDDEN = "***"
-MAX_SECRETS = 64  # remembered: the newest, where keys are renewed for weeks
-LEAST_SECRET, PLAIN_SECRET = 4, 8  # characters; words shorter than the latter are hidden whole
-URL_SECRET = re.compile(  # a password may hold / or #, which is what is wrong with its URL
+MAX_SECRETS = 64  # only the newest are kept, as keys may be renewed for weeks
+LEAST_SECRET, PLAIN_SECRET = 4, 8  # characters; shorter secrets are masked as whole words
+URL_SECRET = re.compile(  # a password may contain / or #, which makes its URL invalid
     r"(?:[a-z][a-z0-9+.-]*://|//)?(?:([^/?#@:\s]*):(.+)|([^/?#@\s]+))@", re.IGNORECASE | re.DOTALL
 )
 
 
 def _in_any_form(character: str) -> str:
-    """A pattern: as it is, after a backslash, percent-encoded, or as JSON writes it."""
+    """A pattern: as is, after a backslash, percent-encoded, or as JSON writes it."""
     if character.isascii() and character.isalnum():
         return character
     plain, json_form = re.escape(character), re.escape(json.dumps(character)[1:-1])
@@ -254,16 +254,16 @@ def _in_any_form(character: str) -> str:
 
 
 class Mask:
-    """What no text that leaves this process may hold. One in each process, fed where a secret is
-    read: errors are made through it, and all that is printed or logged passes it.
+    """What must not appear in any text that leaves this process. One per process, fed wherever a
+    secret is read: errors are built through it, and all output and logging passes it.
     """
 
     def __init__(self) -> None:
         self._known: dict[str, None] = {}  # the newest last
-        self._pattern: re.Pattern[str] | None = None  # made when it is needed
+        self._pattern: re.Pattern[str] | None = None  # compiled on demand
 
     def learn(self, *secrets: str | None) -> None:
-        """From now on ``***`` stands for these, percent-encoded or not."""
+        """From now on show ``***`` instead of these, percent-encoded or not."""
         told = {form.strip() for s in secrets if s for form in (s, urllib.parse.unquote(s))}
         new = {secret for secret in told if len(secret) >= LEAST_SECRET}
         if not new <= self._known.keys():
@@ -271,7 +271,7 @@ class Mask:
             self._known, self._pattern = dict.fromkeys(newest), None
 
     def learn_url(self, url: str) -> None:
-        """Its password, as it is sent too; what stands before a @ alone is one."""
+        """Its password, also in the form in which it is sent; a lone word before an @ is one."""
         match = URL_SECRET.match(url)
         if match and not re.search("[\ud800-\udc7f\udd00-\udfff]", url):
             user, password = match[1] or "", match[2] or match[3]
@@ -279,7 +279,7 @@ class Mask:
             self.learn(password, *re.split("[/?#@]", password), base64.b64encode(pair).decode())
 
     def hide(self, text: str) -> str:
-        """``text`` without any of them."""
+        """``text`` with all of them masked."""
         if not self._known:
             return text
         pattern = self._pattern or re.compile(
@@ -300,7 +300,7 @@ MASK = Mask()
 class PfuError(Exception):
     """A failure that a user can read: ``operation subject: cause (hint)``.
 
-    ``exit_code`` is what the program ends with if nothing else can be done about it.
+    ``exit_code`` is the exit status if nothing else can be done about it.
     """
 
     exit_code: ClassVar[ExitCode] = ExitCode.CANNOT_START
@@ -320,7 +320,7 @@ class PfuError(Exception):
 
 
 class UsageError(PfuError):
-    """What was asked for cannot be done: options, root, destination, credentials."""
+    """The request is invalid or impossible: options, root, destination, credentials."""
 
 
 class LockedError(PfuError):
@@ -330,7 +330,7 @@ class LockedError(PfuError):
 
 
 class StoppedError(PfuError):
-    """The run was told to stop while it waited for an answer."""
+    """The run was stopped while it waited for an answer."""
 
     exit_code = ExitCode.STOPPED
 
@@ -340,37 +340,37 @@ class LedgerError(PfuError):
 
 
 class SourceError(PfuError):
-    """A file cannot be read, or does not hold still."""
+    """A file cannot be read, or keeps changing."""
 
 
 class VanishedError(SourceError):
-    """A file that the scan saw is not there any more."""
+    """A file that the scan saw is no longer there."""
 
 
 class ChangedError(SourceError):
-    """A file changes while it is read."""
+    """A file changed while being read."""
 
 
 class LeasedError(SourceError):
-    """Another program (Samba) has a lease on a file, and is asked by the system to give it up."""
+    """Another program (Samba) holds a lease on a file, and the kernel asks it to give it up."""
 
 
 class NotRegularError(SourceError):
-    """A path that held a regular file when it was scanned holds something else now."""
+    """A path that held a regular file when it was scanned now holds something else."""
 
 
 class TransferError(PfuError):
-    """The store did not take a file. Its class says of which kind that is: see kind_of_error().
+    """The store did not accept a file. The class says what kind of failure it is: kind_of_error().
 
-    One that is no more than a TransferError is a refusal: it may concern all files alike.
+    A plain TransferError is a refusal that may apply to all files.
     """
 
-    code = ""  # what the store calls it
+    code = ""  # the store's error code
     status = 0  # HTTP
 
 
 class RetryableError(TransferError):
-    """A failure that may pass: no connection, half an answer, an error inside the store."""
+    """A temporary failure: no connection, a truncated answer, an error inside the store."""
 
     dropped = False  # the store or the network may be overloaded: for the limiter
 
@@ -382,11 +382,11 @@ class SlowDownError(RetryableError):
 
 
 class UploadGoneError(TransferError):
-    """The store does not know a multipart upload, or a part of it, any more."""
+    """The store no longer knows a multipart upload, or a part of it."""
 
 
 class KeyRefusedError(TransferError):
-    """The store refuses this very key or object, and says nothing of others by it."""
+    """The store refuses this key or object, which says nothing about others."""
 
 
 class DeniedError(TransferError):
@@ -394,22 +394,22 @@ class DeniedError(TransferError):
 
 
 class UnsupportedError(DeniedError):
-    """The store does not know such requests, and refuses them to all."""
+    """The store does not support such requests at all."""
 
 
 class TooManyPartsError(DeniedError):
-    """The store takes fewer parts of one object than S3 does."""
+    """The store allows fewer parts per object than S3 does."""
 
 
 class FatalError(TransferError):
-    """No file can be uploaded any more. With a ``code`` of the store it takes several to stop."""
+    """No file can be uploaded any more. With a store's ``code``, several are needed to stop."""
 
 
-OUT_OF_MEMORY = "out of memory (raise the limit of the container or ulimit -v)"
+OUT_OF_MEMORY = "out of memory (raise the memory limit of the container or ulimit -v)"
 
 
 def internal_error(error: Exception) -> str:
-    """One line for what should never be, with the place in this file."""
+    """One line for a bug, with its place in this file."""
     if isinstance(error, MemoryError):
         return OUT_OF_MEMORY
     trace = error.__traceback__
@@ -421,12 +421,12 @@ def internal_error(error: Exception) -> str:
 
 
 def os_cause(error: OSError) -> str:
-    """The system's words for an OSError, without the path, which the message has already."""
+    """The system's message for an OSError, without the path, which the caller adds."""
     return error.strerror or str(error) or type(error).__name__
 
 
 def shortened(text: str) -> str:
-    """``text``, without its middle if it is longer than anybody reads."""
+    """``text``, with its middle cut out if it is too long to read."""
     if len(text) <= TOLD_CHARACTERS:
         return text
     half = TOLD_CHARACTERS // 2
@@ -434,7 +434,7 @@ def shortened(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """``text`` on one line, shortened, with no secret and nothing that a terminal would obey."""
+    """``text`` on one line, shortened, without secrets and terminal escapes."""
     text = shortened(MASK.hide(text))
     if text.isascii() and text.isprintable():
         return text
@@ -449,17 +449,17 @@ def _escaped(character: str) -> str:
 
 
 # ======================================================================================
-# Models: the rows of the ledger, and the states that a file goes through
+# Models: the rows of the ledger, and the states of a file
 # ======================================================================================
 
 
 class FileStatus(IntEnum):
     """FileStat.status."""
 
-    PENDING = 0  # to be uploaded, or to be hashed again before it is believed
-    IN_PROGRESS = 1  # handed to an engine; a crash leaves it, then nobody knows what is stored
+    PENDING = 0  # to be uploaded, or to be hashed again before it is trusted
+    IN_PROGRESS = 1  # handed to an engine; after a crash nobody knows what is stored
     SUCCESS = 2  # the store has acknowledged what the row describes
-    FAILED = 3  # not in the store, or not as it is now; `error` says why
+    FAILED = 3  # not in the store, or outdated there; `error` says why
 
 
 FILE_STATUSES = tuple(FileStatus)
@@ -479,22 +479,22 @@ class JobStatus(IntEnum):
     UPLOADING = 2
     COMPLETE = 3
     COMPLETE_WITH_FAILURES = 4
-    INTERRUPTED = 5  # stopped, killed or broken off; the next run goes on
+    INTERRUPTED = 5  # stopped, killed or aborted; the next run resumes
 
 
 JOB_TRANSITIONS: tuple[tuple[JobStatus, ...], ...] = (
     (JobStatus.SCANNING, JobStatus.INTERRUPTED),  # from CREATED
     (JobStatus.UPLOADING, JobStatus.INTERRUPTED),  # from SCANNING
     (JobStatus.COMPLETE, JobStatus.COMPLETE_WITH_FAILURES, JobStatus.INTERRUPTED),
-    *((), (), ()),  # the others are ends
+    *((), (), ()),  # the others are final
 )
 
 
 class BaseModel(ABC):
     """A row of a table. A subclass is a dataclass; its fields, in order, are the columns.
 
-    The annotation decides the type of a column: ``int`` is INTEGER, all else is TEXT; the field
-    ``id`` is the primary key. SQL comes from the fields, values always go as parameters.
+    A column's type follows the annotation: ``int`` is INTEGER, all else is TEXT; the field
+    ``id`` is the primary key. SQL is built from the fields, values are always bound parameters.
     """
 
     table: ClassVar[str]
@@ -507,7 +507,7 @@ class BaseModel(ABC):
 
     @classmethod
     def create_sql(cls) -> list[str]:
-        """The statements that make the table and its indexes."""
+        """The statements that create the table and its indexes."""
         body = ", ".join(
             f"{f.name} {_sql_type(str(f.type))}{' PRIMARY KEY' * (f.name == 'id')}"
             for f in dataclasses.fields(cls)  # type: ignore[arg-type]
@@ -522,8 +522,8 @@ class BaseModel(ABC):
     def insert_sql(cls, columns: Sequence[str] = (), *, updating: Sequence[str] = ()) -> str:
         """INSERT of ``columns`` (all if none is named).
 
-        With ``updating`` a row of that id, if there is one, gets those columns instead; what is
-        not among ``columns`` becomes NULL.
+        With ``updating`` an existing row with that id gets those columns instead; columns that
+        are not in ``columns`` become NULL.
         """
         columns = columns or cls.columns()
         marks = ", ".join("?" * len(columns))
@@ -540,7 +540,7 @@ class BaseModel(ABC):
 
     @classmethod
     def select_sql(cls, where: str = "", columns: Sequence[str] = ()) -> str:
-        """SELECT of ``columns`` (all if none is named), ``where`` being all that follows."""
+        """SELECT of ``columns`` (all if none is named), followed by ``where``."""
         return f"SELECT {', '.join(columns or cls.columns())} FROM {cls.table} {where}".rstrip()
 
     def values(self, columns: Sequence[str] = ()) -> tuple[Any, ...]:
@@ -552,12 +552,12 @@ def _sql_type(annotation: str) -> str:
     return "INTEGER" if re.match(r"int\b|FileStatus|JobStatus", annotation) else "TEXT"
 
 
-NOT_UTF8 = frozenset(("file_path", "root_dir", "error"))  # columns that a BLOB may be in
+NOT_UTF8 = frozenset(("file_path", "root_dir", "error"))  # columns that may hold a BLOB
 STATUSES: Mapping[str, type[IntEnum]] = {"FileStatus": FileStatus, "JobStatus": JobStatus}
 
 
 class Column(NamedTuple):
-    """What may stand in a column."""
+    """What a column may hold."""
 
     name: str
     sql: str  # its type
@@ -584,12 +584,12 @@ def _column(name: str, annotation: str) -> Column:
 
 @dataclass
 class FileModel(BaseModel):
-    """One file on its way to one destination.
+    """One file and one destination.
 
     A row describes what the store has: ``etag`` and ``sha256`` are of the bytes that it
-    acknowledged with exactly this size, time, mode and owner. Both are NULL as soon as the bytes
-    are known to differ, or nobody knows. A pending row that still has one is read and compared
-    first: only other bytes are sent, and what else has changed is renewed in the store.
+    acknowledged with exactly this size, time, mode and owner. Both become NULL as soon as the bytes
+    are known to differ, or are unknown. A pending row that still has one is read and compared
+    first: only different bytes are sent, and changed metadata is updated in the store.
     """
 
     table: ClassVar[str] = "FileStat"
@@ -604,7 +604,7 @@ class FileModel(BaseModel):
     permissions: str  # octal text of the whole mode, as 0100644
     file_path: str  # absolute; a name that is not UTF-8 is stored as a BLOB of its bytes
     status: FileStatus
-    batch_id: str  # the run that last had to do something about the file
+    batch_id: str  # the last run that had work to do on the file
     object_key: str
     etag: str | None = None
     sha256: str | None = None  # hex; of an object in N parts: hash of the parts' hashes, then -N
@@ -614,38 +614,38 @@ class FileModel(BaseModel):
     inode: int = 0
     racy: int = 0  # 1: last modified within two seconds of being read
     changed_at: int | None = None  # nanoseconds since the epoch: the inode's ctime
-    uid: int | None = None  # NULL, like changed_at, in rows of an older pfu
+    uid: int | None = None  # NULL, like changed_at, in rows from an older pfu
     gid: int | None = None
-    part_size: int | None = None  # bytes of the parts that sha256 is composed of
-    stale: int | None = None  # 1: the store has these bytes, with older metadata than these
+    part_size: int | None = None  # bytes of the parts that sha256 was computed from
+    stale: int | None = None  # 1: the store has these bytes, with outdated metadata
     destination_id: int | None = None  # Destination.id
-    missing_since: int | None = None  # seconds since the epoch: a whole scan did not see it
+    missing_since: int | None = None  # seconds since the epoch: first missed by a complete scan
 
     def move_to(self, status: FileStatus) -> None:
-        """Go to ``status``. Raises ValueError where no such step exists."""
+        """Change to ``status``. Raises ValueError if the transition is not allowed."""
         if status not in FILE_TRANSITIONS[self.status]:
-            raise ValueError(f"no step from {self.status.name} to {status.name}")
+            raise ValueError(f"no transition from {self.status.name} to {status.name}")
         self.status = status
 
     def begin(self) -> None:
-        """An engine takes the file."""
+        """An engine takes over the file."""
         self.move_to(FileStatus.IN_PROGRESS)
 
     def release(self, *, sent: bool = False) -> None:
-        """The engine gives the file back. Once sent, nobody knows what the store has."""
+        """The engine returns the file. Once sent, nobody knows what the store has."""
         self.move_to(FileStatus.PENDING)
         if sent:
             self.etag = self.sha256 = None
 
     def fail(self, error: str, attempts: int, *, sent: bool = False) -> None:
-        """The file is not in the store as it is now; ``error`` says why."""
+        """The file is not in the store in its current form; ``error`` says why."""
         self.move_to(FileStatus.FAILED)
         self.error, self.attempts = shortened(error), self.attempts + attempts
         if sent:
             self.etag = self.sha256 = None
 
     def apply(self, outcome: Outcome) -> None:
-        """What an engine says became of the file."""
+        """Apply an engine's report on the file."""
         if outcome.kind in STORED:
             self.succeed(outcome)
         elif outcome.kind in GIVEN_BACK:
@@ -667,21 +667,21 @@ class FileModel(BaseModel):
 
 
 class OutcomeKind(IntEnum):
-    """What became of a file that was handed to an engine."""
+    """The result for a file that was handed to an engine."""
 
     UPLOADED = 0  # acknowledged by the store
-    UNCHANGED = 1  # read and compared: the store has these bytes already
+    UNCHANGED = 1  # read and compared: the store already has these bytes
     FAILED = 2
     REFUSED = 3  # failed: the store refuses it, and may refuse others for the same reason
-    VANISHED = 4  # not there any more, or not a regular file any more
-    RELEASED = 5  # not begun, or broken off: the run is stopping
-    UNSENT = 6  # failed after many tries, while others were taken: it is tried once more at the end
-    FATAL = 7  # no file can be uploaded any more: the run stops, the next one goes on
-    CHANGED = 8  # a large file changed under way
-    GONE = 9  # its multipart upload is not there any more
-    LARGE = 10  # the file has grown so large that it has to go up in parts
-    RENEWED = 11  # the store has these bytes already; its metadata are those of the file now
-    CRAMPED = 12  # a large file has more parts than the store takes
+    VANISHED = 4  # no longer there, or no longer a regular file
+    RELEASED = 5  # not started, or interrupted: the run is stopping
+    UNSENT = 6  # failed after many tries while others succeeded: retried once at the end
+    FATAL = 7  # no file can be uploaded any more: the run stops, the next one resumes
+    CHANGED = 8  # a large file changed during the upload
+    GONE = 9  # its multipart upload no longer exists
+    LARGE = 10  # the file has grown and must now go up in parts
+    RENEWED = 11  # the store already has these bytes; its metadata is now up to date
+    CRAMPED = 12  # a large file has more parts than the store allows
 
 
 STORED = frozenset((OutcomeKind.UPLOADED, OutcomeKind.UNCHANGED, OutcomeKind.RENEWED))
@@ -690,7 +690,7 @@ GIVEN_BACK = frozenset((OutcomeKind.RELEASED, OutcomeKind.FATAL))
 
 
 class Outcome(NamedTuple):
-    """An engine's word on one file. All but id, kind and error say what was read, not scanned."""
+    """An engine's report on one file. All but id, kind and error is as read, not as scanned."""
 
     id: str
     kind: OutcomeKind
@@ -707,22 +707,22 @@ class Outcome(NamedTuple):
     changed_at: int = 0  # nanoseconds since the epoch: the inode's ctime
     uid: int = 0
     gid: int = 0
-    part_size: int = 0  # bytes of the parts that sha256 is composed of; 0: of none
-    stale: bool = False  # the metadata in the store are older; ``error`` says why
+    part_size: int = 0  # bytes of the parts that sha256 was computed from; 0: none
+    stale: bool = False  # the metadata in the store is outdated; ``error`` says why
     sent: bool = False  # the store may have some of it
-    path: str = ""  # of a failure, as the next one
-    cause: str = ""  # the error without the file: what many may have in common
+    path: str = ""  # of a failure, like the next one
+    cause: str = ""  # the error without the file: what several may share
     status: int = 0  # HTTP, of a failure
 
     @property
     def is_untouched(self) -> bool:
-        """Whether nothing was sent of it."""
+        """Whether none of it was sent."""
         return self.kind is OutcomeKind.RELEASED and not self.attempts
 
 
 @dataclass
 class OutcomeRow(BaseModel):
-    """What became of a file, until it is folded into the file's row."""
+    """The outcome of a file, until it is folded into the file's row."""
 
     table: ClassVar[str] = "Outcome"
 
@@ -747,24 +747,24 @@ class OutcomeRow(BaseModel):
 
 @dataclass
 class UploadModel(BaseModel):
-    """A multipart upload that was begun, or was about to be: one for each large file at most."""
+    """A multipart upload that was started, or about to be: at most one per large file."""
 
     table: ClassVar[str] = "MultipartUpload"
 
     id: str  # of the file
     upload_id: str | None  # None: the store was about to be asked for one
     created_at: int  # seconds since the epoch, before the store was asked
-    batch_id: str  # the run that began it
+    batch_id: str  # the run that started it
     destination: str
     endpoint: str
     object_key: str
     part_size: int = 0  # bytes
     inode: int = 0
     changed_at: int = 0  # nanoseconds since the epoch: the inode's ctime
-    racy: int = 0  # 1: the file was modified within two seconds of being read first
-    fingerprint: str = ""  # hashes of what Create said: of all but the metadata, /, of these
-    most_bytes: int = 0  # of the file that were in the store when a run began to work on it
-    idle_runs: int = 0  # that have worked on it since, and stored no more than these
+    racy: int = 0  # 1: the file was modified within two seconds of first being read
+    fingerprint: str = ""  # hashes of what Create said: without metadata, a slash, metadata
+    most_bytes: int = 0  # of the file, stored when a run started work on it
+    idle_runs: int = 0  # runs that have worked on it since without storing more
 
 
 @dataclass
@@ -782,7 +782,7 @@ class PartModel(BaseModel):
 
 @dataclass
 class DestinationModel(BaseModel):
-    """A place that files go to, known by the ROOT that fills it: one ROOT, one destination."""
+    """A place that files go to, and the ROOT that is uploaded there: one ROOT per destination."""
 
     table: ClassVar[str] = "Destination"
 
@@ -790,7 +790,7 @@ class DestinationModel(BaseModel):
     endpoint: str  # of a store that is not AWS
     destination: str
     root_dir: str | None = None
-    swept_at: int = 0  # seconds since the epoch: rows of files that are gone were looked for
+    swept_at: int = 0  # seconds since the epoch: last search for rows of deleted files
 
 
 @dataclass
@@ -818,9 +818,9 @@ class BatchJobRow(BaseModel):
     error: str | None = None  # why the run stopped early
 
     def move_to(self, status: JobStatus) -> None:
-        """Go to ``status``. Raises ValueError where no such step exists."""
+        """Change to ``status``. Raises ValueError if the transition is not allowed."""
         if status not in JOB_TRANSITIONS[self.status]:
-            raise ValueError(f"no step from {self.status.name} to {status.name}")
+            raise ValueError(f"no transition from {self.status.name} to {status.name}")
         self.status = status
 
 
@@ -828,33 +828,33 @@ class BatchJobRow(BaseModel):
 # Ledger: the only place where SQL is executed
 # ======================================================================================
 #
-# One SQLite file in WAL mode, written by one process, guarded by a lock file beside it. A commit
-# is one fsync (synchronous=FULL): a result that was reported is there after a power cut.
+# One SQLite file in WAL mode, written by one process, guarded by a lock file next to it. A commit
+# is one fsync (synchronous=FULL): a result that was reported survives a power cut.
 #
-# The scan looks rows up by id in batches and writes only those that differ, so a tree that has
-# not changed costs reads alone. An id begins with the hash of the file's directory: the files of
-# one directory are neighbours in the index, and a batch touches few of its pages.
+# The scan looks rows up by id in batches and writes only those that differ, so an unchanged tree
+# costs reads alone. An id begins with the hash of the file's directory: the files of one directory
+# are neighbours in the index, and a batch touches few of its pages.
 #
-# Files go up in the order of their sizes, which scatters them over the whole table: to write each
-# result where it belongs would cost a page of the database for each file. So outcomes are appended
-# to a table of their own, and folded into FileStat FOLD_ROWS at a time, in the table's own order.
-# What a killed run left there is folded before the next one begins.
+# Files are uploaded in order of size, which scatters them over the whole table: writing each result
+# in place would cost one database page per file. So outcomes are appended to a table of their own,
+# and folded into FileStat FOLD_ROWS at a time, in the table's own order. What a killed run left
+# there is folded before the next one starts.
 
 
-FOLDER_DIGITS = 12  # of an id that are the directory's: see Ids
+FOLDER_DIGITS = 12  # digits of an id that belong to the directory: see Ids
 BEHIND_HEX = "g"
 FAILED_BEFORE = "failed before"
 KEPT_OTHERWISE = "this store keeps it under another name"
-LATE = None, FAILED_BEFORE, KEPT_OTHERWISE  # what a row says, by Known.late
+LATE = None, FAILED_BEFORE, KEPT_OTHERWISE  # by Known.late
 
 
 def directory_of(file_id: str) -> str:
-    """What the ids of the files of one directory begin with."""
+    """The prefix that the ids of a directory's files share."""
     return file_id[:FOLDER_DIGITS]
 
 
 class Known(NamedTuple):
-    """What the ledger remembers of a file, as far as the scan has to know it."""
+    """What the ledger knows about a file, as far as the scan needs it."""
 
     id: str
     file_size: int
@@ -868,13 +868,13 @@ class Known(NamedTuple):
     racy: int
     stale: int | None
     missing_since: int | None
-    row: int  # SQLite's number of it
-    hashed: int  # 1: a hash of the bytes that the store has is known
-    late: int = 0  # 1: it failed before, and has not been taken since; 2: it would again
+    row: int  # SQLite's rowid
+    hashed: int  # 1: the hash of the stored bytes is known
+    late: int = 0  # 1: it failed before and has not succeeded since; 2: it would fail again
 
 
 class Found(NamedTuple):
-    """One file that the scan saw. With a ``problem`` it fails without being read."""
+    """One file seen by the scan. With a ``problem`` it fails without being read."""
 
     id: str
     path: str
@@ -889,14 +889,14 @@ class Found(NamedTuple):
     problem: str = ""
 
 
-# What tells whether a file is the one that was stored: in the same order in Known and in Found.
+# Decides whether a file is the one that was stored: same order in Known and in Found.
 FACTS_KNOWN, FACTS_FOUND = slice(1, 8), slice(3, 10)
 STATE_KNOWN = slice(8, 12)  # Known.status to missing_since
 AS_STORED = (FileStatus.SUCCESS, 0, None, None)  # these, if all is well
 
 
 class StoredRow(NamedTuple):
-    """What the ledger remembers of a file, as far as --verify has to know it."""
+    """What the ledger knows about a file, as far as --verify needs it."""
 
     id: str
     file_size: int
@@ -914,7 +914,7 @@ class StoredRow(NamedTuple):
 
 
 class Listed(NamedTuple):
-    """An object as a listing shows it."""
+    """An object as listed by the store."""
 
     key: str
     size: int  # bytes
@@ -922,17 +922,17 @@ class Listed(NamedTuple):
 
 
 class Inspected(NamedTuple):
-    """An object as the store describes it."""
+    """An object as described by the store."""
 
     size: int  # bytes
     etag: str
-    sha256: str  # hex, of objects in parts as combined_digest(); empty where it is not kept
+    sha256: str  # hex, of objects in parts as combined_digest(); empty if not kept
     metadata: Mapping[str, str]
     stored_at: int  # nanoseconds since the epoch
-    part_size: int = 0  # bytes; 0: it is not in parts, or the store does not tell
+    part_size: int = 0  # bytes; 0: not in parts, or not reported
 
     def is_of(self, found: Found) -> bool:
-        """Whether its metadata are those of a file: size, time and permissions."""
+        """Whether its metadata is that of a file: size, time and permissions."""
         modified = nanoseconds(self.metadata.get("mtime", ""))
         modified = modified and min(modified, MAX_INTEGER)
         mode = self.metadata.get("mode", "").lstrip("0")
@@ -940,7 +940,7 @@ class Inspected(NamedTuple):
         return told == (found.file_size, found.last_modified, found.permissions.lstrip("0"))
 
     def forms(self) -> list[tuple[Form, str]]:
-        """What its bytes can be compared by: forms of a digest that the store tells."""
+        """What its bytes can be compared by: the kinds of digest that the store reports."""
         md5 = self.etag if is_md5_etag(self.etag) else ""
         told = [("sha256", self.sha256), ("md5", md5)]
         if self._is_of_parts_untold:
@@ -954,20 +954,20 @@ class Inspected(NamedTuple):
 
     @property
     def _is_of_parts_untold(self) -> bool:
-        """Whether its digest may be one of parts that lacks their number, as moto tells it."""
+        """Whether its digest may be one of parts without their number, as moto returns it."""
         is_in_parts = "-" in self.etag and bool(is_md5_etag(self.etag))
         return is_in_parts and bool(self.sha256) and "-" not in self.sha256
 
     @property
     def clear_sha256(self) -> str:
-        """Its digest, if it is known of what."""
+        """Its digest, if it is known what it covers."""
         return "" if self._is_of_parts_untold else self.sha256
 
     def proves(self, digests: Mapping[Form, str]) -> bool | None:
-        """Whether its bytes are those with these ``digests``; None: it tells nothing of the kind.
+        """Whether its bytes have these ``digests``; None: it has nothing comparable.
 
-        An ETag that looks like an MD5 need not be one (SSE-KMS), and parts may have been cut in
-        another way than is known: such a one proves sameness alone.
+        An ETag that looks like an MD5 need not be one (SSE-KMS), and the parts may have other
+        sizes than those known: such a digest can only prove that the bytes are the same.
         """
         forms = self.forms()
         same = {form for form, digest in forms if digests[form] == digest}
@@ -979,7 +979,7 @@ class Inspected(NamedTuple):
 
 
 def nanoseconds(text: str) -> int | None:
-    """Of a decimal number of seconds, as rclone and pfu write it; None if it is none."""
+    """Of a decimal number of seconds, as rclone and pfu write it; None if malformed."""
     match = re.fullmatch(r"(-?)([0-9]{1,12})(?:\.([0-9]{1,9}))?", text)
     if not match:
         return None
@@ -988,12 +988,12 @@ def nanoseconds(text: str) -> int | None:
 
 
 class Change(NamedTuple):
-    """Why a file that was found has to be looked at."""
+    """Why a file needs a closer look."""
 
     found: Found
     reason: str
     keeps_hash: bool = False  # what the store has is known: read and compare, then decide
-    late: int = 0  # 1: it failed before, all else goes first; 2: it would again
+    late: int = 0  # 1: it failed before, all else goes first; 2: it would fail again
 
 
 FOUND_COLUMNS = [
@@ -1037,8 +1037,8 @@ JOBS_TO_FORGET = (
     "created_at < ? AND id NOT IN (SELECT batch_id FROM MultipartUpload) AND rowid NOT IN "
     "(SELECT max(rowid) FROM BatchJob WHERE status=? GROUP BY destination, endpoint)"
 )
-# What is new or changed, then what has only to be looked at again, then what failed before: so old
-# failures never stand before tonight's data.
+# New and changed files first, then files that only need a look, then earlier failures: so old
+# failures never come before tonight's data.
 TURNS = ("sha256 IS NULL AND error IS NULL", "sha256 NOTNULL AND error IS NULL", "error NOTNULL")
 PAGE_SQL = FileModel.select_sql(
     "WHERE status=? AND (file_size, id) > (?, ?) AND batch_id=? AND {} "
@@ -1049,21 +1049,21 @@ SIZE_COLUMN = FileModel.columns().index("file_size")
 
 
 is_sha256 = re.compile(r"[0-9a-f]{64}").fullmatch
-# Of a damaged file SQLite may say what Python cannot decode: names in it are repeated as they are.
+# SQLite may quote names from a damaged file that are not UTF-8: they are passed on as they are.
 SQL_ERRORS = (sqlite3.Error, UnicodeDecodeError)
 
 
 class Ledger:
-    """The SQLite file. Raises LedgerError, with what to do, for all that can go wrong with it."""
+    """The SQLite file. Raises LedgerError, with a hint, for everything that goes wrong with it."""
 
     def __init__(self, path: str | os.PathLike[str], *, read_only: bool = False) -> None:
-        """Open the ledger at ``path``; make it if it is not there.
+        """Open the ledger at ``path``; create it if it does not exist.
 
-        ``read_only``: nothing is written, not even a file; a ledger that is not there is empty.
+        ``read_only``: nothing is written, not even a file; a missing ledger counts as empty.
         """
         self.path = os.fspath(path)
         self.read_only = read_only
-        self.renamed: tuple[str, str] | None = None  # ROOT, and the name that rows know it by
+        self.renamed: tuple[str, str] | None = None  # ROOT, and the name it has in the rows
         self._not_folded = 0
         try:
             self._db = self._connect()
@@ -1090,7 +1090,7 @@ class Ledger:
         return db
 
     def check_in_place(self) -> None:
-        """Raises LedgerError if what is written goes nowhere."""
+        """Raises LedgerError if the file was removed or replaced."""
         if not self.read_only:
             check_in_place(self.path, self._status)
 
@@ -1099,7 +1099,10 @@ class Ledger:
         owner = self._pragma("application_id")
         if version > SCHEMA_VERSION and owner == APPLICATION_ID:
             raise LedgerError(
-                "open ledger", self.path, f"made by a newer pfu (schema {version})", "update pfu.py"
+                "open ledger",
+                self.path,
+                f"created by a newer pfu (schema {version})",
+                "update pfu.py",
             )
         if owner == APPLICATION_ID:
             if version < SCHEMA_VERSION:
@@ -1108,17 +1111,17 @@ class Ledger:
             return
         if self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
             raise LedgerError(
-                "open ledger", self.path, "a database of another program", "name another --db"
+                "open ledger", self.path, "database of another program", "choose another --db"
             )
         self._create()
 
     def _check_schema(self) -> None:
-        """Raises LedgerError if it holds what pfu makes none of: a trigger, a view, a table."""
+        """Raises LedgerError if it contains what pfu does not create: trigger, view, table."""
         with contextlib.closing(sqlite3.connect(":memory:")) as db:
             create_tables(db)
             known = schema_of(db.execute)
         for kind, name in sorted(schema_of(self._db.execute) - known, reverse=True):
-            cause = f"it holds what pfu never makes: {kind} {name}"
+            cause = f"it contains {kind} {name}, which pfu did not create"
             raise LedgerError("open ledger", self.path, cause, MOVE_AWAY)
 
     def _pragma(self, name: str) -> int:
@@ -1131,9 +1134,9 @@ class Ledger:
             db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
 
     def _extend(self) -> None:
-        """Give a ledger of an older pfu the columns and tables that it lacks.
+        """Give a ledger from an older pfu the columns and tables that it lacks.
 
-        One that must not be written is copied into memory.
+        If it must not be written, it is copied into memory first.
         """
         if self.read_only:
             copy = sqlite3.connect(":memory:", isolation_level=None)
@@ -1184,14 +1187,14 @@ class Ledger:
     def _error(self, operation: str, error: Exception) -> LedgerError:
         text = str(error)
         if isinstance(error, UnicodeDecodeError):
-            text = "malformed: it holds text that is not UTF-8"
+            text = "malformed: it contains text that is not UTF-8"
         hints = {
-            "full": "free some space and run again: nothing that the store has is lost",
-            "disk I/O error": "is its disk full or failing? Mend it and run again",
-            "not a database": "name another --db, or move this file away",
+            "full": "free some space and rerun; nothing already uploaded is lost",
+            "disk I/O error": "is the disk full or failing? Fix it and rerun",
+            "not a database": "choose another --db, or move this file away",
             "malformed": MOVE_AWAY,
-            "readonly": "the folder and the file must be writable",
-            "unable to open": "the folder must exist and be writable",
+            "readonly": "the file and its directory must be writable",
+            "unable to open": "its directory must exist and be writable",
             "locked": "another program has it open",
         }
         hint = next((hint for part, hint in hints.items() if part in text), "")
@@ -1210,7 +1213,7 @@ class Ledger:
         parameters: Sequence[Any] = (),
         columns: Sequence[str] = (),
     ) -> list[tuple[Any, ...]]:
-        """Rows of ``columns`` (all if none is named) that hold what pfu writes there."""
+        """Rows of ``columns`` (all if none is named), checked to hold what pfu writes there."""
         rows = self._rows(sql, parameters)
         known = columns_of(model)
         named = [known[name] for name in columns or known]
@@ -1235,12 +1238,12 @@ class Ledger:
     # -- runs
 
     def save_job(self, job: BatchJobRow) -> None:
-        """Insert the run, or write all its columns again."""
+        """Insert the run, or rewrite all its columns."""
         with self._transaction() as db:
             db.execute(BatchJobRow.insert_sql(updating=BatchJobRow.columns()), _row(job))
 
     def interrupt_unfinished_jobs(self) -> None:
-        """Say of runs that were killed that they were: the caller holds the lock, none is alive."""
+        """Mark runs that were killed: the caller holds the lock, so none of them is alive."""
         with self._transaction() as db:
             db.execute(
                 "UPDATE BatchJob SET status=?, error=? WHERE status < ?",
@@ -1257,7 +1260,7 @@ class Ledger:
     # -- destinations
 
     def destination(self, job: BatchJobRow) -> DestinationModel:
-        """What is known of the place that a run goes to; its id is None if that is nothing."""
+        """What is known about the destination of a run; its id is None if nothing is."""
         columns = DestinationModel.columns()
         sql = DestinationModel.select_sql("WHERE destination=? AND endpoint=?", columns)
         ends = sql_path(job.destination), sql_path(job.endpoint)
@@ -1267,13 +1270,13 @@ class Ledger:
         return DestinationModel(None, job.endpoint, job.destination)
 
     def save_destination(self, place: DestinationModel) -> None:
-        """Write what is known of a destination; one that is new gets its id."""
+        """Write what is known about a destination; a new one gets its id."""
         with self._transaction() as db:
             written = db.execute(DestinationModel.insert_sql(updating=place.columns()), _row(place))
             place.id = place.id or written.lastrowid
 
     def forget_files(self, place: DestinationModel) -> None:
-        """Drop all files that went to a destination: that store is no more."""
+        """Drop all files of a destination that no longer exists."""
         with self._transaction() as db:
             ends = place.destination, place.endpoint
             for upload in list(self._uploads("AND destination=? AND endpoint=?", ends)):
@@ -1281,19 +1284,19 @@ class Ledger:
             db.execute("DELETE FROM FileStat WHERE destination_id=?", (place.id,))
 
     def has_uploads(self, place: DestinationModel) -> bool:
-        """Whether files have been put there."""
+        """Whether any file has been uploaded there."""
         sql = "SELECT 1 FROM FileStat WHERE status=? AND destination_id=? LIMIT 1"
         return bool(self._rows(sql, (FileStatus.SUCCESS, place.id)))
 
     def has_files(self, place: DestinationModel) -> bool:
-        """Whether anything is known of files that go there."""
+        """Whether any file is recorded there."""
         sql = "SELECT 1 FROM FileStat WHERE destination_id=? LIMIT 1"
         return bool(self._rows(sql, (place.id,)))
 
     # -- scan
 
     def known(self, ids: Sequence[str]) -> dict[str, tuple[Any, ...]]:
-        """What is remembered of ``ids``, at most SCAN_BATCH of them: the fields of Known."""
+        """What is known about ``ids``, at most SCAN_BATCH of them: the fields of Known."""
         marks = ",".join("?" * len(ids))
         rows = self._rows(KNOWN_SQL.format(marks), ids)
         if self.read_only:
@@ -1302,14 +1305,14 @@ class Ledger:
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        """One transaction around many calls."""
+        """One transaction around several calls."""
         with self._transaction():
             yield
 
     def take_in(
         self, changes: Iterable[Change], batch_id: str, now: int, place: DestinationModel
     ) -> None:
-        """Write files that have to be looked at: pending, or failed where the scan says so."""
+        """Write files that need work: pending, or failed if the scan says so."""
         rehash, anew = [], []
         path: str | bytes
         for found, _, keeps_hash, number in changes:
@@ -1338,7 +1341,7 @@ class Ledger:
     def forget_vanished(self, job: BatchJobRow, place: DestinationModel) -> int:
         """Drop files that earlier runs left unfinished and this scan did not see.
 
-        Returns how many they were.
+        Returns their number.
         """
         sql = "DELETE FROM FileStat WHERE status != ? AND batch_id != ? AND destination_id=?"
         with self._transaction() as db:
@@ -1347,11 +1350,11 @@ class Ledger:
     # -- history
 
     def room_for_rows(self) -> bytearray:
-        """A bit for each row that there may be, none of them set."""
+        """A bit for each possible row, all of them 0."""
         return bytearray((self._rows("SELECT max(rowid) FROM FileStat")[0][0] or 0) // 8 + 1)
 
     def seen_again(self, ids: Iterable[str]) -> None:
-        """Files that were missing are there again."""
+        """Files that were missing are back."""
         with self._transaction() as db:
             sql = FileModel.update_sql(("missing_since",))
             db.executemany(sql, [(None, file_id) for file_id in ids])
@@ -1363,10 +1366,10 @@ class Ledger:
         is_missing: Callable[[int, str], bool],
         forgotten: float,
     ) -> None:
-        """Mark files that a whole scan did not see, and drop those missing since ``forgotten``.
+        """Mark files that a complete scan did not see, and drop those missing since ``forgotten``.
 
-        ``is_missing`` is asked about each row of earlier runs: its number and its path. Runs that
-        began before ``forgotten`` are dropped too, but for the last success at each destination.
+        ``is_missing`` is called for each row of earlier runs with its number and path. Runs that
+        started before ``forgotten`` are dropped too, except the last success at each destination.
         """
         columns = ("rowid", "id", "missing_since", "file_path")
         where = "WHERE rowid > ? AND destination_id=? AND batch_id != ? ORDER BY rowid LIMIT ?"
@@ -1388,13 +1391,13 @@ class Ledger:
     # -- verification
 
     def begin_listing(self) -> None:
-        """Make room, on disk, for what the store has; it lasts as long as the ledger is open."""
+        """Create a temporary table, on disk, for a listing; it lasts while the ledger is open."""
         columns = "key TEXT PRIMARY KEY, size INTEGER, etag TEXT, found INTEGER DEFAULT 0"
         with self._transaction() as db:
             db.execute(f"CREATE TEMP TABLE Listed({columns}) WITHOUT ROWID")
 
     def add_listed(self, objects: Iterable[Listed]) -> None:
-        """Take in a page of a listing."""
+        """Add a page of a listing."""
         with self._transaction() as db:
             db.executemany("INSERT OR REPLACE INTO Listed(key, size, etag) VALUES(?,?,?)", objects)
 
@@ -1405,18 +1408,18 @@ class Ledger:
         return {row[0]: Listed._make(row) for row in rows}
 
     def mark_found(self, keys: Iterable[str]) -> None:
-        """Files stand for these keys."""
+        """These keys have a local file."""
         with self._transaction() as db:
             db.executemany("UPDATE Listed SET found=1 WHERE key=?", [(key,) for key in keys])
 
     def not_found(self, count: int) -> tuple[int, list[str]]:
-        """How many objects no file stands for, and the first of them."""
+        """How many objects have no local file, and the first of them."""
         total = self._rows("SELECT count(*) FROM Listed WHERE found=0")[0][0]
         rows = self._rows("SELECT key FROM Listed WHERE found=0 ORDER BY key LIMIT ?", (count,))
         return int(total), [row[0] for row in rows]
 
     def went_away(self, place: DestinationModel) -> int:
-        """How many of these objects are of files that the ledger knows: they were there once."""
+        """How many of these objects are in the ledger: their files were deleted since."""
         sql = (
             "SELECT count(*) FROM FileStat JOIN Listed ON Listed.key=object_key "
             "WHERE found=0 AND destination_id=?"
@@ -1424,16 +1427,16 @@ class Ledger:
         return int(self._rows(sql, (place.id,))[0][0])
 
     def stored(self, ids: Sequence[str]) -> dict[str, StoredRow]:
-        """What is remembered of ``ids``."""
+        """What is known about ``ids``."""
         where = f"WHERE id IN ({','.join('?' * len(ids))})"
         columns = StoredRow._fields
         rows = self._checked(FileModel, FileModel.select_sql(where, columns), ids, columns)
         return {row[0]: StoredRow._make(row) for row in rows}
 
     def doubt(self, ids: Iterable[str], changed: Iterable[str]) -> None:
-        """The store does not have ``ids`` as the rows say: they are to be uploaded again.
+        """The store does not have ``ids`` as recorded: they are uploaded again.
 
-        Of ``changed`` files it has what the rows say: they are to be compared.
+        It has the ``changed`` files as recorded: they are compared.
         """
         with self._transaction() as db:
             lost = [(FileStatus.PENDING, None, None, file_id) for file_id in ids]
@@ -1442,7 +1445,7 @@ class Ledger:
             db.executemany(BEGIN_SQL, kept)
 
     def adopt(self, files: Iterable[FileModel]) -> None:
-        """Take in files that the store has, though the ledger did not know."""
+        """Add files that are in the store but were not in the ledger."""
         sql = FileModel.insert_sql(updating=FileModel.columns()[1:])
         with self._transaction() as db:
             for file in files:
@@ -1452,7 +1455,7 @@ class Ledger:
     # -- pages
 
     def pending(self, batch_id: str) -> tuple[int, int]:
-        """Files and bytes that wait in this run."""
+        """Files and bytes still pending in this run."""
         sql = (
             "SELECT count(*), CAST(coalesce(sum(file_size), 0) AS INTEGER) FROM FileStat "
             "WHERE status IN (?, ?) AND batch_id=?"
@@ -1464,9 +1467,9 @@ class Ledger:
     def begin_page(
         self, batch_id: str, after: tuple[int, str], rows: int, size: int, turn: int = 0
     ) -> list[FileModel]:
-        """The next pending files of a turn behind ``after`` = (file_size, id), now in progress.
+        """The next pending files of a turn after ``after`` = (file_size, id), now in progress.
 
-        At most ``rows`` of them and ``size`` bytes together, but one at least if there is one.
+        At most ``rows`` files and ``size`` bytes in total, but at least one file if there is one.
         """
         sql = PAGE_SQL.format(TURNS[turn])
         found = self._checked(FileModel, sql, (FileStatus.PENDING, *after, batch_id, rows))
@@ -1477,7 +1480,7 @@ class Ledger:
     def begin_elsewhere(
         self, batch_id: str, count: int, directories: set[str], taken: Collection[str]
     ) -> list[FileModel]:
-        """Pending files, one of a directory, of none of these directories; now in progress."""
+        """Pending files, one per directory, from none of these directories; now in progress."""
         self.fold()
         sql = FileModel.select_sql("WHERE id > ? AND status=? AND batch_id=? ORDER BY id LIMIT 1")
         last = ""
@@ -1501,14 +1504,14 @@ class Ledger:
         return page
 
     def doubt_hashes(self, files: Iterable[FileModel]) -> None:
-        """Say of those whose hash is known that they may be sent: a crash would leave it wrong."""
+        """Drop the known hashes before the files are sent: after a crash they would be wrong."""
         hashed = [(FileStatus.IN_PROGRESS, file.id) for file in files if file.sha256 or file.etag]
         if hashed:
             with self._transaction() as db:
                 db.executemany(BEGIN_SQL, hashed)
 
     def record(self, files: Collection[FileModel], gone: Iterable[FileModel] = ()) -> None:
-        """Write what became of files, and drop those that are gone, in one transaction."""
+        """Write the outcomes of files, and drop files that are gone, in one transaction."""
         with self._transaction() as db:
             db.executemany(OUTCOME_SQL, map(outcome_values, files))
             db.executemany("DELETE FROM FileStat WHERE id=?", [(file.id,) for file in gone])
@@ -1517,7 +1520,7 @@ class Ledger:
             self.fold()
 
     def lose_objects(self, job: BatchJobRow, keys: set[str]) -> None:
-        """Make files pending that may have been overwritten by what was sent as ``keys``."""
+        """Mark files pending that may have been overwritten by what was sent as ``keys``."""
         if not keys:
             return
         plain = set().union(*map(plain_parts, keys))
@@ -1538,7 +1541,7 @@ class Ledger:
             )
 
     def fold(self) -> None:
-        """Bring all outcomes into the rows of their files."""
+        """Fold all outcomes into the rows of their files."""
         self._not_folded = 0
         with self._transaction() as db:
             db.execute(FOLD_SQL)
@@ -1547,18 +1550,18 @@ class Ledger:
     # -- parts of large files
 
     def unfinished_upload(self, file_id: str) -> UploadModel | None:
-        """The upload of a file that was begun, if there is one."""
+        """The unfinished upload of a file, if there is one."""
         rows = self._checked(UploadModel, UploadModel.select_sql("WHERE id=?"), (file_id,))
         return UploadModel(*rows[0]) if rows else None
 
     def unfinished_uploads(self) -> Iterator[UploadModel]:
-        """All uploads that were begun, by the id of their file."""
+        """All unfinished uploads, by the id of their file."""
         return self._uploads("", ())
 
     def left_over_uploads(self, job: BatchJobRow) -> Iterator[UploadModel]:
-        """Those begun by earlier runs to the same place, of files that ``job`` has not to do.
+        """Those of earlier runs to the same place, of files that are not pending in ``job``.
 
-        Only where its scan saw all files.
+        Only call it if its scan saw all files.
         """
         condition = (
             "AND destination=? AND endpoint=? AND NOT EXISTS (SELECT 1 FROM FileStat "
@@ -1572,7 +1575,7 @@ class Ledger:
         last = ""
         while rows := self._checked(UploadModel, sql, (last, *parameters)):
             upload = UploadModel(*rows[0])
-            if upload.id <= last:  # in a damaged file it may come again and again
+            if upload.id <= last:  # a damaged file may repeat it for ever
                 self._refuse(UploadModel, "id")
             yield upload
             last = upload.id
@@ -1587,14 +1590,14 @@ class Ledger:
         return parts
 
     def save_uploads(self, uploads: Iterable[UploadModel]) -> None:
-        """Write uploads that are begun or about to be; their files have no parts then."""
+        """Write uploads that are started or about to be; their files have no parts then."""
         with self._transaction() as db:
             for upload in uploads:
                 self._forget_parts(upload.id)
                 db.execute(UploadModel.insert_sql(updating=UploadModel.columns()), _row(upload))
 
     def count_headway(self, upload: UploadModel) -> None:
-        """A run begins to work on an upload of an earlier one: did that bring it forward?"""
+        """A run resumes an upload of an earlier one: has there been progress?"""
         stored = self._stored_bytes(upload.id)
         upload.idle_runs = 0 if stored > upload.most_bytes else upload.idle_runs + 1
         upload.most_bytes = max(stored, upload.most_bytes)
@@ -1603,7 +1606,7 @@ class Ledger:
             db.execute(sql, (upload.most_bytes, upload.idle_runs, upload.id))
 
     def idle_files(self, batch_id: str) -> Iterator[tuple[FileModel, UploadModel, int]]:
-        """Files of a run that IDLE_RUNS runs brought no further; bytes that the store has."""
+        """Files of a run without progress in IDLE_RUNS runs, and the bytes stored."""
         sql = FileModel.select_sql("WHERE id=? AND status=? AND batch_id=?")
         for upload in self._uploads("AND idle_runs >= ?", (IDLE_RUNS - 1,)):
             rows = self._checked(FileModel, sql, (upload.id, FileStatus.PENDING, batch_id))
@@ -1621,7 +1624,7 @@ class Ledger:
             db.executemany(sql, [part.values() for part in parts])
 
     def forget_parts(self, file_id: str, numbers: Iterable[int]) -> None:
-        """Drop parts that the store does not have after all."""
+        """Drop parts that turn out not to be in the store."""
         with self._transaction() as db:
             ids = [(part_id(file_id, number),) for number in numbers]
             db.executemany(f"DELETE FROM {PartModel.table} WHERE id=?", ids)
@@ -1639,7 +1642,7 @@ class Ledger:
     # -- the end of a run
 
     def release_in_progress(self, batch_id: str) -> None:
-        """Give back what no engine has any more; nobody knows what the store has of it."""
+        """Return files that no engine holds any more; nobody knows what the store has of them."""
         with self._transaction() as db:
             db.execute(
                 "UPDATE FileStat SET status=?, etag=NULL, sha256=NULL "
@@ -1664,12 +1667,12 @@ class Ledger:
 
 
 def stored_parts(rows: Iterable[PartModel]) -> tuple[StoredPart, ...]:
-    """The parts as an engine knows them."""
+    """The parts in the form that engines use."""
     return tuple(StoredPart(p.number, p.part_size, p.etag, p.sha256) for p in rows)
 
 
 def part_id(file_id: str, number: int) -> str:
-    """PartModel.id; those of a file are all ids between ``file_id/`` and ``file_id0``."""
+    """PartModel.id; a file's parts have all the ids between ``file_id/`` and ``file_id0``."""
     return f"{file_id}/{number:05d}"
 
 
@@ -1695,25 +1698,25 @@ def _found_row(
     place: int | None,
     late: str | None = None,
 ) -> tuple[Any, ...]:
-    """The values of FOUND_COLUMNS."""
+    """The values for FOUND_COLUMNS."""
     problem, key = found.problem, found.key
     status = FileStatus.FAILED if problem else FileStatus.PENDING
     attributes = (*found[3:6], path, int(status), batch_id, key)
     return (found.id, now, *attributes, problem or late, found.inode, 0, 0, place)
 
 
-MOVE_AWAY = "move this file away: --verify makes a new one from what the store has"
+MOVE_AWAY = "move this file away and rebuild the ledger from the store with --verify"
 
 
 def create_tables(db: sqlite3.Connection) -> None:
-    """Those of a ledger, with their indexes."""
+    """All tables of a ledger, with their indexes."""
     for model in TABLES:
         for sql in model.create_sql():
             db.execute(sql)
 
 
 def schema_of(execute: Callable[[str], Iterable[tuple[Any, ...]]]) -> set[tuple[str, str]]:
-    """Kind and name of all that a database holds, but for what is SQLite's own; columns too."""
+    """Kind and name of everything in a database except SQLite's own; columns too."""
     found = {
         (str(kind), str(name))
         for kind, name in execute("SELECT type, name FROM sqlite_master")
@@ -1727,7 +1730,7 @@ def schema_of(execute: Callable[[str], Iterable[tuple[Any, ...]]]) -> set[tuple[
 
 
 def sql_path(path: str) -> str | bytes:
-    """A path as SQLite keeps it: text, or the bytes of a name that is not UTF-8."""
+    """A path as stored in SQLite: text, or the bytes of a name that is not UTF-8."""
     try:
         path.encode("utf-8")
     except UnicodeEncodeError:
@@ -1736,27 +1739,27 @@ def sql_path(path: str) -> str | bytes:
 
 
 def python_path(value: Any) -> Any:
-    """The inverse of sql_path(); what is neither text nor bytes stays as it is."""
+    """The inverse of sql_path(); anything else is returned unchanged."""
     return os.fsdecode(value) if isinstance(value, bytes) else value
 
 
 # -- files beside the run: ledger, lock, log, metrics, patterns
 #
-# They may lie in folders that others can write to. What pfu keeps is a plain file of its own user,
-# with one name, that nobody else may write to. No link is followed, and nothing is waited for. What
-# it only reads may be root's as well, a link, or a pipe, and has bounds.
+# They may be in directories that others can write to. What pfu keeps is a regular file of its own
+# user, with one name, that nobody else may write to. Links are not followed, and nothing blocks.
+# What it only reads may also belong to root, be a link or a pipe, and is limited in size.
 
-OPEN_ATTEMPTS = 5  # a file may come or go between the look and the opening
-MAX_READ = 16 * MIB  # of a file that an option names
-PIPE_SECONDS = 10.0  # that a pipe may stay silent
+OPEN_ATTEMPTS = 5  # a file may come or go between the check and the open
+MAX_READ = 16 * MIB  # of a file named by an option
+PIPE_SECONDS = 10.0  # without data from a pipe
 OWN_FLAGS = os.O_RDWR | NO_FOLLOW | NO_WAIT
 OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def open_own(path: str, more_flags: int = 0) -> int:
-    """A descriptor, for reading and writing, of a file that pfu keeps; it is made if need be.
+    """A descriptor, for reading and writing, of a file that pfu keeps; created if missing.
 
-    Raises LedgerError, with what to do, if others may have had their hands in it.
+    Raises LedgerError, with a hint, if others may have tampered with it.
     """
     for _ in range(OPEN_ATTEMPTS):
         try:
@@ -1766,7 +1769,7 @@ def open_own(path: str, more_flags: int = 0) -> int:
         except FileExistsError:
             continue
         except OSError as error:
-            hint = "name a file in a folder that is there and writable with --db"
+            hint = "choose a --db in an existing, writable directory"
             raise LedgerError("open", path, os_cause(error), hint) from error
         try:
             check_own(path, os.fstat(fd))
@@ -1774,13 +1777,15 @@ def open_own(path: str, more_flags: int = 0) -> int:
             os.close(fd)
             raise
         return fd
-    raise LedgerError("open", path, "it comes and goes", "who else writes there?")
+    raise LedgerError(
+        "open", path, "it keeps appearing and vanishing", "is another program writing there?"
+    )
 
 
 def check_own(path: str, status: os.stat_result | None = None) -> bool:
-    """Whether a file is there. Raises LedgerError if it is not one that pfu alone can have written.
+    """Whether a file exists. Raises LedgerError unless only pfu can have written it.
 
-    ``status``: of the open file; else what lies there is looked at.
+    ``status``: of the open file; without it, of whatever is at ``path``.
     """
     with contextlib.suppress(FileNotFoundError):
         strange, hint = strangeness(path, status or os.lstat(path))
@@ -1791,20 +1796,20 @@ def check_own(path: str, status: os.stat_result | None = None) -> bool:
 
 
 def strangeness(path: str, status: os.stat_result) -> tuple[str, str]:
-    """Why a file cannot be one that pfu keeps, and what to do; empty if it can.
+    """Why a file cannot be one that pfu keeps, and what to do about it; empty if it can.
 
-    A file system may give all files to one user, or let all write them (exFAT, NFS that squashes
-    root): then a new file shows the same.
+    A file system may show all files as one user's, or as writable by all (exFAT, NFS with root
+    squashing): then a newly created file looks the same.
     """
-    remove = "remove it, or name another file"
+    remove = "remove it, or choose another file"
     if stat.S_ISLNK(status.st_mode):
-        return "it is a symbolic link", "remove it, or name another --db"
+        return "it is a symbolic link", "remove it, or choose another --db"
     if stat.S_ISDIR(status.st_mode):
-        return os.strerror(errno.EISDIR), "name a file in a folder that is there and writable"
+        return os.strerror(errno.EISDIR), "choose a file in an existing, writable directory"
     if not stat.S_ISREG(status.st_mode):
-        return "it is no plain file", remove
+        return "it is not a regular file", remove
     if status.st_nlink > 1:
-        return "it is a hard link: the file has another name", remove
+        return "it has more than one hard link", remove
     if not hasattr(os, "geteuid"):
         return "", ""
     foreign = foreign_owner(path, status, os.geteuid())
@@ -1814,23 +1819,23 @@ def strangeness(path: str, status: os.stat_result) -> tuple[str, str]:
         made = _made_beside(path)
         if made is None or not made.st_mode & OTHERS_MAY_WRITE:
             return (
-                "others may write to it",
-                "chmod go-w it if you trust what it holds, or remove it",
+                "it is writable by other users",
+                "chmod go-w it if you trust its contents, or remove it",
             )
     return "", ""
 
 
 def foreign_owner(path: str, status: os.stat_result, *owners: int) -> str:
-    """Says whose a file is that is none of the owners', nor made to look so by the file system."""
+    """Names a file's owner if it is not one of ``owners``, unless the file system fakes owners."""
     if status.st_uid in owners:
         return ""
     made = _made_beside(path)
     is_made_so = made is not None and made.st_uid == status.st_uid
-    return "" if is_made_so else f"it belongs to another user ({status.st_uid})"
+    return "" if is_made_so else f"it is owned by another user ({status.st_uid})"
 
 
 def _made_beside(path: str) -> os.stat_result | None:
-    """How the file system shows a new file of this user in the same folder."""
+    """The status of a file newly created by this user in the same directory."""
     name = os.path.join(os.path.dirname(path), f".pfu-{uuid.uuid4().hex}")
     try:
         fd = os.open(name, OWN_FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
@@ -1844,9 +1849,9 @@ def _made_beside(path: str) -> os.stat_result | None:
 
 
 def read_given(operation: str, path: str, limit: int = MAX_READ) -> bytes:
-    """What a file holds that an option names: a plain one, of root's or ours, or a pipe.
+    """The contents of a file named by an option: regular and owned by root or us, or a pipe.
 
-    Raises UsageError; also for more than ``limit`` bytes, or a pipe that stays silent.
+    Raises UsageError, also for more than ``limit`` bytes or a pipe without data.
     """
     try:
         fd = os.open(path, os.O_RDONLY | NO_WAIT)
@@ -1856,22 +1861,22 @@ def read_given(operation: str, path: str, limit: int = MAX_READ) -> bytes:
             if stat.S_ISDIR(status.st_mode):
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             if not is_plain and not is_pipe:
-                raise UsageError(operation, path, "it is neither a plain file nor a pipe")
+                raise UsageError(operation, path, "it is neither a regular file nor a pipe")
             if is_plain and hasattr(os, "geteuid"):
                 foreign = foreign_owner(path, status, 0, os.geteuid())
                 if foreign:
-                    hint = "only your own files and root's serve"
+                    hint = "it must be owned by you or by root"
                     raise UsageError(operation, path, foreign, hint)
             content = b"".join(_pieces(file, is_pipe, limit))
     except OSError as error:
         raise UsageError(operation, path, os_cause(error)) from error
     if len(content) > limit:
-        raise UsageError(operation, path, f"it holds more than {bytes_text(limit)}")
+        raise UsageError(operation, path, f"it is larger than {bytes_text(limit)}")
     return content
 
 
 def _pieces(file: Any, is_pipe: bool, limit: int) -> Iterator[bytes]:
-    """Up to more than ``limit`` bytes. Of a pipe the end is not believed before the first byte."""
+    """Up to more than ``limit`` bytes. A pipe is not taken for closed before the first byte."""
     size, until = 0, time.monotonic() + PIPE_SECONDS
     while size <= limit:
         piece = file.read(limit + 1 - size)
@@ -1881,7 +1886,7 @@ def _pieces(file: Any, is_pipe: bool, limit: int) -> Iterator[bytes]:
         elif not is_pipe or (piece == b"" and size):
             return
         elif time.monotonic() > until:
-            raise TimeoutError(errno.ETIMEDOUT, f"nothing came through it in {PIPE_SECONDS:.0f} s")
+            raise TimeoutError(errno.ETIMEDOUT, f"no data from the pipe in {PIPE_SECONDS:.0f} s")
         else:
             time.sleep(0.01)
 
@@ -1893,10 +1898,10 @@ TABLES: tuple[type[BaseModel], ...] = (
 
 
 class LedgerLock:
-    """The right to write one ledger, held until close() or the end of the process.
+    """The right to write to a ledger, held until close() or the end of the process.
 
-    A POSIX record lock on the file beside the ledger: it dies with its process, however that
-    dies, and worker processes do not inherit it. The file names the holder and stays.
+    A POSIX record lock on a file next to the ledger: it is released when the process ends, however
+    it ends, and worker processes do not inherit it. The file names the holder, and is kept.
     """
 
     def __init__(self, ledger_path: str) -> None:
@@ -1910,20 +1915,20 @@ class LedgerLock:
             holder = self._file.read().strip() or "another process"
             self._file.close()
             raise LockedError(
-                "lock ledger", ledger_path, f"in use by {holder}", "one run a ledger at a time"
+                "lock ledger", ledger_path, f"in use by {holder}", "only one run at a time"
             )
         self._write_holder()
 
     def _lock_again(self) -> bool:
-        """The first attempt may have met one who only asks: see is_held()."""
+        """The first attempt may have collided with a mere check: see is_held()."""
         time.sleep(ASKING_SECONDS)
         return _lock_file(self._file)
 
     @staticmethod
     def is_held(ledger_path: str) -> bool:
-        """Whether a process has the lock, or that cannot be known.
+        """Whether a process has the lock; also if that cannot be determined.
 
-        Not for a process that may have it itself: closing the file would give it back (fcntl(2)).
+        Not for a process that may hold it itself: closing the file would release it (fcntl(2)).
         """
         try:
             with open(ledger_path + LOCK_SUFFIX, "r+b") as file:
@@ -1934,7 +1939,7 @@ class LedgerLock:
             return True
 
     def check_in_place(self) -> None:
-        """Raises LedgerError if another run could take the lock as well."""
+        """Raises LedgerError if another run could also get the lock."""
         check_in_place(self.path, self._status)
 
     def _write_holder(self) -> None:
@@ -1944,22 +1949,22 @@ class LedgerLock:
         self._file.flush()
 
     def close(self) -> None:
-        """Give the lock back."""
+        """Release the lock."""
         self._file.close()
 
 
 def check_in_place(path: str, opened: os.stat_result) -> None:
-    """Raises LedgerError if another file, or none, lies where one was opened."""
+    """Raises LedgerError if another file, or none, is now where one was opened."""
     with contextlib.suppress(OSError):
         status = os.stat(path)
         if os.path.samestat(opened, status) or not os.path.samestat(status, os.stat(path)):
-            return  # the same, or of a file system that makes inode numbers up
-    cause = "it was removed or replaced while the run went on"
-    raise LedgerError("write", path, cause, "--verify takes over what the store has")
+            return  # the same, or on a file system with made-up inode numbers
+    cause = "it was removed or replaced during the run"
+    raise LedgerError("write", path, cause, "rebuild it with --verify")
 
 
 def _lock_file(file: IO[Any]) -> bool:
-    """Whether the file is locked now, by this process."""
+    """Whether this process has locked the file now."""
     try:
         if os.name == "nt":
             import msvcrt
@@ -1978,24 +1983,24 @@ def _lock_file(file: IO[Any]) -> bool:
 # Files: the walk, object keys, content types, POSIX metadata, reading
 # ======================================================================================
 #
-# The walk keeps one open directory for each level it is in and reads names as they come, so its
-# memory grows with the depth of the tree alone. That is bounded: a directory whose own key is
-# longer than S3 takes is a failure and not entered, as no key below it could be shorter.
-# Directories are opened relative to their parent and without following links: a directory that is
-# swapped for a link while the walk goes on is not followed out of ROOT.
+# The walk keeps one directory open per level and reads names as they come, so its memory grows
+# only with the depth of the tree. That is bounded: a directory whose own key is longer than S3
+# allows is a failure and is not entered, as no key below it could be shorter.
+# Directories are opened relative to their parent and without following links: if a directory is
+# swapped for a link during the walk, the link is not followed out of ROOT.
 
 HAS_PREADV = hasattr(os, "preadv")
 HAS_DIR_FD = os.open in os.supports_dir_fd and os.scandir in os.supports_fd
 DIRECTORY_FLAGS = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0)
 FILE_FLAGS = (
     os.O_RDONLY
-    | getattr(os, "O_NONBLOCK", 0)  # a FIFO in the file's place must not hang the run
+    | getattr(os, "O_NONBLOCK", 0)  # a FIFO in place of the file must not block the run
     | getattr(os, "O_CLOEXEC", 0)
     | getattr(os, "O_BINARY", 0)
 )
 
 # rclone writes a byte that is not UTF-8 behind this sign (lib/encoder); the sign itself is doubled.
-# All else comes back from rclone as it went up: tried with 1.75, both ways.
+# Everything else makes the round trip through rclone unchanged: tested with 1.75.
 QUOTE = "\u201b"  # SINGLE HIGH-REVERSED-9 QUOTATION MARK
 
 COMPRESSED_TYPES = {
@@ -2007,13 +2012,13 @@ COMPRESSED_TYPES = {
 }
 DEFAULT_CONTENT_TYPE = "application/octet-stream"
 DIRECTORY_TYPE = "application/x-directory"
-LINK_MODE, DIRECTORY_MODE = "012", "040"  # how the octal text of such a mode begins
-MAX_EXTENSION = 16  # characters; nothing longer has a media type
-OPEN_FILES_HINT = "raise the limit of open files: ulimit -n"
-KEPT_DIRECTORIES = 1000  # open in each process, of those that files were read from
-RESERVED_DESCRIPTORS = 64  # of those that may be open, for all but connections
+LINK_MODE, DIRECTORY_MODE = "012", "040"  # how the octal text of such a mode starts
+MAX_EXTENSION = 16  # characters; no longer extension has a media type
+OPEN_FILES_HINT = "raise the open file limit: ulimit -n"
+KEPT_DIRECTORIES = 1000  # kept open in each process, of those that files were read from
+RESERVED_DESCRIPTORS = 64  # file descriptors for everything but connections
 UNLIMITED_DESCRIPTORS = 1 << 16
-OWN_LEDGER = "pfu's own ledger"  # or its log, or its metrics
+OWN_LEDGER = "pfu's own ledger"  # or its log, or its metrics file
 EXCLUDED = "excluded"
 OTHER_SYSTEM = "other file system"
 LINK_SUFFIX = ".rclonelink"  # rclone's --links: an object that holds the target of a link
@@ -2024,9 +2029,9 @@ is_shard_ledger = re.compile(r"pfu\.\d+-of-\d+\.db(-wal|-shm|-journal|\.lock)?")
 class Glob:
     """A pattern as in .gitignore, for paths below ROOT.
 
-    ``*`` and ``?`` do not match a slash, ``**`` does; ``[a-z]``, ``[!a-z]`` and a backslash are as
-    ever. With a slash within, or at its beginning, it is tied to ROOT, else it matches at any
-    level; with one at its end it matches directories alone.
+    ``*`` and ``?`` do not match a slash, ``**`` does; ``[a-z]``, ``[!a-z]`` and a backslash work as
+    usual. With a slash inside or at its start it is anchored at ROOT, otherwise it matches at any
+    level; with a slash at its end it matches directories only.
     """
 
     text: str
@@ -2035,14 +2040,14 @@ class Glob:
 
     @classmethod
     def of(cls, text: str) -> Glob:
-        """Raises ValueError where the pattern makes no sense."""
+        """Raises ValueError if the pattern is invalid."""
         body = text[:-1] if text.endswith("/") else text
         tied = "/" in body
         body = body[1:] if body.startswith("/") else body
         if not body:
             raise ValueError("the pattern is empty")
         if {"", ".", ".."} & set(body.split("/")):
-            raise ValueError(f"{text!r} can match nothing: paths have no such step, begin at ROOT")
+            raise ValueError(f"{text!r} can never match: paths have no empty, . or .. component")
         try:
             pattern = re.compile(("" if tied else "(?:.*/)?") + glob_regex(body), re.DOTALL)
         except re.error as error:
@@ -2050,7 +2055,7 @@ class Glob:
         return cls(text, pattern, text.endswith("/"))
 
     def matches(self, path: str, *, is_directory: bool) -> bool:
-        """``path`` is below ROOT, and has no slash at its end."""
+        """``path`` is relative to ROOT, without a trailing slash."""
         if self.only_directories and not is_directory:
             return False
         return self.pattern.fullmatch(path) is not None
@@ -2064,15 +2069,15 @@ GLOB_TOKEN = re.compile(
 
 
 def glob_regex(body: str) -> str:
-    """The regular expression that a glob without its outer slashes stands for.
+    """The regular expression for a glob without its outer slashes.
 
-    Of several ``*`` in one name, and of several ``**/``, each but the last takes the least that it
-    can and never tries again: no match is lost by that, and none takes more time than the length
-    of the path times that of the pattern.
+    Of several ``*`` in one name, and of several ``**/``, all but the last match as little as
+    possible and never backtrack: no match is lost by that, and the time is at most the length of
+    the path times that of the pattern.
     """
     fixed = {"anywhere": "(?:.*/)?", "below": ".+", "many": "[^/]*", "one": "[^/]"}
     pieces: list[str] = []
-    stars: dict[str, int] = {}  # where in pieces the last one of a kind is
+    stars: dict[str, int] = {}  # position in pieces of the last one of a kind
     for token in GLOB_TOKEN.finditer(body):
         kind = token.lastgroup or ""
         if kind in LEAST:
@@ -2087,7 +2092,7 @@ def glob_regex(body: str) -> str:
             members = token["set"].replace("\\", "\\\\").replace("[", "\\[").replace("&&", "&\\&")
             members = members.replace("]", "\\]").replace("~~", "~\\~").replace("||", "|\\|")
             pieces.append(f"(?!/)[{'^' * bool(token['negated'])}{members}]")
-            re.compile(pieces[-1])  # an empty set must not take in what comes after it
+            re.compile(pieces[-1])  # an empty set must not swallow what follows
         else:
             pieces.append(re.escape(token["escaped"] or token["plain"]))
         if pieces[-1] == "/":
@@ -2106,7 +2111,7 @@ class Rule(NamedTuple):
 
 
 def rules_of_file(path: str) -> list[Rule]:
-    """The lines of a file in .gitignore's format: patterns to exclude, or to include behind ``!``.
+    """The lines of a file in .gitignore's format: patterns to exclude, or with ``!`` to include.
 
     Raises UsageError.
     """
@@ -2132,47 +2137,47 @@ def rules_of_file(path: str) -> list[Rule]:
 
 
 class Shard(NamedTuple):
-    """One of several shares of a tree, for as many machines; each has a ledger of its own."""
+    """One of several shares of a tree, for as many machines; each has its own ledger."""
 
     number: int  # from 1
     total: int
 
     def has(self, below_root: bytes) -> bool:
-        """Whether a path belongs to it: decided by the path alone, the same on all machines."""
+        """Whether a path belongs to it: depends on the path alone, so it is the same everywhere."""
         digest = hashlib.blake2b(below_root, digest_size=8).digest()
         return int.from_bytes(digest, "big") % self.total == self.number - 1
 
 
 @dataclass(frozen=True)
 class ScanOptions:
-    """What of a tree is taken."""
+    """What of a tree is uploaded."""
 
     follow_symlinks: bool = False
     one_file_system: bool = False
     links: bool = False  # store symbolic links, as rclone --links does
     directory_markers: bool = False  # store directories, as rclone --s3-directory-markers does
-    rules: tuple[Rule, ...] = ()  # the last one that matches decides
+    rules: tuple[Rule, ...] = ()  # the last match wins
     min_age: float = 0.0  # seconds since the last modification
     max_age: float = 0.0  # the same; 0: no limit
     min_size: int = 0  # bytes
     max_size: int = -1  # bytes; -1: no limit
     shard: Shard | None = None
-    own_files: tuple[str, ...] = ()  # that pfu writes, beside the ledger: they are left out
+    own_files: tuple[str, ...] = ()  # written by pfu, besides the ledger: skipped
 
     @property
     def takes_by_default(self) -> bool:
-        """Whether what no rule matches is taken: not if the first rule says what is."""
+        """Whether a path that no rule matches is uploaded: not if the first rule is an include."""
         return not self.rules or not self.rules[0].takes
 
     def decision(self, path: str, *, is_directory: bool) -> bool | None:
-        """What the rules say of a path below ROOT; None: nothing."""
+        """The decision of the rules on a path below ROOT; None: no rule matches."""
         for takes, glob in reversed(self.rules):
             if glob.matches(path, is_directory=is_directory):
                 return takes
         return None
 
     def limits(self, now: float) -> Limits | None:
-        """Bounds on sizes and times, if there are any; ``now`` in seconds since the epoch."""
+        """Limits on size and time, if any; ``now`` in seconds since the epoch."""
         if (self.min_age, self.max_age, self.min_size, self.max_size) == (0.0, 0.0, 0, -1):
             return None
         oldest = now - self.max_age if self.max_age else float("-inf")
@@ -2182,7 +2187,7 @@ class ScanOptions:
 
 
 class Limits(NamedTuple):
-    """Bounds of what is taken."""
+    """Limits on what is uploaded."""
 
     oldest: float  # modification, seconds since the epoch
     newest: float
@@ -2190,7 +2195,7 @@ class Limits(NamedTuple):
     largest: int
 
     def refuse(self, status: os.stat_result) -> str:
-        """Why a file is not taken, or nothing."""
+        """Why a file is skipped, or nothing."""
         if status.st_mtime < self.oldest:
             return "older than --max-age"
         if status.st_mtime > self.newest:
@@ -2203,7 +2208,7 @@ class Limits(NamedTuple):
 
 
 class Ids:
-    """Names the files of one directory: half a hash of the directory, then one of the file."""
+    """Names the files of one directory: a hash of the directory, then one of the file."""
 
     def __init__(self, identity: bytes, below_root: bytes) -> None:
         self._folder = hashlib.blake2b(
@@ -2220,11 +2225,11 @@ class Ids:
 
 @dataclass
 class OpenDirectory:
-    """A directory that the walk is in. ``fd`` is None where the system has no dir_fd."""
+    """A directory that the walk is in. ``fd`` is None if the system has no dir_fd."""
 
-    path: str  # with a slash at its end
-    key: str  # begins the keys of what is in it
-    below_root: bytes  # path below the root, with a slash at its end
+    path: str  # with a trailing slash
+    key: str  # prefix of the keys of its contents
+    below_root: bytes  # path below the root, with a trailing slash
     device: int
     inode: int
     fd: int | None
@@ -2234,25 +2239,25 @@ class OpenDirectory:
 
     @property
     def place(self) -> tuple[int, int]:
-        """What tells it from every other directory, whatever its path."""
+        """Identifies the directory, whatever its path."""
         return self.device, self.inode
 
     def path_of(self, name: str) -> bytes:
-        """The path below the root of what is in it."""
+        """The path below the root of an entry."""
         return self.below_root + os.fsencode(name)
 
     def close(self) -> None:
-        """Give back what the directory holds open."""
+        """Close what the directory holds open."""
         self.entries.close()  # type: ignore[attr-defined]
         if self.fd is not None:
             os.close(self.fd)
 
 
 class Scan:
-    """One walk over a tree: iterate for what it finds, then read the counts.
+    """One walk over a tree: iterate over its results, then read the counts.
 
-    Yields a Found for every regular file, and for every directory or name that cannot be taken
-    one with a ``problem``. All else is counted in ``skipped``, by reason.
+    Yields a Found for every regular file, and one with a ``problem`` for every directory or name
+    that cannot be uploaded. Everything else is counted in ``skipped``, by reason.
     """
 
     def __init__(
@@ -2263,16 +2268,16 @@ class Scan:
         options: ScanOptions | None = None,
         ledger_path: str = "",
     ) -> None:
-        """``identity`` names the destination, ``prefix`` begins every key.
+        """``identity`` names the destination, ``prefix`` starts every key.
 
-        The ledger and the files that belong to it are left out, wherever they are.
+        The ledger and its files are skipped, wherever they are.
         """
         self.root = root
         self.prefix = prefix
         self.options = options or ScanOptions()
         self.skipped: Counter[str] = Counter()
-        self.elsewhere = 0  # files that other shares have
-        self.keys_elsewhere: list[str] | None = None  # of these, where somebody takes them away
+        self.elsewhere = 0  # files of other shares
+        self.keys_elsewhere: list[str] | None = None  # their keys, if a caller collects them
         self._identity = hashlib.sha256(os.fsencode(identity)).digest()
         own = [(ledger_path, LEDGER_SUFFIXES), *((p, LOG_SUFFIXES) for p in self.options.own_files)]
         self._ledger_place = _place(os.path.dirname(os.path.abspath(ledger_path)))
@@ -2284,15 +2289,15 @@ class Scan:
         places = [_place(path + end) for path, ends in own for end in ends]
         self._own_files = {inode: (device, inode) for device, inode in places}
         self.is_single = False
-        self.is_whole = True  # every directory could be read to its end
-        self.root_place = -1, -1  # device and inode of the root, or of the folder of a single file
+        self.is_whole = True  # every directory could be read to the end
+        self.root_place = -1, -1  # device and inode of the root, or of a single file's parent
         self._permissions: dict[int, str] = {}
         self._stack: list[OpenDirectory] = []
         self._cut = len(os.path.join(root, ""))
         self._limits = self.options.limits(time.time())
 
     def __iter__(self) -> Iterator[Found]:
-        """Raises UsageError where the root cannot be read."""
+        """Raises UsageError if the root cannot be read."""
         try:
             status = os.stat(self.root)
             if stat.S_ISDIR(status.st_mode):
@@ -2331,11 +2336,11 @@ class Scan:
 
     @property
     def where(self) -> str:
-        """The directory that is being read."""
+        """The directory being read."""
         return self._stack[-1].path if self._stack else self.root
 
     def _is_own(self, name: str, place: tuple[int, int]) -> bool:
-        """Whether pfu itself writes the file: this run, or one of another shard."""
+        """Whether pfu itself writes the file: in this run, or in that of another shard."""
         if is_shard_ledger(name) and place == self._ledger_place:
             return True
         return self._own.get(name) == place
@@ -2343,7 +2348,7 @@ class Scan:
     def _is_link_to_own(self, status: os.stat_result) -> bool:
         """Whether it is such a file under another name.
 
-        To close one of the ledger's or its lock's would give away all locks of this process on it.
+        Closing a file of the ledger or its lock would release all locks of this process on it.
         """
         place = self._own_files.get(status.st_ino)
         return place is not None and place == (status.st_dev, status.st_ino)
@@ -2355,7 +2360,7 @@ class Scan:
                 entry = next(directory.entries, None)
             except OSError as error:
                 self.is_whole = False
-                yield self._problem(directory, "", f"cannot read on: {os_cause(error)}")
+                yield self._problem(directory, "", f"cannot read the rest of it: {os_cause(error)}")
                 entry = None
             if entry is None:
                 self._stack.pop().close()
@@ -2381,7 +2386,7 @@ class Scan:
             return self._problem(directory, entry.name, os_cause(error))
 
     def _is_taken(self, entry: os.DirEntry[str], directory: OpenDirectory) -> bool:
-        """By the rules; a directory that they do not name may hold something that they do."""
+        """Whether the rules take an entry; a directory that none names may still hold a match."""
         is_directory = entry.is_dir(follow_symlinks=self.options.follow_symlinks)
         path = directory.path[self._cut :] + entry.name
         decision = self.options.decision(path, is_directory=is_directory)
@@ -2392,7 +2397,7 @@ class Scan:
         return None
 
     def _is_elsewhere(self, below_root: bytes, key: str) -> bool:
-        """Whether another share has it."""
+        """Whether it belongs to another share."""
         shard = self.options.shard
         if shard is None or shard.has(below_root):
             return False
@@ -2422,12 +2427,12 @@ class Scan:
         if self._is_elsewhere(directory.path_of(name), key):
             return None
         if self._has_file(directory, name + LINK_SUFFIX):
-            return self._problem(directory, name, f"its object is that of {name}{LINK_SUFFIX}")
+            return self._problem(directory, name, f"same object key as {name}{LINK_SUFFIX}")
         status = entry.stat(follow_symlinks=False)
         return self._found(directory.ids.of(name), directory.path + name, key, status)
 
     def _has_file(self, directory: OpenDirectory, name: str) -> bool:
-        """Whether a file of that name is there, and taken: no two may have one key."""
+        """Whether a file of that name exists and is uploaded: no two may have the same key."""
         where = directory.path + name if directory.fd is None else name
         try:
             mode = os.stat(where, dir_fd=directory.fd, follow_symlinks=False).st_mode
@@ -2485,7 +2490,7 @@ class Scan:
             below.close()
             if self._is_elsewhere(below.below_root, below.key):
                 return None
-            return self._problem(directory, name, f"{problem}: nothing in it is taken")
+            return self._problem(directory, name, f"{problem}; its contents are skipped")
         self._stack.append(below)
         if self.options.rules:
             path = below.path[self._cut : -1]
@@ -2503,7 +2508,7 @@ class Scan:
         return ""
 
     def _is_mount(self, directory: OpenDirectory, entry: os.DirEntry[str]) -> bool:
-        """Whether another file system begins there; one that is broken may not even say so."""
+        """Whether it is a mount point; a broken one may not even answer stat()."""
         try:
             return entry.stat().st_dev != self.root_place[0]
         except OSError:
@@ -2548,22 +2553,22 @@ class Scan:
 
 
 def ledger_time(status: os.stat_result) -> int:
-    """The modification time in ns, or the nearest that SQLite can keep (1677 to 2262)."""
+    """The modification time in ns, or the nearest one that fits into SQLite (1677 to 2262)."""
     return max(-MAX_INTEGER, min(status.st_mtime_ns, MAX_INTEGER))
 
 
 def ledger_ctime(status: os.stat_result) -> int:
-    """The time of the inode's last change in ns, or the nearest that SQLite can keep."""
+    """The ctime in ns, or the nearest one that fits into SQLite."""
     return max(-MAX_INTEGER, min(status.st_ctime_ns, MAX_INTEGER))
 
 
 def ledger_inode(status: os.stat_result) -> int:
-    """The inode number, folded into what SQLite can keep: some file systems use all 64 bits."""
+    """The inode number, folded to fit into SQLite: some file systems use all 64 bits."""
     return status.st_ino & MAX_INTEGER
 
 
 def mount_points() -> set[str]:
-    """Where file systems begin, as far as the system tells (proc_pid_mountinfo(5))."""
+    """Mount points, as far as the system lists them (proc_pid_mountinfo(5))."""
     try:
         lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
     except OSError:
@@ -2584,14 +2589,14 @@ def _place(path: str) -> tuple[int, int]:
 def too_large(key: str, size: int) -> str:
     """Why S3 cannot hold such an object, or nothing."""
     if len(key.encode()) > MAX_KEY_BYTES:
-        return f"its key has {len(key.encode())} bytes, S3 takes {MAX_KEY_BYTES}"
+        return f"its key is {len(key.encode())} bytes long, S3 allows {MAX_KEY_BYTES}"
     if size > MAX_OBJECT_SIZE:
-        return f"it has {size} bytes, S3 takes {MAX_OBJECT_SIZE}"
+        return f"it is {size} bytes long, S3 allows {MAX_OBJECT_SIZE}"
     return ""
 
 
 def kind_of(mode: int) -> str:
-    """What a path holds that is neither a file nor a directory, in a word."""
+    """What a path is that is neither a file nor a directory, in a word."""
     kinds = {
         stat.S_IFLNK: "symbolic link",
         stat.S_IFIFO: "FIFO",
@@ -2606,8 +2611,8 @@ def kind_of(mode: int) -> str:
 def encode_name(name: str) -> str:
     """A file's name as a part of an object key: valid UTF-8, and reversible.
 
-    Bytes that are not UTF-8 are written as rclone writes them, ``\u201bFF``, and the sign that
-    this begins with is doubled. Nothing is normalised.
+    Bytes that are not UTF-8 are written as rclone writes them, ``\u201bFF``, and a literal
+    sign of this kind is doubled. Nothing is normalised.
     """
     if name.isascii():
         return name
@@ -2616,7 +2621,7 @@ def encode_name(name: str) -> str:
 
 
 def content_type(path: str) -> str:
-    """The media type that the end of a file's name stands for."""
+    """The media type for the extension of a file's name."""
     stem, _, extension = path[path.rfind("/") + 1 :].rpartition(".")
     if not stem or len(extension) > MAX_EXTENSION:
         return DEFAULT_CONTENT_TYPE
@@ -2637,7 +2642,7 @@ def _media_types() -> mimetypes.MimeTypes:
 
 
 def object_metadata(status: os.stat_result, size: int) -> dict[str, str]:
-    """User metadata of an object of ``size`` bytes, from what fstat said of its file.
+    """User metadata of an object of ``size`` bytes, from the fstat result of its file.
 
     The ``file-`` names are read by FSx for Lustre, DataSync and S3 Files, the others by rclone
     (with --metadata) and s3fs. All values are printable ASCII.
@@ -2651,7 +2656,7 @@ def object_metadata(status: os.stat_result, size: int) -> dict[str, str]:
         "uid": str(status.st_uid),
         "gid": str(status.st_gid),
     }
-    if stat.S_ISLNK(status.st_mode):  # what else it finds, it would make attributes of the link
+    if stat.S_ISLNK(status.st_mode):  # any other keys would become attributes of the link
         return for_rclone
     return {
         "file-size": str(size),
@@ -2674,28 +2679,28 @@ def descriptor_limit() -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         soft = hard
     except (ValueError, OSError):
-        pass  # then the soft limit it is
+        pass  # then keep the soft limit
     return UNLIMITED_DESCRIPTORS if soft < 0 else max(soft - RESERVED_DESCRIPTORS, 1)
 
 
-LinkState = tuple[bytes, os.stat_result]  # where a link leads, and what lstat says of it
+LinkState = tuple[bytes, os.stat_result]  # target of a link, and its lstat result
 
 
 class Root(NamedTuple):
-    """The directory that was scanned (of a single file, the one that it is in)."""
+    """The directory that was scanned; for a single file, its parent."""
 
     path: str
     place: tuple[int, int]  # device and inode when it was scanned
     follow_symlinks: bool = False
 
     def check(self, status: os.stat_result) -> None:
-        """Raises FatalError if ``status`` is not of the directory that was scanned."""
+        """Raises FatalError if ``status`` is of another directory than the one scanned."""
         if (status.st_dev, status.st_ino) != self.place:
-            cause = "it is not the directory any more that was scanned"
+            cause = "it is no longer the directory that was scanned"
             raise FatalError("read root", self.path, cause, "is it mounted?")
 
     def check_is_there(self) -> None:
-        """Raises FatalError if the path does not lead to that directory any more."""
+        """Raises FatalError if the path no longer leads to that directory."""
         try:
             status = os.stat(self.path)
         except OSError as error:
@@ -2704,10 +2709,10 @@ class Root(NamedTuple):
 
 
 class FreeTree:
-    """Opens files by their paths, wherever these lead."""
+    """Opens files by their paths, wherever they lead."""
 
     def __init__(self, *, follow_symlinks: bool = False) -> None:
-        """``follow_symlinks``: at a path's end too."""
+        """``follow_symlinks``: also in the last component of a path."""
         self._flags = FILE_FLAGS if follow_symlinks else FILE_FLAGS | NO_FOLLOW
 
     def open(self, path: str) -> int:
@@ -2715,15 +2720,15 @@ class FreeTree:
         return os.open(path, self._flags)
 
     def read_link(self, path: str) -> LinkState:
-        """Where a link leads, and what lstat says of it. Raises OSError, FatalError."""
+        """The target of a link and its lstat result. Raises OSError, FatalError."""
         return os.fsencode(os.readlink(path)), os.lstat(path)
 
     def close(self) -> None:
-        """Close all directories; no thread may be reading any more."""
+        """Close all directories; no thread may still be reading."""
 
 
 class Tree(FreeTree):
-    """Opens files below a root, and none that are not: no link below the root is followed.
+    """Opens files below a root, and no others: links below the root are not followed.
 
     Each directory on the way is opened relative to the one above it. Those used last stay open:
     files come in the order of their sizes, and so from all over the tree.
@@ -2834,7 +2839,7 @@ class Tree(FreeTree):
 def open_source(
     tree: FreeTree, path: str, permissions: str, beat: Callable[[], None]
 ) -> SourceFile:
-    """What the scan saw there. All but a file is stored as what it is."""
+    """Opens what the scan saw there. Links and directories are stored as such."""
     kind = permissions[:3]
     if kind == LINK_MODE:
         return SourceLink(path, tree.read_link)
@@ -2843,7 +2848,7 @@ def open_source(
 
 
 def tree_of(root: Root | None) -> FreeTree:
-    """What opens the files of a root that was scanned."""
+    """Returns what opens the files of a scanned root."""
     follows = root is not None and root.follow_symlinks
     if root is None or follows or not HAS_DIR_FD:
         return FreeTree(follow_symlinks=follows)
@@ -2851,7 +2856,7 @@ def tree_of(root: Root | None) -> FreeTree:
 
 
 def read_at(fd: int, size: int, offset: int) -> bytes:
-    """os.pread(), also where there is none (Windows): each descriptor has one reader at a time."""
+    """os.pread(), also where it is missing (Windows): each descriptor has one reader at a time."""
     if hasattr(os, "pread"):
         return os.pread(fd, size, offset)
     os.lseek(fd, offset, os.SEEK_SET)
@@ -2859,12 +2864,12 @@ def read_at(fd: int, size: int, offset: int) -> bytes:
 
 
 class SourceFile:
-    """A regular file that is open for reading, and what fstat said of it when it was opened."""
+    """A regular file open for reading, and its fstat result at that time."""
 
     __slots__ = ("_beat", "fd", "path", "read_at", "status")
 
     def __init__(self, path: str, opener: Callable[[str], int], beat: Callable[[], None]) -> None:
-        """``beat`` is called whenever bytes were read.
+        """``beat`` is called whenever bytes have been read.
 
         Raises VanishedError, NotRegularError or SourceError; FatalError if the root is gone.
         """
@@ -2878,7 +2883,7 @@ class SourceFile:
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 raise FatalError("read", path, os_cause(error), OPEN_FILES_HINT) from error
             if error.errno in (errno.ELOOP, errno.ENXIO):
-                raise NotRegularError("read", path, "it is not a regular file any more") from error
+                raise NotRegularError("read", path, "it is no longer a regular file") from error
             if error.errno == errno.EWOULDBLOCK:
                 raise LeasedError("read", path, "another program holds a lease on it") from error
             raise SourceError("read", path, os_cause(error)) from error
@@ -2898,22 +2903,22 @@ class SourceFile:
 
     def _check_kind(self) -> None:
         if not stat.S_ISREG(self.status.st_mode):
-            raise NotRegularError("read", self.path, "it is not a regular file any more")
+            raise NotRegularError("read", self.path, "it is no longer a regular file")
 
     def close(self) -> None:
-        """Close the file, unless it is closed."""
+        """Close the file, unless already closed."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
 
     @property
     def size(self) -> int:
-        """Bytes of the object, as fstat said."""
+        """Bytes of the object, according to fstat."""
         return self.status.st_size
 
     @property
     def racy(self) -> bool:
-        """Whether a change after the read could leave what the ledger keeps of it as it is."""
+        """Whether a later change could go unnoticed in what the ledger keeps of it."""
         mtime = self.status.st_mtime_ns
         return abs(self.read_at - mtime) < RACY_NS or abs(mtime) > MAX_INTEGER
 
@@ -2926,40 +2931,40 @@ class SourceFile:
             except OSError as error:
                 raise SourceError("read", self.path, os_cause(error)) from error
             if not chunk:
-                raise self._size_error("it shrank while it was read")
+                raise self._size_error("it shrank while being read")
             self._beat()
             chunks.append(chunk)
             offset, size = offset + len(chunk), size - len(chunk)
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     def read_all(self) -> bytes:
-        """All bytes. Raises SourceError if they are not as many as fstat said."""
+        """All bytes. Raises SourceError if their number is not what fstat reported."""
         size = self.size
         try:
             content = read_at(self.fd, size + 1, 0)
         except OSError as error:
             raise SourceError("read", self.path, os_cause(error)) from error
         self._beat()
-        if len(content) < size:  # in one call a system may read 2 GiB, or less
+        if len(content) < size:  # one call may return 2 GiB at most, or less
             content += self.read(len(content), size - len(content))
             self.check_end()
         elif len(content) > size:
-            raise self._size_error("it grew while it was read")
+            raise self._size_error("it grew while being read")
         return content
 
     def check_end(self) -> None:
-        """Raises SourceError if there are more bytes than fstat said."""
+        """Raises SourceError if there are more bytes than fstat reported."""
         try:
             more = read_at(self.fd, 1, self.size)
         except OSError as error:
             raise SourceError("read", self.path, os_cause(error)) from error
         if more:
-            raise self._size_error("it grew while it was read")
+            raise self._size_error("it grew while being read")
 
     def _size_error(self, cause: str) -> SourceError:
-        """What to raise where the size is wrong: it changes, or is not true of any moment."""
+        """The error for a wrong size: the file is changing, or the size was never right."""
         if self._now().st_size == self.status.st_size:
-            return SourceError("read", self.path, "its size is not what the file system says")
+            return SourceError("read", self.path, "its size is not what the file system reports")
         return ChangedError("read", self.path, cause)
 
     def read_into(self, view: memoryview, offset: int) -> None:
@@ -2975,36 +2980,36 @@ class SourceFile:
             except OSError as error:
                 raise SourceError("read", self.path, os_cause(error)) from error
             if not count:
-                raise self._size_error("it shrank while it was read")
+                raise self._size_error("it shrank while being read")
             self._beat()
             view, offset = view[count:], offset + count
 
     def has_moved(self) -> bool:
-        """Whether its ctime has moved since it was opened: then its bytes are to be read again.
+        """Whether its ctime has changed since it was opened: then its bytes must be read again.
 
-        Mode and owner are looked at anew. Raises ChangedError if size or time have changed.
+        Mode and owner are updated. Raises ChangedError if size or time have changed.
         """
         now, then = self._now(), self.status
         if (now.st_size, now.st_mtime_ns) != (then.st_size, then.st_mtime_ns):
-            raise ChangedError("read", self.path, "it changed while it was read")
+            raise ChangedError("read", self.path, "it changed while being read")
         self.status = now
         return now.st_ctime_ns != then.st_ctime_ns
 
     def check_unchanged(self, read_again: Callable[[], T], before: T) -> None:
-        """Raises ChangedError if the file is not what it was when it was opened.
+        """Raises ChangedError if the file is no longer what it was when it was opened.
 
-        A ctime that moves (a hard link, a chmod, a file system that makes it up) proves nothing:
-        then the bytes are read again, and compared with what was read ``before``.
+        A new ctime (a hard link, a chmod, a file system that makes it up) proves nothing: the bytes
+        are read again and compared with what was read ``before``.
         """
         if not self.has_moved():
             return
         if read_again() != before:
-            raise ChangedError("read", self.path, "it changed while it was read")
-        self.has_moved()  # its size or time, meanwhile
+            raise ChangedError("read", self.path, "it changed while being read")
+        self.has_moved()  # its size or time may have changed meanwhile
 
 
 class SourceLink(SourceFile):
-    """A symbolic link: its bytes are the path that it leads to."""
+    """A symbolic link: its contents are its target."""
 
     __slots__ = ("_read_link", "_target")
 
@@ -3022,61 +3027,61 @@ class SourceLink(SourceFile):
             raise VanishedError("read link", self.path, "it vanished") from error
         except OSError as error:
             if error.errno == errno.EINVAL:
-                cause = "it is not a symbolic link any more"
+                cause = "it is no longer a symbolic link"
                 raise NotRegularError("read link", self.path, cause) from error
             raise SourceError("read link", self.path, os_cause(error)) from error
 
     @property
     def size(self) -> int:
-        """Bytes of the path that it leads to."""
+        """Bytes of the target."""
         return len(self._target)
 
     def read(self, offset: int, size: int) -> bytes:
-        """Bytes of that path."""
+        """A slice of the target."""
         return self._target[offset : offset + size]
 
     def read_all(self) -> bytes:
-        """That path."""
+        """The whole target."""
         return self._target
 
     def check_end(self) -> None:
-        """A path has no more bytes than it has."""
+        """The target has no further bytes."""
 
     def has_moved(self) -> bool:
-        """Raises ChangedError if it leads elsewhere now."""
+        """Raises ChangedError if the target is another one now."""
         if self._look()[0] != self._target:
-            raise ChangedError("read link", self.path, "it changed while it was read")
+            raise ChangedError("read link", self.path, "it changed while being read")
         return False
 
 
 class SourceDirectory(SourceFile):
-    """A directory: an object without bytes, for its metadata's sake."""
+    """A directory: an object without bytes, for the sake of its metadata."""
 
     __slots__ = ()
 
     def _check_kind(self) -> None:
         if not stat.S_ISDIR(self.status.st_mode):
-            raise NotRegularError("read", self.path, "it is not a directory any more")
+            raise NotRegularError("read", self.path, "it is no longer a directory")
 
     @property
     def size(self) -> int:
-        """A directory's own size means nothing elsewhere."""
+        """The size of a directory means nothing elsewhere."""
         return 0
 
     def read_all(self) -> bytes:
-        """Nothing: what is in it goes up by itself."""
+        """Nothing: its contents are uploaded separately."""
         return b""
 
     def check_end(self) -> None:
-        """As read_all()."""
+        """Like read_all()."""
 
     def has_moved(self) -> bool:
-        """Nothing was read of it but what is in its metadata."""
+        """Only its metadata was read."""
         return False
 
 
 class FileBody:
-    """Bytes that stay in their file until they are sent: a part too large to be held in memory.
+    """Bytes that stay in their file until they are sent: a part too large for memory.
 
     Slices are bodies too; read() gives the bytes.
     """
@@ -3107,12 +3112,12 @@ Body = Union[bytes, memoryview, FileBody]
 #
 # Signature Version 4 in three pure stages, each a string that can be compared with botocore's:
 #
-#     canonical request  what is asked, one normal form of it
-#     string to sign     when and where it is asked, and the digest of the canonical request
-#     signature          HMAC of that, by a key that holds for one day, region and service
+#     canonical request  what is requested, in normal form
+#     string to sign     when and where, and the digest of the canonical request
+#     signature          HMAC of that, with a key valid for one day, region and service
 #
-# S3 differs from other services in the path: the key is percent-encoded once and "//", "." and ".."
-# stay as they are.
+# S3 differs from other services in the path: the key is percent-encoded once, and "//", "." and
+# ".." are left alone.
 
 ALGORITHM = "AWS4-HMAC-SHA256"
 SERVICE = "s3"
@@ -3129,11 +3134,11 @@ class Credentials(NamedTuple):
     token: str | None
 
     def __repr__(self) -> str:
-        """No secret, whatever it is printed in."""
+        """Shows no secret, wherever it is printed."""
         return f"Credentials({self.access_key!r}, ...)"
 
     def check(self) -> None:
-        """Keep the secrets out of all text. Raises FatalError if these cannot be right."""
+        """Keep the secrets out of all text. Raises FatalError if they cannot be valid."""
         MASK.learn(self.secret_key, self.token)
         for kind, value in zip(CREDENTIAL_VARIABLES, self):
             check_sent(kind, value or "", CREDENTIAL_VARIABLES[kind])
@@ -3147,18 +3152,18 @@ CREDENTIAL_VARIABLES = {
 
 
 def check_sent(kind: str, value: str, variables: Iterable[str]) -> None:
-    """Raises FatalError, which does not repeat it, if it is nothing that a request can carry."""
+    """Raises FatalError, without repeating the value, if it cannot be sent in a header."""
     if value.isprintable() and value.isascii() and value == value.strip():
         return
     where = [name for name in variables if os.environ.get(name) == value]
-    cause = "it holds a character that no header can carry"
+    cause = "it contains a character that is not allowed in a header"
     if value != value.strip():
-        cause = "it begins or ends with white space, such as a line end"
+        cause = "it starts or ends with white space, such as a newline"
     raise FatalError("read", where[0] if where else kind, cause)
 
 
 def percent_encode_key(key: str) -> str:
-    """Return the key as it stands in a path. Raises UnicodeEncodeError for lone surrogates."""
+    """Return the key as written in a path. Raises UnicodeEncodeError for lone surrogates."""
     return key if is_plain_key(key) else urllib.parse.quote(key, safe="/~")
 
 
@@ -3177,7 +3182,7 @@ def canonical_request(
     headers: Iterable[tuple[str, str]],
     payload_sha256: str,
 ) -> str:
-    """Path and query are encoded already, the query sorted; every header given is signed."""
+    """Path and query are already encoded, the query is sorted; every header given is signed."""
     signed = sorted((name.lower(), fold(value)) for name, value in headers)
     lines = "".join(f"{name}:{value}\n" for name, value in signed)
     names = signed_names(name for name, _ in signed)
@@ -3218,7 +3223,7 @@ def authorization(access_key: str, scope: str, names: str, signed: str) -> str:
 
 
 class Stamp(NamedTuple):
-    """All of a signature that depends on the second only."""
+    """The parts of signatures that depend only on the second."""
 
     timestamp: str
     scope: str
@@ -3227,7 +3232,7 @@ class Stamp(NamedTuple):
 
 
 class Stamper:
-    """Gives the stamp of the present second; derives a signing key once a day."""
+    """Gives the stamp of the current second; derives a signing key once a day."""
 
     def __init__(self, region: str, service: str = SERVICE) -> None:
         self.region = region
@@ -3237,7 +3242,7 @@ class Stamper:
         self._key = b""
 
     def stamp(self, credentials: Credentials, now: float) -> Stamp:
-        """`now` is what the clock here says; the offset to the store's clock is added to it."""
+        """`now` is the local clock; the offset to the store's clock is added to it."""
         second = int(now + self.clock_offset)
         timestamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(second))
         date = timestamp[:8]
@@ -3252,26 +3257,26 @@ class Stamper:
 # Wire: bytes of requests and answers, pure
 # ======================================================================================
 #
-# Bytes in, bytes out, no socket. Going out, a head is written by filling in a format: the header
+# Bytes in, bytes out, no socket. Outgoing, a head is written by filling in a format: the header
 # names of all files are the same, so the canonical request and the head are built once, with %s for
 # whatever differs, by the same pure functions that a single request would use.
 #
-# Coming in, an answer is its status line and whole head: 200 with sane headers and an ETag, not
-# HTML, and no <Error> in what body there is. How the body ends decides only whether the connection
-# lives on. Everything else is Rejected, with just what the policy, the limiter and the clock need
-# to know of it. check_answer() is given all bytes so far each time; an answer nearly always comes
+# Incoming, an answer is its status line and whole head: 200 with sane headers and an ETag, not
+# HTML, and no <Error> in whatever body there is. How the body ends only decides whether the
+# connection is kept. Everything else is Rejected, with just what the policy, the limiter and the
+# clock need to know. check_answer() gets all bytes so far each time; an answer nearly always comes
 # in one piece and is at most MAX_ANSWER, so no state is kept.
 
 MAX_HEAD = 16 * KIB
 MAX_ANSWER = 64 * KIB
-MAX_SAFE_ANSWER = 8 * MIB  # by boto3: 1,000 keys of 1,024 bytes, percent-encoded, are 4
+MAX_SAFE_ANSWER = 8 * MIB  # for boto3: 1,000 keys of 1,024 bytes, percent-encoded, take 4
 MAX_LINE = 64 * KIB
 MAX_CHUNK_HEAD = 256
-MAX_CHUNKS = 64  # the answer is parsed anew with each piece that comes in
+MAX_CHUNKS = 64  # the answer is parsed again for each piece that arrives
 MAX_FORMATS = 64
 
 CHECKSUM_HEADER = "x-amz-checksum-sha256"
-OTHER_DIGEST = "with the digest of other bytes than were sent"
+OTHER_DIGEST = "with a digest that does not match the bytes sent"
 DROP_STATUSES = (429, 503, 509)
 
 is_header_name = re.compile(r"[a-z0-9-]+").fullmatch
@@ -3294,19 +3299,20 @@ known_fields = re.compile(
 
 @dataclass(frozen=True)
 class RequestTemplate:
-    """What all requests of a run share, as botocore made it. Pickles; of secrets it holds the
-    proxy's password alone.
+    """What all requests of a run share, as built by botocore.
+
+    Pickles. The only secret that it holds is the proxy's password.
     """
 
     scheme: str
     host: str
-    """As in the Host header: lower case, the port only if it is not the scheme's own."""
+    """As in the Host header: lower case, with the port only if it is not the scheme's default."""
     address: tuple[str, int]
     path_prefix: str
-    """`/bucket` in path style, empty in virtual-host style; an endpoint's own path before it."""
+    """`/bucket` in path style, empty in virtual-host style; after the endpoint's own path."""
     headers: tuple[tuple[str, str], ...]
     part_headers: tuple[tuple[str, str], ...]
-    """Those of `headers` that UploadPart knows; sent by requests with a query."""
+    """Those of `headers` that UploadPart supports; sent with requests that have a query."""
     region: str
     service: str
     user_agent: str
@@ -3340,12 +3346,12 @@ class Proxy(NamedTuple):
 
 
 class Rejected(Exception):
-    """The fast lane did not get the one answer it understands. Nothing is known of the object.
+    """The fast lane did not get the one answer it understands. The object's state is unknown.
 
     `dropped`: the store or the network is overloaded (503, 429, timeout, reset): for the limiter.
-    `passing`: what came is no answer, or half of one; of whole ones the status tells.
-    `retry_after` is in seconds, `date` is the store's Date header. `by_proxy`: it is a proxy that
-    does not let requests through.
+    `passing`: no answer, or a truncated one; for complete answers the status decides.
+    `retry_after` is in seconds, `date` is the store's Date header. `by_proxy`: a proxy refused to
+    connect to the store.
     """
 
     by_proxy = False
@@ -3379,14 +3385,14 @@ class Headers(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """A clean 200: the ETag as it came (with its quotes), and whether the connection lives on."""
+    """A clean 200: the ETag as received (with quotes), and whether the connection is kept."""
 
     etag: str
     keep_alive: bool
     fields: Mapping[str, str] = {}
-    """To HEAD, all of its headers, names in lower case; none where there is no object."""
+    """For HEAD: all headers of the answer, names in lower case; empty if there is no object."""
     sha256: str = ""
-    """What the store says of the bytes, in base64."""
+    """The store's digest of the bytes, in base64."""
 
 
 def request_head(
@@ -3398,7 +3404,7 @@ def request_head(
 
 
 class HeadFormat(NamedTuple):
-    """The two texts of a request with %s for what differs, in `order`'s order."""
+    """The two texts of a request, with %s for what differs, in the order of `order`."""
 
     canonical: str
     head: str
@@ -3406,13 +3412,13 @@ class HeadFormat(NamedTuple):
 
 
 class RequestKind(NamedTuple):
-    """What decides which header names a request has."""
+    """What determines the header names of a request."""
 
     names: tuple[str, ...]
     """Of the headers given with each request; the digest and the date follow them."""
     is_part: bool
     checksum: bool
-    """Whether `x-amz-checksum-sha256` goes along."""
+    """Whether `x-amz-checksum-sha256` is sent."""
     method: str
 
 
@@ -3454,7 +3460,7 @@ def escaped(headers: dict[str, str]) -> dict[str, str]:
 
 def checked_headers(static: Iterable[tuple[str, str]], varying: Sequence[str]) -> None:
     if len(set(varying)) != len(varying):
-        raise ValueError("a header is given twice")
+        raise ValueError("duplicate header")
     for name in varying:
         if not is_header_name(name):
             raise ValueError(f"not a header name: {name!r}")
@@ -3464,7 +3470,7 @@ def checked_headers(static: Iterable[tuple[str, str]], varying: Sequence[str]) -
 
 
 def is_printable(text: str) -> bool:
-    """Whether all is within 0x20 to 0x7E, so that no line can be broken."""
+    """Whether all characters are from 0x20 to 0x7E, so that no line can be broken."""
     return text.isascii() and text.isprintable()
 
 
@@ -3485,7 +3491,7 @@ class HeadWriter:
 
     @property
     def clock_offset(self) -> float:
-        """Seconds that the store's clock is ahead of the one here."""
+        """Seconds by which the store's clock is ahead of the local one."""
         return self._stamper.clock_offset
 
     @clock_offset.setter
@@ -3509,7 +3515,7 @@ class HeadWriter:
         checksum: bool = False,
         method: str = "PUT",
     ) -> bytes:
-        """Raise ValueError if key, header or query cannot stand in a request."""
+        """Raise ValueError if key, header or query cannot be part of a request."""
         now = self._clock()
         if not self._from <= now < self._until:
             self._renew(now)
@@ -3553,7 +3559,7 @@ def checked_query(query: str) -> str:
 
 
 def check_answer(received: bytes, *, is_last: bool = False) -> Answer | None:
-    """Return the answer when it is complete, None when more must come. Raises Rejected.
+    """Return the answer if it is complete, None if more must come. Raises Rejected.
 
     `is_last`: nothing more will come.
     """
@@ -3565,11 +3571,11 @@ def check_answer(received: bytes, *, is_last: bool = False) -> Answer | None:
     etag = fields.get(b"etag", b"")
     is_html = b"html" in fields.get(b"content-type", b"").lower()
     if is_html and (received[end + 4 :] or fields.get(b"content-length", b"0").strip(b"0")):
-        raise Rejected(200, "with HTML: not an answer of an object store", passing=True)
+        raise Rejected(200, "with HTML: not an object store", passing=True)
     if not etag.strip(b'"'):
-        raise Rejected(200, "without an ETag: not an answer of an object store", passing=True)
+        raise Rejected(200, "without an ETag: not an object store", passing=True)
     if b"content-encoding" in fields:
-        raise Rejected(200, "with a body that is not plain")
+        raise Rejected(200, "with an encoded body")
     rest = received[end + 4 :]
     has_ended, content = body_so_far(fields, rest)
     if b"<Error" in rest or b"<Error" in content:
@@ -3589,7 +3595,7 @@ def check_digest(answer: Answer, sha256_hex: str) -> None:
 
 
 def check_look(received: bytes, *, is_last: bool = False) -> Answer | None:
-    """The same for HEAD, to which no body comes: 200 with a size and an ETag, or 404."""
+    """The same for HEAD, whose answer has no body: 200 with a size and an ETag, or 404."""
     end = received.find(b"\r\n\r\n", 0, MAX_HEAD)
     if end < 0:
         refuse_or_wait(received)
@@ -3604,7 +3610,7 @@ def check_look(received: bytes, *, is_last: bool = False) -> Answer | None:
     named = [line.split(":", 1) for line in lines]
     fields = {name.lower(): value.strip(" \t") for name, value in named}
     if len(received) > end + 4 or len(fields) < len(lines):
-        raise Rejected(None, "an answer to HEAD that boto3 may understand")
+        raise Rejected(None, "an unusual response to HEAD")
     if "html" in fields.get("content-type", ""):
         raise Rejected(200 if known else 404, "with HTML")
     etag, size = fields.get("etag", ""), fields.get("content-length", "")
@@ -3616,21 +3622,21 @@ def check_look(received: bytes, *, is_last: bool = False) -> Answer | None:
 
 def refuse_or_wait(received: bytes) -> None:
     if not any(start.startswith(received[:9]) for start in (b"HTTP/1.1 ", b"HTTP/1.0 ")):
-        raise Rejected(None, "the answer is not HTTP/1.1", passing=True)
+        raise Rejected(None, "the response is not HTTP/1.1", passing=True)
     if len(received) >= MAX_HEAD:
-        raise Rejected(None, "the answer's head is too long")
+        raise Rejected(None, "the response headers are too long")
 
 
 def answer_fields(head: bytes) -> dict[bytes, bytes]:
-    """Return the fields of a 200 that matter, names in lower case. Raises Rejected else."""
+    """Return the relevant fields of a 200, names in lower case. Raises Rejected otherwise."""
     match = is_answer_head(head)
     if not match:
-        raise Rejected(None, "the answer is not HTTP/1.1", passing=True)
+        raise Rejected(None, "the response is not HTTP/1.1", passing=True)
     fields: dict[bytes, bytes] = {}
     for name, value in known_fields(head):
         name = name.lower()
         if name in fields:
-            raise Rejected(None, "the answer has a header twice")
+            raise Rejected(None, "duplicate header in the response")
         fields[name] = value.rstrip(b" \t")
     if match[1] != b"200":
         raise rejection(int(match[1]), match[2] or b"", fields)
@@ -3649,7 +3655,7 @@ def rejection(status: int, phrase: bytes, fields: dict[bytes, bytes]) -> Rejecte
 
 
 def body_so_far(fields: dict[bytes, bytes], rest: bytes) -> tuple[bool | None, bytes]:
-    """Whether a body ends where it should, and what it holds.
+    """Whether a body ends properly, and its contents.
 
     None: more must come. False: no other answer can follow.
     """
@@ -3667,7 +3673,7 @@ def body_so_far(fields: dict[bytes, bytes], rest: bytes) -> tuple[bool | None, b
 
 
 def chunks_so_far(rest: bytes) -> tuple[bool | None, bytes]:
-    """Trailers are not accepted: nobody sends them to an answer of this size."""
+    """Trailers are not accepted: nobody sends them with an answer of this size."""
     content, end = b"", 0
     for _ in range(MAX_CHUNKS):
         match = chunk_head(rest, end)
@@ -3689,29 +3695,29 @@ def chunks_so_far(rest: bytes) -> tuple[bool | None, bytes]:
 
 
 # ======================================================================================
-# Failure policy: five kinds of answers, one clock of the run
+# Failure policy: five kinds of answers, one clock for the run
 # ======================================================================================
 #
-# What an answer says decides what follows, whichever lane it came by:
+# The kind of an answer decides what follows, whichever lane it came through:
 #
-# taken     success; the clock and the row of refusals start anew
-# own       it is about this file alone, which fails
-# passing   it is sent again, with full jitter, as long as the run is patient
-# refused   this file fails; the same word again and again is about the run: see RefusedRow
-# fatal     credentials or bucket: three keys must meet it, and nothing be taken meanwhile
+# taken     success; the clock and the row of refusals are reset
+# own       it concerns this file alone, which fails
+# passing   sent again, with full jitter, for as long as the run is patient
+# refused   this file fails; a series of refusals concerns the run: see RefusedRow
+# fatal     credentials or bucket: three keys must meet it, with nothing taken in between
 #
-# What is not known to be about the file is not about the file; an unknown 4xx is refused, an
-# unknown 5xx is passing. The codes below are words that statuses alone do not tell; a code that is
-# missing here changes no outcome for the worse.
+# Unless it is known to concern the file, it does not: an unknown 4xx is refused, an
+# unknown 5xx is passing. The codes below say what a status alone does not; a code that is missing
+# here does not make any outcome worse.
 #
-# Patience belongs to the run. RunClock starts at the first passing answer since something was last
-# taken. Once it shows HOLD_SECONDS the run holds still: a few probes find out whether the store is
-# back, all else waits, and the limiter learns nothing. Uploaders say what an answer was, and never
-# try again by themselves.
+# Patience is per run. RunClock starts at the first passing answer since something was last taken.
+# Once it shows HOLD_SECONDS the run holds still: a few probes find out whether the store is back,
+# everything else waits, and the limiter learns nothing. Uploaders report what an answer was, and
+# never retry on their own.
 
 
 class Kind(IntEnum):
-    """What an answer says, if it is not: taken."""
+    """The kind of an answer that is not taken."""
 
     OWN = 0
     PASSING = 1
@@ -3719,17 +3725,17 @@ class Kind(IntEnum):
     FATAL = 3
 
 
-PATIENCE_SECONDS = 300.0  # that a store may be away: longer than a restart or a failover takes
-FIRST_SECONDS = 15.0  # before it has ever answered: a mistyped URL must not cost five minutes
-HOLD_SECONDS = 1.0  # of the clock, after which the run holds still; a busy store answers within
+PATIENCE_SECONDS = 300.0  # a store may be unavailable: longer than a restart or failover
+FIRST_SECONDS = 15.0  # before its first answer: a mistyped URL must not cost five minutes
+HOLD_SECONDS = 1.0  # of the clock, after which the run holds still; a busy store answers sooner
 TELL_SECONDS = 5.0  # of the clock, after which the user is told
-PROBES = 4  # tries at a time while the store is away, all processes together
-PROBE_SECONDS = 2.0  # at most between two of them, so that its return is seen within seconds
-OWN_TRIES, OWN_SECONDS = 10, 60.0  # of one request, in vain while others are taken: it fails
-FATAL_KEYS = 3  # that must meet the same word about credentials or bucket
-FATAL_SECONDS = 10.0  # that a good answer about the bucket counts for
-ROW = 20  # different files refused in a row, with nothing taken between: about the run?
-OTHERS = 5  # files from directories without a refusal that may prove it is not
+PROBES = 4  # tries at a time while the store is unavailable, all processes together
+PROBE_SECONDS = 2.0  # at most between two of them, so that its return is noticed within seconds
+OWN_TRIES, OWN_SECONDS = 10, 60.0  # of a request that fails while others succeed: its file fails
+FATAL_KEYS = 3  # that must meet the same code about credentials or bucket
+FATAL_SECONDS = 10.0  # for which a good answer about the bucket remains valid
+ROW = 20  # different files refused in a row, with nothing taken in between: is it the run?
+OTHERS = 5  # files from directories without a refusal, tried to find out
 
 SLOW_DOWN_CODES = frozenset(
     (
@@ -3737,7 +3743,7 @@ SLOW_DOWN_CODES = frozenset(
         *("TooManyRequests", "RequestLimitExceeded", "BandwidthLimitExceeded"),
     )
 )
-PASSING_CODES = frozenset(  # that come with a 4xx: damage on the way, or two requests that met
+PASSING_CODES = frozenset(  # that come with a 4xx: damage in transit, or two conflicting requests
     (
         *("InternalError", "RequestTimeout", "IncompleteBody", "BadDigest"),
         *("XAmzContentSHA256Mismatch", "OperationAborted", "ConditionalRequestConflict"),
@@ -3763,41 +3769,41 @@ FATAL_CODES = CREDENTIAL_CODES | {
     *("AuthorizationHeaderMalformed", "RequestTimeTooSkewed", "NoSuchBucket", "AllAccessDisabled"),
     *("AccountProblem", "NotSignedUp", "PermanentRedirect", PROXY_REFUSES),
 }
-PROXY_HINT = "HTTPS_PROXY or HTTP_PROXY: is it the right one, with the right user and password?"
+PROXY_HINT = "check HTTPS_PROXY and HTTP_PROXY: address, user, password"
 SLOW_DOWN_STATUSES = frozenset((429, 503, 509))
-REFUSING_5XX = frozenset((501, 507))  # not implemented, out of space: no 5xx that passes
+REFUSING_5XX = frozenset((501, 507))  # not implemented, out of space: the 5xx that do not pass
 PASSING_4XX = frozenset((408, 425, 429))
 ERROR_HINTS: Mapping[str, str] = {
-    "ExpiredToken": "renew the credentials and run again",
+    "ExpiredToken": "renew the credentials and rerun",
     "InvalidAccessKeyId": "check AWS_ACCESS_KEY_ID or AWS_PROFILE",
     "InvalidClientTokenId": "check AWS_ACCESS_KEY_ID or AWS_PROFILE",
     "SignatureDoesNotMatch": (
-        "check AWS_SECRET_ACCESS_KEY; a proxy before the store must not change the Host header"
+        "check AWS_SECRET_ACCESS_KEY; a reverse proxy must not change the Host header"
     ),
     "AuthorizationHeaderMalformed": "check --region",
-    "RequestTimeTooSkewed": "set this machine's clock",
+    "RequestTimeTooSkewed": "correct this machine's clock",
     PROXY_REFUSES: PROXY_HINT,
     "NoSuchBucket": "check the name, or pass --create-bucket",
     "HtmlAnswer": "is that URL an S3 server?",
     "InsufficientStorage": "the store is full",
     "QuotaExceeded": "the store is full",
-    "AccessDenied": "the credentials lack the permission, see README: Permissions",
-    "403": "the credentials lack the permission, see README: Permissions",
+    "AccessDenied": "the credentials lack permission, see README: Permissions",
+    "403": "the credentials lack permission, see README: Permissions",
     "InvalidStorageClass": "check --storage-class",
 }
 
 
 REDIRECTS = range(300, 400)
-REDIRECT_HINT = "it is redirected: check --region and --endpoint-url"
+REDIRECT_HINT = "redirected: check --region and --endpoint-url"
 
 
 def is_passing(status: int) -> bool:
-    """Whether what comes with an HTTP status may pass, as far as that tells."""
+    """Whether an answer with this HTTP status may be temporary."""
     return status in PASSING_4XX or (status >= 500 and status not in REFUSING_5XX)
 
 
 def classify(code: str, status: int) -> type[TransferError]:
-    """The class of error that a code and HTTP status of the store stand for."""
+    """The class of error for a code and HTTP status of the store."""
     if code in FATAL_CODES:
         return FatalError
     if code in KEY_CODES:
@@ -3813,7 +3819,7 @@ def classify(code: str, status: int) -> type[TransferError]:
 
 
 def kind_of_error(error: PfuError) -> Kind:
-    """What an error says. Those of other things than the store are about the file."""
+    """The kind of an error. Errors not from the store concern the file."""
     if isinstance(error, RetryableError):
         return Kind.PASSING
     if isinstance(error, FatalError):
@@ -3831,15 +3837,15 @@ def full_jitter(attempt: int, base: float = 0.2, cap: float = 20.0) -> float:
 
 
 class Signs(NamedTuple):
-    """Counts of what came from the store, of the whole run; they only grow."""
+    """Counts of the store's answers, for the whole run; they only grow."""
 
     taken: float  # acknowledged; and bytes of a body that arrived for the first time
-    answered: float  # refused, or said of a file: the store speaks
+    answered: float  # refused, or about a file: the store responds
     passing: float
 
 
 class RunClock:
-    """How long the store has been away. Pure: the caller passes the time."""
+    """How long the store has been unavailable. Pure: the caller passes the time."""
 
     def __init__(self, patience: float = PATIENCE_SECONDS) -> None:
         self.patience = patience  # seconds
@@ -3849,7 +3855,7 @@ class RunClock:
         self._was_set_back = False
 
     def absorb(self, signs: Signs, now: float) -> None:
-        """Take in the counts as they are now."""
+        """Take in the current counts."""
         before, self._signs = self._signs, signs
         if signs.taken != before.taken:
             self.since, self._was_set_back = None, False
@@ -3863,11 +3869,11 @@ class RunClock:
         return 0.0 if self.since is None else now - self.since
 
     def is_away(self, now: float) -> bool:
-        """Whether the run is to hold still."""
+        """Whether the run should hold still."""
         return self.since is not None and self.shows(now) >= min(HOLD_SECONDS, self.patience)
 
     def is_over(self, now: float) -> bool:
-        """Whether the patience is."""
+        """Whether patience has run out."""
         return self.since is not None and self.shows(now) >= self.patience
 
 
@@ -3876,9 +3882,9 @@ def patiently(
     patience: float,
     tell: Callable[[RetryableError], None] = lambda error: None,
 ) -> T:
-    """Ask again what may be answered the next time, for so many seconds. Raises PfuError.
+    """Repeat a question that may be answered next time, for so many seconds. Raises PfuError.
 
-    For what is asked outside of an engine. ``tell`` hears of each failure, and may raise too.
+    For requests made outside an engine. ``tell`` is called with each failure, and may raise too.
     """
     began = time.monotonic()
     for attempt in itertools.count(1):
@@ -3895,19 +3901,19 @@ def patiently(
 class RefusedRow:
     """Tells a store that refuses everything from one that refuses some files.
 
-    ROW different files refused, with nothing taken between: up to OTHERS further ones are tried,
-    from directories without a refusal. If none of them is taken, it is the run that is refused.
+    After ROW different files are refused with nothing taken in between, up to OTHERS are tried,
+    from directories without a refusal. If none of them is taken, the whole run is refused.
     """
 
     def __init__(self) -> None:
         self.codes: Counter[str] = Counter()  # of the row, by cause
         self.directories: set[str] = set()  # with a refusal in this run
-        self.on_trial: set[str] = set()  # those that are tried
+        self.on_trial: set[str] = set()  # those being tried
         self._row: set[str] = set()
         self._tried = 0
 
     def taken(self) -> None:
-        """Something was: the row is at its end."""
+        """Something was taken: the row ends."""
         if self._row or self._tried:
             self._row.clear()
             self.codes.clear()
@@ -3926,7 +3932,7 @@ class RefusedRow:
 
     @property
     def is_full(self) -> bool:
-        """Whether nothing but others are to be tried."""
+        """Whether only others should be tried."""
         return len(self._row) >= ROW
 
     @property
@@ -3935,7 +3941,7 @@ class RefusedRow:
         return OTHERS - self._tried
 
     def try_others(self, file_ids: Collection[str]) -> None:
-        """These are tried now."""
+        """These are being tried."""
         self.on_trial.update(file_ids)
         self._tried = self._tried + len(file_ids) if file_ids else OTHERS
 
@@ -4873,7 +4879,7 @@ def bucket_refusal(bucket: str) -> str | None:
     if bucket.endswith(("--x-s3", "--xa-s3")):
         return "the bucket is S3 Express"
     if bucket.startswith("arn:") and bucket.endswith(".mrap"):
-        return "the bucket is an access point of several regions"
+        return "the bucket is a multi-region access point"
     if bucket.startswith("arn:") and ":s3-outposts:" in bucket:
         return "the bucket is on Outposts"
     return None
@@ -4930,7 +4936,7 @@ def signing_refusal(captured: CapturedRequest, credentials: Credentials) -> str 
     headers = {"host": captured.host, **captured.headers}
     signed = is_authorization(headers["authorization"])
     if not signed or signed["access_key"] != credentials.access_key:
-        return "botocore signs with other credentials"
+        return "botocore signs with different credentials"
     names = signed["names"].split(";")
     digest = headers.get("x-amz-content-sha256", "")
     timestamp = headers.get("x-amz-date", "")
@@ -5138,7 +5144,7 @@ class FastLane:
         self._taken_since += 1
         if self._taken_since == CLOCK_SURE and abs(offset) > CLOCK_SKEW_SECONDS:
             told = f"{abs(offset):.0f} s {'behind' if offset > 0 else 'ahead of'}"
-            self._traffic.notes.append(f"the clock here is {told} the store's: set it")
+            self._traffic.notes.append(f"this machine's clock is {told} the store's: correct it")
 
     async def _on_idle(
         self, make_head: Callable[[], bytes], body: Body, sha256_hex: str, check: Check
@@ -5222,15 +5228,15 @@ def clock_skew(date: str, now: float) -> float:
 
 
 class Receipt(NamedTuple):
-    """What a store has acknowledged."""
+    """A store's acknowledgement."""
 
     etag: str
-    sha256: str = ""  # only where the uploader hashed what it sent; else the engine has done so
-    fast: bool = False  # it went by the fast lane
+    sha256: str = ""  # only if the uploader hashed what it sent; otherwise the engine did
+    fast: bool = False  # it went through the fast lane
 
 
 class Upload(NamedTuple):
-    """One object to be stored. ``body`` is None where the file is too large to hold in memory."""
+    """One object to be stored. ``body`` is None if the file is too large for memory."""
 
     key: str
     source: SourceFile
@@ -5238,11 +5244,11 @@ class Upload(NamedTuple):
     sha256: str  # hex, of the body
     metadata: Mapping[str, str]
     content_type: str
-    part_size: int  # bytes; what a large file is cut into
+    part_size: int  # bytes per part of a large file
 
     @property
     def status(self) -> os.stat_result:
-        """What fstat said of the file when it was opened."""
+        """The fstat result of the opened file."""
         return self.source.status
 
     @property
@@ -5261,7 +5267,7 @@ class Upload(NamedTuple):
 
 
 def part_size_for(size: int, wanted: int, most: int = MAX_PARTS) -> int:
-    """Bytes of a part such that ``most`` parts suffice, ``wanted`` if that is enough."""
+    """Bytes per part: ``wanted``, or more if that would take over ``most`` parts."""
     return max(wanted, MIN_PART_SIZE, -(-size // most))
 
 
@@ -5271,14 +5277,14 @@ def combined_digest(digests: Sequence[bytes]) -> str:
 
 
 class Form(NamedTuple):
-    """How a digest is composed: of the whole, or hash of the parts' hashes, then -N."""
+    """How a digest is built: of the whole, or hash of the parts' hashes, then -N."""
 
-    algorithm: str  # as hashlib calls it
+    algorithm: str  # name in hashlib
     part_size: int  # bytes; 0: of the whole
 
 
 class RunningDigest:
-    """A digest of what comes piece by piece."""
+    """A digest of data that arrives piece by piece."""
 
     def __init__(self, form: Form) -> None:
         self._form = form
@@ -5313,7 +5319,7 @@ WHOLE_SHA256 = Form("sha256", 0)
 
 
 def digests_of(source: SourceFile, forms: Iterable[Form]) -> dict[Form, str]:
-    """Digests of a file's bytes, all from one reading. Raises SourceError."""
+    """Digests of a file's bytes, all from a single read. Raises SourceError."""
     running = {form: RunningDigest(form) for form in forms}
     for offset in range(0, source.size, HASH_BYTES):
         piece = memoryview(source.read(offset, min(HASH_BYTES, source.size - offset)))
@@ -5322,7 +5328,7 @@ def digests_of(source: SourceFile, forms: Iterable[Form]) -> dict[Form, str]:
     return {form: digest.text() for form, digest in running.items()}
 
 
-# Of what other tools and stores cut objects into: rclone 5 MiB, aws 8 MiB, s5cmd 50 MiB ...
+# Part sizes of other tools and stores: rclone 5 MiB, aws 8 MiB, s5cmd 50 MiB ...
 COMMON_PART_SIZES = tuple(
     n * MIB for n in (8, 5, 16, 50, 64, 10, 15, 20, 25, 32, 100, 128, 200, 256, 500, 512, 1024)
 )
@@ -5330,7 +5336,7 @@ is_md5_etag = re.compile(r"[0-9a-f]{32}(?:-[1-9][0-9]{0,4})?").fullmatch
 
 
 def forms_of(algorithm: str, digest: str, size: int, likely: Iterable[int]) -> list[Form]:
-    """How ``digest``, of ``size`` bytes, may be composed; ``likely`` are sizes of parts."""
+    """Possible forms of ``digest``, for ``size`` bytes; ``likely`` are part sizes."""
     _, dash, count = digest.partition("-")
     if not dash:
         return [Form(algorithm, 0)]
@@ -5339,21 +5345,21 @@ def forms_of(algorithm: str, digest: str, size: int, likely: Iterable[int]) -> l
 
 
 class Stored(NamedTuple):
-    """What the store has of a file, as far as the ledger knows."""
+    """What the store has of a file according to the ledger."""
 
     last_modified: int  # nanoseconds since the epoch
     permissions: str
-    uid: int | None  # None: not known
+    uid: int | None  # None: unknown
     gid: int | None
     etag: str
-    sha256: str  # empty: not known
-    part_size: int  # bytes of the parts that sha256 is composed of; 0: not known, or of none
+    sha256: str  # empty: unknown
+    part_size: int  # bytes of the parts that sha256 was computed from; 0: unknown, or none
     inode: int
     changed_at: int | None
-    is_stale: bool  # its metadata are older than these
+    is_stale: bool  # its metadata is older than this
 
     def has_metadata_of(self, status: os.stat_result) -> bool:
-        """Whether the object says of the file what fstat says now."""
+        """Whether the object's metadata matches the file's current status."""
         owner = status.st_uid, status.st_gid
         return (
             not self.is_stale
@@ -5363,7 +5369,7 @@ class Stored(NamedTuple):
         )
 
     def is_untouched(self, status: os.stat_result) -> bool:
-        """Whether nothing has happened to the file since it was last read."""
+        """Whether the file is untouched since it was last read."""
         now = ledger_time(status), ledger_inode(status), ledger_ctime(status)
         return (self.last_modified, self.inode, self.changed_at) == now
 
@@ -5378,22 +5384,22 @@ class Stored(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """What tells whether a file was touched, as fstat says it and SQLite can keep it."""
+    """Tells whether a file was touched: from fstat, in the form that SQLite can hold."""
 
     size: int  # bytes
     modified: int  # nanoseconds since the epoch
-    changed: int  # the same, of the inode
+    changed: int  # the same, for ctime
     inode: int
 
     @classmethod
     def of(cls, status: os.stat_result) -> Snapshot:
-        """The snapshot that fstat's answer stands for."""
+        """The snapshot for an fstat result."""
         inode, changed = ledger_inode(status), ledger_ctime(status)
         return cls(status.st_size, status.st_mtime_ns, changed, inode)
 
 
 class StoredPart(NamedTuple):
-    """A part that a store has acknowledged."""
+    """A part acknowledged by a store."""
 
     number: int  # from 1
     size: int  # bytes
@@ -5402,9 +5408,9 @@ class StoredPart(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A part to be stored. ``body`` may be sent only until the call returns."""
+    """A part to be stored. ``body`` may only be sent until the call returns."""
 
-    path: str  # of the file that it is a part of
+    path: str  # of the file it belongs to
     key: str
     upload_id: str
     number: int  # from 1
@@ -5412,14 +5418,14 @@ class Part(NamedTuple):
     sha256: str  # hex, of the body
 
 
-MAX_FURTHEST = 10_000  # bodies of which is known how far they got
+MAX_FURTHEST = 10_000  # bodies whose furthest position is remembered
 
 
 class Traffic:
     """Counts of what an uploader sent. add() may be called from threads.
 
-    ``fast_requests`` and ``fast_files`` belong to the event loop, and so does ``meter``. ``pacer``
-    is asked before bytes are sent. ``notes`` are for the user, and go up with the next report.
+    ``fast_requests``, ``fast_files`` and ``meter`` belong to the event loop. ``pacer`` is asked
+    before bytes are sent. ``notes`` are for the user, and are sent with the next report.
     """
 
     def __init__(self) -> None:
@@ -5430,16 +5436,16 @@ class Traffic:
         self.notes: deque[str] = deque()
         self.beats = 0
         self.moved = 0  # bytes of large bodies that arrived for the first time
-        self.wants_shared = False  # what Uploader.adopt() took is refused
+        self.wants_shared = False  # what Uploader.adopt() took over is refused
         self._furthest: dict[str, int] = {}
         self._lock = threading.Lock()
 
     def beat(self) -> None:
-        """Something moves: bytes were read or sent. What is silent for long is given up."""
+        """There is progress: bytes were read or sent. Whatever is silent for long is given up."""
         self.beats += 1
 
     def arrived(self, sha256: str, count: int) -> None:
-        """So many bytes of a large body are at the other end, now or at an earlier try."""
+        """This many bytes of a large body have arrived, in this or an earlier try."""
         with self._lock:
             before = self._furthest.pop(sha256, 0)
             self.moved += max(count - before, 0)
@@ -5448,7 +5454,7 @@ class Traffic:
                 del self._furthest[next(iter(self._furthest))]
 
     def add(self, *, requests: int = 0, retries: int = 0, throttled: int = 0) -> None:
-        """Count what was sent by the safe lane."""
+        """Count what the safe lane sent."""
         with self._lock:
             self.requests += requests
             self.retries += retries
@@ -5456,24 +5462,24 @@ class Traffic:
 
 
 class Uploader(ABC):
-    """A provider: stores one file at a time. Subclasses need put(); all else has a default.
+    """A provider: stores one file at a time. Subclasses need put(); the rest has defaults.
 
-    The parent process calls resolve(), and prepare() is called once, in a process of its own where
-    the system can fork: what it finds out it keeps in attributes. Every process that uploads calls
+    The parent process calls resolve(); prepare() is called once, in a separate process if the
+    system can fork, and keeps what it finds out in attributes. Every process that uploads calls
     open(), then enter_loop() on its event loop, then send() there, which calls put() in threads;
-    in the end leave_loop() and close(). Between the two processes the object may be pickled:
-    what `process_state` names stays behind.
+    at the end leave_loop() and close(). The object may be pickled between processes, without the
+    attributes in `process_state`.
 
     After an exception the store may or may not have the object; it is asked to store it again.
     Storing twice must be harmless: the last one stored wins.
     """
 
-    destination: str = ""  # where to, as a user reads it: scheme://container/prefix
-    endpoint: str = ""  # of a store that is not the provider's own
-    prefix: str = ""  # begins every key; empty, or with a slash at its end
+    destination: str = ""  # for the user: scheme://container/prefix
+    endpoint: str = ""  # if it is not the provider's own
+    prefix: str = ""  # starts every key; empty, or with a trailing slash
     fast_lane_off: str | None = "this provider has none"  # why there is no fast lane
-    is_first_run: bool = False  # the ledger has nothing there: prepare() is to look what there is
-    patience: float = PATIENCE_SECONDS  # for what is asked outside of an engine: a listing
+    is_first_run: bool = False  # the ledger has nothing there: prepare() should look what is there
+    patience: float = PATIENCE_SECONDS  # for requests made outside an engine: a listing
     process_state: ClassVar[frozenset[str]] = frozenset({"traffic"})  # attributes not to pickle
 
     def __init__(self) -> None:
@@ -5487,71 +5493,71 @@ class Uploader(ABC):
         self.traffic = Traffic()
 
     def resolve(self) -> None:  # noqa: B027
-        """Find out the destination where it was not named. Raises UsageError."""
+        """Determine the destination if it was not given. Raises UsageError."""
 
     def prepare(self) -> list[str]:
-        """Before the first byte: is the store there, and private? Raises PfuError if not.
+        """Before the first byte: does the store exist, and is it private? Raises PfuError if not.
 
-        Returns notes for the user: what could not be found out.
+        Returns notes for the user about what could not be determined.
         """
         return []
 
     def shared(self, *, again: bool = False) -> Any:
-        """What every process needs and only one may ask for: credentials that are renewed.
+        """What every process needs but only one may request: renewed credentials.
 
-        Asked, after prepare(), every few seconds in the process that prepared; None: there is no
-        such thing. ``again``: a process says that what it has is refused. May block.
+        Called after prepare(), every few seconds in the process that prepared; None: there is
+        nothing to share. ``again``: a process says that what it has is refused. May block.
         """
         return None
 
     def adopt(self, shared: Any) -> None:  # noqa: B027
-        """Take over what shared() has given elsewhere. Called on the loop."""
+        """Take over what shared() returned elsewhere. Called on the loop."""
 
     def open(self, connections: int) -> None:  # noqa: B027
-        """Make clients for so many requests at a time, in the process that will use them."""
+        """Create clients for this many parallel requests, in the process that will use them."""
 
     async def enter_loop(self) -> None:  # noqa: B027
-        """The same for what belongs to the running event loop."""
+        """The same for everything bound to the running event loop."""
 
     async def leave_loop(self) -> None:  # noqa: B027
-        """Give up what enter_loop() made."""
+        """Release what enter_loop() created."""
 
     def close(self) -> None:  # noqa: B027
-        """Give up what open() made."""
+        """Release what open() created."""
 
     def request_cost(self, requests: int) -> float | None:
-        """What so many requests that store something cost, about, in USD; None: not known."""
+        """The approximate cost of this many storing requests in USD; None: unknown."""
         return None
 
     def answers(self) -> bool:
-        """Whether the store answers a plain request. Asked where one file alone fails and fails."""
+        """Whether the store answers a plain request. Asked if a single file fails repeatedly."""
         return False
 
     def refuses_all(self) -> bool:
-        """Whether a plain request meets what a FatalError with a code said; asked before a stop."""
+        """Whether a plain request gets the same code as a FatalError; asked before a stop."""
         return True
 
     @abstractmethod
     def put(self, upload: Upload) -> Receipt:
         """Store one object; return once the store has acknowledged all its bytes.
 
-        Called from many threads at once. Asks the store once, and raises what it said: a
-        RetryableError (or SlowDownError) may pass, and the run sends it again as long as it is
-        patient; a KeyRefusedError is about this key; a FatalError about all of them; any other
-        exception is a refusal, which stops the run where it meets everything.
+        Called from many threads at once. Asks the store once, and raises its answer: after a
+        RetryableError (or SlowDownError) the run sends it again for as long as it is patient; a
+        KeyRefusedError concerns this key; a FatalError all of them; any other exception is a
+        refusal, which stops the run if everything is refused.
         """
 
     def renew(self, upload: Upload, etag: str, modified: int | None) -> Receipt:
-        """Give the stored object the metadata of ``upload``; its bytes are the same already.
+        """Update the stored object's metadata to that of ``upload``; its bytes are the same.
 
-        ``etag`` is that of the object as it was stored last, ``modified`` (nanoseconds since the
-        epoch) the time that it has then. May block. Raises TransferError; UploadGoneError where
-        the object is another one; UnsupportedError, as here, where the bytes must be sent.
+        ``etag`` is that of the object when it was last stored, ``modified`` (nanoseconds since the
+        epoch) the time recorded then. May block. Raises TransferError; UploadGoneError if the
+        object is another one; UnsupportedError, as here, if the bytes must be sent.
         """
-        raise UnsupportedError("renew metadata of", upload.key, "this provider cannot")
+        raise UnsupportedError("update metadata of", upload.key, "not supported by this provider")
 
     async def send(self, upload: Upload, threads: ThreadPoolExecutor) -> Receipt:
-        """put() for an event loop. A provider that needs no thread for it overrides this."""
+        """put() for an event loop. A provider that needs no threads for it overrides this."""
         return await asyncio.get_running_loop().run_in_executor(threads, self.put, upload)
 
     def post(self, upload: Upload, ended: Callable[[Posted, Receipt | None], None]) -> bool:
@@ -5569,19 +5575,19 @@ class Uploader(ABC):
         return await self.send(upload, threads)
 
 
-LEFT_HINT = "a lifecycle rule that aborts incomplete uploads removes it"
+LEFT_HINT = "a lifecycle rule that aborts incomplete uploads will remove it"
 
 
 class MultipartUploader(Uploader):
-    """A provider that takes a large object in parts, in any order, from several processes.
+    """A provider that accepts a large object in parts, in any order, from several processes.
 
-    All methods may block, but for send_part(), and raise TransferError as put() does;
-    UploadGoneError where the store does not know the upload, or a part of it, any more.
+    All methods may block, except send_part(), and raise TransferError as put() does;
+    UploadGoneError if the store no longer knows the upload, or a part of it.
     """
 
     @abstractmethod
     def begin(self, upload: Upload) -> str:
-        """Begin an object that will come in parts. Returns the id of the multipart upload."""
+        """Start an object that will come in parts. Returns the id of the multipart upload."""
 
     @abstractmethod
     def put_part(self, part: Part) -> Receipt:
@@ -5593,31 +5599,31 @@ class MultipartUploader(Uploader):
 
     @abstractmethod
     def list_parts(self, key: str, upload_id: str) -> list[StoredPart]:
-        """The parts that the store has of an upload."""
+        """The parts of an upload that the store has."""
 
     @abstractmethod
     def complete(self, upload: Upload, upload_id: str, parts: Sequence[StoredPart]) -> Receipt:
-        """Make the object of its parts, all of them, by number; see that the store has it."""
+        """Assemble the object from all its parts, by number; check that the store has it."""
 
     @abstractmethod
     def is_complete(
         self, upload: Upload, upload_id: str, parts: Sequence[StoredPart]
     ) -> Receipt | None:
-        """The receipt if the object is there, made by this upload of these parts."""
+        """The receipt if the object exists, made by this upload from these parts."""
 
     @abstractmethod
     def abort(self, key: str, upload_id: str) -> None:
-        """Give up an upload and its parts. One that is not there is no error."""
+        """Abort an upload and discard its parts. A missing one is not an error."""
 
     @abstractmethod
     def find_uploads(self, key: str, since: float) -> list[str]:
-        """Ids of the unfinished uploads of ``key`` begun since then, seconds since the epoch.
+        """Ids of the unfinished uploads of ``key`` started since then, seconds since the epoch.
 
-        Raises DeniedError where the store does not let them be listed.
+        Raises DeniedError if the store does not allow listing them.
         """
 
     def abort_others(self, key: str, since: float, upload_id: str = "") -> None:
-        """Abort what was begun since then without its id having come; tell what may be left."""
+        """Abort uploads started since then whose id never arrived; report what may remain."""
         with self.telling_what_is_left():
             for other in self.find_uploads(key, since):
                 if other != upload_id:
@@ -5625,29 +5631,29 @@ class MultipartUploader(Uploader):
 
     @contextlib.contextmanager
     def telling_what_is_left(self) -> Iterator[None]:
-        """A store that lets nothing be aborted, or found, is no reason not to upload a file."""
+        """A store that refuses to list or abort uploads does not stop the upload of a file."""
         try:
             yield
         except TransferError as error:
             if kind_of_error(error) in (Kind.PASSING, Kind.FATAL):
                 raise
-            self.traffic.notes.append(f"an unfinished upload may be left: {error} ({LEFT_HINT})")
+            self.traffic.notes.append(f"an unfinished upload may remain: {error} ({LEFT_HINT})")
 
     @abstractmethod
     def fingerprint(self, upload: Upload) -> str:
-        """What is said of the object: a hash of all but its metadata, a slash, one of these.
+        """Hashes of an object's headers: of all but its metadata, a slash, of its metadata.
 
-        An unfinished upload for which the first half was another one is useless.
+        An unfinished upload with another first half is useless.
         """
 
 
 IMPOSSIBLE_KEY = ".pfu-nobody-has-stored-this-"
 DROPS_METADATA = "this store drops metadata: times, modes and owners are not kept"
-GRACE_TRIES, GRACE_SECONDS = 6, 0.5  # for an object to appear that was just taken
+GRACE_TRIES, GRACE_SECONDS = 6, 0.5  # for an acknowledged object to appear
 
 
 class InspectableUploader(Uploader):
-    """A provider that can tell what it has below the prefix. All methods may block."""
+    """A provider that can report what it has below the prefix. All methods may block."""
 
     @abstractmethod
     def list_objects(self, threads: ThreadPoolExecutor) -> Iterator[list[Listed]]:
@@ -5655,16 +5661,16 @@ class InspectableUploader(Uploader):
 
     @abstractmethod
     def inspect(self, key: str) -> Inspected | None:
-        """What the store says of an object; None if there is none."""
+        """The store's description of an object; None if there is none."""
 
     @abstractmethod
     def read_back(self, key: str) -> str:
-        """SHA-256 in hex of the bytes of an object, all of which are read."""
+        """SHA-256 in hex of the bytes of an object, read completely."""
 
     def prove(self, found: Found) -> list[str]:
-        """See that a store is behind the answers: it has what it took, and nothing else.
+        """Check that this is a store: it has what it accepted, and nothing else.
 
-        Returns notes for the user. Raises FatalError where there is none.
+        Returns notes for the user. Raises FatalError if it is not.
         """
         try:
             stored = self.inspect(found.key)
@@ -5675,27 +5681,27 @@ class InspectableUploader(Uploader):
             if stored is None:
                 return self.explain_loss(found.key)
             if self.inspect(f"{self.prefix}{IMPOSSIBLE_KEY}{uuid.uuid4().hex}"):
-                raise self.unproven("it has every object that it is asked for")
+                raise self.unproven("it claims to have an object that was never uploaded")
         except DeniedError as error:
-            return [f"what is stored could not be looked at: {error.told(error.operation)}"]
+            return [f"cannot check what was stored: {error.told(error.operation)}"]
         if stored.size != found.file_size:
-            cause = f"it took {found.file_size} bytes of {found.key}, and has {stored.size}"
+            cause = f"it accepted {found.file_size} bytes of {found.key} but has {stored.size}"
             raise self.unproven(cause)
         return [DROPS_METADATA] * (not stored.is_of(found))
 
     def explain_loss(self, key: str) -> list[str]:
-        """Notes on an object that was taken and is not there. Raises FatalError without one."""
-        raise self.unproven(f"it took {key}, and does not have it")
+        """Notes on an object that was accepted and is missing. Raises FatalError if unexplained."""
+        raise self.unproven(f"it accepted {key} but does not have it")
 
     def kept_as(self, key: str, size: int, since: float) -> str:
-        """The name under which the store keeps what it took; empty if that is not known.
+        """The name under which the store keeps what it accepted; empty if unknown.
 
         ``since``: when the run began, seconds since the epoch.
         """
         return ""
 
     def unproven(self, cause: str) -> FatalError:
-        """What is said of a store that is none."""
+        """The error for an endpoint that is not a store."""
         return FatalError("use", self.destination, cause, "is that URL an S3 server?")
 
 
@@ -5704,7 +5710,7 @@ class InspectableUploader(Uploader):
 
 @dataclass(frozen=True)
 class S3Options:
-    """How to reach a bucket and what to ask of it. None: as boto3 finds it."""
+    """How to reach a bucket and what to ask of it. None: boto3's default."""
 
     endpoint_url: str | None = None
     region: str | None = None
@@ -5720,7 +5726,7 @@ class S3Options:
     requester_pays: bool = False
 
     def put_arguments(self) -> dict[str, str]:
-        """What goes with every object, as boto3 names it."""
+        """Arguments of every object, in boto3's terms."""
         arguments = {
             "StorageClass": self.storage_class,
             "ServerSideEncryption": self.sse,
@@ -5731,12 +5737,12 @@ class S3Options:
         return {**self.access(), **{name: value for name, value in arguments.items() if value}}
 
     def owner(self) -> dict[str, str]:
-        """What goes with every call, as boto3 names it."""
+        """Arguments of every call, in boto3's terms."""
         owner = self.expected_bucket_owner
         return {"ExpectedBucketOwner": owner} if owner else {}
 
     def access(self) -> dict[str, str]:
-        """What goes with every call about objects."""
+        """Arguments of every call about objects."""
         payer = {"RequestPayer": "requester"} if self.requester_pays else {}
         return {**self.owner(), **payer}
 
@@ -5762,10 +5768,10 @@ ALL_BLOCKS = {
     "RestrictPublicBuckets": True,
 }
 BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]|arn:[\w:/.-]+", re.ASCII | re.I)
-ANY_BUCKET = re.compile(  # other stores have tenants and more
+ANY_BUCKET = re.compile(  # other stores have tenants and so on
     r"[^/\s?#%\x00-\x1f\x7f]{1,255}|arn:[\w:/.-]+"
 )
-DESTINATION_HINT = "write s3://BUCKET or s3://BUCKET/PREFIX"
+DESTINATION_HINT = "use s3://BUCKET or s3://BUCKET/PREFIX"
 DESTINATION = re.compile(
     r"s3://(?P<bucket>arn:[^/]*:accesspoint/[^/]+|[^/]*)(?:/(?P<prefix>.*))?", re.DOTALL
 )
@@ -5780,20 +5786,20 @@ CHECKSUM_MODE = Headers(("x-amz-checksum-mode",), ("ENABLED",))
 METADATA_SERVICE = "http://169.254.169.254"
 CREDENTIAL_PROCESS_SECONDS = 60.0  # for a credential_process to end
 SHELL = "/bin/sh"
-METADATA_SECONDS = 5  # for an answer of it
+METADATA_SECONDS = 5  # for one of its answers
 SLOW_METADATA_SERVICE = {
     "metadata_service_timeout": METADATA_SECONDS,
     "metadata_service_num_attempts": 3,
 }
-RENEWAL_SECONDS = 10.0  # between two readings of credentials that were refused
-CONFIGURATION_HINT = "check the AWS configuration, and credential_process if it names one"
+RENEWAL_SECONDS = 10.0  # between two reloads of refused credentials
+CONFIGURATION_HINT = "check the AWS configuration, including any credential_process"
 NO_CREDENTIALS_HINT = (
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; --sandbox needs neither"
 )
 
 
 class Terms(NamedTuple):
-    """What requests depend on, beside what they carry; it may change under way."""
+    """What requests depend on, besides their contents; it may change during a run."""
 
     checksums: bool = True  # until the store refuses one
     md5: bool = False  # until the store asks for one
@@ -5801,10 +5807,10 @@ class Terms(NamedTuple):
 
 
 class S3Uploader(MultipartUploader, InspectableUploader):
-    """A bucket of S3, or of a store that speaks S3.
+    """A bucket of S3, or of an S3-compatible store.
 
     Safe lane: boto3's own calls, in threads. Fast lane: the PutObject that botocore would have
-    sent, where the gate allows; what it does not understand goes down the safe lane.
+    sent, if the gate allows it; what it does not understand goes to the safe lane.
     """
 
     process_state: ClassVar[frozenset[str]] = frozenset(
@@ -5831,7 +5837,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         self._forget_process()
         self._template: RequestTemplate | None = None
         self._fixed_credentials: Credentials | None = None
-        self._shared_credentials: Credentials | None = None  # that another process renews
+        self._shared_credentials: Credentials | None = None  # renewed by another process
         self.options = options or S3Options()
         self.endpoint = self.options.endpoint_url or ""
         self._is_default = destination is None
@@ -5847,22 +5853,22 @@ class S3Uploader(MultipartUploader, InspectableUploader):
     def _forget_process(self) -> None:
         self._session: Any = None
         self._metadata_service_is_slow = False
-        self._clients: dict[float, Any] = {}  # by the seconds that an answer may take
+        self._clients: dict[float, Any] = {}  # by timeout in seconds
         self._lane: FastLane | None = None
         self._lane_renewals = 0
         self._lock = threading.Lock()
         self._denied_copies: list[TransferError] = []
         self._refusals = self._failures_in_a_row = 0
         self._renewed_at = -RENEWAL_SECONDS
-        self._is_plain = False  # an http:// endpoint was asked whether it speaks TLS
-        self._is_keeper = False  # the one that asks where credentials come from
+        self._is_plain = False  # whether an http:// endpoint speaks TLS was checked
+        self._is_keeper = False  # this process requests the credentials
         self._is_asking_boto3 = False
-        self._tried_without: set[str] = set()  # a checksum, by what was asked
-        self._heads_have_etags = False  # answers to HeadObject, as far as is known
+        self._tried_without: set[str] = set()  # a checksum, by operation
+        self._heads_have_etags = False  # answers to HeadObject, as far as known
         self._trying_without = threading.RLock()
         self._connections = 10
         self._terms = self._acknowledged_terms = Terms()
-        self._asked_why: Terms | None = None  # with which a 403 to HEAD was asked about
+        self._asked_why: Terms | None = None  # for which the reason of a 403 to HEAD was requested
         self._took_checksum = False  # with an object or a part
 
     def _name_destination(self) -> None:
@@ -5871,7 +5877,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
     # -- in the parent, once
 
     def request_cost(self, requests: int) -> float | None:
-        """By the list of prices of AWS."""
+        """From the AWS price list."""
         price = REQUEST_PRICES.get(self.options.storage_class or "STANDARD")
         return None if self.endpoint or price is None else requests * price / 1000
 
@@ -5881,7 +5887,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         Raises PfuError.
         """
         if importlib.util.find_spec("boto3") is None:
-            raise UsageError("import boto3", "", "it is not installed", "pip install boto3")
+            raise UsageError("import boto3", "", "not installed", "pip install boto3")
         for name in ENDPOINT_VARIABLES:
             if not self.endpoint and os.environ.get(name):
                 check_endpoint(os.environ[name])
@@ -5891,7 +5897,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             self.endpoint = "" if ".amazonaws.com" in host else host
         if not self._is_default or self.bucket:
             if not self.endpoint and not BUCKET_NAME.fullmatch(self.bucket):
-                cause = "S3 has no bucket of such a name"
+                cause = "not a valid bucket name"
                 raise UsageError("read destination", self.destination, cause, DESTINATION_HINT)
             return
         with translated("find the account for the default bucket", ""):
@@ -5902,7 +5908,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         self._name_destination()
 
     def prepare(self) -> list[str]:
-        """Find the bucket, or make it, and see that it is private."""
+        """Find or create the bucket, and check that it is private."""
         self._is_keeper = True
         credentials = self._credentials()
         self._shared_credentials = None if self._fixed_credentials else credentials
@@ -5914,13 +5920,11 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         self._open_gate(client)
         url = urllib.parse.urlsplit(client.meta.endpoint_url)
         if url.scheme == "http" and not is_loopback(url.hostname or ""):
-            notes.append(
-                f"http://{url.netloc} is not encrypted: the files can be read on their way"
-            )
+            notes.append(f"http://{url.netloc} is not encrypted: files can be read in transit")
         return notes
 
     def _look_around(self, client: Any) -> list[str]:
-        """Tell of objects that the ledger does not know; where no one may list, of nothing."""
+        """Report objects that the ledger does not know; nothing if listing is not allowed."""
         try:
             with translated("list", self.destination):
                 page = client.list_objects_v2(
@@ -5930,8 +5934,8 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             return []
         if not page.get("Contents"):
             return []
-        hint = "--verify takes over those that are as they are here, instead of sending them again"
-        return [f"{self.destination} holds objects that this ledger does not know: {hint}"]
+        hint = "--verify adopts those that match the local files, so they are not uploaded again"
+        return [f"{self.destination} has objects that are not in this ledger: {hint}"]
 
     def _open_gate(self, client: Any) -> None:
         with translated("read credentials for", self.destination):
@@ -5944,16 +5948,16 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             self._template, self.fast_lane_off = captured, None
 
     def _find_bucket(self, client: Any) -> bool:
-        """Whether the bucket is there. A refusal counts as yes: PutObject may still be allowed."""
+        """Whether the bucket exists. A refusal counts as yes: PutObject may still be allowed."""
         try:
             return self._has_bucket(client)
         except RetryableError as error:
             url = urllib.parse.urlsplit(client.meta.endpoint_url)
             may_be, self._is_plain = not self._is_plain and error.code in ("", "HtmlAnswer"), True
             if may_be and url.scheme == "http" and speaks_tls(url.hostname or "", url.port or 80):
-                hint = "write https://"
+                hint = "use https://"
                 raise UsageError(
-                    "find bucket", self.bucket, "that port speaks TLS", hint
+                    "find bucket", self.bucket, "this port speaks TLS", hint
                 ) from error
             raise
 
@@ -5971,11 +5975,11 @@ class S3Uploader(MultipartUploader, InspectableUploader):
                     return False
                 if status == 404:
                     hint = "check the name, or pass --create-bucket"
-                    raise UsageError("find bucket", self.bucket, "it is not there", hint) from error
+                    raise UsageError("find bucket", self.bucket, "no such bucket", hint) from error
                 raise
 
     def _check_credentials(self, client: Any) -> None:
-        """HeadBucket's answer has no body: ask what tells wrong credentials from a refusal."""
+        """HeadBucket's answer has no body: find out if the credentials are wrong, or denied."""
         try:
             self._list_nothing(client)
         except client.exceptions.ClientError as error:
@@ -5985,18 +5989,18 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             ):
                 raise
             if self._is_default:
-                cause = "it exists, and belongs to another account or may not be used"
-                raise UsageError("use bucket", self.bucket, cause, "name a bucket") from error
+                cause = "it exists, but belongs to another account or access is denied"
+                raise UsageError("use bucket", self.bucket, cause, "specify a bucket") from error
 
     def _list_nothing(self, client: Any) -> None:
-        """ListObjectsV2 of no key: its refusal tells credentials from a lack of permission."""
+        """ListObjectsV2 of no key: its error tells bad credentials from a lack of permission."""
         client.list_objects_v2(Bucket=self.bucket, MaxKeys=0, **self.options.access())
 
     def _create_bucket(self, client: Any) -> list[str]:
-        """Private, as far as a store lets itself be told so.
+        """As private as the store allows.
 
-        Other stores than AWS may not know the ownership, and some refuse every object that comes
-        without an ACL where BlockPublicAcls is set (RADOS gateway); to ignore ACLs is enough.
+        Stores other than AWS may not support ownership controls, and some refuse every object sent
+        without an ACL if BlockPublicAcls is set (RADOS gateway); ignoring ACLs is enough.
         """
         ownership = {} if self.endpoint else {"ObjectOwnership": "BucketOwnerEnforced"}
         arguments: dict[str, Any] = {"Bucket": self.bucket, **ownership}
@@ -6017,7 +6021,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
                 status = error.response["ResponseMetadata"]["HTTPStatusCode"]
                 if is_passing(status) or status == FORBIDDEN:
                     raise
-                return [f"bucket {self.bucket}: this store has no public access blocks"]
+                return [f"bucket {self.bucket}: this store does not support public access blocks"]
         return []
 
     def _check_private(self, client: Any) -> list[str]:
@@ -6032,7 +6036,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         return []
 
     def _session_of(self) -> Any:
-        import boto3  # 0.1 s and 20 MB, which a run that has nothing to upload need not pay
+        import boto3  # 0.1 s and 20 MB, to be avoided if there is nothing to upload
         from botocore.exceptions import BotoCoreError
 
         if self._session is None:
@@ -6053,7 +6057,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         return self._session
 
     def _given_credentials(self) -> dict[str, str | None]:
-        """What boto3 is not to look for, as another process has it."""
+        """What boto3 need not look for, as another process has it."""
         shared = self._shared_credentials
         if shared is None or self._is_keeper:
             return {}
@@ -6061,7 +6065,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         return dict(zip(names, shared))
 
     def shared(self, *, again: bool = False) -> Credentials | None:
-        """Those that are renewed: by a role, a metadata service, a process."""
+        """Credentials that are renewed: by a role, a metadata service, a process."""
         if self._shared_credentials is None:
             return None
         if again:
@@ -6085,7 +6089,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             connect_timeout=CONNECT_SECONDS,
             read_timeout=read_seconds or min(READ_SECONDS, max(self.patience, LEAST_STALL_SECONDS)),
             max_pool_connections=connections,
-            retries={"mode": "standard", "total_max_attempts": 1},  # trying again is the engine's
+            retries={"mode": "standard", "total_max_attempts": 1},  # retries are up to the engine
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
             s3={"payload_signing_enabled": True},
@@ -6101,7 +6105,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
                 config=config,
             )
             guard_client(client, service)
-            if self.endpoint:  # AWS alone has the names that botocore insists on
+            if self.endpoint:  # only AWS has the names that botocore insists on
                 client.meta.events.unregister("before-parameter-build.s3", validate_bucket_name)
             return client
         except BotoCoreError as error:
@@ -6111,16 +6115,16 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             raise UsageError("set up", service, str(error), "check the options") from error
         except PfuError:
             raise
-        except Exception as error:  # whatever a credential_process does; it may tell secrets
+        except Exception as error:  # whatever a credential_process does; it may reveal secrets
             cause = os_cause(error) if isinstance(error, OSError) else type(error).__name__
             where = getattr(error, "filename", None)
             cause = f"{where}: {cause}" if where else cause
             raise UsageError("set up", service, cause, CONFIGURATION_HINT) from error
 
     def _credentials(self) -> Credentials:
-        """What to sign with now. May block to renew it. Raises FatalError.
+        """The current credentials. May block to renew them. Raises FatalError.
 
-        Where it cannot change, boto3 is asked once, and no worker has to import it.
+        If they cannot change, boto3 is asked once, and no worker has to import it.
         """
         known = self._fixed_credentials or (None if self._is_keeper else self._shared_credentials)
         if known is not None:
@@ -6131,7 +6135,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
 
             try:
                 found = self._session_of().get_credentials()
-            except (AttributeError, KeyError, TypeError) as error:  # of an odd credential_process
+            except (AttributeError, KeyError, TypeError) as error:  # from an odd credential_process
                 cause = type(error).__name__
                 place = "read credentials for", self.destination
                 raise FatalError(*place, cause, CONFIGURATION_HINT) from error
@@ -6148,9 +6152,9 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             return current
 
     def _doubt_metadata_service(self) -> None:
-        """Raises RetryableError if there is one, which may tell the next time; botocore asks once.
+        """Raises RetryableError if there is one, as it may answer next time; botocore asks once.
 
-        It is given more time, too.
+        From then on it gets more time.
         """
         if os.environ.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true":
             return
@@ -6159,7 +6163,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         with contextlib.suppress(OSError):
             socket.create_connection((url.hostname or "", url.port or 80), 1.0).close()
             self._session, self._metadata_service_is_slow = None, True
-            cause = "the metadata service gave none"
+            cause = "the metadata service returned none"
             raise RetryableError(
                 "read credentials for", self.destination, cause, NO_CREDENTIALS_HINT
             )
@@ -6167,11 +6171,11 @@ class S3Uploader(MultipartUploader, InspectableUploader):
     # -- in every process that uploads
 
     def open(self, connections: int) -> None:
-        """The safe lane's client is made when it is first needed: it costs 40 ms and 10 MB."""
+        """The safe lane's client is created on demand: it costs 40 ms and 10 MB."""
         self._clients, self._connections = {}, connections
 
     def _safe_client(self, seconds: float) -> Any:
-        """One for each time that an answer may take."""
+        """One per timeout."""
         with self._lock:
             if seconds not in self._clients:
                 client = self._client_of("s3", self._connections, seconds)
@@ -6185,7 +6189,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
 
     @contextlib.contextmanager
     def _calling(self, operation: str, subject: str, seconds: float | None = None) -> Iterator[Any]:
-        """The safe lane's client, for one call; its errors come out as TransferError."""
+        """The safe lane's client, for one call; its errors are raised as TransferError."""
         client, terms = self._safe_client(seconds or SLOW_LINE_SECONDS), self._terms
         try:
             with translated(operation, subject):
@@ -6193,29 +6197,29 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         except FatalError as error:
             if error.code not in CREDENTIAL_CODES or not self._renew_credentials(client):
                 raise
-            hint = "the credentials were read again"
+            hint = "the credentials have been reloaded"
             raise RetryableError(operation, subject, error.cause, hint) from error
         except RetryableError as error:
             if error.dropped:
-                client.close()  # the idle connections: they may be as dead
+                client.close()  # the idle connections: they may be dead too
             raise
         self._acknowledged_terms = terms
 
     def _renew_credentials(self, refused: Any) -> bool:
-        """Read the credentials again, from where they are kept. Whether there are others now.
+        """Reload the credentials from where they are kept. Returns whether they have changed.
 
-        Others that are refused in their turn, before anything was acknowledged, are the last.
+        If new ones are refused too, before anything was acknowledged, there is no third attempt.
         """
         with self._lock:
             if refused not in self._clients.values():
-                return True  # another thread has done so
+                return True  # another thread has done it
             is_early = time.monotonic() < self._renewed_at + RENEWAL_SECONDS
             if is_early or self._terms.renewals > self._acknowledged_terms.renewals:
                 return False
             self._renewed_at = time.monotonic()
             if self._shared_credentials is not None and not self._is_keeper:
                 self.traffic.wants_shared = True
-                return True  # until another process has read them, or the same again
+                return True  # until another process has reloaded them, changed or not
             before = self._session, self._fixed_credentials
             old, self._session, self._fixed_credentials = self._credentials(), None, None
             try:
@@ -6332,7 +6336,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         by_boto3: Callable[[], Awaitable[Receipt]],
         terms: Terms,
     ) -> Receipt:
-        """A refusal by the fast lane is put to boto3 once, for its words and its redirects."""
+        """A refusal by the fast lane is repeated with boto3 once, for its message and redirects."""
         try:
             etag = await put
         except Rejected as rejected:
@@ -6349,7 +6353,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         return Receipt(etag, fast=True)
 
     def _open_lane(self) -> FastLane | None:
-        """The fast lane, signing with the newest credentials, if it is open."""
+        """The fast lane, signing with the latest credentials, if it is open."""
         if self._lane is None or self.fast_lane_off:
             return None
         if self._lane_renewals != self._terms.renewals:
@@ -6358,9 +6362,9 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         return self._lane
 
     def _weigh_rejection(self, rejected: Rejected, way: str) -> None:
-        """Raises RetryableError for what may pass, unless boto3 is to be asked how it fares.
+        """Raises RetryableError for temporary failures, unless boto3 should be tried.
 
-        It is asked, one file at a time, once the fast lane alone may be what does not work.
+        It is tried, one file at a time, once the fast lane alone may be what fails.
         """
         if rejected.by_proxy:
             raise refused_by_proxy("upload", way, str(rejected))
@@ -6388,8 +6392,8 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         return True
 
     def refuses_all(self) -> bool:
-        """ListObjectsV2, whose answer tells credentials and bucket from a lack of permission."""
-        for _ in range(2):  # the credentials may be read again meanwhile
+        """ListObjectsV2, which tells bad credentials and buckets from a lack of permission."""
+        for _ in range(2):  # the credentials may be reloaded in between
             try:
                 with self._calling("list", self.bucket) as client:
                     self._list_nothing(client)
@@ -6401,12 +6405,12 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         return False
 
     def _count_refusal(self, rejected: Rejected, terms: Terms) -> None:
-        """Give the fast lane up if it is refused, time after time, what the safe lane is not."""
+        """Give up the fast lane if it is repeatedly refused what the safe lane is not."""
         if terms != self._terms:
             return  # that was why
         self._refusals += 1
         if self._refusals >= MAX_REFUSALS:
-            self.fast_lane_off = f"given up on the way: {rejected}"
+            self.fast_lane_off = f"abandoned during the run: {rejected}"
 
     def _count_request(self, request: Any, **_: Any) -> None:
         self.traffic.add(requests=1)
@@ -6423,7 +6427,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         return f"{path} to s3://{self.bucket}/{key}"
 
     def _object(self, upload: Upload) -> dict[str, Any]:
-        """What PutObject and CreateMultipartUpload say of an object."""
+        """Arguments of PutObject and CreateMultipartUpload for an object."""
         return {
             "Bucket": self.bucket,
             "Key": upload.key,
@@ -6433,12 +6437,12 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         }
 
     def _upload(self, key: str, upload_id: str) -> dict[str, Any]:
-        """What all further calls say of a multipart upload."""
+        """Arguments of all further calls for a multipart upload."""
         of_s3 = UploadHandle.read(upload_id).upload_id
         return {"Bucket": self.bucket, "Key": key, "UploadId": of_s3, **self.options.access()}
 
     def put(self, upload: Upload) -> Receipt:
-        """One PutObject: the body is in memory, larger files come in parts."""
+        """One PutObject: the body is in memory, larger files are sent in parts."""
 
         def send(checksum: bool) -> Receipt:
             with self._calling("upload", self._way(upload.source.path, upload.key)) as client:
@@ -6457,9 +6461,9 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         return {**checksum_of(sha256, checksum), **dict(zip(("ContentMD5",), md5))}
 
     def _with_checksum(self, what: str, call: Callable[[bool], T], *, wanted: bool = True) -> T:
-        """call(True), to send a checksum; call(False) where that is what the store refuses.
+        """call(True), to send a checksum; call(False) if that is what the store refuses.
 
-        Whether it is that is tried once a run, not once a file.
+        Whether it does is tried once per run, not per file.
         """
         checksum, md5 = wanted and self._terms.checksums, self._terms.md5
         try:
@@ -6471,13 +6475,13 @@ class S3Uploader(MultipartUploader, InspectableUploader):
                 return self._with_checksum(what, call, wanted=wanted)
             if not checksum or not may_concern_checksum(refused):
                 raise
-            with self._trying_without:  # the others wait for what comes of it
+            with self._trying_without:  # the others wait for the result
                 if not self._terms.checksums:
                     return call(False)
                 if what in self._tried_without:
                     raise
                 self._tried_without.add(what)
-                if isinstance(refused, FatalError):  # a word of one node, of many that take it?
+                if isinstance(refused, FatalError):  # from one node, while others take it?
                     if self._took_checksum:
                         raise
                     with contextlib.suppress(TransferError):
@@ -6491,7 +6495,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             return answer
 
     def _learns_md5(self, refused: TransferError) -> bool:
-        """Whether the store asks for Content-MD5, as older ones do under Object Lock."""
+        """Whether the store requires Content-MD5, as older ones do with Object Lock."""
         asks = "content-md5" in refused.cause.lower()
         if asks and kind_of_error(refused) is Kind.REFUSED:
             with self._lock:
@@ -6502,7 +6506,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
     # -- large files
 
     def fingerprint(self, upload: Upload) -> str:
-        """Hashes of what CreateMultipartUpload says."""
+        """Hashes of the arguments of CreateMultipartUpload."""
         told = {**self._object(upload), "Metadata": {}}, upload.metadata
         texts = (json.dumps(half, sort_keys=True).encode() for half in told)
         return "/".join(hashlib.sha256(text).hexdigest() for text in texts)
@@ -6516,7 +6520,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         def create(checksum: bool) -> tuple[Any, bool]:
             algorithm = {"ChecksumAlgorithm": "SHA256"} if checksum else {}
             with self._calling(
-                "begin upload of", self._way(upload.source.path, upload.key)
+                "start upload of", self._way(upload.source.path, upload.key)
             ) as client:
                 return client.create_multipart_upload(**told, **algorithm), checksum
 
@@ -6524,8 +6528,8 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         answer, checksum = self._with_checksum("begin", create)
         upload_id = str(answer.get("UploadId", ""))
         if not upload_id:
-            raise RetryableError("read answer", upload.key, "it names no upload")
-        if checksum != wanted:  # an answer that was lost may have named another one
+            raise RetryableError("read response", upload.key, "it has no upload ID")
+        if checksum != wanted:  # a lost answer may have named another one
             self.abort_others(upload.key, began, upload_id)
         return str(UploadHandle(upload_id, checksum, mark))
 
@@ -6569,9 +6573,9 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             ]
 
     def complete(self, upload: Upload, upload_id: str, parts: Sequence[StoredPart]) -> Receipt:
-        """CompleteMultipartUpload, then a look at the object.
+        """CompleteMultipartUpload, then a check of the object.
 
-        Where the answer is lost, or the upload is not there any more, the object tells.
+        If the answer is lost, or the upload no longer exists, the object decides.
         """
 
         def end(checksum: bool) -> Any:
@@ -6598,9 +6602,9 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         return Receipt(etag, combined_sha256(parts))
 
     def renew(self, upload: Upload, etag: str, modified: int | None) -> Receipt:
-        """CopyObject onto itself, which keeps nothing that is not said anew; by parts above 5 GiB.
+        """CopyObject onto itself, with everything stated again; by parts above 5 GiB.
 
-        Then a look at the object: some stores acknowledge, and keep the metadata.
+        Then a check of the object: some stores acknowledge, and keep the old metadata.
         """
         if len(self._denied_copies) >= MAX_DENIED_COPIES:
             raise self._denied_copies[-1]
@@ -6614,9 +6618,9 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         return Receipt(copied)
 
     def _copy_of(self, upload: Upload, etag: str, modified: int | None) -> str:
-        """The ETag of the copy, as HEAD tells it: Swift answers with another one, rclone with none.
+        """The ETag of the copy, from HEAD: Swift answers with another one, rclone with none.
 
-        A store that takes the request for a PutObject has an empty object then: it is sent again.
+        A store that takes the request for a PutObject now has an empty object: it is sent again.
         """
         way, told = f"s3://{self.bucket}/{upload.key}", ""
         try:
@@ -6635,13 +6639,17 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         except DeniedError:
             head = None
         if head is None and not told:
-            raise lost or UploadGoneError("renew metadata of", way, "the store may not have copied")
+            raise lost or UploadGoneError(
+                "update metadata of", way, "the store may not have copied it"
+            )
         if head is not None and head["ContentLength"] != upload.size:
-            raise UploadGoneError("renew metadata of", way, "the store does not copy")
+            raise UploadGoneError("update metadata of", way, "the store did not copy it")
         if head is not None and not head.get("Metadata"):
-            self.traffic.notes.append(DROPS_METADATA)  # it has none to renew
+            self.traffic.notes.append(DROPS_METADATA)  # there is none to update
         elif head is not None and not describes(head, upload):
-            raise lost or UnsupportedError("renew metadata of", way, "the store kept the old ones")
+            raise lost or UnsupportedError(
+                "update metadata of", way, "the store kept the old metadata"
+            )
         return str((head or {}).get("ETag") or told).strip('"')
 
     def _known_object(
@@ -6649,8 +6657,8 @@ class S3Uploader(MultipartUploader, InspectableUploader):
     ) -> Inspected:
         """The object, if it is ours under another ETag; raises ``gone`` if it is another one.
 
-        Some stores tell another ETag each time; or a copy was made, and its answer lost. Where
-        there is neither metadata nor a digest, nothing tells that it is another.
+        Some stores report another ETag each time; or a copy was made, and its answer lost. With
+        neither metadata nor a digest, nothing shows that it is another one.
         """
         stored = self.inspect(upload.key) if gone.status == PRECONDITION_FAILED else None
         if stored is None or stored.size != upload.size:
@@ -6711,22 +6719,22 @@ class S3Uploader(MultipartUploader, InspectableUploader):
 
     @contextlib.contextmanager
     def _renewing(self, upload: Upload) -> Iterator[Any]:
-        """Raises UploadGoneError where the object is not the one that the ledger knows."""
+        """Raises UploadGoneError if the object is not the one that the ledger knows."""
         way = f"s3://{self.bucket}/{upload.key}"
         try:
-            with self._calling("renew metadata of", way) as client:
+            with self._calling("update metadata of", way) as client:
                 yield client
         except TransferError as error:
             if error.status not in (404, PRECONDITION_FAILED):
                 raise
-            gone = UploadGoneError("renew metadata of", way, error.cause)
+            gone = UploadGoneError("update metadata of", way, error.cause)
             gone.status = error.status
             raise gone from error
 
     def _check_stored(self, upload: Upload) -> None:
         """Raises TransferError if the object is not as it should be.
 
-        A refusal is no reason: PutObject is permission enough.
+        A refusal does not count: PutObject is permission enough.
         """
         try:
             head = self._head(upload.key)
@@ -6734,21 +6742,21 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             return
         way = self._way(upload.source.path, upload.key)
         if head is None and not self.endpoint:
-            cause = "the store has acknowledged it, and does not find it"
+            cause = "the store acknowledged it but does not have it"
             raise RetryableError("complete", way, cause)
-        if head is None:  # S3 finds at once what it has; of others it is not known
+        if head is None:  # S3 is consistent; other stores may not be
             self.traffic.notes.append(NOT_FOUND_NOTE)
         elif head["ContentLength"] != upload.size:
-            cause = "the store has acknowledged it, and holds something else"
+            cause = "the store acknowledged it but has something else"
             raise TransferError("complete", way, cause)
         elif not describes(head, upload):
             self.traffic.notes.append(DROPS_METADATA)
 
     def _head(self, key: str, **more: Any) -> Mapping[str, Any] | None:
-        """HeadObject. What states a size has it; one that may be half an answer is asked for again.
+        """HeadObject. An answer with a size is believed; one that may be truncated is asked again.
 
-        botocore takes an answer that breaks off within its headers for a whole one. Some stores
-        tell no ETag there: that is believed where none ever came.
+        botocore takes an answer that is cut off within its headers for a complete one. Some stores
+        send no ETag here: that is believed if none ever came.
         """
         head = self._head_once(key, **more)
         if head is None or is_whole_head(head):
@@ -6758,9 +6766,9 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         if head is None or is_whole_head(head):
             return head
         if self._heads_have_etags:
-            raise RetryableError("look at", key, "the answer broke off: there is no ETag")
+            raise RetryableError("check", key, "the response was cut off: no ETag")
         if "ContentLength" not in head:
-            raise DeniedError("look at", key, "the store does not state its size")
+            raise DeniedError("check", key, "the store does not report its size")
         return head
 
     def _head_once(self, key: str, **more: Any) -> Mapping[str, Any] | None:
@@ -6768,7 +6776,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             looking = self._look(key, CHECKSUM_MODE if more else NO_HEADERS)
             with contextlib.suppress(Rejected, ValueError):
                 return asyncio.run_coroutine_threadsafe(looking, self._loop).result()
-        with self._calling("look at", f"s3://{self.bucket}/{key}") as client:
+        with self._calling("check", f"s3://{self.bucket}/{key}") as client:
             try:
                 head: Mapping[str, Any] = client.head_object(
                     Bucket=self.bucket, Key=key, **more, **self.options.access()
@@ -6784,7 +6792,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             return head
 
     async def _look(self, key: str, headers: Headers) -> Mapping[str, Any] | None:
-        """HeadObject by the fast lane, as boto3 tells it. Raises Rejected, ValueError."""
+        """HeadObject by the fast lane, in boto3's form. Raises Rejected, ValueError."""
         lane, terms = self._open_lane(), self._terms
         if lane is None:
             raise Rejected(None, "the fast lane is closed")
@@ -6796,7 +6804,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         return head_of(fields) if fields else None
 
     def _tell_credentials(self, client: Any) -> None:
-        """Raise ClientError if it was for them: an answer to HEAD has no body that says so."""
+        """Raise ClientError if they are the cause: an answer to HEAD has no body to say so."""
         try:
             self._list_nothing(client)
         except client.exceptions.ClientError as error:
@@ -6806,11 +6814,11 @@ class S3Uploader(MultipartUploader, InspectableUploader):
     def is_complete(
         self, upload: Upload, upload_id: str, parts: Sequence[StoredPart]
     ) -> Receipt | None:
-        """By HeadObject: the mark that the upload was begun with, or the digest of its bytes."""
+        """By HeadObject: the mark that the upload was started with, or the digest of its bytes."""
         try:
             head = self._head(upload.key, ChecksumMode="ENABLED")
         except DeniedError:
-            return None  # then it is sent once more
+            return None  # then it is sent again
         if not head or head["ContentLength"] != upload.size:
             return None
         etag, sha256 = str(head.get("ETag", "")).strip('"'), combined_sha256(parts)
@@ -6823,7 +6831,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         return Receipt(etag, sha256) if any(proofs) else None
 
     def abort(self, key: str, upload_id: str) -> None:
-        """AbortMultipartUpload. One that the store does not know is none any more."""
+        """AbortMultipartUpload. An unknown upload is already gone."""
         with (
             self._calling("abort upload of", f"s3://{self.bucket}/{key}") as client,
             contextlib.suppress(client.exceptions.NoSuchUpload),
@@ -6838,18 +6846,18 @@ class S3Uploader(MultipartUploader, InspectableUploader):
                 upload["UploadId"]
                 for page in pages.paginate(Bucket=self.bucket, Prefix=key, **self.options.access())
                 for upload in page.get("Uploads", [])
-                if len(upload["Key"]) == len(key)  # it begins with the key: Prefix
+                if len(upload["Key"]) == len(key)  # the key may only be a prefix of it
                 and upload["Initiated"].timestamp() > since - CLOCK_SKEW_SECONDS
             ]
-            client.close()  # what follows is a Create that was lost: on another connection
+            client.close()  # what follows a lost Create must use another connection
             return found
 
-    # -- what is there
+    # -- listing and inspection
 
     def list_objects(self, threads: ThreadPoolExecutor) -> Iterator[list[Listed]]:
-        """ListObjectsV2, of all prefixes one level down side by side.
+        """ListObjectsV2, of all prefixes one level down in parallel.
 
-        Of each prefix one page is asked for while the one before it is taken in.
+        The next page of each prefix is requested while the last one is processed.
         """
         asked: dict[Future[Any], Iterator[Mapping[str, Any]]] = {}
 
@@ -6903,23 +6911,23 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         return Inspected(size, etag, sha256, metadata, stored_at, part_size)
 
     def _first_part(self, key: str, size: int) -> int:
-        """Bytes of an object's first part; 0 where the store does not heed partNumber."""
+        """Bytes of an object's first part; 0 if the store ignores partNumber."""
         first = self._head(key, PartNumber=1) or {}
         told = int(first.get("ContentLength", 0))
         return told if first.get("PartsCount") or told != size else 0
 
     def explain_loss(self, key: str) -> list[str]:
-        """Said of a store that answers GET as S3 does: something takes objects away at once."""
-        with self._calling("look at", f"s3://{self.bucket}/{key}") as client:
+        """For a store that answers GET as S3 does: something deletes objects immediately."""
+        with self._calling("check", f"s3://{self.bucket}/{key}") as client:
             try:
                 client.get_object(Bucket=self.bucket, Key=key, **self.options.access())
             except client.exceptions.ClientError as error:
                 if error.response["Error"].get("Code") == "NoSuchKey":
-                    return [f"something takes objects away at once: {key} was taken, and is gone"]
+                    return [f"something deletes objects immediately: {key} was accepted, then gone"]
         return super().explain_loss(key)
 
     def kept_as(self, key: str, size: int, since: float) -> str:
-        """ListObjectsV2, one page, of what begins like the key up to where that is odd."""
+        """ListObjectsV2, one page, of what starts like the key up to its first odd character."""
         odd = is_odd(key)
         below = key[: odd.start()] if odd else key
         with self._calling("list", f"s3://{self.bucket}/{below}") as client:
@@ -6945,7 +6953,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             return digest_of(answer["Body"], self.traffic.beat)
 
 
-# What some store is known to keep in another way, each by a kind of its own.
+# Names known to be altered by some store, one kind for each.
 ODD_IN_KEYS = {
     "backslash": r"\\",
     "control": r"[\0-\x1f\x7f]",
@@ -6956,35 +6964,35 @@ is_odd = re.compile("|".join(ODD_IN_KEYS.values())).search
 
 
 def odd_kinds(key: str) -> frozenset[str]:
-    """The kinds of what is odd in a key."""
+    """The kinds of oddities in a key."""
     if not is_odd(key):
         return frozenset()
     return frozenset(kind for kind, odd in ODD_IN_KEYS.items() if re.search(odd, key))
 
 
 def plain_parts(key: str) -> frozenset[str]:
-    """What no store alters, with letters taken apart into their accents and without."""
+    """What no store alters, with letters taken apart into base and accents, and without."""
     forms = key, unicodedata.normalize("NFD", key)
     return frozenset(re.sub(r"[^0-9A-Za-z]", "", form) for form in forms)
 
 
 PRECONDITION_FAILED = 412
-MAX_DENIED_COPIES = 3  # in a row, after which no more are asked for
-COPIED_PART_SIZE = GIB  # of an object that is copied onto itself by parts
+MAX_DENIED_COPIES = 3  # in a row, after which no more are requested
+COPIED_PART_SIZE = GIB  # parts of an object that is copied onto itself
 is_about_count = re.compile(
     "part.?number|too.?many.?parts|number of parts|maximum.*parts", re.IGNORECASE
 ).search
-TOO_MANY_PARTS_HINT = "this store takes fewer parts: pass a larger --part-size"
+TOO_MANY_PARTS_HINT = "this store allows fewer parts: pass a larger --part-size"
 NOT_FOUND_NOTE = (
-    "large objects could not be checked: the store acknowledged them, and finds none of them"
+    "large objects could not be checked: the store acknowledged them but does not find them"
 )
-CHECKSUM_MARK = "#sha256"  # S3's own ids have no such character
-UPLOAD_MARK, UPLOAD_MARK_DIGITS = "pfu-upload", 16  # metadata that tells one upload from another
+CHECKSUM_MARK = "#sha256"  # S3's own ids do not contain this character
+UPLOAD_MARK, UPLOAD_MARK_DIGITS = "pfu-upload", 16  # in metadata, tells one upload from another
 HANDLE = re.compile(rf"(.*?)({CHECKSUM_MARK})?(?:#([0-9a-f]{{{UPLOAD_MARK_DIGITS}}}))?", re.DOTALL)
 
 
 class UploadHandle(NamedTuple):
-    """What the ledger keeps as the id of an upload: S3's, and what it was begun with."""
+    """An upload id as kept in the ledger: S3's, and what the upload was started with."""
 
     upload_id: str
     checksum: bool  # its parts have one
@@ -7002,7 +7010,7 @@ class UploadHandle(NamedTuple):
 
 
 def checksum_of(sha256: str, wanted: bool) -> dict[str, str]:
-    """The argument of boto3's calls, and the entry of a part, that gives a digest."""
+    """The argument of boto3's calls, and the key of a part, for a digest."""
     return {"ChecksumSHA256": base64_of(sha256)} if wanted else {}
 
 
@@ -7015,16 +7023,16 @@ def md5_of(body: Body, terms: Terms) -> tuple[str, ...]:
 
 
 def may_concern_checksum(error: TransferError) -> bool:
-    """Whether the request might pass without its checksum. Some stores lump it with signatures."""
+    """Whether the request might succeed without its checksum. Some stores blame the signature."""
     is_refusal = kind_of_error(error) is Kind.REFUSED and error.status != FORBIDDEN
     return is_refusal or error.code == "SignatureDoesNotMatch"
 
 
-LISTED_PREFIXES = 16  # listed side by side
+LISTED_PREFIXES = 16  # listed in parallel
 
 
 def listed_in(page: Mapping[str, Any]) -> list[Listed]:
-    """The objects of a page of a listing."""
+    """The objects on a page of a listing."""
     return [
         Listed(stored["Key"], stored["Size"], stored.get("ETag", "").strip('"'))
         for stored in page.get("Contents", [])
@@ -7032,13 +7040,13 @@ def listed_in(page: Mapping[str, Any]) -> list[Listed]:
 
 
 def hex_of_checksum(text: str) -> str:
-    """``x-amz-checksum-sha256`` as the ledger writes it; with the number of parts if there are."""
+    """``x-amz-checksum-sha256`` as kept in the ledger; with the number of parts, if any."""
     digest, dash, count = text.partition("-")
     return base64.b64decode(digest).hex() + dash + count
 
 
 def digest_of(body: Any, beat: Callable[[], None]) -> str:
-    """SHA-256 in hex of what a stream holds."""
+    """SHA-256 in hex of the contents of a stream."""
     digest = hashlib.sha256()
     while piece := body.read(HASH_BYTES):
         beat()
@@ -7047,14 +7055,14 @@ def digest_of(body: Any, beat: Callable[[], None]) -> str:
 
 
 class PartBody(io.RawIOBase):
-    """A body as botocore reads it: to hash it, then, from its start again, to send it."""
+    """A body as botocore reads it: to hash it, then from its start again to send it."""
 
     def __init__(self, body: Body, sha256: str) -> None:
         super().__init__()
         self._body = body
         self._sha256 = sha256
         self._position = 0
-        self.traffic: Traffic | None = None  # while it is sent, not while it is hashed
+        self.traffic: Traffic | None = None  # set while it is sent, not while it is hashed
 
     def readable(self) -> bool:
         return True
@@ -7063,7 +7071,7 @@ class PartBody(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Only the three ways of a file."""
+        """Only the three modes of seek()."""
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: len(self._body)}
         self._position = base[whence] + offset
         self.traffic = None
@@ -7083,7 +7091,7 @@ class PartBody(io.RawIOBase):
 
 
 def describes(head: Mapping[str, Any], upload: Upload) -> bool:
-    """Whether HeadObject's answer is that of this object, as far as it says."""
+    """Whether HeadObject's answer describes this object, as far as it goes."""
     stored = {name.lower(): value for name, value in head.get("Metadata", {}).items()}
     return head["ContentLength"] == upload.size and all(
         stored.get(name) == value for name, value in upload.metadata.items()
@@ -7091,7 +7099,7 @@ def describes(head: Mapping[str, Any], upload: Upload) -> bool:
 
 
 def combined_etag(parts: Sequence[StoredPart]) -> str:
-    """The ETag of an object in parts, where those of the parts are MD5 digests; else nothing."""
+    """The ETag of an object in parts, if those of the parts are MD5 digests; else empty."""
     etags = "".join(part.etag for part in parts)
     if len(etags) != 32 * len(parts) or not re.fullmatch("[0-9a-f]*", etags):
         return ""
@@ -7100,27 +7108,27 @@ def combined_etag(parts: Sequence[StoredPart]) -> str:
 
 
 def combined_sha256(parts: Iterable[StoredPart]) -> str:
-    """combined_digest() of parts that are stored."""
+    """combined_digest() of stored parts."""
     return combined_digest([bytes.fromhex(part.sha256) for part in parts])
 
 
 def etag_of(answer: Mapping[str, Any], sha256: str = "") -> str:
-    """The ETag of an acknowledgement, without quotes. Raises RetryableError where there is none.
+    """The ETag of an acknowledgement, without quotes. Raises RetryableError if there is none.
 
-    botocore takes an answer that breaks off within its headers for a success: one with half an ETag
-    is none. What it says of the bytes has to be true.
+    botocore takes an answer that is cut off within its headers for a success: half an ETag counts
+    as none. A digest in the answer has to be right.
     """
     if sha256 and answer.get("ChecksumSHA256", base64_of(sha256)) != base64_of(sha256):
-        raise RetryableError("read answer", "", OTHER_DIGEST)
+        raise RetryableError("read response", "", OTHER_DIGEST)
     told = str(answer.get("ETag") or "")
     etag = told.strip('"')
     if not etag or told.startswith('"') != told.endswith('"'):
-        raise RetryableError("read answer", "", "it broke off: there is no ETag")
+        raise RetryableError("read response", "", "it was cut off: no ETag")
     return etag
 
 
 def head_of(fields: Mapping[str, str]) -> Mapping[str, Any]:
-    """The headers of an answer to HeadObject as boto3 tells them. Raises ValueError."""
+    """The headers of an answer to HeadObject as boto3 returns them. Raises ValueError."""
     start, modified = "x-amz-meta-", fields.get("last-modified")
     return {
         "ContentLength": int(fields["content-length"]),
@@ -7132,7 +7140,7 @@ def head_of(fields: Mapping[str, str]) -> Mapping[str, Any]:
 
 
 def is_whole_head(head: Mapping[str, Any]) -> bool:
-    """Whether an answer to HeadObject holds a size and an ETag."""
+    """Whether an answer to HeadObject has a size and an ETag."""
     told = str(head.get("ETag") or "")
     has_etag = bool(told.strip('"')) and told.startswith('"') == told.endswith('"')
     return has_etag and "ContentLength" in head
@@ -7142,9 +7150,9 @@ def parse_destination(text: str) -> tuple[str, str]:
     """Bucket and prefix of ``s3://bucket[/prefix]``. Raises UsageError."""
     match = DESTINATION.fullmatch(text)
     if re.search("[\ud800-\udfff]", text):
-        raise UsageError("read destination", text, "it is not UTF-8", "keys of S3 are UTF-8")
+        raise UsageError("read destination", text, "it is not UTF-8", "S3 keys are UTF-8")
     if not match or not ANY_BUCKET.fullmatch(match["bucket"]):
-        cause = "it names no bucket" if match else "it does not begin with s3://"
+        cause = "no bucket name" if match else "it does not start with s3://"
         raise UsageError("read destination", text, cause, DESTINATION_HINT)
     bucket, prefix = match["bucket"], match["prefix"] or ""
     prefix = prefix.rstrip("/")
@@ -7152,21 +7160,23 @@ def parse_destination(text: str) -> tuple[str, str]:
 
 
 def check_endpoint(url: str) -> None:
-    """Raises UsageError, and does not repeat what may hold a password."""
+    """Raises UsageError, without repeating a possible password."""
     MASK.learn_url(url)
     if "@" in url:
-        hint = "credentials go into the environment or the AWS configuration"
-        raise UsageError("the endpoint's URL holds a user or a password", hint=hint)
+        hint = "put credentials in the environment or the AWS configuration"
+        raise UsageError("the endpoint URL contains a user name or password", hint=hint)
     match = ENDPOINT.fullmatch(url)
     if not match or not 0 < int(match["port"] or 443) < 1 << 16:
-        raise UsageError("the endpoint is no http:// or https:// URL", hint="see --endpoint-url")
+        raise UsageError(
+            "the endpoint is not an http:// or https:// URL", hint="see --endpoint-url"
+        )
 
 
 TLS_PROBE_SECONDS = 2.0
 
 
 def learn_urls() -> None:
-    """The passwords of all URLs that are at hand: proxies, endpoints, arguments."""
+    """The passwords in all known URLs: proxies, endpoints, arguments."""
     names = [name for name in os.environ if re.search("proxy$|endpoint", name, re.IGNORECASE)]
     given = re.findall(r"https?://\S+", "\n".join(sys.argv))
     for url in (*map(os.environ.__getitem__, names), *given):
@@ -7177,13 +7187,11 @@ PROXY = re.compile(
     r"(?:https?:)?(?://)?(?:[^/?#\s\[\]]*@)?(?:\[[0-9a-fA-F:.]+\]|[^/?#@:\s\[\]]+)"
     r"(?::(?P<port>\d+)?)?(?:[/?#][^@\s]*)?"
 )
-PROXY_URL_HINT = (
-    "write http://USER:PASSWORD@HOST:PORT, with %2F for / and %23 for # in the password"
-)
+PROXY_URL_HINT = "use http://USER:PASSWORD@HOST:PORT, with %2F for / and %23 for # in the password"
 
 
 def check_proxy(config: Any, url: str) -> None:
-    """Raises UsageError if requests to ``url`` go by a proxy that cannot be, and hides its URL."""
+    """Raises UsageError if requests to ``url`` use an invalid proxy, and masks its URL."""
     proxy = proxy_of(config, url) or ""
     MASK.learn_url(proxy)
     match, scheme = PROXY.fullmatch(proxy), re.match(r"(?!https?:)([a-z0-9+.-]+)://", proxy, re.I)
@@ -7192,8 +7200,8 @@ def check_proxy(config: Any, url: str) -> None:
         return
     name = f"{urllib.parse.urlsplit(url).scheme}_proxy"
     names = [known for known in (name, name.upper()) if os.environ.get(known)]
-    cause = f"{scheme[1]} proxies are not supported" if scheme else "it is no URL"
-    raise UsageError("read", names[0] if names else "the proxy's URL", cause, PROXY_URL_HINT)
+    cause = f"{scheme[1]} proxies are not supported" if scheme else "not a URL"
+    raise UsageError("read", names[0] if names else "the proxy URL", cause, PROXY_URL_HINT)
 
 
 def speaks_tls(host: str, port: int) -> bool:
@@ -7209,7 +7217,7 @@ def speaks_tls(host: str, port: int) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether what is sent to ``host`` stays on this machine, whatever its name."""
+    """Whether traffic to ``host`` stays on this machine, whatever its name."""
     try:
         found = {str(entry[4][0]) for entry in socket.getaddrinfo(host, None)}
     except OSError:
@@ -7242,23 +7250,23 @@ NOT_XML = re.compile(
 
 
 def make_parsable(response_dict: Any, **_: Any) -> None:
-    """S3 repeats keys in its answers, also those with characters that XML cannot have."""
+    """S3 repeats keys in its answers, even those with characters that XML cannot have."""
     if isinstance(response_dict.get("body"), bytes):
         response_dict["body"] = NOT_XML.sub(b"?", response_dict["body"])
 
 
-HALF_AN_ANSWER, HTML = "InternalError: the answer broke off", "HtmlAnswer: not an object store's"
-HTML_BODY = re.compile(rb"\s*<(?:!doctype\s+)?html", re.IGNORECASE)  # some stores call XML so
+HALF_AN_ANSWER, HTML = "InternalError: the response was cut off", "HtmlAnswer: not an object store"
+HTML_BODY = re.compile(rb"\s*<(?:!doctype\s+)?html", re.IGNORECASE)  # some stores call XML that
 DUE_HEADERS = {"HeadObject": {"content-length"}}
 
 
 def refuse_half_an_answer(
     operation_model: Any, response_dict: Any, by_proxy: bool = False, **_: Any
 ) -> None:
-    """An answer that breaks off within its headers has no body: no listing, and no empty one.
+    """An answer that is cut off within its headers has no body: it is not an empty listing.
 
-    Nor is HTML one, whatever its status: a proxy, a portal, a console. Both may pass, but for a
-    refusal by the proxy that all requests take.
+    Nor is HTML an answer, whatever its status: a proxy, a portal, a console. Both may pass, unless
+    the proxy that all requests go through refuses them.
     """
     headers = {name.lower(): value for name, value in response_dict["headers"].items()}
     status, body = response_dict["status_code"], response_dict["body"]
@@ -7275,18 +7283,18 @@ def refuse_half_an_answer(
         replace_answer(response_dict, HALF_AN_ANSWER)
 
 
-TOO_LARGE = 413  # what proxies say of a body, in HTML, and do not change their mind about
+TOO_LARGE = 413  # sent by proxies about a body, in HTML, and final
 
 
 def replace_answer(response_dict: Any, problem: str) -> None:
-    """By an error of the store."""
+    """Replace it with an error of the store."""
     code, _, message = problem.partition(": ")
     text = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>"
     response_dict.update(status_code=500, body=text.encode())
 
 
 def is_whole(operation_model: Any, body: Any, names: Collection[str]) -> bool:
-    """Whether an answer has all that it must have."""
+    """Whether an answer has all that is required."""
     if operation_model.has_streaming_output:
         return bool({"content-length", "transfer-encoding"} & set(names))
     if is_told_in_body(operation_model):
@@ -7295,7 +7303,7 @@ def is_whole(operation_model: Any, body: Any, names: Collection[str]) -> bool:
 
 
 def is_told_in_body(operation_model: Any) -> bool:
-    """Whether botocore's model says that anything of the answer is not in the headers."""
+    """Whether botocore's model expects more in the answer than headers."""
     shape = operation_model.output_shape
     return shape is not None and any(
         not member.serialization.get("location") for member in shape.members.values()
@@ -7303,7 +7311,7 @@ def is_told_in_body(operation_model: Any) -> bool:
 
 
 def guard_client(client: Any, service: str) -> None:
-    """Have a client of boto3 read answers strictly and within bounds. Raises UsageError."""
+    """Make a boto3 client read answers strictly and within bounds. Raises UsageError."""
     events = client.meta.events
     events.register_first("before-parse.*", make_parsable)
     url = client.meta.endpoint_url
@@ -7318,13 +7326,13 @@ def guard_client(client: Any, service: str) -> None:
 
 
 def ask_for_region_once(response: Any, request_dict: Any, **_: Any) -> None:
-    """botocore answers a redirect by HeadBucket; one that meets HeadBucket would have no end."""
+    """botocore follows a redirect with HeadBucket; a redirect of HeadBucket would never end."""
     if response is not None and "x-amz-bucket-region" not in response[0].headers:
         request_dict["context"].setdefault("s3_redirect", {})["redirected"] = True
 
 
 class BoundedLines:
-    """The socket's file below an answer: no line of it, such as a chunk's size, is endless."""
+    """The socket file of an answer: none of its lines, such as a chunk size, is endless."""
 
     def __init__(self, file: Any) -> None:
         self._file = file
@@ -7336,12 +7344,12 @@ class BoundedLines:
         """Raises RetryableError."""
         line = self._file.readline(MAX_LINE if size < 0 else size)
         if size < 0 and len(line) >= MAX_LINE:
-            raise RetryableError("read answer", cause="a line of it does not end")
+            raise RetryableError("read response", cause="a line of it is too long")
         return line
 
 
 def bound_answers(session: Any) -> Any:
-    """Have botocore's HTTP session read no endless answer; bodies of objects are streamed."""
+    """Limit the answers that botocore's HTTP session reads; bodies of objects are streamed."""
 
     def bound(pieces: Iterable[bytes], answer: Any) -> Iterator[bytes]:
         size = 0
@@ -7349,7 +7357,7 @@ def bound_answers(session: Any) -> Any:
             size += len(piece)
             if size > MAX_SAFE_ANSWER:
                 answer.close()
-                raise RetryableError("read answer", cause="it is longer than any of S3's")
+                raise RetryableError("read response", cause="it is too long")
             yield piece
 
     def open_url(urlopen: Any, pool: Any, *arguments: Any, **options: Any) -> Any:
@@ -7368,7 +7376,7 @@ def bound_answers(session: Any) -> Any:
 
 
 def check_signer(request_signer: Any, region_name: str | None = None, **_: Any) -> None:
-    """botocore's handler of before-sign: credentials and region can be sent, and are masked."""
+    """botocore's handler of before-sign: check and mask credentials and region."""
     check_sent("the region", region_name or "", ("AWS_DEFAULT_REGION", "AWS_REGION"))
     found = request_signer._credentials
     if found is not None:
@@ -7377,19 +7385,19 @@ def check_signer(request_signer: Any, region_name: str | None = None, **_: Any) 
 
 
 def drop_expect_header(request: Any, **_: Any) -> None:
-    """Send the body at once: a server that ignores ``Expect`` would cost a second a file."""
+    """Send the body immediately: a server that ignores ``Expect`` would cost a second a file."""
     del request.headers["Expect"]
 
 
 class CredentialProcess:
-    """A credential_process as botocore starts it, but with an end, and nothing of it is left.
+    """A credential_process as started by botocore, but with a time limit, and no leftovers.
 
-    What it started ends with it, and all ends with this process, even if that is killed: a shell
-    beside it sees by a pipe that nobody holds the other end. On a terminal it may have to ask for
-    something, so there it gets no session of its own, and ends without what it started.
+    Its children end with it, and all of them end with this process, even if that is killed: a
+    shell next to it notices by a pipe that the other end is gone. On a terminal it may have to ask
+    for something, so there it gets no session of its own, and its children are left alone.
     """
 
-    GUARD = (  # device for its input, sign of what is killed, command
+    GUARD = (  # device for its input, sign of what to kill, command
         'exec 3<&0 <"$0"; (read x <&3 || kill -9 "$1$$") >/dev/null 2>&1 & '
         'exec 3<&-; shift; exec "$@"'
     )
@@ -7416,7 +7424,7 @@ class CredentialProcess:
         return self._process.returncode
 
     def communicate(self) -> tuple[bytes, bytes]:
-        """What it prints on both streams. Raises FatalError."""
+        """Its output on both streams. Raises FatalError."""
         deadline = time.monotonic() + CREDENTIAL_PROCESS_SECONDS
         try:
             with self._process:
@@ -7427,7 +7435,7 @@ class CredentialProcess:
                     with contextlib.suppress(OSError):
                         os.kill(self._victim, signal.SIGKILL)
         except subprocess.TimeoutExpired as error:
-            cause = f"it did not end within {CREDENTIAL_PROCESS_SECONDS:.0f} s"
+            cause = f"it did not finish within {CREDENTIAL_PROCESS_SECONDS:.0f} s"
             raise FatalError("run credential_process", cause=cause) from error
         finally:
             with contextlib.suppress(OSError):  # it ended with the others
@@ -7450,7 +7458,7 @@ class CredentialProcess:
                     if not piece:
                         selector.unregister(key.fileobj)
                 if sum(map(len, told.values())) > MAX_LINE:
-                    raise FatalError("run credential_process", cause="it prints too much")
+                    raise FatalError("run credential_process", cause="it printed too much")
         out, err = told.values()
         return out, err
 
@@ -7465,9 +7473,9 @@ def has_terminal() -> bool:
 
 
 def make_patient(session: Any) -> None:
-    """Give a container's credential service some time, and ask for the code of an MFA device once.
+    """Give a container's credential service some time, and ask for an MFA code once.
 
-    A credential_process gets a limit. Such a code works once. It is asked for on a terminal alone.
+    A credential_process gets a limit. A code works once, and is only asked for on a terminal.
     """
     from botocore.credentials import ProcessProvider
     from botocore.httpsession import URLLib3Session
@@ -7477,7 +7485,7 @@ def make_patient(session: Any) -> None:
     def ask(prompt: str) -> str:
         import getpass
 
-        if asked or not has_terminal():  # or it is read from standard input, and seen
+        if asked or not has_terminal():  # else it is read from standard input, and echoed
             raise EOFError
         asked.append(prompt)
         return getpass.getpass(prompt)
@@ -7501,7 +7509,7 @@ def make_patient(session: Any) -> None:
 
 @contextlib.contextmanager
 def translated(operation: str, subject: str) -> Iterator[None]:
-    """Errors of boto3 come out as TransferError, or UsageError for lack of credentials."""
+    """Raise errors of boto3 as TransferError, or UsageError for lack of credentials."""
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
     from botocore.parsers import ResponseParserError
@@ -7518,22 +7526,22 @@ def translated(operation: str, subject: str) -> Iterator[None]:
         problem.code, problem.status = code, status
         raise problem from error
     except ResponseParserError as error:
-        hint = "does --endpoint-url name an S3 server?"
-        raise RetryableError(operation, subject, "the answer is not S3's", hint) from error
+        hint = "is --endpoint-url an S3 server?"
+        raise RetryableError(operation, subject, "not an S3 response", hint) from error
     except (BotoCoreError, Boto3Error) as error:
         raise client_error(operation, subject, error) from error
     except (EOFError, io.UnsupportedOperation) as error:
-        cause = "the profile asks for an MFA code, which is asked for once, on a terminal"
+        cause = "the profile needs an MFA code, which can be entered once, on a terminal"
         raise FatalError(operation, subject, cause) from error
-    except OSError as error:  # such as a credential_process that is not there
+    except OSError as error:  # such as a missing credential_process
         cause = f"{error.filename}: {os_cause(error)}" if error.filename else os_cause(error)
         raise FatalError(operation, subject, cause, CONFIGURATION_HINT) from error
-    except ValueError as error:  # such as the answer of a credential_process that is not JSON
+    except ValueError as error:  # such as output of a credential_process that is not JSON
         raise FatalError(operation, subject, type(error).__name__, CONFIGURATION_HINT) from error
 
 
 def client_error(operation: str, subject: str, error: Exception) -> TransferError:
-    """What botocore raises before or without an answer."""
+    """For botocore's errors before or without an answer."""
     from botocore import exceptions
 
     if isinstance(error, (exceptions.NoCredentialsError, exceptions.PartialCredentialsError)):
@@ -7546,15 +7554,24 @@ def client_error(operation: str, subject: str, error: Exception) -> TransferErro
         return problem
     inner = getattr(error, "kwargs", {}).get("error")
     if isinstance(inner, RetryableError):  # see bound_answers()
-        return RetryableError(operation, subject, f"{inner}", "check the network and the endpoint")
+        return RetryableError(operation, subject, f"{inner}", network_hint(error))
     if isinstance(error, exceptions.ProxyConnectionError):
         return proxy_error(operation, subject, str(inner))
     passing = exceptions.HTTPClientError, exceptions.ConnectionError, exceptions.IncompleteReadError
     if isinstance(error, passing):
-        lost = RetryableError(operation, subject, str(error), "check the network and the endpoint")
+        lost = RetryableError(operation, subject, str(error), network_hint(error))
         lost.dropped = not isinstance(error, exceptions.EndpointConnectionError)
         return lost
     return TransferError(operation, subject, str(error))
+
+
+def network_hint(error: Exception) -> str:
+    """What to check if the store cannot be reached, or answers in no way that it could."""
+    from botocore.utils import get_environ_proxies
+
+    url = str(getattr(error, "kwargs", {}).get("endpoint_url") or "")
+    by_proxy = urllib.parse.urlsplit(url).scheme in get_environ_proxies(url)
+    return PROXY_HINT if by_proxy else "check the network and the endpoint"
 
 
 def proxy_error(operation: str, subject: str, cause: str) -> TransferError:
@@ -7576,40 +7593,40 @@ def refused_by_proxy(operation: str, subject: str, cause: str) -> FatalError:
 
 
 def tls_hint(problem: str) -> str:
-    """What to do about a handshake that will fail the next time too; empty where it may not."""
+    """What to do about a handshake that would fail again; empty if it might not."""
     if re.search("WRONG_VERSION_NUMBER|HTTP_REQUEST|RECORD_LAYER_FAILURE|record layer", problem):
-        return "this port does not speak TLS: an endpoint that begins with http://?"
+        return "this port does not speak TLS: should the endpoint start with http://?"
     if re.search("certificate|hostname", problem, re.IGNORECASE):
-        return "the certificate is not trusted; AWS_CA_BUNDLE names further ones"
+        return "the certificate is not trusted; set AWS_CA_BUNDLE to your CA file"
     return ""
 
 
 def on_another_connection(
     client: Any, operation: Any, attempts: int, caught_exception: Exception | None, **_: Any
 ) -> float | None:
-    """botocore's handler of needs-retry: 0 for a question that met a connection already closed.
+    """botocore's handler of needs-retry: 0 for a request on a connection already closed.
 
-    Servers that close a connection after an answer, and do not say so, would else be found closed
-    by the second of two questions each time that both are asked.
+    Some servers close a connection after an answer without saying so: of two requests in a row the
+    second would always fail.
     """
     from botocore.exceptions import ConnectionClosedError
 
     is_lost = isinstance(caught_exception, ConnectionClosedError)
     if attempts > 1 or not is_lost or not operation.name.startswith(("Get", "Head", "List")):
         return None
-    client.close()  # the idle connections: they may be as dead
+    client.close()  # the idle connections: they may be dead too
     return 0
 
 
 class Privacy(NamedTuple):
-    """Whether strangers can read a bucket: why they can, and what could not be found out."""
+    """Whether strangers can read a bucket: why they can, and what could not be determined."""
 
     public: str = ""
     unknown: str = ""
 
 
 def privacy(client: Any, bucket: str, owner: Mapping[str, str]) -> Privacy:
-    """Ask for public access blocks, policy status, ownership and ACL, until the answer is clear."""
+    """Ask for public access blocks, policy status, ownership and ACL, until it is clear."""
     target = {"Bucket": bucket, **owner}
     blocks, unknown = _ask(
         lambda: client.get_public_access_block(**target)["PublicAccessBlockConfiguration"], {}
@@ -7645,11 +7662,11 @@ def _acl_is_public(client: Any, target: Mapping[str, str]) -> tuple[bool, str]:
 
 
 def _ask(question: Callable[[], Any], absent: Any) -> tuple[Any, str]:
-    """The answer, or ``absent`` where there is no such setting, and why there is no answer."""
+    """The answer, or ``absent`` if there is no such setting, and why there is no answer."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     unknown = ""
-    for attempt in range(1, 4):  # what passes may have passed by then
+    for attempt in range(1, 4):  # a temporary failure may be over by then
         try:
             return question(), ""
         except ClientError as error:
@@ -7657,11 +7674,11 @@ def _ask(question: Callable[[], Any], absent: Any) -> tuple[Any, str]:
             status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
             if code.startswith("NoSuch") or code == "OwnershipControlsNotFoundError":
                 return absent, ""
-            unknown = f"{error.operation_name} says {code or status}"
+            unknown = f"{error.operation_name} returned {code or status}"
             if not is_passing(status):
                 break
         except KeyError as error:
-            unknown = f"the answer lacks {error}"
+            unknown = f"the response lacks {error}"
             break
         except BotoCoreError as error:
             unknown = shortened(str(error))
@@ -8309,7 +8326,7 @@ class PageRunner:
         return bool(self.gauges["stopping"])
 
 
-NO_THREAD, NO_THREAD_HINT = "start new thread", "raise the limit of processes: ulimit -u"
+NO_THREAD, NO_THREAD_HINT = "start new thread", "raise the process limit: ulimit -u"
 
 
 CLOSED_SECONDS = 2.0  # that a runner waits for the parent's word on a row of refusals
@@ -8538,7 +8555,10 @@ class Transfer(ABC):
         gate, uploader = self.runner.gate, self.runner.uploader
         if not error.code:
             return self._failed(OutcomeKind.FATAL, error)
-        ask = functools.partial(self.runner.in_thread, uploader.refuses_all)
+        refuses = uploader.refuses_all
+        if error.code == PROXY_REFUSES:  # it is not the store that speaks
+            refuses = lambda: uploader.refuses_all() or not uploader.answers()  # noqa: E731
+        ask = functools.partial(self.runner.in_thread, refuses)
         if await gate.condemns(self.task.id, error.code, ask):
             return self._failed(OutcomeKind.FATAL, error)
         self.own += 1
@@ -8842,7 +8862,7 @@ class LargeTransfer(Transfer):
         source = self._open(path)
         if Snapshot.of(source.status)[:2] != snapshot[:2]:
             source.close()
-            raise ChangedError("read", path, "it changed while it was read")
+            raise ChangedError("read", path, "it changed while being read")
         return source
 
 
@@ -9031,7 +9051,7 @@ class CompleteTransfer(LargeTransfer):
         if Snapshot.of(source.status) == task.snapshot or self.options.ignore_ctime:
             return
         if len(same_parts(source, task.parts, task.part_size)) < len(task.parts):
-            raise ChangedError("read", source.path, "it changed while it was read")
+            raise ChangedError("read", source.path, "it changed while being read")
         source.has_moved()
 
 
@@ -9151,7 +9171,7 @@ def same_parts(
 
 
 NOT_COMPARED_NOTE = (
-    "of some files neither a hash nor an ETag that is an MD5 is known: size and time decided"
+    "some files have neither a known hash nor an MD5 ETag: they were compared by size and time"
 )
 
 
@@ -9348,7 +9368,7 @@ class WorkerRunner(Runner):
 
     def check_start(self) -> None:
         if not self._hello.done() and time.monotonic() - self._began > START_SECONDS:
-            raise FatalError("start worker", "", "it does not answer", WORKERS_HINT)
+            raise FatalError("start worker", "", "no response", WORKERS_HINT)
 
     def restart(self) -> None:
         self._pool.shutdown(wait=False)
@@ -9453,7 +9473,7 @@ def start_method() -> str:
     alone = sys.platform == "linux" and others <= {WATCHDOG}
     method = os.environ.get("PFU_START_METHOD") or ("fork" if alone else "spawn")
     if method not in {"fork", "spawn"} & set(multiprocessing.get_all_start_methods()):
-        raise UsageError("PFU_START_METHOD is no way to start a worker", hint="fork or spawn")
+        raise UsageError("invalid PFU_START_METHOD", hint="use fork or spawn")
     return method
 
 
@@ -9803,7 +9823,7 @@ class Engine:
         if runner.has_started:
             self._deaths_of.update(task.id for task in lost)
         elif self._failed_starts >= WORKER_DEATHS:
-            cause = f"{WORKER_DEATHS} of them died at once"
+            cause = f"{WORKER_DEATHS} of them died at startup"
             raise FatalError("start worker", "", cause, WORKERS_HINT)
         self.deaths += 1
         hopeless = [task for task in lost if self._deaths_of[task.id] >= WORKER_DEATHS]
@@ -9818,8 +9838,8 @@ class Engine:
         tasks = [task for runner in self.runners for task in list(runner.in_flight.values())]
         keys = {task.key for task in tasks if not isinstance(task, (BeginTask, CompleteTask))}
         keys |= {task.file.key for task in tasks if isinstance(task, (BeginTask, CompleteTask))}
-        first = f", among them {min(keys)}" if keys else ""
-        return f"{len(keys)} files on the way{first}"
+        first = f", including {min(keys)}" if keys else ""
+        return f"{count_of(len(keys), 'file')} in flight{first}"
 
     @property
     def limit(self) -> int:
@@ -9843,36 +9863,36 @@ class Engine:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a run works. All defaults are those of the command line."""
+    """The settings of a run. All defaults are those of the command line."""
 
     mode: str = "parallel"
-    workers: int = 0  # processes in mode parallel; 0: one for each usable processor
-    concurrency: int = 0  # requests in flight, all processes together; 0: pfu decides
-    part_size: int = 0  # bytes, also what a file has to exceed; 0: pfu decides
+    workers: int = 0  # processes in mode parallel; 0: one per usable CPU
+    concurrency: int = 0  # requests in flight, all processes together; 0: automatic
+    part_size: int = 0  # bytes; larger files are split into parts of this size; 0: automatic
     max_memory: int = DEFAULT_MEMORY  # bytes, all processes together
-    bwlimit: int = 0  # bytes a second, all processes together; 0: no limit
+    bwlimit: int = 0  # bytes per second, all processes together; 0: no limit
     max_duration: float = 0.0  # seconds; 0: no limit
-    patience: float | None = None  # seconds that the store may be away; None: pfu decides
+    patience: float | None = None  # seconds that the store may be unavailable; None: automatic
     nice: int = 19
-    force: bool = False  # upload what is in the store already, too
-    checksum: bool = False  # hash what looks unchanged before it is believed
-    ignore_ctime: bool = False  # that it moves says nothing about a file
-    ignore_inode: bool = False  # the same
-    renew_by_upload: bool = False  # send a file whose metadata cannot be renewed otherwise
-    root_as: str = ""  # the name under which ROOT is known; empty: its own
+    force: bool = False  # upload files that are already in the store
+    checksum: bool = False  # hash files that look unchanged
+    ignore_ctime: bool = False  # a new ctime does not make a file suspect
+    ignore_inode: bool = False  # nor does a new inode number
+    renew_by_upload: bool = False  # send a file if its metadata cannot be updated otherwise
+    root_as: str = ""  # the ledger's name for ROOT; empty: its own
     keep_history: float = KEPT_HISTORY  # seconds
     scan: ScanOptions = field(default_factory=ScanOptions)
-    content_types: tuple[tuple[Glob, str], ...] = ()  # the last one that matches decides
+    content_types: tuple[tuple[Glob, str], ...] = ()  # the last match wins
 
     def processes(self) -> int:
-        """How many processes upload; no more than there are requests for them."""
+        """The number of uploading processes; at most one per request."""
         if self.mode == "concurrent":
             return 1
         processes = self.workers or min(usable_processors(), MAX_WORKERS)
         return min(processes, self.concurrency) if self.concurrency else processes
 
     def engine(self) -> EngineOptions:
-        """The share of one process; two parts at least fit into its memory."""
+        """The share of one process; at least two parts fit into its memory."""
         memory = min(self.max_memory, memory_of_machine() // 4) // self.processes()
         addresses = soft_limit("RLIMIT_AS")
         memory = max(min(memory, addresses // 4) - CLIENT_MEMORY, 2 * MIN_PART_SIZE)
@@ -9890,9 +9910,9 @@ class RunOptions:
         )
 
     def fitted(self) -> tuple[RunOptions, str]:
-        """These options for the memory and the processes that there are; what that has changed.
+        """These options fitted to the available memory and processes; and what was changed.
 
-        Raises UsageError where there is no room for a single process.
+        Raises UsageError if there is not enough for a single process.
         """
         wanted, memory = self.processes(), memory_of_machine()
         addresses, tasks = soft_limit("RLIMIT_AS"), room_for_tasks()
@@ -9902,7 +9922,7 @@ class RunOptions:
             (tasks, LEAST_TASKS, str, "more processes or threads (ulimit -u or cgroup)"),
         ):
             if found < least:
-                cause = f"there is room for {unit(found)} {where}, and it takes {unit(least)}"
+                cause = f"only {unit(found)} {where} available, {unit(least)} needed"
                 raise UsageError("start", "", cause)
         rooms = {
             "memory": memory // WORKER_MEMORY - 1,
@@ -9914,11 +9934,11 @@ class RunOptions:
         told = f"not enough {scarce} for {count_of(wanted, 'worker')}: "
         if room < 2:
             alone = dataclasses.replace(self, mode="concurrent", workers=0)
-            return alone, told + "mode concurrent"
-        return dataclasses.replace(self, workers=room), told + f"{room} are used"
+            return alone, told + "using mode concurrent"
+        return dataclasses.replace(self, workers=room), told + f"using {room}"
 
     def limiter(self, has_fast_lane: bool) -> Limiter:
-        """One for the run. Fixed by ``concurrency``, or where threads do all the work."""
+        """The limiter of the run. Fixed by ``concurrency``, or if threads do all the work."""
         possible = descriptor_limit() * self.processes()
         wanted = self.concurrency or (0 if has_fast_lane else SAFE_CONCURRENCY * self.processes())
         if wanted:
@@ -9938,7 +9958,7 @@ UNLIMITED = 1 << 62
 
 @functools.lru_cache(maxsize=1)
 def memory_of_machine() -> int:
-    """Bytes of memory that this process may count on: the machine's, or its cgroup's if less."""
+    """Bytes of memory available to this process: the machine's, or its cgroup's if less."""
     limits = [UNLIMITED]
     with contextlib.suppress(ValueError, OSError, AttributeError):
         limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
@@ -9960,7 +9980,7 @@ def soft_limit(name: str) -> int:
 
 
 def room_for_tasks() -> int:
-    """Processes and threads that may still start. Those of one user are counted together."""
+    """Processes and threads that may still be started. The limit is per user."""
     rooms = [UNLIMITED]
     for path, pattern in itertools.product(_cgroups(), CGROUP_TASKS):
         with contextlib.suppress(ValueError, OSError):
@@ -9969,7 +9989,7 @@ def room_for_tasks() -> int:
             )
             rooms.append(most - now)
     limit = soft_limit("RLIMIT_NPROC")
-    if limit < MANY_TASKS and os.getuid():  # it does not hold for root
+    if limit < MANY_TASKS and os.getuid():  # root is not limited
         rooms.append(limit - _tasks_of(os.getuid()))
     return max(0, min(rooms))
 
@@ -9983,7 +10003,7 @@ def _tasks_of(user: int) -> int:
 
 
 def _cgroups() -> set[str]:
-    """The cgroups of this process and all above them; in a container they may all be the root."""
+    """The cgroups of this process and all their parents; in a container this may be the root."""
     found = {""}
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/cgroup").read_text().splitlines():
@@ -9995,7 +10015,7 @@ def _cgroups() -> set[str]:
 
 
 def usable_processors() -> int:
-    """Processors that this process may run on."""
+    """CPUs that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -10016,7 +10036,7 @@ class Summary:
     status: str = "could not start"
     seen: int = 0
     uploaded: int = 0
-    renewed: int = 0  # of them, files of which the metadata alone had changed
+    renewed: int = 0  # of these, files that only had their metadata updated
     compared: int = (
         0  # of a dry run's pending files, those that are sent only if their bytes differ
     )
@@ -10027,13 +10047,13 @@ class Summary:
     bytes_uploaded: int = 0
     elapsed_seconds: float = 0.0
     cpu_seconds: float = 0.0  # of all processes
-    peak_memory_bytes: int = 0  # of all processes together, at the worst moment that was looked at
+    peak_memory_bytes: int = 0  # of all processes together, at the highest measurement
     requests: int = 0
     retries: int = 0
     throttled: int = 0
-    request_cost_usd: float | None = None  # about, of a dry run; null: not known
-    fast_lane: int = 0  # files that went by it
-    fast_lane_off: str | None = None  # why not all did, or null
+    request_cost_usd: float | None = None  # approximate, of a dry run; null: unknown
+    fast_lane: int = 0  # files sent through it
+    fast_lane_off: str | None = None  # why not all were, or null
     skipped_by_reason: dict[str, int] = field(default_factory=dict)
     failures: list[dict[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -10042,38 +10062,38 @@ class Summary:
 
 
 class Progress(NamedTuple):
-    """How far an upload is, all processes together. Nothing is counted twice but what is resent."""
+    """The progress of an upload, all processes together. Only resent data is counted twice."""
 
     files: int
-    """Files that the store has acknowledged."""
+    """Files acknowledged by the store."""
     bytes: int
-    """Bytes that the store has acknowledged, of unfinished files too."""
+    """Bytes acknowledged by the store, including those of unfinished files."""
     settled_files: int
-    """Files that waited and need not be sent: they were not changed, or are gone."""
+    """Pending files that need not be sent: they are unchanged, or gone."""
     settled_bytes: int
     """Bytes of these files."""
     failed: int
-    """Files that are failures so far; some are tried once more at the end."""
+    """Files that have failed so far; some are retried once at the end."""
     in_flight: int
-    """Requests whose answers are awaited now."""
+    """Requests waiting for an answer."""
     limit: int
-    """Requests that may be in flight now."""
+    """The current limit on requests in flight."""
     throttled: int
-    """Requests that the store has answered with: slow down."""
+    """Requests that the store throttled."""
     stopping: bool
-    """Whether nothing new is begun any more."""
+    """Whether nothing new is started any more."""
     away: str = ""
-    """Since when and why the store is away, if it is."""
+    """How long and why the store has been unavailable; empty if it is not."""
 
 
 def refused_text(row: RefusedRow) -> str:
-    """One line for a store that takes nothing any more."""
+    """One line about a store that refuses everything."""
     causes = "; ".join(f"{count} x {cause}" for cause, count in row.codes.most_common(3))
     return f"the store refused {len(row)} files in a row, from other directories too: {causes}"
 
 
 class FailureGroups:
-    """Tells of failures as they happen: the first of each cause at once, then counts."""
+    """Reports failures as they happen: the first of each cause immediately, then counts."""
 
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
@@ -10084,7 +10104,7 @@ class FailureGroups:
     def add(self, path: str, cause: str) -> None:
         """One more file has failed."""
         if cause not in self._counts and len(self._counts) >= TOLD_CAUSES:
-            cause = "for other reasons, which the ledger has"
+            cause = "for other reasons, see the ledger"
         self._counts[cause] += 1
         count, paths = self._counts[cause], self._paths.setdefault(cause, [])
         if count == 1:
@@ -10096,7 +10116,7 @@ class FailureGroups:
             self._observer.problem(f"failed: {count:,} files so far: {printable(cause)}")
 
     def close(self) -> None:
-        """Say how many they were in the end."""
+        """Report the final counts."""
         for cause, paths in self._paths.items():
             if paths:
                 more = self._counts[cause] - 1
@@ -10108,7 +10128,7 @@ class FailureGroups:
 
 
 class Observer:
-    """Is told what happens in a run. All methods may be overridden; none has to be."""
+    """Receives the events of a run. All methods may be overridden; none must be."""
 
     def note(self, text: str) -> None:
         """Something a user may want to know."""
@@ -10117,48 +10137,48 @@ class Observer:
         """Something that went wrong."""
 
     def scanned(self, files: int) -> None:
-        """So many files have been seen; called a few times a second."""
+        """This many files have been seen; called a few times a second."""
 
     def listed(self, objects: int) -> None:
-        """To be verified, so many objects of the store have been listed; called like scanned()."""
+        """For --verify, this many objects have been listed; called like scanned()."""
 
     def uploading(self, files: int, size: int) -> None:
-        """The scan is over; so many files and bytes wait. The destination is looked at next."""
+        """The scan is done; this many files and bytes are pending. Next is the destination."""
 
     def progress(self, progress: Progress) -> None:
-        """How far the upload is; called several times a second."""
+        """The progress of the upload; called several times a second."""
 
     def resumed(self, size: int) -> None:
-        """So many bytes of what waits are in the store already, as parts of unfinished uploads."""
+        """This many of the pending bytes are already stored, as parts of unfinished uploads."""
 
     def planned(self, change: Change) -> None:
-        """In a dry run: this would be looked at."""
+        """In a dry run: this file needs work."""
 
     def waiting(self, reason: str) -> None:
         """The store has not answered yet, and why; called several times a second."""
 
     def stuck(self, reason: str) -> None:
-        """The run does not end, though it was stopped: the system does not come back to it.
+        """The run does not end although it was stopped: it is stuck in a system call.
 
-        Called in a thread of its own, once. Nothing that was recorded is lost if the process ends.
+        Called once, in its own thread. Nothing that was recorded is lost if the process ends.
         """
 
 
 class Proof:
     """Holds successes back until the store has proven itself: see Uploader.prove().
 
-    Proven with the first object that has a byte in it; if there is none, or none for long, with
-    the first.
+    The proof is the first object that is not empty; if there is none, or none for long, the
+    first one.
     """
 
     def __init__(self, uploader: Uploader) -> None:
-        self.problem = ""  # it has not
-        self.held: list[Outcome] = []  # taken, and not believed yet
+        self.problem = ""  # why the proof failed
+        self.held: list[Outcome] = []  # acknowledged, but not trusted yet
         self._is_needed = isinstance(uploader, InspectableUploader)
         self._is_asked = False
 
     def sift(self, outcomes: Sequence[AnyOutcome]) -> list[AnyOutcome]:
-        """What may be followed now."""
+        """The outcomes that may be processed now."""
         rest: list[AnyOutcome] = []
         for outcome in outcomes:
             if outcome.id.endswith("/proof"):
@@ -10171,7 +10191,7 @@ class Proof:
         return rest
 
     def _end(self, outcome: AnyOutcome) -> list[Outcome]:
-        """A store that cannot be asked is believed; one that answers amiss is not."""
+        """A store that cannot be asked is trusted; one that gives a wrong answer is not."""
         if isinstance(outcome, Outcome) and outcome.kind in GIVEN_BACK:
             self.problem = outcome.error
             return []
@@ -10180,7 +10200,7 @@ class Proof:
         return held
 
     def candidate(self, *, is_end: bool) -> Outcome | None:
-        """What to prove it with, once."""
+        """The object to prove it with, once."""
         if self._is_asked or not self.held:
             return None
         first = next((held for held in self.held if held.file_size), None)
@@ -10197,31 +10217,31 @@ class Spelling:
     """Holds successes of odd keys back until the store has shown that it keeps such names.
 
     A store that keeps `a\\b` as `a/b` has one object for two files. The first key of each kind that
-    it takes is looked for; the next one, if that told nothing, up to MOST_LISTINGS a run.
+    it accepts is looked up; if that is inconclusive the next one, up to MOST_LISTINGS per run.
     """
 
     def __init__(self, uploader: Uploader, since: float) -> None:
-        self.lost: set[str] = set()  # keys that were sent, and have overwritten others
+        self.lost: set[str] = set()  # keys that were sent and have overwritten others
         self.held: list[tuple[Outcome, FileModel]] = []
         self._since = since
         self._is_needed = isinstance(uploader, InspectableUploader)
-        self._known: dict[str, str] = {}  # kind: empty, or a key that is kept otherwise
+        self._known: dict[str, str] = {}  # kind: empty, or a key that is kept under another name
         self._asked: dict[str, tuple[str, frozenset[str]]] = {}  # key and kinds, by task
         self._looked_for: set[str] = set()  # keys
         self._tasks: list[AnyTask] = []
 
     def problem(self, key: str) -> str | None:
-        """Why a file of that key cannot be in the store; None: that is not known yet."""
+        """Why a file with this key cannot be in the store; None: not known yet."""
         known = [self._known.get(kind) for kind in odd_kinds(key)] if self._is_needed else []
         example = next(filter(None, known), "")
         if example:
-            return f"{KEPT_OTHERWISE}, as it does {example}"
+            return f"{KEPT_OTHERWISE}, as it did {example}"
         return None if None in known else ""
 
     def sift(
         self, outcomes: Sequence[AnyOutcome], taken: Mapping[str, FileModel]
     ) -> list[AnyOutcome]:
-        """What may be followed now."""
+        """The outcomes that may be processed now."""
         rest: list[AnyOutcome] = []
         for outcome in outcomes:
             if outcome.id.endswith("/name"):
@@ -10244,7 +10264,7 @@ class Spelling:
         return rest
 
     def tasks(self) -> list[AnyTask]:
-        """What is to be looked at."""
+        """What to look up."""
         tasks, self._tasks = self._tasks, []
         return tasks
 
@@ -10260,7 +10280,7 @@ class Spelling:
             self._tasks.append(NameTask(task_id, key, success.file_size, self._since))
 
     def _answer(self, answer: AnyOutcome) -> list[tuple[Outcome, FileModel]]:
-        """Those that were held. Where there is no answer, they stay so, or are believed."""
+        """The outcomes that were held. Without an answer they stay held, or are trusted."""
         if isinstance(answer, Outcome) and answer.kind in GIVEN_BACK:
             return []
         key, kinds = self._asked.pop(answer.id)
@@ -10276,20 +10296,20 @@ class Spelling:
         return held
 
     def believe(self) -> list[AnyOutcome]:
-        """What nothing has spoken against: all that was held, to be sifted again."""
+        """Release everything held that nothing speaks against, to be sifted again."""
         self._known = {**dict.fromkeys(ODD_IN_KEYS, ""), **self._known}
         held, self.held = self.held, []
         return [success for success, _ in held]
 
 
 def as_kept_otherwise(outcome: Outcome, file: FileModel, problem: str) -> Outcome:
-    """The failure that it is."""
+    """The corresponding failure."""
     failed = outcome._replace(kind=OutcomeKind.FAILED, path=file.file_path)
     return failed._replace(error=problem, cause=KEPT_OTHERWISE)
 
 
 class LargeFile:
-    """A file on its way in parts."""
+    """A file that is being uploaded in parts."""
 
     __slots__ = (
         *("begun", "file", "in_flight", "is_fast", "is_gone", "known", "missing", "problem"),
@@ -10298,30 +10318,30 @@ class LargeFile:
 
     def __init__(self, file: FileModel, known: UploadModel | None) -> None:
         self.file = file
-        self.known = known  # what the ledger has of it
+        self.known = known  # what the ledger knows of it
         self.was_known = known is not None  # from an earlier run
         self.begun: Begun | None = None
         self.missing = 0  # parts that are not in the store
-        self.unsent = 0  # bytes of parts that no engine has
+        self.unsent = 0  # bytes of parts not handed to an engine
         self.in_flight = 0  # tasks
         self.problem: Outcome | None = None
         self.restarts = 0
-        self.is_gone = False  # the store does not know the upload any more
-        self.is_fast = True  # no part went by the safe lane
+        self.is_gone = False  # the store no longer knows the upload
+        self.is_fast = True  # no part went through the safe lane
 
 
 RESTARTS = {OutcomeKind.CHANGED: READ_ATTEMPTS - 1, OutcomeKind.GONE: 1, OutcomeKind.CRAMPED: 1}
 STALE_STATUSES = frozenset(
     (400, 404, 409, 412, 501)
-)  # not 403 or 507: a new upload would meet them too
+)  # not 403 or 507: a new upload would get them too
 
 
 class WorkList:
-    """What is to be done next, and what follows from what was done.
+    """Decides what to do next, and what follows from each outcome.
 
-    Pending files come from the ledger, page by page, smallest first. A large one is begun, its
-    parts are handed out in order, and when the store has them all it is completed. What is ready
-    goes before what is not begun, so few large files are under way at a time.
+    Pending files come from the ledger page by page, smallest first. A large one is started, its
+    parts are handed out in order, and it is completed once the store has them all. Files in
+    progress go before new ones, so few large files are open at a time.
     """
 
     def __init__(
@@ -10334,11 +10354,11 @@ class WorkList:
         *,
         whole: bool = True,
     ) -> None:
-        """``files`` is how many are pending; ``whole``: the scan saw all that there is."""
-        self.fast_files = 0  # large ones that went by the fast lane altogether
-        self.renewed = 0  # files that were put again for their metadata alone
-        self.differed = 0  # files whose bytes were compared, and were others
-        self.stale = 0  # files whose metadata the store would not renew
+        """``files``: how many are pending; ``whole``: the scan saw everything."""
+        self.fast_files = 0  # large ones whose parts all went through the fast lane
+        self.renewed = 0  # files sent again only for their metadata
+        self.differed = 0  # files whose bytes were compared and differed
+        self.stale = 0  # files whose metadata the store would not update
         self.refusal = ""  # why
         self.proof = Proof(uploader)
         self._spelling = Spelling(uploader, job.created_at)
@@ -10346,13 +10366,13 @@ class WorkList:
         self._root = ledger.renamed[0] if ledger.renamed else job.root_dir
         self._below_root = self._root.rstrip("/") + "/"
         self._ended: list[Outcome] = []  # of files that need not be sent
-        self._later: deque[FileModel] = deque()  # failed passing: tried once more at the end
-        self._was_tried: set[str] = set()  # of those, and of those that were taken out of turn
+        self._later: deque[FileModel] = deque()  # temporary failures: retried once at the end
+        self._was_tried: set[str] = set()  # of those, and of those handed out of turn
         self._turn = 0
         self._has_begun_anew = False  # an upload of an earlier run that was refused
-        self._most_parts = MAX_PARTS  # until the store says that it takes fewer
+        self._most_parts = MAX_PARTS  # until the store turns out to allow fewer
         self.resumed_bytes = 0  # that need not be sent, since this was last set to 0
-        self.failed_abort = ""  # why an upload that is not wanted is still there
+        self.failed_abort = ""  # why an unwanted upload could not be aborted
         self._aborting: set[str] = set()
         self._ledger = ledger
         self._job = job
@@ -10370,9 +10390,9 @@ class WorkList:
         self._begun_before = {upload.id: upload for upload in begun}
 
     def next_page(self, is_first: bool) -> list[AnyTask]:
-        """What can be done now; empty if something is under way that has to end first, or all.
+        """What can be done now; empty if something in progress must end first, or all is done.
 
-        What boto3 has to do goes to the first runner alone: its client takes 30 MB.
+        Work for boto3 goes to the first runner only: its client takes 30 MB.
         """
         page = self._take_ready() if is_first else []
         page += self._take_parts()
@@ -10386,7 +10406,7 @@ class WorkList:
         return page
 
     def _prove(self, *, is_end: bool = False) -> list[AnyTask]:
-        """The task that proves the store, when there is something to do so with."""
+        """The task that proves the store, once there is an object for it."""
         first = self.proof.candidate(is_end=is_end)
         if first is None:
             return []
@@ -10396,7 +10416,7 @@ class WorkList:
         return [ProofTask(f"{file.id}/proof", found.key, found)]
 
     def take_others(self, count: int, directories: set[str]) -> list[AnyTask]:
-        """Files of other directories; with a count of -1, what follows of these files."""
+        """Files of other directories; with a count of -1, the further tasks of these files."""
         if count < 0:
             ready = [
                 task
@@ -10413,11 +10433,11 @@ class WorkList:
 
     @property
     def left(self) -> int:
-        """Files that are not done with."""
+        """Files that are not finished."""
         return max(self._files, 0) + len(self._taken)
 
     def take_back(self, outcomes: Sequence[AnyOutcome]) -> list[Outcome]:
-        """Write outcomes into the ledger. Returns those of files that are done with."""
+        """Write outcomes to the ledger. Returns those of finished files."""
         outcomes = self._spelling.sift(self.proof.sift(outcomes), self._taken)
         self._ready.extend([*self._prove(), *self._spelling.tasks()])
         ended, self._ended = self._ended, []
@@ -10430,7 +10450,7 @@ class WorkList:
         return ended
 
     def last(self, is_stopping: Callable[[], bool]) -> Iterator[list[AnyOutcome]]:
-        """What is to be taken back when nothing is under way any more."""
+        """The outcomes left to process when nothing is in progress any more."""
         yield [] if is_stopping() else self._spelling.believe()
 
     # -- out
@@ -10439,7 +10459,7 @@ class WorkList:
         return [self._ready.popleft() for _ in range(min(len(self._ready), PAGE_ROWS))]
 
     def _take_parts(self) -> list[AnyTask]:
-        """Like the other pages, those of parts get smaller towards the end."""
+        """Like other pages, pages of parts get smaller towards the end."""
         page: list[AnyTask] = []
         waiting = sum(self._large[file_id].unsent for file_id in self._parts)
         size = min(PAGE_BYTES, waiting // self._page_share)
@@ -10454,7 +10474,7 @@ class WorkList:
         return page
 
     def _fails_by_name(self, file: FileModel) -> bool:
-        """It would overwrite the object of another file, in this run or as in an earlier one."""
+        """It would overwrite the object of another file, of this run or an earlier one."""
         problem = self._spelling.problem(file.object_key)
         if not problem and file.error and file.error.startswith(KEPT_OTHERWISE):
             problem = file.error
@@ -10473,7 +10493,7 @@ class WorkList:
         return part
 
     def _take_pending(self) -> list[AnyTask]:
-        """Pages get smaller towards the end, so that all processes end together."""
+        """Pages get smaller towards the end, so that all processes finish together."""
         if len(self._large) >= MAX_OPEN_UPLOADS:
             return []
         rows = max(20, min(PAGE_ROWS, self._files // self._page_share))
@@ -10490,7 +10510,7 @@ class WorkList:
         return self._tasks_of(page) if page else self._take_pending()
 
     def _tasks_of(self, page: Sequence[FileModel]) -> list[AnyTask]:
-        """Those of small files; large ones are ready to begin."""
+        """Tasks of small files; large ones are prepared."""
         self._files -= len(page)
         for file in page:
             self._check(file)
@@ -10504,26 +10524,26 @@ class WorkList:
         return list(map(task_of, small))
 
     def _check(self, row: FileModel) -> None:
-        """Raises LedgerError for one that names what is no file or no key of this run's."""
+        """Raises LedgerError for a row whose file or key is outside this run."""
         path, key = row.file_path, row.object_key
         is_below = path.startswith(self._below_root) or path == self._root
         if not is_below or "/../" in f"{path}/" or not key.startswith(self._prefix):
-            cause = f"it has {path} go to {key}, which is none of this run's"
+            cause = f"it maps {path} to {key}, which is outside this run"
             raise LedgerError("read ledger", self._ledger.path, cause, MOVE_AWAY)
 
     def _take_later(self) -> list[AnyTask]:
-        """What failed passing, once more."""
+        """Temporary failures, once more."""
         again, self._later = self._later, deque()
         return self._tasks_of(again) or self._take_ready()
 
     def _take_left_over(self) -> list[AnyTask]:
-        """Uploads that earlier runs began, and nobody wants any more."""
+        """Uploads of earlier runs that are no longer wanted."""
         return list(itertools.islice(self._abort_tasks(self._left_over), MAX_OPEN_UPLOADS))
 
     # -- back
 
     def _follow(self, outcome: AnyOutcome) -> Outcome | None:
-        """Do what follows. Returns the outcome of a file that is done with."""
+        """Process an outcome. Returns that of a finished file."""
         file_id, _, step = outcome.id.partition("/")
         if step == "abort":
             if isinstance(outcome, Aborted):
@@ -10542,7 +10562,7 @@ class WorkList:
         return self._follow_large(self._large[file_id], outcome)
 
     def _put_off(self, outcome: Outcome) -> Outcome | None:
-        """What fails passing for the first time is not done with."""
+        """A first temporary failure does not finish a file."""
         file_id = outcome.id
         if outcome.kind is not OutcomeKind.UNSENT or file_id in self._was_tried:
             return outcome
@@ -10585,7 +10605,7 @@ class WorkList:
         self._ledger.record(files, gone)
 
     def _weigh(self, file: FileModel, outcome: Outcome) -> None:
-        """What the comparison of its bytes came to."""
+        """The result of comparing its bytes."""
         self.differed += outcome.kind is OutcomeKind.UPLOADED and bool(file.sha256 or file.etag)
         self.renewed += outcome.kind is OutcomeKind.RENEWED
         if outcome.stale:
@@ -10595,7 +10615,7 @@ class WorkList:
     # -- large files
 
     def _open(self, file: FileModel) -> BeginTask:
-        """Before the store is asked for an upload, the ledger knows that it will be."""
+        """The ledger records an upload before the store is asked for it."""
         large = LargeFile(file, self._ledger.unfinished_upload(file.id))
         self._large[file.id] = large
         if large.known is None:
@@ -10700,9 +10720,9 @@ class WorkList:
         return outcome._replace(id=file_id)
 
     def _give_up(self, large: LargeFile, problem: Outcome) -> Outcome | None:
-        """A large file cannot be uploaded as it was begun: begin anew, or end it.
+        """A large file cannot be uploaded as it was started: start over, or give up.
 
-        What the store has of it is kept for the next run, unless the file is gone.
+        The parts in the store are kept for the next run, unless the file is gone.
         """
         kind = problem.kind
         if large.restarts < RESTARTS.get(kind, 0) or self._is_stale(large, problem):
@@ -10719,7 +10739,7 @@ class WorkList:
         return self._put_off(problem._replace(id=large.file.id, kind=kind))
 
     def _is_stale(self, large: LargeFile, problem: Outcome) -> bool:
-        """Whether an upload of an earlier run is refused, once a run, for what it is."""
+        """Whether an upload resumed from an earlier run is refused; at most once a run."""
         is_refused = problem.kind is OutcomeKind.REFUSED and problem.status in STALE_STATUSES
         known, begun = large.known, large.begun
         is_old = large.was_known and begun and known and known.upload_id == begun.upload_id
@@ -10732,7 +10752,7 @@ class WorkList:
         self._ready.extend(self._abort_tasks([large.known]))
 
     def _abort_tasks(self, uploads: Iterable[UploadModel]) -> Iterator[AbortTask]:
-        """None for those that have been asked for already."""
+        """No task for uploads whose abort has already been requested."""
         for upload in uploads:
             if upload.id not in self._aborting:
                 self._aborting.add(upload.id)
@@ -10741,7 +10761,7 @@ class WorkList:
 
 
 def task_of(file: FileModel) -> Task:
-    """What a runner has to know of a file."""
+    """What a runner must know about a file."""
     return Task(
         file.id,
         file.file_path,
@@ -10753,7 +10773,7 @@ def task_of(file: FileModel) -> Task:
 
 
 def stored_of(file: FileModel) -> Stored | None:
-    """What the ledger says that the store has of a file, if anything."""
+    """What the store has of a file according to the ledger, if anything."""
     if not file.sha256 and not file.etag:
         return None
     return Stored(
@@ -10771,7 +10791,7 @@ def stored_of(file: FileModel) -> Stored | None:
 
 
 def parts_of(file: FileModel, begun: Begun, stored: Collection[int]) -> Iterator[PartTask]:
-    """The parts of a file that are not stored, in their order."""
+    """The parts of a file that are not stored, in order."""
     for number in range(1, begun.part_count + 1):
         if number not in stored:
             offset = (number - 1) * begun.part_size
@@ -10787,18 +10807,18 @@ def parts_of(file: FileModel, begun: Begun, stored: Collection[int]) -> Iterator
             )
 
 
-VERIFY_MODE = "verify"  # BatchJob.mode of what uploads nothing
+VERIFY_MODE = "verify"  # BatchJob.mode of a verification
 
 
 class Stop(NamedTuple):
-    """Why a run ends before all is done."""
+    """Why a run ends early."""
 
     exit_code: ExitCode
     reason: str
 
 
 class BatchJobModel(BatchJobRow):
-    """One upload session: takes a directory into the ledger and uploads it, page by page."""
+    """One upload session: scans a directory into the ledger and uploads it, page by page."""
 
     def __init__(
         self,
@@ -10810,7 +10830,7 @@ class BatchJobModel(BatchJobRow):
     ) -> None:
         """A session that uploads ``root`` with ``uploader`` and keeps its ledger in ``db``.
 
-        Nothing is touched before run() or dry_run(). Raises UsageError.
+        Nothing is accessed before run() or dry_run(). Raises UsageError.
         """
         self.uploader = uploader
         self.options = options or RunOptions()
@@ -10826,8 +10846,8 @@ class BatchJobModel(BatchJobRow):
         self._root: Root | None = None
         self._source = absolute(root)
         self.place = DestinationModel(None, "", "")
-        self._seen: bytearray | None = None  # rows of files that were seen, if that matters
-        self._moved = 0  # files to be compared because of their ctime or inode alone
+        self._seen: bytearray | None = None  # rows of files that were seen, if needed
+        self._moved = 0  # files to be compared only because of their ctime or inode
         self._is_taken_over = False
         self._scan: Scan | None = None
         self._is_preparing = self._has_sent = False
@@ -10843,13 +10863,13 @@ class BatchJobModel(BatchJobRow):
             mode=self.options.mode,
         )
 
-    # -- what callers use
+    # -- for callers
 
     def run(self) -> Summary:
-        """Scan, upload, and say what became of it.
+        """Scan, upload, and return the summary.
 
-        Raises PfuError where the run cannot start; a run that began always returns a summary,
-        with ``exit_code`` and, where it stopped early, ``error``.
+        Raises PfuError if the run cannot start; a run that has started always returns a summary,
+        with ``exit_code`` and, if it stopped early, ``error``.
         """
         self._fit()
         with self._session():
@@ -10857,7 +10877,7 @@ class BatchJobModel(BatchJobRow):
         return self.summary
 
     def _fit(self) -> None:
-        """Take no more processes than there is room for. Raises UsageError."""
+        """Limit processes to what the machine has room for. Raises UsageError."""
         spare_addresses()
         self.options, told = self.options.fitted()
         self.mode = self.summary.mode = self.options.mode
@@ -10865,7 +10885,7 @@ class BatchJobModel(BatchJobRow):
             self.note(told)
 
     def dry_run(self) -> Summary:
-        """Scan, compare and tell the observer what would be done; write nothing anywhere."""
+        """Scan, compare and report to the observer what would be done; write nothing anywhere."""
         self._find_ends()
         self._ledger = Ledger(self.db, read_only=True)
         try:
@@ -10898,18 +10918,18 @@ class BatchJobModel(BatchJobRow):
         summary.request_cost_usd = self.uploader.request_cost(summary.requests)
 
     def _threshold(self) -> int:
-        """Bytes; files above go up in parts."""
+        """Bytes; larger files go up in parts."""
         takes_parts = isinstance(self.uploader, MultipartUploader)
         return self.options.engine().threshold if takes_parts else sys.maxsize
 
     def _requests_of(self, size: int) -> int:
-        """How many store a large file: its parts, the first and the last."""
+        """Requests for a large file: its parts, the first and the last."""
         return 2 + -(-size // part_size_for(size, self.options.engine().part_size))
 
     def verify(self) -> Verdict:
-        """Compare the store with the ledger and the tree; what differs becomes pending.
+        """Compare the store with the ledger and the tree; differing files become pending.
 
-        With the option ``checksum`` each object's bytes are checked too. Raises PfuError.
+        With the option ``checksum`` the bytes of each object are checked too. Raises PfuError.
         """
         with self._session():
             self._verification = Verification(self, self._ledger, checksum=self.options.checksum)
@@ -10927,7 +10947,7 @@ class BatchJobModel(BatchJobRow):
         return verdict
 
     def _conclude_verification(self, verdict: Verdict) -> None:
-        """One row of BatchJob tells of it, so that adopted files have their run."""
+        """It gets a row in BatchJob, so that adopted files have a run."""
         if self._stop:
             verdict.status = "interrupted"
             verdict.exit_code, verdict.error = self._stop
@@ -10942,13 +10962,13 @@ class BatchJobModel(BatchJobRow):
         self._save(JobStatus.COMPLETE_WITH_FAILURES if differs else JobStatus.COMPLETE)
 
     def stop(self, reason: str, exit_code: ExitCode = ExitCode.STOPPED) -> None:
-        """Take no further work; finish or drop what is in flight. Safe in a signal handler."""
+        """Accept no further work; finish or drop what is in flight. Safe in a signal handler."""
         if self._stop is None:
             self._stop = Stop(exit_code, shortened(reason))
 
     @contextlib.contextmanager
     def _session(self) -> Iterator[None]:
-        """Both ends are found; the ledger is locked, and as the run before left it; we are watched.
+        """Find both ends, lock the ledger, tidy up after the last run, and start the watchdog.
 
         Raises PfuError.
         """
@@ -10967,7 +10987,7 @@ class BatchJobModel(BatchJobRow):
             yield
 
     def _find_place(self) -> None:
-        """What the ledger knows of the destination. Raises UsageError if another ROOT fills it."""
+        """What the ledger knows of the destination. Raises UsageError if another ROOT has it."""
         self.place = place = self._ledger.destination(self)
         if self._source != self.root_dir:
             self._ledger.renamed = self._source, self.root_dir
@@ -10981,18 +11001,18 @@ class BatchJobModel(BatchJobRow):
         place.root_dir = self.root_dir
 
     def _take_over(self, known_root: str) -> None:
-        """The files of another ROOT are there: may they be ours?"""
+        """The files there are those of another ROOT: is it the same one?"""
         old, new = base_of(known_root), base_of(self._source)
         self._is_taken_over = not os.path.exists(old) or is_same_directory(old, new)
         if not self._is_taken_over:
             hint = (
-                f"name another --db, or pass --root-as {shlex.quote(known_root)} if it is the same"
+                f"choose another --db, or pass --root-as {shlex.quote(known_root)} if both are one"
             )
-            cause = f"this ledger knows {self.destination} as filled from {known_root}"
+            cause = f"this ledger has {self.destination} as a copy of {known_root}"
             raise UsageError("use root", self.root_dir, cause, hint)
-        self.note(f"{known_root} is {self.root_dir} now: its files are compared, not sent again")
+        self.note(f"{known_root} is now {self.root_dir}: files are compared, not uploaded again")
 
-    # -- never hangs
+    # -- the watchdog
 
     def _watched(self) -> Watchdog:
         return Watchdog(
@@ -11002,7 +11022,7 @@ class BatchJobModel(BatchJobRow):
         )
 
     def _movement(self) -> tuple[float, ...]:
-        """What differs as long as anything moves."""
+        """Changes as long as there is any progress."""
         summary, traffic, engine = self.summary, self.uploader.traffic, self._engine
         counts = (summary.seen, summary.uploaded, summary.unchanged, summary.skipped)
         sent = tuple(map(engine.total, Gauges.FROM_RUNNER)) if engine else ()
@@ -11013,7 +11033,7 @@ class BatchJobModel(BatchJobRow):
         return (verdict.objects, verdict.checked) if verdict else (0, 0)
 
     def _silence(self, seconds: float) -> str:
-        return f"nothing has moved for {seconds:.0f} s: waiting for {self._waits_for()}"
+        return f"no progress for {seconds:.0f} s: waiting for {self._waits_for()}"
 
     def _waits_for(self) -> str:
         if self._engine:
@@ -11029,32 +11049,32 @@ class BatchJobModel(BatchJobRow):
     # -- the session, step by step
 
     def _prepare(self) -> Preparation:
-        """See to the destination, once, beside the scan that found something to upload."""
+        """Prepare the destination, once, while the scan goes on."""
         if self._preparation is None:
             self._preparation = Preparation(self.uploader, self.first_patience())
         return self._preparation
 
     @property
     def patience(self) -> float:
-        """Seconds that the store may be away."""
+        """Seconds that the store may be unavailable."""
         told = self.options.patience
         return PATIENCE_SECONDS if told is None else told
 
     def first_patience(self) -> float:
-        """Before it has answered: a mistyped URL must not cost minutes, a job at boot may wait."""
+        """Before its first answer: a mistyped URL must not cost minutes, a job at boot may wait."""
         is_known = self.options.patience is not None or self._ledger.has_uploads(self.place)
         return self.patience if is_known else FIRST_SECONDS
 
     def _find_ends(self) -> None:
-        """Both ends of the way: ROOT can be read, the destination is known."""
+        """Check that ROOT can be read, and resolve the destination."""
         try:
             mode = os.stat(self._source).st_mode
         except OSError as error:
             raise UsageError("read root", self._source, os_cause(error)) from error
         if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
             cause = f"it is a {kind_of(mode)}"
-            raise UsageError("read root", self.root_dir, cause, "name a directory or a file")
-        descriptor_limit()  # the walk keeps a directory open for each level
+            raise UsageError("read root", self.root_dir, cause, "specify a directory or a file")
+        descriptor_limit()  # the walk keeps one directory open per level
         self.uploader.patience = self.patience
         self._resolve()
         self.destination, self.endpoint = self.uploader.destination, self.uploader.endpoint
@@ -11062,26 +11082,26 @@ class BatchJobModel(BatchJobRow):
         self.summary.destination = self.destination
 
     def _resolve(self) -> None:
-        """Beside this thread, which heeds a stop meanwhile."""
+        """In another thread, so that this one can react to a stop."""
         thread = ThreadPoolExecutor(1)
         try:
             answer = thread.submit(self.uploader.resolve)
-        except RuntimeError:  # there can be no further thread
+        except RuntimeError:  # no further thread is possible
             self.uploader.resolve()
             return
         try:
             self.wait_for(answer)
         finally:
-            thread.shutdown(wait=answer.done())  # where there are threads no fork is safe
+            thread.shutdown(wait=answer.done())  # forking is not safe while other threads run
 
     def wait_for(self, answer: Future[T]) -> T:
-        """The answer. Raises StoppedError if the run is told to stop first."""
+        """The answer. Raises StoppedError if the run is stopped first."""
         while not wait_for_futures((answer,), TICK_SECONDS).done:
             self.heed_stop()
         return answer.result()
 
     def heed_stop(self) -> None:
-        """Raises StoppedError if the run is told to stop."""
+        """Raises StoppedError if the run has been stopped."""
         if self.is_stopping() and self._stop:
             raise StoppedError("stopped", "", self._stop.reason)
 
@@ -11097,7 +11117,7 @@ class BatchJobModel(BatchJobRow):
             self._stop = Stop(code, str(error))
         except PfuError as error:
             self._stop = Stop(error.exit_code, str(error))
-        except Exception as error:  # noqa: BLE001  whatever it is, the ledger and a line say it
+        except Exception as error:  # noqa: BLE001  any error goes to the ledger and one line
             self._stop = Stop(ExitCode.INCOMPLETE, internal_error(error))
         if self._preparation:
             self._preparation.close()
@@ -11131,15 +11151,15 @@ class BatchJobModel(BatchJobRow):
     def refuse_empty(self, scan: Scan, files: int) -> None:
         """Raises UsageError if ROOT has become empty."""
         if not files and not scan.elsewhere and self._ledger.has_uploads(self.place):
-            cause = "it is empty, but earlier runs have uploaded files from it"
+            cause = "it is empty, but earlier runs uploaded files from it"
             raise UsageError("read root", self.root_dir, cause, "is it mounted?")
 
     def _is_whole(self) -> bool:
-        """Whether the scan saw all files that this destination has from here."""
+        """Whether the scan saw all files of this ROOT and destination."""
         return bool(self._scan and self._scan.is_whole and not self._scan.is_single)
 
     def _sweep(self) -> None:
-        """Mark files that are gone, and forget those that have been for long."""
+        """Mark files that are gone, and forget those gone for long."""
         seen, shard = self._seen, self.options.scan.shard
         if seen is None:
             return
@@ -11156,7 +11176,7 @@ class BatchJobModel(BatchJobRow):
         self._ledger.save_destination(self.place)
 
     def scanned_root(self, scan: Scan) -> Root:
-        """Raises FatalError if it is not there any more."""
+        """Raises FatalError if it is no longer there."""
         is_link = scan.is_single and os.path.islink(self._source)
         folder = os.path.dirname(self._source) if scan.is_single else self._source
         root = Root(folder, scan.root_place, self.options.scan.follow_symlinks or is_link)
@@ -11164,7 +11184,7 @@ class BatchJobModel(BatchJobRow):
         return root
 
     def scan(self) -> Scan:
-        """A walk over the root, as it goes to the destination."""
+        """A walk over the root, for this destination."""
         identity = f"{self.endpoint} {self.destination}"
         self._scan = Scan(self._source, identity, self.uploader.prefix, self.options.scan, self.db)
         due = self.place.swept_at + min(SWEEP_SECONDS, self.options.keep_history)
@@ -11173,12 +11193,12 @@ class BatchJobModel(BatchJobRow):
         return self._scan
 
     def _changes(self, scan: Scan) -> Iterator[Change]:
-        """What has to be looked at, as the scan finds it; a stop ends the scan."""
+        """What needs work, as the scan finds it; a stop ends the scan."""
         going_on = itertools.takewhile(lambda _: not self.is_stopping(), batches(scan, SCAN_BATCH))
         return itertools.chain.from_iterable(map(self._compare, going_on))
 
     def _compare(self, batch: Sequence[Found]) -> list[Change]:
-        """Those of a batch that have to be looked at; the others are counted as unchanged."""
+        """Those of a batch that need work; the others are counted as unchanged."""
         known = self._ledger.known([found.id for found in batch])
         suspects: list[tuple[Found, Known | None]] = []
         looks_closer = self.options.force or self.options.checksum or self._is_taken_over
@@ -11209,7 +11229,7 @@ class BatchJobModel(BatchJobRow):
                 changes.append(change)
                 if found.problem:
                     self._failed += 1
-                    if not self._ledger.read_only:  # a dry run tells of it by itself
+                    if not self._ledger.read_only:  # a dry run reports it elsewhere
                         self._groups.add(found.path, found.problem)
                 self._moved += change.reason in MOVED_ALONE
                 if change.reason == OLDER_LEDGER:
@@ -11261,7 +11281,7 @@ class BatchJobModel(BatchJobRow):
             self.observer.problem(note)
 
     def note(self, note: str) -> None:
-        """Tell the user once."""
+        """Show a note once."""
         if note not in self.summary.notes:
             self.summary.notes.append(note)
             self.observer.note(note)
@@ -11293,7 +11313,7 @@ class BatchJobModel(BatchJobRow):
             with self._ledger.together():  # what is recorded is counted, whatever happens next
                 for outcome in work.take_back(outcomes):
                     self._count(outcome)
-                for end in outcomes:  # of a part too, whose file is not done with
+                for end in outcomes:  # also of a part, whose file is not finished
                     if isinstance(end, Outcome) and end.kind is OutcomeKind.FATAL:
                         self.stop(end.error, ExitCode.CANNOT_START)
                 self._write_counts()
@@ -11308,19 +11328,19 @@ class BatchJobModel(BatchJobRow):
         self.summary.renewed += work.renewed
         self._tell_comparison(work)
         if work.failed_abort:
-            hint = "the next run and --cleanup try again"
-            self.note(f"an unfinished upload may be left: {work.failed_abort} ({hint})")
+            hint = "the next run or --cleanup will try again"
+            self.note(f"an unfinished upload may remain: {work.failed_abort} ({hint})")
 
     def _tell_comparison(self, work: WorkList) -> None:
-        """What the next run could be spared, and what was not renewed."""
+        """How to save time in the next run, and which metadata was not updated."""
         if work.stale:
-            hint = "--renew-by-upload sends these files again"
+            hint = "--renew-by-upload uploads these files again"
             objects = count_of(work.stale, "object")
-            self.note(f"older metadata remain with {objects}: {work.refusal} ({hint})")
+            self.note(f"outdated metadata remains on {objects}: {work.refusal} ({hint})")
         if self._moved >= MANY_MOVED and not work.differed:
             self.note(
-                f"{self._moved:,} files were read again because their ctime or inode had moved, "
-                "and none had changed: where that is so each time, pass --ignore-ctime or "
+                f"{self._moved:,} files were read again for a new ctime or inode number, but "
+                "none had changed: if this happens every time, pass --ignore-ctime or "
                 "--ignore-inode"
             )
 
@@ -11350,10 +11370,10 @@ class BatchJobModel(BatchJobRow):
                 self._groups.add(outcome.path, outcome.cause or outcome.error)
 
     def is_stopping(self) -> bool:
-        """Whether nothing new is to be begun: a signal came, or the time is over."""
+        """Whether nothing new is to be started: after a signal, or at the time limit."""
         limit = self.options.max_duration
         if limit and time.monotonic() - self._began > limit:
-            self.stop(f"the time limit of {limit:g} s is over")
+            self.stop(f"time limit of {limit:g} s reached")
         return self._stop is not None
 
     def _tick(self, engine: Engine) -> bool:
@@ -11362,7 +11382,7 @@ class BatchJobModel(BatchJobRow):
         now, clock = time.monotonic(), engine.clock
         away = f"{clock.shows(now):.0f} s: {clock.cause}" if clock.is_away(now) else ""
         if clock.is_over(now):
-            self.stop(f"the store has been away for {away}", ExitCode.INCOMPLETE)
+            self.stop(f"the store has been unavailable for {away}", ExitCode.INCOMPLETE)
         elif engine.row.is_lost and engine.files_left:
             self.stop(refused_text(engine.row), ExitCode.INCOMPLETE)
         self._tell_away(clock.shows(now), away)
@@ -11376,9 +11396,9 @@ class BatchJobModel(BatchJobRow):
             engine.share(news)
 
     def _tell_away(self, seconds: float, away: str) -> None:
-        """Once, and when it is back."""
+        """Report it once, and when it is over."""
         if away and seconds >= TELL_SECONDS and not self._is_told_away:
-            self.observer.note(f"the store has been away for {away}")
+            self.observer.note(f"the store has been unavailable for {away}")
         elif not away and self._is_told_away:
             self.observer.note(f"the store is back after {self._is_told_away:.0f} s")
         self._is_told_away = seconds if away and seconds >= TELL_SECONDS else 0.0
@@ -11422,28 +11442,28 @@ class BatchJobModel(BatchJobRow):
         self._conclude()
         if pending != summary.pending and not self._stop:
             self.observer.problem(
-                f"internal error: {summary.pending} files are not accounted for, "
-                f"the ledger knows of {pending} that are pending"
+                f"internal error: {summary.pending} files are unaccounted for, "
+                f"the ledger has {pending} pending"
             )
         self.finished_at, self.error = int(time.time()), summary.error
         self._write_counts()
 
     def _name_idle(self) -> None:
-        """Large files that run after run comes no further with are failures, if this one could."""
+        """Large files without progress in several runs are failures, if this run had a chance."""
         if self._stop and self._stop.exit_code != ExitCode.STOPPED:
             return
         for file, upload, stored in list(self._ledger.idle_files(self.id)):
             cause = (
-                f"no headway in {upload.idle_runs + 1} runs: "
-                f"{bytes_text(stored)} of {bytes_text(file.file_size)} are in the store "
-                "(give it more time, or upload a snapshot if it changes all the time)"
+                f"no progress in {upload.idle_runs + 1} runs: "
+                f"{bytes_text(stored)} of {bytes_text(file.file_size)} are stored "
+                "(give it more time, or upload a snapshot if it keeps changing)"
             )
             file.fail(f"upload: {cause}", 0)
             self._ledger.record([file])
             self._groups.add(file.file_path, cause)
 
     def _write_counts(self) -> None:
-        """For --status, while the run goes on too."""
+        """For --status, also during the run."""
         self._lock.check_in_place()
         self._ledger.check_in_place()
         summary = self.summary
@@ -11467,7 +11487,7 @@ class BatchJobModel(BatchJobRow):
         self._measure()
 
     def _end(self) -> JobStatus:
-        """How the run ended, told in the summary too."""
+        """How the run ended, also set in the summary."""
         summary = self.summary
         if self._stop:
             summary.exit_code, summary.error = self._stop.exit_code, self._stop.reason
@@ -11492,9 +11512,9 @@ class BatchJobModel(BatchJobRow):
 def compare(
     found: Found, known: Known | None, options: RunOptions, *, taken_over: bool = False
 ) -> Change | None:
-    """Why a file has to be looked at, or None where the store has it as it is."""
+    """Why a file needs work, or None if the store has it in this form."""
     if found.problem:
-        return Change(found, "cannot be taken")
+        return Change(found, "cannot be uploaded")
     if known is None:
         return Change(found, "new")
     if options.force:
@@ -11504,17 +11524,17 @@ def compare(
     reason = REASONS_TO_LOOK.get((known.status, known.racy), DAMAGED)
     keeps_hash = bool(known.hashed) and reason != DAMAGED
     if taken_over:
-        return Change(found, "known from another ROOT", keeps_hash, known.late)
+        return Change(found, "recorded under another ROOT", keeps_hash, known.late)
     reason = reason or what_changed(found, known, options)
     if reason is None and options.checksum:
         reason = "to be hashed"
     if reason is None and known.stale:
-        reason = "the store has older metadata"
+        reason = "stored metadata is outdated"
     return Change(found, reason, keeps_hash, known.late) if reason else None
 
 
 def what_changed(found: Found, known: Known, options: RunOptions) -> str | None:
-    """What the ledger knows otherwise of a file of the same size; its bytes may be the same."""
+    """How a file of the same size differs from the ledger; its bytes may be the same."""
     if known.changed_at is None:
         return OLDER_LEDGER
     told = [
@@ -11529,32 +11549,32 @@ def what_changed(found: Found, known: Known, options: RunOptions) -> str | None:
 
 CTIME_MOVED, INODE_MOVED = "ctime moved", "inode moved"
 MOVED_ALONE = frozenset((CTIME_MOVED, INODE_MOVED))
-MANY_MOVED = 1000  # files read again for nothing, to say how that is spared
-OLDER_LEDGER = "the ledger is of an older pfu"
+MANY_MOVED = 1000  # files read again in vain, before the options against it are named
+OLDER_LEDGER = "the ledger is from an older pfu"
 OLDER_LEDGER_NOTE = (
-    "the ledger is of an older pfu: what it has of each file is compared once, and not sent again"
+    "the ledger is from an older pfu: every file is compared once, and not uploaded again"
 )
-DAMAGED = "its row in the ledger is not pfu's"
+DAMAGED = "its row in the ledger is damaged"
 REASONS_TO_LOOK: Mapping[tuple[int, int], str | None] = {
     (FileStatus.SUCCESS, 0): None,
-    (FileStatus.SUCCESS, 1): "modified while or just before it was read",
+    (FileStatus.SUCCESS, 1): "modified while or just before being read",
     **{(FileStatus.FAILED, racy): FAILED_BEFORE for racy in (0, 1)},
-    **{(FileStatus.PENDING, racy): "not finished before" for racy in (0, 1)},
-    **{(FileStatus.IN_PROGRESS, racy): "not finished before" for racy in (0, 1)},
+    **{(FileStatus.PENDING, racy): "not finished by an earlier run" for racy in (0, 1)},
+    **{(FileStatus.IN_PROGRESS, racy): "not finished by an earlier run" for racy in (0, 1)},
 }
 
 
 def absolute(path: str | os.PathLike[str]) -> str:
-    """``path`` from the root of the file system. Raises UsageError."""
+    """``path`` made absolute. Raises UsageError."""
     try:
         return os.path.abspath(os.fspath(path))
     except OSError as error:
-        cause = f"the working directory is gone: {os_cause(error)}"
-        raise UsageError("find", os.fspath(path), cause, "cd to one that is there") from error
+        cause = f"no working directory: {os_cause(error)}"
+        raise UsageError("find", os.fspath(path), cause, "cd to an existing one") from error
 
 
 def base_of(root: str) -> str:
-    """The directory that keys begin in: of a single file the one that it is in."""
+    """The directory that keys are relative to; for a single file, its parent."""
     return os.path.dirname(root) if os.path.isfile(root) else root
 
 
@@ -11567,7 +11587,7 @@ def is_same_directory(one: str, other: str) -> bool:
 
 
 def batches(things: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Lists of ``size`` things; the last may be shorter."""
+    """Lists of ``size`` elements; the last may be shorter."""
     iterator = iter(things)
     while True:
         batch = list(itertools.islice(iterator, size))
@@ -11577,7 +11597,7 @@ def batches(things: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 def cpu_seconds() -> float:
-    """CPU time of this process and of all its children that have ended."""
+    """CPU time of this process and of all its finished children."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
 
@@ -11586,10 +11606,10 @@ WATCHDOG = "pfu-watchdog"
 
 
 class Watchdog:
-    """Notices when nothing moves any more; stops the run, and gives it up if it does not end.
+    """Notices when nothing moves any more: stops the run, and aborts it if it does not end.
 
-    A thread that looks once a second and holds no lock, so it does no harm at a fork. Time in which
-    the whole process was stopped does not count.
+    A thread that looks once a second and holds no lock, so it does no harm at a fork. Time during
+    which the whole process was suspended does not count.
     """
 
     TICK = 1.0  # seconds
@@ -11600,13 +11620,13 @@ class Watchdog:
         stop: Callable[[], None],
         give_up: Callable[[], None],
     ) -> None:
-        """``movement``: what differs as long as anything moves."""
+        """``movement``: changes as long as there is any progress."""
         self._movement = movement
         self._steps = iter(((WATCH_SECONDS, stop), (GIVE_UP_SECONDS, give_up)))
         self._is_over = False
 
     def __enter__(self) -> Watchdog:
-        with contextlib.suppress(RuntimeError):  # the system has no thread left: nobody watches
+        with contextlib.suppress(RuntimeError):  # no thread left: no watchdog
             threading.Thread(target=self._watch, name=WATCHDOG, daemon=True).start()
         return self
 
@@ -11621,7 +11641,7 @@ class Watchdog:
             act()
 
     def _wait_until_still(self, seconds: float) -> None:
-        """Return when nothing has moved for so long, or all is over."""
+        """Return when nothing has moved for this long, or the run is over."""
         before, still, looked = self._movement(), 0.0, time.monotonic()
         while still < seconds and not self._is_over:
             time.sleep(self.TICK)
@@ -11631,9 +11651,9 @@ class Watchdog:
 
 
 class MemoryGauge:
-    """The peak of the memory of this process and its children: PSS where the system tells it."""
+    """The peak memory of this process and its children: PSS where the system reports it."""
 
-    SECONDS = 1.0  # between two looks: each costs about a millisecond a process
+    SECONDS = 1.0  # between two measurements: each costs about a millisecond per process
 
     def __init__(self) -> None:
         self.peak = 0
@@ -11657,7 +11677,7 @@ class MemoryGauge:
 
 
 def proportional_set_size(pid: int) -> int:
-    """Bytes of a process, shared pages divided among those that share them (Linux)."""
+    """Bytes used by a process; shared pages are divided among their users (Linux)."""
     with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
         return sum(int(line.split()[1]) * KIB for line in file if line.startswith(b"Pss:"))
 
@@ -11676,36 +11696,36 @@ def _peak_resident_set() -> int:
 # Verification: the store compared with the ledger and the tree
 # ======================================================================================
 #
-# The store is listed once, 1,000 keys a request, prefixes side by side, into a temporary table on
-# disk. Then the tree is walked, and each file looked up in the ledger and in the listing: memory
-# stays flat. What differs becomes pending, so that the next run mends it. A file that the ledger
-# does not know, whose object says that it is just this file, or has its bytes, is taken into the
-# ledger: so a lost ledger is rebuilt.
+# The store is listed once, 1,000 keys per request, prefixes in parallel, into a temporary table on
+# disk. Then the tree is walked, and each file is looked up in the ledger and in the listing: memory
+# stays flat. What differs becomes pending, so that the next run repairs it. A file that the ledger
+# does not know is adopted if its object has the metadata of this very file, or its bytes: so a lost
+# ledger is rebuilt.
 #
-# Where bytes are compared there are three: of the file, of the ledger, of the store. The file is
-# read once, for all digests that the other two are told by.
+# Comparing bytes means comparing three: the file, the ledger, the store. The file is read once, for
+# all digests that the other two may have.
 
 
 @dataclass
 class Verdict:
-    """What --verify found; the fields are the keys of its --json."""
+    """The result of --verify; the fields are the keys of its --json."""
 
     version: str = __version__
     root: str = ""
     destination: str = ""
     status: str = "verified"
-    checked: int = 0  # files of the tree
+    checked: int = 0  # files in the tree
     objects: int = 0  # below the prefix
-    verified: int = 0  # files that are in the store as they are
-    adopted: int = 0  # of them, files that the ledger did not know
+    verified: int = 0  # files that are in the store in their current form
+    adopted: int = 0  # of these, files that the ledger did not know
     differing: int = 0
-    extra: int = 0  # objects that no file of the tree stands for
-    extra_known: int = 0  # of them, objects of files that went away; the ledger knows them
+    extra: int = 0  # objects without a local file
+    extra_known: int = 0  # of these, objects of deleted files, known to the ledger
     skipped: int = 0
     by_reason: dict[str, int] = field(default_factory=dict)
     differences: list[dict[str, str]] = field(default_factory=list)  # the first ones
     extra_keys: list[str] = field(default_factory=list)  # the first ones
-    bytes_read_back: int = 0  # of objects of which the store tells nothing that can be compared
+    bytes_read_back: int = 0  # of objects for which the store reports nothing to compare
     elapsed_seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
     error: str | None = None
@@ -11713,20 +11733,20 @@ class Verdict:
 
 
 class Checked(NamedTuple):
-    """What comparing the bytes of a file came to."""
+    """The result of comparing the bytes of a file."""
 
-    reason: str = ""  # why it is not in the store as it is
+    reason: str = ""  # why the store does not have it in this form
     adopted: FileModel | None = None  # the row of a file that the ledger did not know
     read_back: int = 0  # bytes
 
 
 class Verification:
-    """Compares what a job's root holds with the ledger and with the store."""
+    """Compares a job's root with the ledger and with the store."""
 
     def __init__(self, job: BatchJobModel, ledger: Ledger, *, checksum: bool) -> None:
-        """``checksum``: ask or hash each object too, not only compare what a listing says."""
+        """``checksum``: also compare the bytes of each object, not only what a listing shows."""
         if not isinstance(job.uploader, InspectableUploader):
-            raise UsageError("verify", job.destination, "this provider cannot list what it has")
+            raise UsageError("verify", job.destination, "this provider cannot list its objects")
         self.verdict = Verdict(root=job.root_dir, destination=job.destination)
         self._job = job
         self._uploader: InspectableUploader = job.uploader
@@ -11737,11 +11757,11 @@ class Verification:
         self._missed = 0  # objects that the listing did not show
         self._shown: set[bool] = set()  # kinds of ETags that the store repeats: of parts, or not
         self._tree: FreeTree | None = None
-        self._answers = 0  # of the store, to questions about one object
-        self._silent_since = 0.0  # the first that failed since; 0: none did
+        self._answers = 0  # of the store, about single objects
+        self._silent_since = 0.0  # the first failure since an answer; 0: none
 
     def run(self) -> None:
-        """List, walk, compare: ``verdict`` tells. Raises PfuError."""
+        """List, walk, compare: the result is ``verdict``. Raises PfuError."""
         verdict, began = self.verdict, time.monotonic()
         self._uploader.open(SAFE_CONCURRENCY)
         try:
@@ -11754,7 +11774,7 @@ class Verification:
         finally:
             self._threads.shutdown(wait=False, cancel_futures=True)
             self._uploader.close()
-            if self._tree and not self._job.is_stopping():  # else threads may be reading
+            if self._tree and not self._job.is_stopping():  # otherwise threads may be reading
                 self._tree.close()
         verdict.elapsed_seconds = round(time.monotonic() - began, 3)
         verdict.notes = self._job.summary.notes
@@ -11783,7 +11803,7 @@ class Verification:
         self._job.refuse_empty(scan, self.verdict.checked + self.verdict.skipped)
 
     def _take_others(self, keys: list[str]) -> None:
-        """Objects that other shares of the tree answer for."""
+        """Objects that belong to other shares of the tree."""
         self._ledger.mark_found(keys)
         keys.clear()
 
@@ -11818,9 +11838,9 @@ class Verification:
     def _is_in_question(
         self, found: Found, row: StoredRow | None, reason: str, listed: Collection[str]
     ) -> bool:
-        """Whether the listing does not decide. It proves that an object is there, not that none is.
+        """Whether the listing is not enough: it proves that an object exists, not that none does.
 
-        (s3rver leaves out prefixes.) What it misses is asked for, MAX_MISSED times.
+        (s3rver leaves out prefixes.) Missing objects are looked up one by one, MAX_MISSED times.
         """
         if found.problem:
             return False
@@ -11833,7 +11853,7 @@ class Verification:
         return not reason and (self._checksum or has_moved(found, row, self._job.options))
 
     def _look_closer(self, files: Iterable[tuple[Found, StoredRow | None]]) -> list[Checked]:
-        """Files read side by side. Raises StoppedError."""
+        """Read files in parallel. Raises StoppedError."""
         asked = [self._threads.submit(self._check, found, row) for found, row in files]
         return list(map(self._job.wait_for, asked))
 
@@ -11859,7 +11879,7 @@ class Verification:
             return Checked(f"{UNCHECKED}: {error.cause}")
 
     def _patiently(self, ask: Callable[..., T], *arguments: Any) -> T:
-        """Patience belongs to the run: one file alone has it only while no other is answered."""
+        """Patience is per run: one file alone has it only while no other gets an answer."""
         tries, began, patience = itertools.count(1), time.monotonic(), self._job.patience
         others = self._answers
 
@@ -11875,7 +11895,7 @@ class Verification:
         return answer
 
     def _check_object(self, found: Found, row: StoredRow, stored: Inspected) -> Checked:
-        """Is it the object that was stored? Its ETag tells only where such ETags are repeated."""
+        """Is it the object that was stored? Its ETag counts if the store repeats such ETags."""
         if row.etag and stored.etag == row.etag:
             return Checked()
         digests = self._digests(found, {form for form, _ in stored.forms()})
@@ -11889,13 +11909,13 @@ class Verification:
         return Checked()
 
     def _check_file(self, found: Found, row: StoredRow) -> Checked:
-        """Is it the file that was stored? Its ctime or inode has moved since."""
+        """Is it the file that was stored? Its ctime or inode has changed since."""
         forms = forms_of_row(row)
         digests = self._digests(found, {form for form, _ in forms})
         return Checked("" if is_same(forms, digests) is not False else CHANGED_SINCE)
 
     def _check_bytes(self, found: Found, row: StoredRow, stored: Inspected) -> Checked:
-        """The bytes of the file, of the ledger and of the store."""
+        """Compare the bytes of the file, the ledger and the store."""
         forms = forms_of_row(row)
         wanted = {form for form, _ in (*forms, *stored.forms())} | {WHOLE_SHA256}
         digests = self._digests(found, wanted)
@@ -11913,7 +11933,7 @@ class Verification:
         return Checked("" if proof else OTHER_BYTES, None, read_back)
 
     def _digests(self, found: Found, forms: Collection[Form]) -> dict[Form, str]:
-        """Of a file's bytes now. Raises SourceError."""
+        """Digests of a file's current bytes. Raises SourceError."""
         assert self._tree is not None
         beat = self._uploader.traffic.beat
         with contextlib.closing(
@@ -11924,7 +11944,7 @@ class Verification:
         return digests
 
     def _adopt(self, found: Found, stored: Inspected) -> Checked:
-        """Take in a file whose object says that it is just this file, or has its very bytes."""
+        """Adopt a file whose object has the metadata of this very file, or its bytes."""
         if stored.size != found.file_size:
             return Checked(NOT_UPLOADED)
         is_ours = stored.is_of(found)
@@ -11945,7 +11965,7 @@ class Verification:
         return Checked("", row, read_back)
 
     def _weigh(self, reason: str) -> None:
-        """Stop where all further questions would be in vain."""
+        """Stop if further questions are pointless."""
         self._unchecked_in_a_row += 1
         if not reason.startswith(UNCHECKED):
             self._unchecked_in_a_row = 0
@@ -11979,31 +11999,31 @@ class Verification:
 
 NOT_UPLOADED = "not uploaded"
 UNCHECKED = "cannot be checked"
-MAX_UNCHECKED = 100  # files in a row that cannot be checked, that end a verification
+MAX_UNCHECKED = 100  # files in a row that cannot be checked, before a verification stops
 CHANGED_SINCE = "changed since it was uploaded"
 OTHER_BYTES = "the store has other bytes"
 OTHER_SIZE = "the store has another size"
 OTHER_ETAG = "the store has another ETag"
 MISSING = "missing in the store"
-MAX_MISSED = 1000  # objects that a listing does not show, asked for one by one; then it is believed
+MAX_MISSED = 1000  # objects missing in a listing that are looked up; then it is trusted
 NOTHING_TOLD_NOTE = (
-    "some objects have neither metadata nor a digest to know them by: "
-    "--verify --checksum reads them back, and takes over those that are as the files here"
+    "some objects have neither metadata nor a digest to identify them: "
+    "--verify --checksum reads them back and adopts those that match the local files"
 )
 NOT_SHOWN_NOTE = (
-    "this store tells other ETags than it answered with: of some objects no more than size and "
-    "metadata could be compared; --checksum reads them back"
+    "this store reports other ETags than it returned on upload: some objects could only be matched "
+    "by size and metadata; --checksum reads them back"
 )
 
 
 def has_moved(found: Found, row: StoredRow, options: RunOptions) -> bool:
-    """Whether a file may have been replaced under its old size and time."""
+    """Whether a file may have been replaced with the same size and time."""
     ctime = found.changed_at != row.changed_at and not options.ignore_ctime
     return ctime or (found.inode != row.inode and not options.ignore_inode)
 
 
 def forms_of_row(row: StoredRow) -> list[tuple[Form, str]]:
-    """What a file's bytes can be compared by, as far as the ledger knows."""
+    """What a file's bytes can be compared by, according to the ledger."""
     part_size = row.part_size or 0
     facts = row.last_modified, row.permissions, row.uid, row.gid
     known = Stored(*facts, row.etag or "", row.sha256 or "", part_size, 0, 0, False)
@@ -12011,12 +12031,12 @@ def forms_of_row(row: StoredRow) -> list[tuple[Form, str]]:
 
 
 def is_same(forms: Sequence[tuple[Form, str]], digests: Mapping[Form, str]) -> bool | None:
-    """Whether one of the digests is as it is known; None: none is."""
+    """Whether one of the digests matches the known one; None: there is none to compare."""
     return any(digests[form] == digest for form, digest in forms) if forms else None
 
 
 def adopted_row(found: Found, stored: Inspected, sha256: str, job: BatchJobModel) -> FileModel:
-    """The row of a file that the store has, though the ledger did not know."""
+    """The row of a file that is in the store but not in the ledger."""
     owner = (stored.metadata.get(name, "") for name in ("uid", "gid"))
     uid, gid = (int(told) if told.isdigit() and len(told) < 11 else None for told in owner)
     return FileModel(
@@ -12043,7 +12063,7 @@ def adopted_row(found: Found, stored: Inspected, sha256: str, job: BatchJobModel
 
 
 def difference(found: Found, row: StoredRow | None, listed: Listed | None) -> str:
-    """Why a file is not in the store as it is; nothing if it is, as far as a listing tells."""
+    """Why a file is not in the store in this form; empty if it is, according to a listing."""
     if found.problem:
         return found.problem
     if row is None or row.status != FileStatus.SUCCESS:
@@ -12061,7 +12081,7 @@ def difference(found: Found, row: StoredRow | None, listed: Listed | None) -> st
 
 
 # ======================================================================================
-# Sandbox: an S3 server of moto's in a process of its own
+# Sandbox: moto's S3 server in a separate process
 # ======================================================================================
 
 SANDBOX_SERVER = """
@@ -12081,7 +12101,7 @@ sys.stdin.read()  # ends when the program that started this one ends, however it
 """
 SANDBOX_ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "sandbox",
-    "AWS_SECRET_ACCESS_KEY": "sandbox-secret",  # masked, so no word of its own
+    "AWS_SECRET_ACCESS_KEY": "sandbox-secret",  # masked in all output, so not a common word
     "AWS_DEFAULT_REGION": "us-east-1",
     "AWS_EC2_METADATA_DISABLED": "true",
     "AWS_CONFIG_FILE": os.devnull,
@@ -12089,17 +12109,17 @@ SANDBOX_ENVIRONMENT = {
     **dict.fromkeys(("NO_PROXY", "no_proxy"), "127.0.0.1"),
 }
 SANDBOX_SECONDS = 60  # for the server to start
-SANDBOX_SHOWN = 5  # objects that are shown one by one
+SANDBOX_SHOWN = 5  # objects shown individually
 
 
 class Sandbox:
     """An S3 server on a free loopback port, for as long as the context lasts.
 
-    It needs no account and keeps its objects in memory. It ends with this process in any case.
+    It needs no account and keeps its objects in memory. It always ends with this process.
     """
 
     def __init__(self) -> None:
-        """Raises UsageError where moto is not installed."""
+        """Raises UsageError if moto is not installed."""
         command = [sys.executable, "-c", FORGET_CWD + SANDBOX_SERVER]
         self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         self._process = subprocess.Popen(
@@ -12119,7 +12139,7 @@ class Sandbox:
     def _reason(self) -> str:
         self._process.communicate(timeout=SANDBOX_SECONDS)
         self._errors.seek(0)
-        lines = self._errors.read().strip().splitlines() or ["the server ended at once"]
+        lines = self._errors.read().strip().splitlines() or ["the server exited immediately"]
         return "moto is not installed" if "ModuleNotFoundError" in lines[-1] else lines[-1]
 
     def __enter__(self) -> Sandbox:
@@ -12134,7 +12154,7 @@ class Sandbox:
         self._errors.close()
 
     def contents(self, uploader: S3Uploader) -> Iterator[str]:
-        """Lines that show what the server holds: totals, and a few keys with their metadata."""
+        """Lines that show what the server holds: totals, and some keys with their metadata."""
         client = uploader._client_of("s3")
         files = size = 0
         shown: list[str] = []
@@ -12155,22 +12175,22 @@ class Sandbox:
 # Progress: the live view, the summary, the JSON
 # ======================================================================================
 #
-# On a terminal, standard error has a block of up to three lines, below all else. Between two
-# drawings the cursor rests on its first character, so that "erase below" takes it away, however the
-# terminal has wrapped or cut its lines since: how many rows it takes is never asked. While they
-# are drawn lines do not wrap: a terminal that was made narrower tells so only later. What is
-# printed meanwhile goes where the block was, and the block below it.
+# On a terminal, standard error has a block of up to three lines at the bottom. Between two drawings
+# the cursor rests on its first character, so that "erase below" removes it, however the terminal
+# has wrapped or cut its lines since: its height in rows is never needed. Line wrapping is off while
+# the block is drawn: the resize of a terminal is noticed only later. Other output goes where the
+# block was, with the block redrawn below it.
 #
 # A terminal that cannot erase (TERM is dumb, or not set) gets no block: problems, notes and the
-# summary are told there as in a pipe. Colours are for terminals alone, and not where NO_COLOR is
-# set (https://no-color.org).
+# summary are printed as to a pipe. Colours are for terminals only, and off where NO_COLOR is set
+# (https://no-color.org).
 
 DRAW_SECONDS = 0.1  # between two drawings
-RATE_SECONDS = 8.0  # that a rate is about
-RATE_STEP = 0.5  # seconds between two readings of a rate; faster, nobody could read it
-SMOOTH_SECONDS = 10.0  # the time left follows the rates so slowly
-SETTLE_SECONDS = 2.0  # without a word on the time left
-LONGEST_LEFT = 30 * 86_400  # seconds; nothing is said of more
+RATE_SECONDS = 8.0  # window of a rate
+RATE_STEP = 0.5  # seconds between two readings of a rate; faster would be unreadable
+SMOOTH_SECONDS = 10.0  # smoothing of the time left
+SETTLE_SECONDS = 2.0  # before a time left is shown
+LONGEST_LEFT = 30 * 86_400  # seconds; nothing longer is shown
 
 WIDEST_BAR = 50  # columns
 NARROWEST_BAR = 10
@@ -12180,7 +12200,7 @@ SGR: Mapping[str, str] = {"bold": "1", "dim": "2", "red": "31", "green": "32", "
 
 
 def bytes_text(size: float) -> str:
-    """``size`` bytes, as a person reads them."""
+    """``size`` bytes, human-readable."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size < 1024:
             return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
@@ -12189,7 +12209,7 @@ def bytes_text(size: float) -> str:
 
 
 def duration_text(seconds: float) -> str:
-    """``seconds``, as a person reads them."""
+    """``seconds``, human-readable."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(int(seconds), 60)
@@ -12198,7 +12218,7 @@ def duration_text(seconds: float) -> str:
 
 
 def time_text(seconds: int) -> str:
-    """A time of day here; what no calendar has is told as it is."""
+    """A local time; an impossible one is shown as it is."""
     try:
         return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
     except (OverflowError, ValueError, OSError):
@@ -12211,18 +12231,18 @@ def count_of(number: int, noun: str) -> str:
 
 
 class MaskedStream(io.TextIOWrapper):
-    """Standard error, for what others write there: tracebacks, warnings of libraries."""
+    """Standard error, for what others write to it: tracebacks, warnings of libraries."""
 
     def write(self, text: str) -> int:
-        """Returns how many characters that were."""
+        """Returns the number of characters."""
         super().write(MASK.hide(text))
         return len(text)
 
 
 class LogFile(logging.handlers.RotatingFileHandler):
-    """What is said, a line each with its time, in a file that only its owner may read.
+    """Messages, one line each with a timestamp, in a file readable only by its owner.
 
-    Rotates itself. Whether it can be written is found out at the start; later nothing stops for it.
+    Rotates itself. Whether it is writable is checked at the start; later errors stop nothing.
     """
 
     def __init__(self, path: str) -> None:
@@ -12244,7 +12264,7 @@ class LogFile(logging.handlers.RotatingFileHandler):
         self.problem = f"cannot write log {self.baseFilename}: {sys.exc_info()[1]}"
 
     def write(self, text: str) -> str:
-        """Write one line. Returns why that, or an earlier one, could not be done."""
+        """Write one line. Returns why that, or an earlier line, failed."""
         if not self.problem:
             line = printable(text)
             self.handle(logging.LogRecord("pfu", logging.INFO, "", 0, line, None, None))
@@ -12252,30 +12272,30 @@ class LogFile(logging.handlers.RotatingFileHandler):
 
 
 def can_erase(stream: IO[str]) -> bool:
-    """Whether ``stream`` is a terminal on which lines can be drawn anew."""
+    """Whether ``stream`` is a terminal on which lines can be redrawn."""
     return stream.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
 
 
 def has_colours(stream: IO[str]) -> bool:
-    """Whether colours are welcome on ``stream``."""
+    """Whether ``stream`` should be coloured."""
     return can_erase(stream) and not os.environ.get("NO_COLOR")
 
 
 class Span(NamedTuple):
-    """Text in one style, a name in SGR."""
+    """Text in one style, named as in SGR."""
 
     text: str
     style: str = ""
 
     def painted(self, colours: bool) -> str:
-        """The text as it is written."""
+        """The text with escape sequences."""
         if not (self.text and self.style and colours):
             return self.text
         return f"\x1b[{SGR[self.style]}m{self.text}\x1b[0m"
 
 
 Line = Sequence[Span]
-Layout = Callable[[int], Sequence[Line]]  # lines for so many columns
+Layout = Callable[[int], Sequence[Line]]  # lines for this many columns
 
 
 def painted(line: Line, columns: int, colours: bool) -> str:
@@ -12288,10 +12308,10 @@ def painted(line: Line, columns: int, colours: bool) -> str:
 
 
 class LiveBlock:
-    """A few lines at the bottom of the terminal that standard error is."""
+    """A few lines at the bottom of a terminal on standard error."""
 
     ERASE_BELOW = "\x1b[J"
-    ERASE = "\r \x1b[J\r\x1b[K"  # all from this line on; tmux would keep what is erased from 0, 0
+    ERASE = "\r \x1b[J\r\x1b[K"  # erase from this line on; tmux would keep what is erased from 0, 0
     CUT, WRAP = "\x1b[?7l", "\x1b[?7h"  # what happens to text beyond the last column
 
     def __init__(self) -> None:
@@ -12303,7 +12323,7 @@ class LiveBlock:
         self._due = 0.0
 
     def show(self, layout: Layout, *, at_once: bool = False) -> None:
-        """Draw these lines, unless others were drawn a moment ago."""
+        """Draw these lines, unless the last drawing was a moment ago."""
         self._layout = layout
         now = time.monotonic()
         if at_once or now >= self._due:
@@ -12311,7 +12331,7 @@ class LiveBlock:
             self.draw()
 
     def draw(self) -> None:
-        """Draw the last lines, as far as there is room, if the terminal is this program's now."""
+        """Redraw the last lines, as far as they fit, if this program is in the foreground."""
         if self._layout is None or not self._is_in_foreground():
             return
         with contextlib.suppress(OSError):
@@ -12333,7 +12353,7 @@ class LiveBlock:
             self._write(self.ERASE)
 
     def end(self) -> None:
-        """Hide it for good."""
+        """Remove it for good."""
         self._layout = None
         self.hide()
 
@@ -12344,23 +12364,23 @@ class LiveBlock:
             return True
 
     def _write(self, text: str) -> None:
-        """Past sys.stderr, which a signal handler may have interrupted."""
+        """Bypasses sys.stderr, which a signal handler may have interrupted."""
         with contextlib.suppress(OSError):
             os.write(self._terminal, text.encode("ascii", "replace"))
 
 
 class Rate:
-    """How fast a count grows."""
+    """The growth rate of a count."""
 
     def __init__(self) -> None:
-        self.recent = 0.0  # a second, over the last RATE_SECONDS
-        self.smooth = 0.0  # the same, following more slowly; 0 as long as nothing moves
+        self.recent = 0.0  # per second, over the last RATE_SECONDS
+        self.smooth = 0.0  # the same, smoothed; 0 as long as nothing moves
         self.age = 0.0  # seconds since the first reading
         self._readings: deque[tuple[float, float]] = deque()
         self._began = 0.0
 
     def read(self, count: float, now: float) -> None:
-        """Take a reading, if the last one is not too fresh."""
+        """Take a reading, unless the last one is too recent."""
         readings = self._readings
         if not readings:
             self._began = now
@@ -12384,21 +12404,21 @@ class Rate:
             self.smooth += weight * (self.recent - self.smooth)
 
     def seconds_for(self, count: float) -> float:
-        """How long so much more takes; 0 where that cannot be told."""
+        """How long this many more will take; 0 if unknown."""
         known = self.smooth and self.age >= SETTLE_SECONDS
         return count / self.smooth if known else 0.0
 
 
 def rate_text(rate: float, unit: str) -> str:
-    """``13,400 files/s``, ``0.4 files/s``, with room for seven characters before the unit."""
+    """``13,400 files/s``, ``0.4 files/s``, seven characters wide before the unit."""
     return f"{rate:>7,.1f} {unit}/s" if 0 < rate < 10 else f"{rate:>7,.0f} {unit}/s"
 
 
 class UploadView:
-    """What is shown of an upload under way."""
+    """The display of an upload in progress."""
 
     def __init__(self, files: int, size: int) -> None:
-        """``files`` and ``size`` are what waits at the beginning."""
+        """``files`` and ``size`` are pending at the start."""
         self.files = files
         self.size = size
         self._files_rate = Rate()
@@ -12407,7 +12427,7 @@ class UploadView:
         self._progress = Progress(0, 0, 0, 0, 0, 0, 0, 0, False)
 
     def move(self, progress: Progress, now: float) -> None:
-        """Take in how far it is."""
+        """Take in the current progress."""
         self._progress = progress
         self._files_rate.read(progress.files + progress.settled_files, now)
         self._bytes_rate.read(progress.bytes, now)
@@ -12420,23 +12440,23 @@ class UploadView:
         return min(self._progress.bytes + self._progress.settled_bytes, self.size)
 
     def _work(self) -> int:
-        """As the limiter counts it. Small files go first: bytes alone would say too little."""
+        """Work as in the limiter. Small files go first: bytes alone would show too little."""
         return self._bytes() + self._files() * REQUEST_WORK
 
     def _whole(self) -> int:
         return max(self.size + self.files * REQUEST_WORK, 1)
 
     def seconds_left(self) -> float:
-        """How long it will take yet; 0 where nothing sensible can be said."""
+        """The time left; 0 if there is no sensible estimate."""
         left = self._work_rate.seconds_for(self._whole() - self._work())
         return left if left < LONGEST_LEFT and not self._progress.stopping else 0.0
 
     def lines(self, columns: int) -> Sequence[Line]:
-        """The block: how far, then counts, rates, requests and trouble below each other."""
+        """The block: progress, then columns of counts, rates, requests and trouble."""
         lines = [self._headline(columns), *grid(self._cells(), columns, (2, 1, 3))]
         away = self._progress.away
         if away:
-            lines.append([Span(printable(f"the store has been away for {away}"), "yellow")])
+            lines.append([Span(printable(f"the store has been unavailable for {away}"), "yellow")])
         return lines
 
     def _headline(self, columns: int) -> Line:
@@ -12468,14 +12488,14 @@ class UploadView:
             [
                 Span(f"{bytes_text(self._bytes()):>{width}} / {bytes_text(self.size)}"),
                 Span(f"{speed:>7} {unit}/s"),
-                Span(f"{now.limit:>3,} at most"),
+                Span(f"{now.limit:>3,} max"),
                 Span(f"{now.throttled:>{trouble},} throttled", "yellow" if now.throttled else ""),
             ],
         ]
 
 
 def grid(rows: Sequence[Line], columns: int, dispensable: Sequence[int]) -> list[Line]:
-    """Columns of spans, without those that do not fit; the dispensable ones go in that order."""
+    """Columns of spans that fit; the dispensable ones are dropped in that order."""
     widths = [max(len(span.text) for span in cells) for cells in zip(*rows)]
     kept = list(range(len(widths)))
     for dropped in (-1, *dispensable):
@@ -12493,7 +12513,7 @@ def grid(rows: Sequence[Line], columns: int, dispensable: Sequence[int]) -> list
 
 
 class Console(Observer):
-    """Tells a person on standard error: a live view on a terminal, problems everywhere."""
+    """Messages on standard error: a live view on a terminal, problems everywhere."""
 
     def __init__(
         self,
@@ -12504,7 +12524,7 @@ class Console(Observer):
         plans: bool = True,
     ) -> None:
         """``plans``: list the files of a dry run on standard output."""
-        self.last_words: Callable[[str], None] = lambda reason: None  # when all is broken off
+        self.last_words: Callable[[str], None] = lambda reason: None  # when the run is aborted
         self.log: LogFile | None = None
         self.quiet = quiet
         self.plans = plans
@@ -12522,13 +12542,13 @@ class Console(Observer):
         self._print(f"pfu: {text}")
 
     def detail(self, text: str) -> None:
-        """Something that only --verbose shows."""
+        """Shown by --verbose only."""
         if self.verbose:
             self.record(text)
             self._print(f"pfu: {text}")
 
     def record(self, text: str) -> None:
-        """A line for the log alone."""
+        """A line for the log only."""
         log, self.log = self.log, None
         problem = log.write(text) if log else ""
         if problem:
@@ -12550,7 +12570,7 @@ class Console(Observer):
 
     def resumed(self, size: int) -> None:
         self._view.size = max(0, self._view.size - size)
-        self.detail(f"{bytes_text(size)} were in the store already, as parts")
+        self.detail(f"{bytes_text(size)} already stored as parts")
 
     def progress(self, progress: Progress) -> None:
         if self._block:
@@ -12559,7 +12579,7 @@ class Console(Observer):
 
     def waiting(self, reason: str) -> None:
         if reason:
-            self._say_now("waiting", f"for the store (Ctrl-C stops): {printable(reason)}")
+            self._say_now("waiting", f"for the store (Ctrl-C to stop): {printable(reason)}")
 
     def planned(self, change: Change) -> None:
         if not self.plans:
@@ -12567,22 +12587,22 @@ class Console(Observer):
         found = change.found
         reason = found.problem or change.reason
         if change.keeps_hash:
-            reason += "; compared first, and if its bytes are the same only its metadata renewed"
+            reason += "; compared first, only its metadata is updated if the contents are the same"
         self.say(f"{printable(found.path)}  {bytes_text(found.file_size)}  {printable(reason)}")
 
     def stuck(self, reason: str) -> None:
         self.finish()
-        self.problem(f"broken off: {printable(reason)}")
+        self.problem(f"aborted: {printable(reason)}")
         self.last_words(reason)
         leave(ExitCode.INCOMPLETE)
 
     def finish(self) -> None:
-        """Take the live view away."""
+        """Remove the live view."""
         if self._block:
             self._block.end()
 
     def pause(self) -> None:
-        """Take it away until there is something new to show."""
+        """Hide it until there is something new to show."""
         if self._block:
             self._block.hide()
 
@@ -12592,7 +12612,7 @@ class Console(Observer):
             self._block.show(lambda columns: [line], at_once=at_once)
 
     def _print(self, text: str) -> None:
-        """Nobody may be able to read it; that is no reason not to upload."""
+        """Nobody may be able to read it; that does not stop an upload."""
         self.pause()
         with contextlib.suppress(OSError):
             print(printable(text), file=sys.stderr, flush=True)
@@ -12600,7 +12620,7 @@ class Console(Observer):
             self._block.draw()
 
     def say(self, text: str) -> None:
-        """What was asked for, on standard output. A reader that has gone is no trouble."""
+        """Requested output, on standard output. A closed pipe is not an error."""
         self.pause()
         try:
             print(MASK.hide(text), flush=True)
@@ -12612,7 +12632,7 @@ class Console(Observer):
 
 
 def leave(code: int) -> None:
-    """End the process at once: a thread that waits for a store must not hold it up."""
+    """Exit immediately: a thread that waits for a store must not delay it."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
             stream.flush()
@@ -12620,7 +12640,7 @@ def leave(code: int) -> None:
 
 
 def silence(stream: IO[str]) -> None:
-    """Let what is written to ``stream`` from now on, and when it is closed, go nowhere."""
+    """Discard what is written to ``stream`` from now on, and when it is closed."""
     with contextlib.suppress(OSError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
@@ -12628,7 +12648,7 @@ def silence(stream: IO[str]) -> None:
 
 
 class Count(NamedTuple):
-    """A number, what it is of, and more about it."""
+    """A number, what it counts, and details."""
 
     number: int
     of: str
@@ -12647,7 +12667,7 @@ def json_text(told: Any) -> str:
 
 
 def with_short_texts(told: Any) -> Any:
-    """The same, with every text in it shortened."""
+    """The same, with all texts in it shortened."""
     if isinstance(told, str):
         return shortened(told)
     if isinstance(told, dict):
@@ -12656,7 +12676,7 @@ def with_short_texts(told: Any) -> Any:
 
 
 def count_lines(always: Sequence[Count], others: Iterable[Count], colours: bool) -> Iterator[str]:
-    """Counts, one below the other; of ``others`` only those that are not 0."""
+    """Counts, one per line; of ``others`` only those that are not 0."""
     counts = [*always, *(count for count in others if count.number)]
     width = max(len(f"{count.number:,}") for count in counts)
     room = max(len(count.of) for count in counts)
@@ -12668,19 +12688,19 @@ def count_lines(always: Sequence[Count], others: Iterable[Count], colours: bool)
 STATUS_STYLES: Mapping[int, str] = {ExitCode.OK: "green", ExitCode.INCOMPLETE: "yellow"}
 
 NEXT: Mapping[int, str] = {
-    ExitCode.INCOMPLETE: "mend what is named above, and run it again: it goes on from here",
-    ExitCode.CANNOT_START: "mend what stopped it, and run it again",
-    ExitCode.STOPPED: "run it again: it goes on where this run ended",
+    ExitCode.INCOMPLETE: "fix the errors above and rerun; pfu resumes from here",
+    ExitCode.CANNOT_START: "fix the error above and rerun",
+    ExitCode.STOPPED: "rerun to resume where this run stopped",
 }
 
 
 def status_line(status: str, ends: str, code: int, colours: bool) -> str:
-    """What all comes to, first."""
+    """The first line of a summary."""
     return f"{Span(status, STATUS_STYLES.get(code, 'red')).painted(colours)}: {ends}"
 
 
 def summary_text(summary: Summary, *, colours: bool = False) -> str:
-    """The end of a run, as a person reads it."""
+    """The end of a run, for the user."""
     ends = f"{printable(summary.root)} to {printable(summary.destination)}"
     lines = [
         status_line(summary.status, ends, summary.exit_code, colours),
@@ -12702,11 +12722,11 @@ def _outcome_counts(summary: Summary) -> list[Count]:
 
 def _other_counts(summary: Summary) -> list[Count]:
     return [
-        Count(summary.renewed, "of them metadata only"),
+        Count(summary.renewed, "of which metadata only"),
         Count(summary.unchanged, "unchanged"),
         Count(summary.skipped, "skipped", skipped_text(summary)),
-        Count(summary.failed, "failed", "listed above; the ledger has them all", "red"),
-        Count(summary.pending, "pending", "not begun, or broken off", "yellow"),
+        Count(summary.failed, "failed", "listed above; all are in the ledger", "red"),
+        Count(summary.pending, "pending", "not started, or interrupted", "yellow"),
     ]
 
 
@@ -12734,52 +12754,58 @@ def _cost_lines(summary: Summary) -> Iterator[str]:
     memory = f"{bytes_text(summary.peak_memory_bytes)} of memory"
     yield ", ".join([f"{summary.cpu_seconds:.1f} s of CPU", memory, *requests])
     if summary.fast_lane < summary.uploaded - summary.renewed:
-        why = summary.fast_lane_off or "it left the others to boto3"
+        why = summary.fast_lane_off or "the rest went through boto3"
         yield f"{summary.fast_lane:,} of {summary.uploaded:,} by the fast lane: {printable(why)}"
 
 
 def plan_text(summary: Summary, *, colours: bool = False) -> str:
-    """The end of a dry run."""
+    """The end of a dry run, for the user."""
     price = summary.request_cost_usd
     cost = "" if price is None else f"about {max(price, 0.01):.2f} USD (us-east-1)"
     ends = f"{printable(summary.root)} to {printable(summary.destination)}"
     always = [
         Count.things(summary.seen, "file", "seen"),
-        Count(summary.pending, "would go", bytes_text(summary.bytes_uploaded)),
+        Count(summary.pending, "would be uploaded", bytes_text(summary.bytes_uploaded)),
         Count.things(summary.requests, "request", more=cost),
     ]
     others = [
-        Count(summary.compared, "of them to be compared", "sent only if their bytes differ"),
+        Count(summary.compared, "of which to be compared", "uploaded only if the contents differ"),
         Count(summary.unchanged, "unchanged"),
         Count(summary.skipped, "skipped", skipped_text(summary)),
-        Count(summary.failed, "cannot go", style="red"),
+        Count(summary.failed, "cannot be uploaded", style="red"),
     ]
     head = status_line(summary.status, ends, summary.exit_code, colours)
     return "\n".join([head, *count_lines(always, others, colours)])
 
 
 METRICS: Mapping[str, tuple[str, Callable[[Summary], float]]] = {
-    "run_duration_seconds": ("How long the last run took.", lambda s: s.elapsed_seconds),
-    "run_exit_code": ("0: all is in the store, see README.", lambda s: s.exit_code),
-    "run_files": ("Files that the last run saw.", lambda s: s.seen),
-    "run_uploaded_files": ("Files that it uploaded.", lambda s: s.uploaded),
-    "run_uploaded_bytes": ("Bytes that it uploaded.", lambda s: s.bytes_uploaded),
-    "run_unchanged_files": ("Files that were in the store already.", lambda s: s.unchanged),
-    "run_skipped_files": ("What it left out.", lambda s: s.skipped),
-    "run_failed_files": ("Files that it could not upload.", lambda s: s.failed),
-    "run_pending_files": ("Files that it left to the next run.", lambda s: s.pending),
-    "run_throttled_requests": ("Requests that the store put off.", lambda s: s.throttled),
+    "run_duration_seconds": ("Duration of the last run.", lambda s: s.elapsed_seconds),
+    "run_exit_code": (
+        "Exit code of the last run; 0: everything is in the store.",
+        lambda s: s.exit_code,
+    ),
+    "run_files": ("Files seen by the last run.", lambda s: s.seen),
+    "run_uploaded_files": ("Files it uploaded.", lambda s: s.uploaded),
+    "run_uploaded_bytes": ("Bytes it uploaded.", lambda s: s.bytes_uploaded),
+    "run_unchanged_files": ("Files already in the store.", lambda s: s.unchanged),
+    "run_skipped_files": ("Files it skipped.", lambda s: s.skipped),
+    "run_failed_files": ("Files it failed to upload.", lambda s: s.failed),
+    "run_pending_files": ("Files left for the next run.", lambda s: s.pending),
+    "run_throttled_requests": ("Requests throttled by the store.", lambda s: s.throttled),
     "run_cpu_seconds": ("CPU time of all processes.", lambda s: s.cpu_seconds),
-    "run_peak_memory_bytes": ("Memory of all processes.", lambda s: s.peak_memory_bytes),
+    "run_peak_memory_bytes": ("Peak memory of all processes.", lambda s: s.peak_memory_bytes),
 }
 LAST_RUN, LAST_SUCCESS = "last_run_timestamp_seconds", "last_success_timestamp_seconds"
 
 
 def metrics_text(summary: Summary, db: str, now: float, last_success: float) -> str:
-    """What node_exporter's textfile collector reads; times in seconds since the epoch."""
+    """For node_exporter's textfile collector; times in seconds since the epoch."""
     times = {
         LAST_RUN: ("When the last run ended.", now),
-        LAST_SUCCESS: ("When a run last ended with all in the store; 0: never.", last_success),
+        LAST_SUCCESS: (
+            "When a run last ended with everything in the store; 0: never.",
+            last_success,
+        ),
     }
     figures = {name: (says, value(summary)) for name, (says, value) in METRICS.items()}
     labels = f'root="{label_text(absolute(summary.root))}",db="{label_text(db)}"'
@@ -12790,12 +12816,12 @@ def metrics_text(summary: Summary, db: str, now: float, last_success: float) -> 
 
 
 def label_text(text: str) -> str:
-    """As Prometheus wants a label's value (its text format, version 0.0.4)."""
+    """As required of a label's value in Prometheus (text format, version 0.0.4)."""
     return printable(text).replace("\\", "\\\\").replace('"', '\\"')
 
 
 def write_metrics(path: str, summary: Summary, db: str) -> None:
-    """Replace the file in one step; ``db`` tells jobs apart. Raises UsageError."""
+    """Replace the file atomically; ``db`` tells jobs apart. Raises UsageError."""
     now = time.time()
     try:
         if summary.exit_code == ExitCode.OK:
@@ -12804,7 +12830,7 @@ def write_metrics(path: str, summary: Summary, db: str) -> None:
             last_success = last_success_in(path)
         new = f"{path}.new"
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(new)  # whatever another run, or somebody else, has left there
+            os.unlink(new)  # left by another run, or by somebody else
         fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_FOLLOW, 0o644)
         with os.fdopen(fd, "w", encoding="utf-8") as file:
             file.write(metrics_text(summary, db, now, last_success))
@@ -12814,7 +12840,7 @@ def write_metrics(path: str, summary: Summary, db: str) -> None:
 
 
 def last_success_in(path: str) -> float:
-    """What an earlier run has written; 0.0 if there was none."""
+    """What an earlier run wrote; 0.0 if there was none."""
     if not os.path.isfile(path) or os.path.islink(path):
         return 0.0
     text = read_given("read metrics", path).decode("utf-8", "replace")
@@ -12823,7 +12849,7 @@ def last_success_in(path: str) -> float:
 
 
 def jobs_text(jobs: Sequence[BatchJobRow]) -> Iterator[str]:
-    """The last runs, a line each, and why a run stopped early below it."""
+    """The last runs, one line each, with the reason below if a run stopped early."""
     for job in jobs:
         began = time_text(job.created_at)
         status = JobStatus(job.status).name.lower().replace("_", " ")
@@ -12831,7 +12857,7 @@ def jobs_text(jobs: Sequence[BatchJobRow]) -> Iterator[str]:
         if job.mode == VERIFY_MODE:
             yield (
                 f"{began}  verification {status}: {ends}: {job.seen:,} files, "
-                f"{job.unchanged:,} as they are, {job.failed:,} differ"
+                f"{job.unchanged:,} match, {job.failed:,} differ"
             )
         else:
             yield (
@@ -12854,26 +12880,26 @@ SHOWN_JOBS = 10
 
 EPILOG = """\
 examples:
-  python pfu.py samples --sandbox                    try it, without an account
-  python pfu.py /srv/data s3://bucket/backup         upload what is new or changed
-  python pfu.py /srv/data s3://bucket --dry-run      say what would go, and why
+  python pfu.py samples --sandbox                    try it out, no account needed
+  python pfu.py /srv/data s3://bucket/backup         upload new and changed files
+  python pfu.py /srv/data s3://bucket --dry-run      show what would be uploaded, and why
 
-Each option may be given by the environment too: --bwlimit 20M by PFU_BWLIMIT=20M, --quiet by
-PFU_QUIET=1, several --exclude by PFU_EXCLUDE='*.tmp *.bak'. The command line counts for more.
+Every option can also be set in the environment: PFU_BWLIMIT=20M for --bwlimit 20M, PFU_QUIET=1
+for --quiet, PFU_EXCLUDE='*.tmp *.bak' for two --exclude. The command line takes precedence.
 
-exit codes: 0 all is in the store, 1 something is not (failed, refused, the store away),
-2 could not start, 3 another run holds the ledger, 4 stopped by signal or time limit
+exit status: 0 everything is in the store, 1 something is not (failed, refused, store unavailable),
+2 could not start, 3 another run is using the ledger, 4 stopped by a signal or a time limit
 """
 
 
 class Parser(argparse.ArgumentParser):
-    """Its errors are one line, and exit 2 as argparse's are.
+    """Prints errors on one line, and exits with 2 like argparse.
 
-    Every option may be given by the environment too: --max-duration by PFU_MAX_DURATION. Options
-    without a value take 1 or 0, those that may be repeated take words as a shell does.
+    Every option can also be set in the environment: --max-duration by PFU_MAX_DURATION. Options
+    without a value take 1 or 0, repeatable ones take words separated as in a shell.
     """
 
-    origin = ""  # where the arguments that are being parsed come from
+    origin = ""  # where the arguments being parsed come from
 
     def error(self, message: str) -> Any:
         meant = re.search(r"unrecognized arguments: (--[a-z-]+)", message)
@@ -12893,14 +12919,14 @@ class Parser(argparse.ArgumentParser):
         return options, rest
 
     def parse_all(self, arguments: Sequence[str], environment: Mapping[str, str]) -> Any:
-        """What the environment says, then the arguments, which count for more."""
+        """Parse the environment, then the arguments, which take precedence."""
         told: list[str] = []
         for action in self._actions:
             name, given = variable_of(action), environment.get(variable_of(action), "")
             if given and action.option_strings and action.dest not in ("help", "version"):
                 self.origin = f"{name}: "
                 words = self._words(action, given)
-                self.parse_args(words)  # its errors name the variable
+                self.parse_args(words)  # errors name the variable
                 told += words
         self.origin = ""
         options = self.parse_intermixed_args([*told, *arguments])
@@ -12910,7 +12936,7 @@ class Parser(argparse.ArgumentParser):
         return options
 
     def _unknown(self, environment: Mapping[str, str]) -> list[str]:
-        """Variables that look like an option's, and are none: probably misspelt."""
+        """Variables that look like an option but are not: probably misspelt."""
         known = OTHER_VARIABLES.union(map(variable_of, self._actions))
         return [
             name
@@ -12922,7 +12948,7 @@ class Parser(argparse.ArgumentParser):
         option = action.option_strings[-1]
         if action.nargs == 0:
             if given.lower() not in SWITCHES:
-                self.error(f"{given!r} is neither 1 nor 0")
+                self.error(f"invalid value {given!r}: use 1 or 0")
             return [option] * SWITCHES[given.lower()]
         if not isinstance(action.default, list):
             return [f"{option}={given}"]
@@ -12933,7 +12959,7 @@ class Parser(argparse.ArgumentParser):
             raise
 
 
-# of scripts.sh, and of those who develop pfu
+# of scripts.sh, and for developers of pfu
 OTHER_VARIABLES = frozenset(("PFU_HOME", "PFU_VENV", "PFU_PYTHON", "PFU_START_METHOD"))
 SWITCHES = {
     **dict.fromkeys(("1", "true", "yes", "on"), True),
@@ -12942,7 +12968,7 @@ SWITCHES = {
 
 
 def variable_of(action: argparse.Action) -> str:
-    """The environment variable that stands for an option."""
+    """The environment variable for an option."""
     name = action.option_strings[-1].lstrip("-") if action.option_strings else action.dest
     return f"PFU_{name.replace('-', '_').upper()}"
 
@@ -12953,16 +12979,16 @@ def parse_size(text: str) -> int:
         r"([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.ASCII | re.I
     )
     if not match:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size: write 16M or 1.5GiB")
+        raise argparse.ArgumentTypeError(f"invalid size {text!r}: use e.g. 16M or 1.5GiB")
     size = float(match[1]) * SIZE_UNITS[match[2].upper()]
-    return int(max(size, float(size > 0)))  # 0 stands for no limit: not what is less than a byte
+    return int(max(size, float(size > 0)))  # 0 means no limit, so less than a byte becomes 1
 
 
 def parse_time(text: str) -> float:
     """Seconds of ``90``, ``90s``, ``15m``, ``2h``, ``1d``. Raises ArgumentTypeError."""
     match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([smhd]?)", text.strip(), re.ASCII)
     if not match:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time: write 90s, 15m or 2h")
+        raise argparse.ArgumentTypeError(f"invalid time {text!r}: use e.g. 90s, 15m or 2h")
     return float(match[1]) * TIME_UNITS[match[2]]
 
 
@@ -12971,19 +12997,19 @@ def in_range(low: int, high: int) -> Callable[[str], int]:
 
     def parse(text: str) -> int:
         if not re.fullmatch(r"[0-9]{1,9}", text) or not low <= int(text) <= high:
-            raise argparse.ArgumentTypeError(f"{text!r} is not from {low} to {high}")
+            raise argparse.ArgumentTypeError(f"{text!r} is not between {low} and {high}")
         return int(text)
 
     return parse
 
 
 def include_rule(text: str) -> Rule:
-    """Raises ValueError, which argparse tells."""
+    """Raises ValueError, which argparse reports."""
     return Rule(True, parse_glob(text))
 
 
 def exclude_rule(text: str) -> Rule:
-    """Raises ValueError, which argparse tells."""
+    """Raises ValueError, which argparse reports."""
     return Rule(False, parse_glob(text))
 
 
@@ -12999,7 +13025,7 @@ def parse_content_type(text: str) -> tuple[Glob, str]:
     """``GLOB=TYPE``. Raises ArgumentTypeError."""
     glob, _, kind = text.rpartition("=")
     if not re.fullmatch(r"[!-~]+/[!-~]+(;[ -~]+)?", kind) or not glob:
-        raise argparse.ArgumentTypeError(f"{text!r} is no GLOB=TYPE, as '*.log=text/plain'")
+        raise argparse.ArgumentTypeError(f"{text!r} is not GLOB=TYPE, e.g. '*.log=text/plain'")
     return parse_glob(glob), kind
 
 
@@ -13008,11 +13034,11 @@ def parse_tag(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     fits = 0 < len(name) <= 128 and len(value) <= 256
     if not equals or not fits or not text.isprintable():
-        raise argparse.ArgumentTypeError(f"{text!r} is no tag: write K=V")
+        raise argparse.ArgumentTypeError(f"invalid tag {text!r}: use K=V")
     return name, value
 
 
-# of jobs in arrays: the index, the least one, how many there are, the step between two
+# of array jobs: the index, the lowest one, their number, the step between two
 ARRAY_JOBS = (
     (
         "SLURM_ARRAY_TASK_ID",
@@ -13021,7 +13047,7 @@ ARRAY_JOBS = (
         "SLURM_ARRAY_TASK_STEP",
     ),
     ("AWS_BATCH_JOB_ARRAY_INDEX", "", "AWS_BATCH_JOB_ARRAY_SIZE", ""),
-    ("JOB_COMPLETION_INDEX", "", "", ""),  # Kubernetes does not tell how many there are
+    ("JOB_COMPLETION_INDEX", "", "", ""),  # Kubernetes does not say how many there are
 )
 
 
@@ -13031,16 +13057,16 @@ def parse_shard(text: str) -> Shard:
     shard = array_shard(total) if which == "auto" else (which, total)
     if not all(re.fullmatch(r"[1-9][0-9]{0,5}", part) for part in shard):
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no share: write K/N, or auto/N in a job of an array"
+            f"invalid share {text!r}: use K/N, or auto/N in an array job"
         )
     number, count = map(int, shard)
     if number > count:
-        raise argparse.ArgumentTypeError(f"{text!r}: there is no share {number} of {count}")
+        raise argparse.ArgumentTypeError(f"invalid share {text!r}: {number} is more than {count}")
     return Shard(number, count)
 
 
 def array_shard(total: str) -> tuple[str, str]:
-    """Number from 1 and count of this job in its array; empty where nothing tells."""
+    """Number from 1 and total of this job in its array; empty if not in an array."""
     told = os.environ.get
     for index, least, count, step in ARRAY_JOBS:
         numbers = [told(index, ""), told(least, "0"), told(step, "1")]
@@ -13060,17 +13086,17 @@ def make_parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("root", metavar="ROOT", nargs="?", help="directory (or file) to upload")
+    parser.add_argument("root", metavar="ROOT", nargs="?", help="directory or file to upload")
     parser.add_argument(
         "destination",
         metavar="s3://BUCKET[/PREFIX]",
         nargs="?",
-        help="default: PFU_DESTINATION, else a private bucket of your own account",
+        help="where to upload it (default: $PFU_DESTINATION, else your own private bucket)",
     )
     _add_destination_options(parser.add_argument_group("destination"))
-    _add_object_options(parser.add_argument_group("objects"))
-    _add_choice_options(parser.add_argument_group("what"))
-    _add_engine_options(parser.add_argument_group("how"))
+    _add_object_options(parser.add_argument_group("stored objects"))
+    _add_choice_options(parser.add_argument_group("file selection"))
+    _add_engine_options(parser.add_argument_group("transfer and ledger"))
     _add_other_actions(parser.add_argument_group("instead of uploading"))
     _add_output_options(parser.add_argument_group("output"))
     return parser
@@ -13078,30 +13104,30 @@ def make_parser() -> Parser:
 
 def _add_destination_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--endpoint-url", metavar="URL", help="of a store that is not AWS")
-    add("--region", metavar="R", help="default: as boto3 finds it, else us-east-1")
-    add("--profile", metavar="P", help="of the AWS configuration files")
+    add("--endpoint-url", metavar="URL", help="S3-compatible store to use instead of AWS")
+    add("--region", metavar="NAME", help="default: from the AWS settings, else us-east-1")
+    add("--profile", metavar="NAME", help="profile in the AWS configuration files")
     add(
         "--sandbox",
         action="store_true",
-        help="upload to an S3 server that lasts as long as the run",
+        help="upload to a local S3 server that is discarded after the run",
     )
-    add("--create-bucket", action="store_true", help="make the bucket, private, if it is not there")
+    add("--create-bucket", action="store_true", help="create the bucket, private, if missing")
     add("--allow-public", action="store_true", help="upload even if the bucket is public")
-    add("--expected-bucket-owner", metavar="ID", help="account that must own the bucket")
-    add("--requester-pays", action="store_true", help="pay for requests to another's bucket")
+    add("--expected-bucket-owner", metavar="ID", help="account ID that must own the bucket")
+    add("--requester-pays", action="store_true", help="accept charges of a requester-pays bucket")
     add(
         "--provider",
         metavar="MODULE:CLASS",
-        help="an Uploader of your own, see README",
+        help="upload with your own Uploader class, see README",
     )
 
 
 def _add_object_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--storage-class", metavar="C", help="such as STANDARD_IA or DEEP_ARCHIVE")
+    add("--storage-class", metavar="CLASS", help="e.g. STANDARD_IA or DEEP_ARCHIVE")
     add("--sse", choices=("AES256", "aws:kms"), help="server-side encryption")
-    add("--sse-kms-key-id", metavar="K", help="key for --sse aws:kms")
+    add("--sse-kms-key-id", metavar="KEY", help="KMS key for --sse aws:kms")
     add(
         "--content-type",
         metavar="GLOB=TYPE",
@@ -13109,9 +13135,9 @@ def _add_object_options(group: argparse._ArgumentGroup) -> None:
         dest="content_types",
         type=parse_content_type,
         default=[],
-        help="media type of what matches (default: by the name)",
+        help="Content-Type of matching files (default: guessed from the name)",
     )
-    add("--cache-control", metavar="TEXT", help="as max-age=3600")
+    add("--cache-control", metavar="TEXT", help="Cache-Control header, e.g. max-age=3600")
     add(
         "--tag",
         metavar="K=V",
@@ -13119,16 +13145,16 @@ def _add_object_options(group: argparse._ArgumentGroup) -> None:
         dest="tags",
         type=parse_tag,
         default=[],
-        help="of every object, at most 10",
+        help="tag every object, up to 10 tags",
     )
 
 
 def _add_choice_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     for option, parse, text in (
-        ("--include", include_rule, "take what matches, as in .gitignore"),
-        ("--exclude", exclude_rule, "leave it out; of several the last one that matches decides"),
-        ("--exclude-from", str, "lines of .gitignore's format"),
+        ("--include", include_rule, "upload matching files; .gitignore syntax"),
+        ("--exclude", exclude_rule, "skip matching files; the last match wins"),
+        ("--exclude-from", str, "read exclude patterns from FILE, as from a .gitignore"),
     ):
         metavar = "FILE" if parse is str else "GLOB"
         add(
@@ -13140,41 +13166,41 @@ def _add_choice_options(group: argparse._ArgumentGroup) -> None:
             default=[],
             help=text,
         )
-    add("--min-age", metavar="TIME", type=parse_time, default=0.0, help="not modified since, as 1h")
-    add("--max-age", metavar="TIME", type=parse_time, default=0.0, help="modified since, as 7d")
-    add("--min-size", metavar="SIZE", type=parse_size, default=0, help="as 1K")
-    add("--max-size", metavar="SIZE", type=parse_size, default=-1, help="as 5G")
-    add("--follow-symlinks", action="store_true", help="take what links point to, not skip them")
-    add("--links", action="store_true", help="store links themselves, as rclone --links does")
-    add("--directory-markers", action="store_true", help="store directories, as rclone does")
-    add("--one-file-system", action="store_true", help="stay on ROOT's file system")
+    add("--min-age", metavar="TIME", type=parse_time, default=0.0, help="only older files, e.g. 1h")
+    add("--max-age", metavar="TIME", type=parse_time, default=0.0, help="only newer files, e.g. 7d")
+    add("--min-size", metavar="SIZE", type=parse_size, default=0, help="only files from SIZE up")
+    add("--max-size", metavar="SIZE", type=parse_size, default=-1, help="only files up to SIZE")
+    add("--follow-symlinks", action="store_true", help="follow symbolic links (default: skip)")
+    add("--links", action="store_true", help="store symbolic links, like rclone --links")
+    add("--directory-markers", action="store_true", help="store directories, like rclone")
+    add("--one-file-system", action="store_true", help="do not cross file systems")
     add(
         "--shard",
         metavar="K/N",
         type=parse_shard,
-        help="the K-th of N shares of the tree, or auto, or auto/N: from the array job",
+        help="upload share K of N; auto or auto/N takes the numbers from the array job",
     )
-    add("--root-as", metavar="PATH", default="", help="the name that the ledger knows ROOT by")
-    add("--ignore-ctime", action="store_true", help="where it moves by itself: do not look at it")
-    add("--ignore-inode", action="store_true", help="the same of inode numbers")
-    add("--force", action="store_true", help="upload what is in the store already, too")
-    add("--checksum", action="store_true", help="hash what looks unchanged before it is believed")
+    add("--root-as", metavar="PATH", default="", help="PATH of ROOT in the ledger, for snapshots")
+    add("--ignore-ctime", action="store_true", help="do not check ctime for changes")
+    add("--ignore-inode", action="store_true", help="do not check inode numbers for changes")
+    add("--force", action="store_true", help="upload all files, unchanged ones too")
+    add("--checksum", action="store_true", help="detect changes by hash, not just size and times")
     add(
         "--renew-by-upload",
         action="store_true",
-        help="send a large file again where its metadata cannot be renewed by a copy",
+        help="upload large files again if their metadata cannot be updated by a copy",
     )
 
 
 def _add_ledger_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--db", metavar="FILE", help="the ledger (default: pfu.db; of a shard pfu.K-of-N.db)")
+    add("--db", metavar="FILE", help="ledger (default: pfu.db, with --shard pfu.K-of-N.db)")
     add(
         "--keep-history",
         metavar="TIME",
         type=parse_time,
         default=KEPT_HISTORY,
-        help="how long the ledger remembers files that are gone, and runs (default: 90d)",
+        help="keep records of old runs and deleted files this long (default: 90d)",
     )
 
 
@@ -13184,63 +13210,80 @@ def _add_engine_options(group: argparse._ArgumentGroup) -> None:
         "--mode",
         choices=("parallel", "concurrent"),
         default="parallel",
-        help="in several processes (default), or on one event loop",
+        help="several processes (default) or one event loop",
     )
     _add_ledger_options(group)
-    add("--workers", metavar="N", type=in_range(1, 256), default=0, help="processes")
-    add("--concurrency", metavar="N", type=in_range(1, 4096), default=0, help="requests in flight")
+    add(
+        "--workers",
+        metavar="N",
+        type=in_range(1, 256),
+        default=0,
+        help="processes (default: one per core, up to 8)",
+    )
+    add(
+        "--concurrency",
+        metavar="N",
+        type=in_range(1, 4096),
+        default=0,
+        help="parallel requests (default: auto)",
+    )
     add(
         "--part-size",
         metavar="SIZE",
         type=parse_size,
         default=0,
-        help="files above it go up in parts of it (default: above 16M, in parts of 8M)",
+        help="split larger files into parts of SIZE (default: files over 16M, parts of 8M)",
     )
+    _add_limit_options(group)
+
+
+def _add_limit_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
     add(
         "--max-memory",
         metavar="SIZE",
         type=parse_size,
         default=DEFAULT_MEMORY,
-        help="for file contents in flight, at most a quarter of the machine's (default: 128M)",
+        help="buffer memory, at most a quarter of the RAM (default: 128M)",
     )
     add(
         "--bwlimit",
         metavar="RATE",
         type=parse_size,
         default=0,
-        help="bytes a second, as 20M (default: no limit)",
+        help="bandwidth limit in bytes per second, e.g. 20M (default: none)",
     )
-    add("--max-duration", metavar="TIME", type=parse_time, default=0.0, help="stop after, as 2h")
+    add("--max-duration", metavar="TIME", type=parse_time, default=0.0, help="stop after TIME")
     add(
         "--patience",
         metavar="TIME",
         type=parse_time,
-        help="that the store may be away before the run stops (default: 5m)",
+        help="give up after the store has been unavailable this long (default: 5m)",
     )
-    add("--nice", metavar="N", type=in_range(0, 19), default=19, help="priority (default: 19)")
+    add("--nice", metavar="N", type=in_range(0, 19), default=19, help="niceness (default: 19)")
 
 
 def _add_other_actions(group: argparse._ArgumentGroup) -> None:
     only_one = group.add_mutually_exclusive_group()
-    only_one.add_argument("--status", action="store_true", help="show the last runs of the ledger")
+    only_one.add_argument("--status", action="store_true", help="show the last runs in the ledger")
     only_one.add_argument(
-        "--verify", action="store_true", help="compare the store with the ledger and the tree"
+        "--verify", action="store_true", help="check the store against the ledger and the files"
     )
     only_one.add_argument(
         "--cleanup", action="store_true", help="abort unfinished uploads of large files"
     )
     group.add_argument(
-        "--dry-run", action="store_true", help="say what would go, and why (or be cleaned up)"
+        "--dry-run", action="store_true", help="show what would be uploaded or cleaned up, and why"
     )
 
 
 def _add_output_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--json", action="store_true", help="one object on standard output")
-    add("--log-file", metavar="FILE", help="what is said, with the time; rotates itself")
-    add("--metrics-file", metavar="FILE", help="of the last upload, for Prometheus")
-    add("--quiet", action="store_true", help="nothing but problems")
-    add("--verbose", action="store_true", help="say more")
+    add("--json", action="store_true", help="print the result as one JSON object")
+    add("--log-file", metavar="FILE", help="also log messages to FILE (self-rotating)")
+    add("--metrics-file", metavar="FILE", help="write Prometheus metrics of the upload")
+    add("--quiet", action="store_true", help="print problems only")
+    add("--verbose", action="store_true", help="print more details")
     add("--version", action="version", version=f"pfu {__version__}")
 
 
@@ -13251,81 +13294,81 @@ def check_options(options: argparse.Namespace) -> None:
         raise UsageError(f"{option} {cause}", hint=hint)
 
     if not options.root and not options.status and not options.cleanup:
-        refuse("ROOT", "is missing", "python pfu.py DIRECTORY, or --help")
+        refuse("ROOT", "is missing", "usage: pfu.py ROOT [s3://BUCKET[/PREFIX]], see --help")
     if options.status and options.dry_run:
-        refuse("--status", "writes nothing in any case")
+        refuse("--status", "cannot be combined with --dry-run")
     if options.sandbox and (options.cleanup or options.verify):
-        refuse("--sandbox", "is empty when it starts: there is nothing to verify or clean up")
+        refuse("--sandbox", "starts empty: there is nothing to verify or clean up")
     if options.verify and options.dry_run:
-        refuse("--verify", "uploads nothing in any case")
+        refuse("--verify", "cannot be combined with --dry-run")
     if options.sandbox and (options.endpoint_url or options.profile):
-        refuse("--sandbox", "has an endpoint and credentials of its own")
+        refuse("--sandbox", "uses its own endpoint and credentials")
     if options.quiet and options.verbose:
-        refuse("--quiet", "contradicts --verbose")
+        refuse("--quiet", "cannot be combined with --verbose")
     if options.sse_kms_key_id and options.sse != "aws:kms":
-        refuse("--sse-kms-key-id", "needs --sse aws:kms")
+        refuse("--sse-kms-key-id", "requires --sse aws:kms")
     if options.part_size and not MIN_PART_SIZE <= options.part_size <= MAX_PART_SIZE:
-        refuse("--part-size", "S3 takes parts from 5 MiB to 5 GiB")
+        refuse("--part-size", "must be between 5 MiB and 5 GiB")
     if options.mode == "concurrent" and options.workers > 1:
-        refuse("--workers", "--mode concurrent has one process")
+        refuse("--workers", "must be 1 with --mode concurrent")
     if len(options.tags) > MAX_TAGS or len({name for name, _ in options.tags}) < len(options.tags):
-        refuse("--tag", f"S3 takes {MAX_TAGS} different tags at most")
+        refuse("--tag", f"can be given at most {MAX_TAGS} times, with different keys")
     if options.cache_control and not is_printable(options.cache_control):
-        refuse("--cache-control", "is no header's value")
+        refuse("--cache-control", "is not a valid header value")
     if options.links and options.follow_symlinks:
-        refuse("--links", "contradicts --follow-symlinks")
+        refuse("--links", "cannot be combined with --follow-symlinks")
     if 0 <= options.max_size < options.min_size:
-        refuse("--max-size", "is below --min-size")
+        refuse("--max-size", "is less than --min-size")
     if options.max_age and options.max_age < options.min_age:
-        refuse("--max-age", "is below --min-age")
+        refuse("--max-age", "is less than --min-age")
     if options.bwlimit and options.bwlimit < KIB:
-        refuse("--bwlimit", "is below 1K a second")
+        refuse("--bwlimit", "is less than 1K per second")
     if options.provider:
         check_provider_options(options, refuse)
     check_ends(options, refuse)
 
 
 def check_ends(options: argparse.Namespace, refuse: Callable[[str, str], None]) -> None:
-    """Of the store and of what is written beside it. Raises UsageError."""
+    """Check the store and the files written. Raises UsageError."""
     if options.metrics_file:
         folder = os.path.dirname(os.path.abspath(options.metrics_file))
         if os.path.isdir(options.metrics_file) or not os.access(folder, os.W_OK):
-            hint = "name a file in a folder that is there and writable"
+            hint = "choose a file in an existing, writable directory"
             path, options.metrics_file = options.metrics_file, None
-            raise UsageError("write metrics", path, "it cannot be written", hint)
+            raise UsageError("write metrics", path, "it is not writable", hint)
     if options.endpoint_url:
         check_endpoint(options.endpoint_url)
     for name in ("storage_class", "sse_kms_key_id", "expected_bucket_owner"):
         if not is_printable(getattr(options, name) or ""):
-            refuse(f"--{name.replace('_', '-')}", "has characters that no header can have")
+            refuse(f"--{name.replace('_', '-')}", "contains characters not allowed in a header")
     if options.expected_bucket_owner and not options.expected_bucket_owner.isalnum():
-        refuse("--expected-bucket-owner", "is no account id")
+        refuse("--expected-bucket-owner", "is not an account ID")
 
 
 def check_provider_options(options: argparse.Namespace, refuse: Callable[[str, str], None]) -> None:
-    """What is S3's says nothing to another provider."""
+    """Options of S3 do not apply to other providers."""
     for name, value in {**chosen(options, S3Options), "sandbox": options.sandbox}.items():
         if value:
             option = {"tags": "tag"}.get(name, name).replace("_", "-")
-            refuse(f"--{option}", "is for S3, not for --provider")
+            refuse(f"--{option}", "applies to S3 only, not to --provider")
     if options.cleanup:
-        refuse("--cleanup", "is for S3, not for --provider")
+        refuse("--cleanup", "applies to S3 only, not to --provider")
 
 
 def chosen(options: argparse.Namespace, kind: type) -> dict[str, Any]:
-    """The part of the command line that is a field of ``kind``; lists as tuples."""
+    """The options that are fields of ``kind``; lists as tuples."""
     names = {f.name for f in dataclasses.fields(kind)} & set(vars(options))
     values = {name: getattr(options, name) for name in names}
     return {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
 
 
 def s3_options(options: argparse.Namespace) -> S3Options:
-    """The part of the command line that concerns the bucket."""
+    """The options for the bucket."""
     return S3Options(**chosen(options, S3Options))
 
 
 def run_options(options: argparse.Namespace) -> RunOptions:
-    """The part of the command line that concerns the run. Raises UsageError."""
+    """The options for the run. Raises UsageError."""
     rules = [
         rule
         for given in options.rules
@@ -13337,7 +13380,7 @@ def run_options(options: argparse.Namespace) -> RunOptions:
 
 
 def verify(options: argparse.Namespace, console: Console) -> ExitCode:
-    """--verify: compare, and tell what differs."""
+    """--verify: compare, and report what differs."""
     job = job_of(options, console, None)
     with stopping_on_signals(job, console):
         verdict = job.verify()
@@ -13358,14 +13401,14 @@ def verify(options: argparse.Namespace, console: Console) -> ExitCode:
 
 
 def verdict_text(verdict: Verdict, *, quiet: bool, colours: bool = False) -> Iterator[str]:
-    """What --verify found, as a person reads it."""
+    """The result of --verify, for the user."""
     for told in verdict.differences:
         yield f"{printable(told['reason'])}: {printable(told['path'])}"
     more = verdict.differing - len(verdict.differences)
     if more > 0:
         yield f"and {count_of(more, 'more file')} that differ"
     for key in verdict.extra_keys:
-        yield f"no file of the tree: {printable(key)}"
+        yield f"no local file: {printable(key)}"
     if quiet:
         return
     ends = f"{printable(verdict.root)} and {printable(verdict.destination)}"
@@ -13374,16 +13417,20 @@ def verdict_text(verdict: Verdict, *, quiet: bool, colours: bool = False) -> Ite
     yield from count_lines(
         [
             Count.things(verdict.checked, "file", "compared"),
-            Count(verdict.verified, "in the store as they are"),
+            Count(verdict.verified, "match the store"),
         ],
         [
-            Count(verdict.adopted, "of them new to the ledger"),
-            Count(verdict.differing - unchecked, "differ", "pending: a run uploads them", "red"),
-            Count(unchecked, UNCHECKED, "left as they are", "red"),
+            Count(verdict.adopted, "of which new to the ledger"),
+            Count(
+                verdict.differing - unchecked, "differ", "pending: the next run uploads them", "red"
+            ),
+            Count(unchecked, UNCHECKED, "left as is", "red"),
             Count(verdict.skipped, "skipped"),
             Count.things(verdict.objects, "object", "listed"),
-            Count(verdict.extra, "of no file", extra_text(verdict), "yellow"),
-            Count(verdict.bytes_read_back, "bytes read back", "the store tells no digest of them"),
+            Count(verdict.extra, "without a local file", extra_text(verdict), "yellow"),
+            Count(
+                verdict.bytes_read_back, "bytes read back", "the store reports no digest for them"
+            ),
         ],
         colours,
     )
@@ -13391,27 +13438,27 @@ def verdict_text(verdict: Verdict, *, quiet: bool, colours: bool = False) -> Ite
 
 
 def extra_text(verdict: Verdict) -> str:
-    """Which objects no file of the tree stands for."""
+    """About objects without a local file."""
     never = verdict.extra - verdict.extra_known
-    return f"left alone; files that went away: {verdict.extra_known:,}, never known: {never:,}"
+    return f"left alone; of deleted files: {verdict.extra_known:,}, not in the ledger: {never:,}"
 
 
 def show_status(options: argparse.Namespace, console: Console) -> ExitCode:
     """--status: the last runs."""
     if not os.path.exists(options.db):
-        raise UsageError("read ledger", options.db, "there is none", "name one with --db")
+        raise UsageError("read ledger", options.db, "it does not exist", "specify one with --db")
     jobs = last_jobs(absolute(options.db))
     if options.json:
         console.say(json_text([dataclasses.asdict(job) for job in jobs]))
     else:
-        console.say("\n".join(jobs_text(jobs)) or "the ledger has no runs")
+        console.say("\n".join(jobs_text(jobs)) or "no runs in the ledger")
     return ExitCode.OK
 
 
 def last_jobs(path: str) -> list[BatchJobRow]:
-    """The newest runs of a ledger; one that was killed is told as the next run will write it.
+    """The newest runs of a ledger; a killed one is shown as the next run will record it.
 
-    A run is dead if it had not ended, nobody holds the ledger, and it has not ended since.
+    A run is dead if it had not ended when nobody held the ledger, and still has not ended.
     """
     ledger = Ledger(path, read_only=True)
     jobs = ledger.last_jobs(SHOWN_JOBS)
@@ -13426,10 +13473,10 @@ def last_jobs(path: str) -> list[BatchJobRow]:
 
 
 def clean_up(options: argparse.Namespace, console: Console) -> ExitCode:
-    """--cleanup: abort what this ledger began and did not complete, wherever that was."""
+    """--cleanup: abort unfinished uploads of this ledger, wherever they are."""
     path = absolute(options.db)
     if not os.path.exists(path):
-        raise UsageError("read ledger", options.db, "there is none", "name one with --db")
+        raise UsageError("read ledger", options.db, "it does not exist", "specify one with --db")
     with contextlib.ExitStack() as closing:
         if not options.dry_run:
             closing.callback(LedgerLock(path).close)
@@ -13461,7 +13508,7 @@ class Cleanup:
         self._uploaders: dict[tuple[str, str], S3Uploader] = {}
 
     def run(self, *, dry_run: bool) -> Iterator[str]:
-        """Yield a line for each upload, and one for all."""
+        """Yield a line for each upload, and a total."""
         size = 0
         for upload in self._ledger.unfinished_uploads():
             stored = sum(part.part_size for part in self._ledger.parts(upload.id))
@@ -13477,7 +13524,7 @@ class Cleanup:
         yield f"{count_of(len(self.uploads), 'unfinished upload')} {what}, {bytes_text(size)}"
 
     def _abort(self, upload: UploadModel) -> bool:
-        """Whether it is no more, or was in a sandbox, which is no more."""
+        """Whether it is gone now, or was in a sandbox, which is gone."""
         left: list[str] = []
         try:
             if upload.endpoint != SANDBOX_ENDPOINT:
@@ -13505,7 +13552,7 @@ class Cleanup:
             self._uploaders[place] = uploader
         if self._uploaders[place].endpoint != upload.endpoint:
             cause = (
-                f"it was begun at {upload.endpoint or 'AWS'}, and another endpoint is configured"
+                f"it was started at {upload.endpoint or 'AWS'}, but another endpoint is configured"
             )
             raise UsageError("abort upload of", upload.object_key, cause)
         return self._uploaders[place]
@@ -13522,7 +13569,7 @@ class Cleanup:
 
 
 def job_of(options: argparse.Namespace, console: Console, sandbox: Sandbox | None) -> BatchJobModel:
-    """The session that the command line asks for."""
+    """The session for the command line."""
     uploader: Uploader
     if options.provider:
         uploader = provider_of(options.provider)(options.destination)
@@ -13534,13 +13581,13 @@ def job_of(options: argparse.Namespace, console: Console, sandbox: Sandbox | Non
 
 
 def provider_of(text: str) -> Callable[[str | None], Uploader]:
-    """The class that ``MODULE:CLASS`` names; modules are looked for in the working directory too.
+    """The class named by ``MODULE:CLASS``; modules in the working directory are found too.
 
     Raises UsageError.
     """
     module, colon, name = text.partition(":")
     if not colon or not name:
-        raise UsageError("load provider", text, "it is no MODULE:CLASS")
+        raise UsageError("load provider", text, "not MODULE:CLASS")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
@@ -13549,12 +13596,12 @@ def provider_of(text: str) -> Callable[[str | None], Uploader]:
         cause = f"{type(error).__name__}: {error}"
         raise UsageError("load provider", text, cause) from error
     if not isinstance(found, type) or not issubclass(found, Uploader):
-        raise UsageError("load provider", text, "it is no Uploader", "see README: Providers")
+        raise UsageError("load provider", text, "not an Uploader subclass", "see README")
     return found
 
 
 def upload(options: argparse.Namespace, console: Console, sandbox: Sandbox | None) -> ExitCode:
-    """The main job, or its dry run; prints the summary."""
+    """Upload, or do a dry run; print the summary."""
     job = job_of(options, console, sandbox)
     with stopping_on_signals(job, console):
         summary = job.dry_run() if options.dry_run else job.run()
@@ -13573,7 +13620,7 @@ def upload(options: argparse.Namespace, console: Console, sandbox: Sandbox | Non
 
 
 def conclude(options: argparse.Namespace, console: Console, summary: Summary) -> None:
-    """What programs read of a run: log, metrics, JSON."""
+    """Output for programs: log, metrics, JSON."""
     counts = ("seen", "uploaded", "unchanged", "skipped", "failed", "pending", "bytes_uploaded")
     console.record(end_of(summary, counts))
     uploads = not (options.dry_run or options.verify or options.cleanup)
@@ -13594,9 +13641,9 @@ def end_of(result: Summary | Verdict, counts: Iterable[str]) -> str:
 
 @contextlib.contextmanager
 def stopping_on_signals(job: BatchJobModel, console: Console) -> Iterator[None]:
-    """The first SIGINT, SIGTERM or SIGHUP stops the run cleanly, a second SIGINT at once.
+    """The first SIGINT, SIGTERM or SIGHUP stops the run cleanly, a second SIGINT immediately.
 
-    What the caller has the program ignore (nohup) stays ignored.
+    Signals that the caller ignores (nohup) stay ignored.
     """
     interrupts = 0
 
@@ -13605,8 +13652,8 @@ def stopping_on_signals(job: BatchJobModel, console: Console) -> Iterator[None]:
         interrupts += number == signal.SIGINT
         if interrupts > 1:
             console.finish()
-            with contextlib.suppress(OSError):  # past sys.stderr, which this may have interrupted
-                os.write(2, b"pfu: stopped at once; the next run goes on\n")
+            with contextlib.suppress(OSError):  # not sys.stderr, which this may have interrupted
+                os.write(2, b"pfu: stopped immediately; the next run resumes\n")
             os._exit(ExitCode.STOPPED)
         job.stop(f"{signal.Signals(number).name} received")
 
@@ -13634,15 +13681,15 @@ def stopping_on_signals(job: BatchJobModel, console: Console) -> Iterator[None]:
 
 
 def default_ledger(shard: Shard | None) -> str:
-    """Shares of a tree may lie on one disk: each has its own."""
+    """Shares of a tree may be on the same disk: each has its own."""
     return f"pfu.{shard.number}-of-{shard.total}.db" if shard else "pfu.db"
 
 
 def run_command(options: argparse.Namespace, console: Console) -> ExitCode:
-    """Do what the command line says. Raises PfuError."""
+    """Run the command line. Raises PfuError."""
     check_options(options)
     for name in options.unknown_variables:
-        console.note(f"{name} in the environment is no option, and has no effect")
+        console.note(f"environment variable {name} is not an option and is ignored")
     console.record(f"pfu {__version__}: {shlex.join(sys.argv[1:])}")
     if options.status:
         return show_status(options, console)
@@ -13659,7 +13706,7 @@ def run_command(options: argparse.Namespace, console: Console) -> ExitCode:
 
 
 def main(arguments: Sequence[str] | None = None) -> ExitCode:
-    """The program. Returns the exit code; prints one line for what it cannot do."""
+    """The program. Returns the exit code; prints one line if it fails."""
     open_streams()
     learn_urls()
     options = make_parser().parse_all(sys.argv[1:] if arguments is None else arguments, os.environ)
@@ -13685,7 +13732,7 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
         code, reason = error.exit_code, str(error)
     except KeyboardInterrupt:
         code, reason = ExitCode.STOPPED, "interrupted"
-    except Exception as error:  # noqa: BLE001  one line, and no traceback, whatever it is
+    except Exception as error:  # noqa: BLE001  one line instead of a traceback
         code, reason = ExitCode.CANNOT_START, internal_error(error)
     console.finish()
     console.problem(reason)
@@ -13694,7 +13741,7 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
 
 
 def open_streams() -> None:
-    """See to it that what is printed can be: in any encoding, even if a stream is closed."""
+    """Make sure that output never fails: in any encoding, even if a stream is closed."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
@@ -13709,10 +13756,10 @@ def open_streams() -> None:
 
 
 def command() -> None:
-    """What `pfu` calls where pfu is installed: the program, in a process of its own.
+    """The `pfu` command of an installation: the program, in its own process.
 
-    Names of files are bytes, and keys are UTF-8, whatever the locale says: under another encoding
-    Python is started again, in its UTF-8 mode (PEP 540).
+    File names are bytes, and keys are UTF-8, whatever the locale: under any other encoding Python
+    is restarted in its UTF-8 mode (PEP 540).
     """
     if sys.getfilesystemencoding() != "utf-8" and not sys.flags.utf8_mode:
         os.environ["PYTHONUTF8"] = "1"  # for workers too

@@ -483,7 +483,7 @@ class TestCrashesAndSignals:
         arguments = ("--mode", "concurrent", "--concurrency", "2", "--max-duration", "4s", "--json")
         run = place.run(*arguments)
         assert (run.code, run.json["status"]) == (4, "interrupted")
-        assert "the time limit of 4 s is over" in run.err
+        assert "time limit of 4 s reached" in run.err
         assert place.check_ledger_is_honest() == run.json["uploaded"] > 0
 
 
@@ -606,7 +606,7 @@ class TestTree:
         reasons = {failure["path"]: failure["reason"] for failure in run.json["failures"]}
         assert "Permission denied" in reasons[str(place.root / "secret")]
         assert "cannot read directory: Permission denied" in reasons[str(place.root / "closed")]
-        assert [r for r in reasons.values() if "its key has 1156 bytes, S3 takes 1024" in r]
+        assert [r for r in reasons.values() if "its key is 1156 bytes long, S3 allows 1024" in r]
         assert run.err.count("pfu: failed: ") == 3
         (place.root / "secret").chmod(0o600)
         again = place.run("--mode", "concurrent", "--json")
@@ -636,7 +636,7 @@ class TestTree:
         summary = run_within(place)
         assert (summary.exit_code, summary.failed, summary.uploaded) == (1, 1, 1)
         assert summary.failures == [
-            {"path": str(path), "reason": f"read {path}: it changed while it was read"}
+            {"path": str(path), "reason": f"read {path}: it changed while being read"}
         ]
 
     @BOTH_MODES
@@ -664,7 +664,7 @@ class TestTree:
         arguments = ("--mode", "concurrent", "--part-size", "5M", "--concurrency", "1", "--json")
         run = place.run(*arguments)
         assert (run.code, run.json["failed"]) == (1, 1)
-        assert "it changed while it was read" in run.json["failures"][0]["reason"]
+        assert "it changed while being read" in run.json["failures"][0]["reason"]
         assert not place.server.objects(BUCKET)
         assert len(place.server.uploads(BUCKET)) == 1
         place.server.faults.clear()
@@ -790,28 +790,28 @@ TROUBLE: list[tuple[Callable[[Place], None], str, int, str]] = [
     (unknown_key, "", 2, "InvalidAccessKeyId"),
     (expired_token, "", 2, "ExpiredToken"),
     (all_denied, "", 1, "AccessDenied"),
-    (text_ledger, "", 2, "pfu.db: file is not a database (name another --db"),
-    (foreign_database, "", 2, "pfu.db: a database of another program (name another --db)"),
-    (newer_ledger, "", 2, "made by a newer pfu (schema 99) (update pfu.py)"),
+    (text_ledger, "", 2, "pfu.db: file is not a database (choose another --db"),
+    (foreign_database, "", 2, "pfu.db: database of another program (choose another --db)"),
+    (newer_ledger, "", 2, "created by a newer pfu (schema 99) (update pfu.py)"),
     (linked_ledger, "", 2, "is a symbolic link"),
-    (nothing, "--db no/such/folder/pfu.db", 2, "No such file or directory (name a file in"),
+    (nothing, "--db no/such/folder/pfu.db", 2, "No such file or directory (choose a --db in"),
     (nothing, "--db tree", 2, "Is a directory"),
     (root_removed, "", 2, "tree: No such file or directory"),
-    (root_is_fifo, "", 2, "tree: it is a FIFO (name a directory or a file)"),
+    (root_is_fifo, "", 2, "tree: it is a FIFO (specify a directory or a file)"),
     (root_emptied, "", 2, "is it mounted?"),
     (nothing, "--mode serial", 2, "argument --mode: invalid choice: 'serial'"),
     (nothing, "--no-such-option", 2, "unrecognized arguments: --no-such-option"),
-    (nothing, "--nice 20", 2, "'20' is not from 0 to 19"),
-    (nothing, "--workers 0", 2, "'0' is not from 1 to 256"),
-    (nothing, "--concurrency -1", 2, "'-1' is not from 1 to 4096"),
-    (nothing, "--part-size 4M", 2, "S3 takes parts from 5 MiB to 5 GiB"),
-    (nothing, "--part-size lots", 2, "'lots' is no size: write 16M or 1.5GiB"),
-    (nothing, "--max-duration soon", 2, "'soon' is no time: write 90s, 15m or 2h"),
-    (nothing, "--mode concurrent --workers 2", 2, "--mode concurrent has one process"),
-    (nothing, "--quiet --verbose", 2, "contradicts --verbose"),
-    (nothing, "--sse-kms-key-id k", 2, "needs --sse aws:kms"),
-    (nothing, "--dry-run --status", 2, "--status writes nothing"),
-    (nothing, "--endpoint-url ftp://x", 2, "is no http:// or https:// URL"),
+    (nothing, "--nice 20", 2, "'20' is not between 0 and 19"),
+    (nothing, "--workers 0", 2, "'0' is not between 1 and 256"),
+    (nothing, "--concurrency -1", 2, "'-1' is not between 1 and 4096"),
+    (nothing, "--part-size 4M", 2, "--part-size must be between 5 MiB and 5 GiB"),
+    (nothing, "--part-size lots", 2, "invalid size 'lots': use e.g. 16M or 1.5GiB"),
+    (nothing, "--max-duration soon", 2, "invalid time 'soon': use e.g. 90s, 15m or 2h"),
+    (nothing, "--mode concurrent --workers 2", 2, "--workers must be 1 with --mode concurrent"),
+    (nothing, "--quiet --verbose", 2, "cannot be combined with --verbose"),
+    (nothing, "--sse-kms-key-id k", 2, "requires --sse aws:kms"),
+    (nothing, "--dry-run --status", 2, "--status cannot be combined with --dry-run"),
+    (nothing, "--endpoint-url ftp://x", 2, "is not an http:// or https:// URL"),
     (nothing, "--expected-bucket-owner 999999999999", 1, "AccessDenied"),
 ]
 LARGE_FAULTS = [("CompleteMultipartUpload", Action("error", 400, "InvalidPart"), None, 1)]
@@ -837,14 +837,14 @@ class TestTrouble:
     @pytest.mark.parametrize(
         "destination, says",
         [
-            ("bkt", "it does not begin with s3:// (write s3://BUCKET"),
-            ("s3://", "it names no bucket"),
-            ("s3://a%b", "it names no bucket"),
-            ("s3://x", "x: it is not there"),  # other stores than AWS have such names
-            ("s3://UP_per!", "UP_per!: it is not there"),
+            ("bkt", "it does not start with s3:// (use s3://BUCKET"),
+            ("s3://", "no bucket name"),
+            ("s3://a%b", "no bucket name"),
+            ("s3://x", "x: no such bucket"),  # other stores than AWS have such names
+            ("s3://UP_per!", "UP_per!: no such bucket"),
             (
                 "s3://missing-bucket",
-                "missing-bucket: it is not there (check the name, or pass --create",
+                "missing-bucket: no such bucket (check the name, or pass --create",
             ),
         ],
     )

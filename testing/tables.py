@@ -180,7 +180,7 @@ def refuse_region(trial: Trial) -> None:
 
 
 NO_CONNECTION = "Could not connect to the endpoint URL"
-AWAY = "the store has been away for"
+AWAY = "the store has been unavailable for"
 UNDER_WAY: list[tuple[str, Callable[[Trial], None], Sequence[Way], int, str]] = [
     ("connections refused", refuse_connections, EVEN, 1, AWAY),
     ("bucket deleted", delete_bucket, ODD, 2, "NoSuchBucket"),
@@ -261,7 +261,7 @@ FROM_THE_START: list[tuple[str, Callable[[Trial], None], Sequence[Way], int, str
     ("no names", lambda t: from_the_start(t, forget_names), TWO, 2, NO_CONNECTION),
     ("hour ahead", lambda t: from_the_start(t, set_store_clock), TWO, 2, "RequestTimeTooSkewed"),
     ("all 503", refuse_all, TWO, 2, "SlowDown|503"),
-    ("no process", no_process, EVEN, 2, "there is room for 0 more processes"),
+    ("no process", no_process, EVEN, 2, "only 0 more processes"),
     ("no second worker", no_worker, PARALLEL, 2, "needs no workers"),
     ("no descriptors", lambda trial: no_descriptors(trial, 4), ODD, 2, "Too many open files"),
 ]
@@ -315,7 +315,7 @@ READING: list[tuple[str, Callable[[Path], None], Sequence[str], Sequence[Way], i
     ("EIO", fail(errno.EIO), READS, ODD, 1, "Input/output error"),
     ("ESTALE of fstat", fail(errno.ESTALE), ("fstat",), EVEN, 1, "Stale file handle"),
     ("shrinks once", cut_once, READS, ODD, 0, ""),
-    ("shrinks always", cut_always, READS, EVEN, 1, "while it was read"),
+    ("shrinks always", cut_always, READS, EVEN, 1, "while being read"),
 ]
 
 
@@ -341,5 +341,5 @@ def write_text(trial: Trial) -> None:
 LEDGERS = [
     (cut, "move this file away"),
     (overwrite, "move this file away"),
-    (write_text, "file is not a database (name another --db"),
+    (write_text, "file is not a database (choose another --db"),
 ]

@@ -89,12 +89,12 @@ class TestAnswers:
             (answer_text("nonsense", "ETag: x", "Content-Length: 0"), "not HTTP/1.1"),
             (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 5000, "too long"),
             (answer_text("Content-Length: 0"), "without an ETag"),
-            (answer_text("ETag: x", "Content-Length: 0", "content-length: 0"), "twice"),
-            (answer_text("ETag: x", "ETag: y", "Content-Length: 0"), "twice"),
+            (answer_text("ETag: x", "Content-Length: 0", "content-length: 0"), "duplicate header"),
+            (answer_text("ETag: x", "ETag: y", "Content-Length: 0"), "duplicate header"),
             (answer_text("ETag: x", "Content-Length: 7", body=b"<Error>"), "with an error"),
             (
                 answer_text("ETag: x", "Content-Length: 1", "Content-Encoding: gzip", body=b"z"),
-                "not plain",
+                "encoded body",
             ),
             (
                 answer_text(

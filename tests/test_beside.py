@@ -52,12 +52,12 @@ def plant_open(path: Path, victim: Path) -> None:
 
 
 PLANTED = [
-    pytest.param(plant_fifo, "it is no plain file"),
-    pytest.param(plant_hard_link, "it is a hard link"),
+    pytest.param(plant_fifo, "it is not a regular file"),
+    pytest.param(plant_hard_link, "it has more than one hard link"),
     pytest.param(plant_link, "it is a symbolic link"),
-    pytest.param(plant_device, "it is no plain file", marks=NEEDS_ROOT),
-    pytest.param(plant_foreign, "it belongs to another user (65534)", marks=NEEDS_ROOT),
-    pytest.param(plant_open, "others may write to it"),
+    pytest.param(plant_device, "it is not a regular file", marks=NEEDS_ROOT),
+    pytest.param(plant_foreign, "it is owned by another user (65534)", marks=NEEDS_ROOT),
+    pytest.param(plant_open, "it is writable by other users"),
 ]
 
 
@@ -131,12 +131,15 @@ class TestPlanted:
             (
                 "CREATE TRIGGER t AFTER INSERT ON FileStat BEGIN UPDATE FileStat SET "
                 "file_path = '/etc/passwd', object_key = 'else/where'; END",
-                "it holds what pfu never makes: trigger t",
+                "it contains trigger t, which pfu did not create",
             ),
-            ("CREATE VIEW v AS SELECT 1", "it holds what pfu never makes: view v"),
-            ("CREATE TABLE other (x)", "it holds what pfu never makes: table other"),
-            ("CREATE INDEX i ON FileStat(etag)", "it holds what pfu never makes: index i"),
-            ("ALTER TABLE FileStat ADD x", "it holds what pfu never makes: column FileStat.x"),
+            ("CREATE VIEW v AS SELECT 1", "it contains view v, which pfu did not create"),
+            ("CREATE TABLE other (x)", "it contains table other, which pfu did not create"),
+            ("CREATE INDEX i ON FileStat(etag)", "it contains index i, which pfu did not create"),
+            (
+                "ALTER TABLE FileStat ADD x",
+                "it contains column FileStat.x, which pfu did not create",
+            ),
         ],
     )
     def test_a_schema_that_is_not_pfus_is_refused(self, place: Place, sql: str, says: str) -> None:
@@ -204,10 +207,10 @@ class TestGiven:
     @pytest.mark.parametrize(
         ("plant", "says"),
         [
-            (plant_fifo, "nothing came through it"),
-            pytest.param(plant_device, "neither a plain file nor a pipe", marks=NEEDS_ROOT),
-            pytest.param(plant_foreign, "it belongs to another user", marks=NEEDS_ROOT),
-            (lambda path, _: path.write_bytes(b"x\n" * (9 << 20)), "it holds more than 16.0 MiB"),
+            (plant_fifo, "no data from the pipe"),
+            pytest.param(plant_device, "neither a regular file nor a pipe", marks=NEEDS_ROOT),
+            pytest.param(plant_foreign, "it is owned by another user", marks=NEEDS_ROOT),
+            (lambda path, _: path.write_bytes(b"x\n" * (9 << 20)), "it is larger than 16.0 MiB"),
         ],
     )
     def test_what_cannot_be_read_to_its_end_is_said(
@@ -243,7 +246,7 @@ class TestUnderWay:
         arguments = "--mode", mode, "--db", folder / "pfu.db", "--concurrency", 2
         run = place.run(*arguments, "--json")
         assert run.code == 1, run.err
-        assert "it was removed or replaced while the run went on" in run.json["error"]
+        assert "it was removed or replaced during the run" in run.json["error"]
 
     @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
     def test_a_terminal_that_closes_stops_the_run(self, place: Place, number: int) -> None:

@@ -116,7 +116,7 @@ class TestCleanup:
 
     def test_cleanup_needs_a_ledger(self, place: Place) -> None:
         run = place.run("--cleanup", to=None)
-        assert (run.code, "there is none" in run.err) == (2, True)
+        assert (run.code, "it does not exist" in run.err) == (2, True)
 
     def test_cleanup_aborts_what_a_killed_run_left(
         self, at_hand: Place, unfinished: Unfinished
@@ -169,7 +169,7 @@ class TestCleanup:
         "trouble, says, left",
         [
             (unreachable, "Could not connect to the endpoint URL", 2),
-            (closed_port, "and another endpoint is configured", 2),
+            (closed_port, "but another endpoint is configured", 2),
             (one_refused, "AccessDenied", 1),
         ],
     )
@@ -213,6 +213,6 @@ class TestCleanup:
         run = place.run("--cleanup", to=None)
         assert (run.code, run.err) == (
             2,
-            "pfu: read ledger pfu.db: there is none (name one with --db)\n",
+            "pfu: read ledger pfu.db: it does not exist (specify one with --db)\n",
         )
         assert not list(place.path.glob("pfu.db*"))

@@ -132,7 +132,7 @@ class TestCredentials:
         assert (run.json["failed"], run.json["failures"]) == (0, [])
         assert run.json["uploaded"] + run.json["pending"] == 120
         assert "InvalidAccessKeyId" in run.err
-        may_be = "what is stored could not be looked at: look at: 403"  # if it was not, till then
+        may_be = "cannot check what was stored: check: 403"  # if it was not, till then
         assert len([line for line in run.err.splitlines() if may_be not in line]) == 1, run.err
         assert place.check_ledger_is_honest() == run.json["uploaded"]
         place.server.credentials = known
@@ -222,7 +222,7 @@ class TestServices:
         place.environment["AWS_CONFIG_FILE"] = str(place.path / "config")
         run = place.run("--mode", mode, "--profile", "p", start_new_session=True)
         assert run.code == 2
-        assert "asks for an MFA code, which is asked for once, on a terminal" in run.err
+        assert "needs an MFA code, which can be entered once, on a terminal" in run.err
 
 
 # ======================================================================================
@@ -269,7 +269,7 @@ class TestCredentialProcess:
         pids = with_process(place, "while :; do echo some-more-words-and-more-words; done")
         run = place.run("--mode", mode, start_new_session=True)
         assert (run.code, run.err.count("\n")) == (2, 1), run.err
-        assert "run credential_process: it prints too much" in run.err
+        assert "run credential_process: it printed too much" in run.err
         wait_until(lambda: not living(pids))
 
     def test_one_that_hangs_is_given_up(
@@ -286,7 +286,7 @@ class TestCredentialProcess:
         monkeypatch.setattr(pfu, "has_terminal", lambda: False)
         summary = s3_job(at_hand).run()
         assert (summary.exit_code, summary.uploaded) == (2, 0)
-        assert summary.error == "run credential_process: it did not end within 2 s"
+        assert summary.error == "run credential_process: it did not finish within 2 s"
         wait_until(lambda: not living(pids))
 
     @BOTH_MODES

@@ -37,7 +37,7 @@ class TestEnvironment:
         place.file("f")
         place.environment["PFU_DRYRUN"] = "1"
         run = place.run("--mode", "concurrent")
-        assert (run.code, "note: PFU_DRYRUN in the environment is no option" in run.err) == (
+        assert (run.code, "note: environment variable PFU_DRYRUN is not an option" in run.err) == (
             0,
             True,
         )
@@ -54,15 +54,15 @@ class TestEnvironment:
         assert "differs: 4 checked, 3 verified, 0 adopted, 1 differing" in log.read_text()
         status = place.run("--status", to=None)
         assert "verification complete with failures" in status.out
-        assert "4 files, 3 as they are, 1 differ" in status.out
+        assert "4 files, 3 match, 1 differ" in status.out
 
     @pytest.mark.parametrize(
         "name, value, says",
         [
             ("PFU_MODE", "serial", "PFU_MODE: argument --mode: invalid choice: 'serial'"),
-            ("PFU_QUIET", "maybe", "PFU_QUIET: 'maybe' is neither 1 nor 0"),
+            ("PFU_QUIET", "maybe", "PFU_QUIET: invalid value 'maybe': use 1 or 0"),
             ("PFU_EXCLUDE", "'open", "PFU_EXCLUDE: No closing quotation"),
-            ("PFU_NICE", "99", "PFU_NICE: argument --nice: '99' is not from 0 to 19"),
+            ("PFU_NICE", "99", "PFU_NICE: argument --nice: '99' is not between 0 and 19"),
         ],
     )
     def test_what_is_wrong_in_the_environment_is_named(

@@ -152,12 +152,12 @@ class TestWhyItIsOff:
         [
             (as_usual, BUCKET, None),
             (behind_a_proxy, BUCKET, "the proxy for http://127.0.0.1:"),
-            (other_credentials, BUCKET, "botocore signs with other credentials"),
+            (other_credentials, BUCKET, "botocore signs with different credentials"),
             (as_usual, "data--euc1-az1--x-s3", "the bucket is S3 Express"),
             (
                 as_usual,
                 "arn:aws:s3::123456789012:accesspoint:a.mrap",
-                "access point of several regions",
+                "multi-region access point",
             ),
         ],
     )
@@ -300,7 +300,7 @@ class TestNotUnderstood:
         assert place.stored() == place.local()
         place.check_ledger_is_honest()
         assert run.json["fast_lane"] == 0
-        assert run.json["fast_lane_off"].startswith("given up on the way: ")
+        assert run.json["fast_lane_off"].startswith("abandoned during the run: ")
         assert reason in run.json["fast_lane_off"]
         assert fault.applied >= pfu.MAX_REFUSALS
         assert {lane: len(keys) for lane, keys in puts_of(place.server).items()} == {
@@ -319,7 +319,7 @@ class TestNotUnderstood:
         assert (run.code, run.err, run.json["failures"]) == (0, "", [])
         assert (run.json["uploaded"], run.json["fast_lane"]) == (pfu.PAGE_ROWS + 100, 0)
         assert fault.applied >= 2 * pfu.MAX_REFUSALS
-        assert run.json["fast_lane_off"].startswith("given up on the way: ")
+        assert run.json["fast_lane_off"].startswith("abandoned during the run: ")
         assert place.stored() == place.local()
         place.check_ledger_is_honest()
 
@@ -403,7 +403,7 @@ class TestNotUnderstood:
     def test_only_refusals_in_a_row_end_the_fast_lane(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        refused = pfu.Rejected(None, "the answer is not HTTP/1.1")
+        refused = pfu.Rejected(None, "the response is not HTTP/1.1")
         nearly = [refused] * (pfu.MAX_REFUSALS - 1)
         lane = StubLane(*nearly, None, *nearly, refused)
         uploader, send = uploader_with(lane, monkeypatch)
@@ -411,7 +411,7 @@ class TestNotUnderstood:
             assert uploader.fast_lane_off is None
             send()
         assert send() == '"safe"'
-        assert uploader.fast_lane_off == "given up on the way: the answer is not HTTP/1.1"
+        assert uploader.fast_lane_off == "abandoned during the run: the response is not HTTP/1.1"
         sent = lane.requests
         assert send() == '"safe"'
         assert (lane.requests, uploader.traffic.fast_files) == (sent, 1)

@@ -148,7 +148,9 @@ class TestAnswers:
         trial.server.faults.append(Fault(action, trial.operation, after=3))
         summary = assert_said(trial.run("--patience", "2s"), 1)
         assert (summary["failed"], summary["pending"] > 0) == (0, True)
-        assert re.search(f"the store has been away for . s: upload: .*({says})", summary["error"])
+        assert re.search(
+            f"the store has been unavailable for . s: upload: .*({says})", summary["error"]
+        )
         assert_recovers(trial)
 
 
@@ -302,7 +304,7 @@ class TestFromTheStart:
         if trial.way.mode == "concurrent":
             assert_said(run, 0)
         else:
-            assert_said(run, 2, "start worker: 3 of them died at once")
+            assert_said(run, 2, "start worker: 3 of them died at startup")
         assert_recovers(trial)
 
 
@@ -425,7 +427,7 @@ class TestLedger:
         assert run.code == 1 or not run.json["uploaded"]
         summary = assert_said(run, run.code, "pfu.db: d")
         assert run.code in (1, 2)
-        assert "run again" in summary["error"]
+        assert "rerun" in summary["error"]
         assert_recovers(trial)
 
 

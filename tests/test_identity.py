@@ -192,7 +192,7 @@ class TestBytes:
             now = path.stat()
             told = rows[name]["inode"], rows[name]["changed_at"]
             assert told == (now.st_ino, now.st_ctime_ns)
-        assert "0 would go" in place.run("--dry-run", *PART).out
+        assert "0 would be uploaded" in place.run("--dry-run", *PART).out
         assert_all_is_there(place)
 
     @BOTH_MODES
@@ -204,7 +204,7 @@ class TestBytes:
             os.link(path, place.path / path.name)
         said, sent = visit(place, *arguments)
         assert (said["unchanged"], said["uploaded"], sent) == (2, 0, Counter())
-        assert "0 would go" in place.run("--dry-run", *PART).out
+        assert "0 would be uploaded" in place.run("--dry-run", *PART).out
 
     @pytest.mark.parametrize("operation, size", [("PutObject", 100), ("UploadPart", LARGE)])
     def test_killed_while_replaced_content_goes_up(
@@ -237,8 +237,10 @@ class TestBytes:
         both = {"--ignore-ctime", "--ignore-inode"}
         needed = {option} if option == "--ignore-ctime" else both  # a copy has another ctime too
         plan = place.run("--dry-run", *needed)
-        assert "0 would go" in plan.out
-        assert "2 would go" in place.run("--dry-run", *sorted(both - {"--ignore-ctime"})).out
+        assert "0 would be uploaded" in plan.out
+        assert (
+            "2 would be uploaded" in place.run("--dry-run", *sorted(both - {"--ignore-ctime"})).out
+        )
         assert visit(place, *arguments, *needed)[0]["unchanged"] == 2
 
     def test_many_files_that_were_compared_for_nothing_are_told(
@@ -275,7 +277,7 @@ class TestBytes:
             path.chmod(0o640)
         said, sent = visit(place, *arguments)
         assert (said["renewed"], sent["UploadPart"]) == (2, 0)
-        assert any("size and time decided" in note for note in said["notes"]) == (
+        assert any("compared by size and time" in note for note in said["notes"]) == (
             forget != "sha256"
         )
         assert all(told_of(place, name) == facts_of(path) for name, path in paths.items())
@@ -360,7 +362,7 @@ class TestMetadata:
         plan = place.run("--dry-run", *arguments[2:])
         for path in names.values():
             assert any(str(path) in line for line in plan.out.splitlines()), plan.out
-        assert "only its metadata renewed" in plan.out
+        assert "only its metadata is updated" in plan.out
         said, sent = visit(place, *arguments)
         assert sent == {"PutObject": len(names) - 1, "CopyObject": 1}
         assert (said["uploaded"], said["renewed"], said["failed"]) == (len(names),) * 2 + (0,)
@@ -524,7 +526,7 @@ class TestMetadata:
             assert (said["unchanged"], set(sent)) == (1, {"CopyObject"})
             (note,) = said["notes"]
             assert "1 object" in note
-            assert "the store kept the old ones" in note
+            assert "the store kept the old metadata" in note
         said, sent = visit(place, *arguments, "--renew-by-upload")
         assert (said["uploaded"], sent["UploadPart"]) == (1, 3)
         assert_all_is_there(place)

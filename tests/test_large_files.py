@@ -137,14 +137,14 @@ def aborting(place: Place, key: str) -> Action:
     return Action("call", function=abort)
 
 
-MAY_BE_LEFT = f"an unfinished upload may be left: list uploads to s3://{BUCKET}/p/large: "
+MAY_BE_LEFT = f"an unfinished upload may remain: list uploads to s3://{BUCKET}/p/large: "
 NO_PART = Action("error", 400, "InvalidPart")
 NOT_KNOWN = Action("error", 501, "NotImplemented")
 NO_KEY = Action("error", 404, "NoSuchKey")
 FORBIDDEN = Action("error", 403, "AccessDenied")
 UNKNOWN_OBJECTS = (  # a run that is killed may have stored more than it wrote down
-    f"s3://{BUCKET}/p holds objects that this ledger does not know: --verify takes over those "
-    "that are as they are here, instead of sending them again"
+    f"s3://{BUCKET}/p has objects that are not in this ledger: --verify adopts those "
+    "that match the local files, so they are not uploaded again"
 )
 
 
@@ -175,13 +175,12 @@ class TestFaults:
         assert (run.code, run.json["uploaded"]) == (1, 6)
         assert all(fault.applied for fault in place.server.faults)
         note = (
-            "large objects could not be checked: "
-            "the store acknowledged them, and finds none of them"
+            "large objects could not be checked: the store acknowledged them but does not find them"
         )
         assert run.json["notes"] == [note]
         (failure,) = run.json["failures"]
         assert failure["path"] == str(place.root / "wrong")
-        assert failure["reason"].endswith("the store has acknowledged it, and holds something else")
+        assert failure["reason"].endswith("the store acknowledged it but has something else")
         assert not place.server.uploads(BUCKET)
         assert place.rows("SELECT count(*) n FROM MultipartUpload") == [{"n": 1}]
 
@@ -208,7 +207,7 @@ class TestFaults:
         summary = s3_job(at_hand).run()
         assert (summary.exit_code, summary.uploaded) == (0, 1)
         assert [note.partition(":")[0] for note in summary.notes] == [
-            "what is stored could not be looked at"
+            "cannot check what was stored"
         ]
         assert_all_is_there(at_hand)
 
@@ -293,7 +292,7 @@ class TestFaults:
         summary = s3_job(at_hand, storage_class="STANDARD_IA").run()
         assert (summary.exit_code, summary.failures) == (0, [])
         assert at_hand.stored() == at_hand.local()
-        told = [note for note in summary.notes if "an unfinished upload may be left: abort" in note]
+        told = [note for note in summary.notes if "an unfinished upload may remain: abort" in note]
         assert {key for key in first if any(f"/{key}:" in note for note in told)} == set(first)
         assert known_uploads(at_hand) == {
             first["p/gone"]
@@ -344,7 +343,7 @@ class TestEdges:
         assert (summary.exit_code, summary.uploaded) == (1, 1)
         reasons = {failure["path"]: failure["reason"] for failure in summary.failures}
         assert list(map(os.path.basename, sorted(reasons))) == ["too large", "too large later"]
-        assert all(f"bytes, S3 takes {2 * PIECE}" in reason for reason in reasons.values())
+        assert all(f"bytes long, S3 allows {2 * PIECE}" in reason for reason in reasons.values())
         keys = {r.key for r in at_hand.server.log if pfu.IMPOSSIBLE_KEY not in r.key}
         assert keys == {"", "p/fits"}
 
@@ -403,7 +402,7 @@ class TestEdges:
         assert run.json["skipped_by_reason"] == {"vanished": 1}
         assert_accounts(run.json)
         (failure,) = run.json["failures"]
-        assert failure["reason"] == f"read {paths['restless']}: it changed while it was read"
+        assert failure["reason"] == f"read {paths['restless']}: it changed while being read"
         begun = Counter(r.key for r in place.server.log if r.operation == "CreateMultipartUpload")
         assert begun == {f"p/{name}": 1 for name in names}
         sent = Counter(key[2:] for key, _ in puts_of_parts(place.server))

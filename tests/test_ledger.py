@@ -36,7 +36,9 @@ class TestStates:
                 file.move_to(after)
                 assert file.status is after
             else:
-                with pytest.raises(ValueError, match=f"no step from {before.name} to {after.name}"):
+                with pytest.raises(
+                    ValueError, match=f"no transition from {before.name} to {after.name}"
+                ):
                     file.move_to(after)
                 assert file.status is before
 
@@ -47,7 +49,7 @@ class TestStates:
             if (before, after) in possible:
                 job.move_to(after)
             else:
-                with pytest.raises(ValueError, match="no step"):
+                with pytest.raises(ValueError, match="no transition"):
                     job.move_to(after)
 
     def test_sql_comes_from_the_fields(self) -> None:
@@ -165,7 +167,7 @@ class TestOddLedgers:
         assert place.run("--mode", "concurrent", "--json").json["unchanged"] == 1
         plan = place.run("--dry-run")
         assert (plan.code, plan.err) == (0, "")
-        assert "  1 file seen\n  0 would go " in plan.out
+        assert "  1 file seen\n  0 would be uploaded " in plan.out
         place.endpoint = ""
         status = place.run("--status", to=None)
         assert (status.code, status.err) == (0, "")

@@ -429,7 +429,7 @@ class TestTooLittle:
         monkeypatch.setattr(pfu, "room_for_tasks", lambda: tasks)
         options = pfu.RunOptions(mode=mode, workers=workers)
         if expected is None:
-            with pytest.raises(pfu.UsageError, match=r"there is room for .*, and it takes"):
+            with pytest.raises(pfu.UsageError, match=r"only .* available, .* needed"):
                 options.fitted()
             return
         fitted, told = options.fitted()
@@ -473,8 +473,7 @@ class TestTooLittle:
         run = run_with(place, limit_addresses(100 * MIB), "--mode", mode)
         assert run.code == 2
         assert run.err == (
-            "pfu: start: there is room for 100.0 MiB of address space (ulimit -v), "
-            "and it takes 192.0 MiB\n"
+            "pfu: start: only 100.0 MiB of address space (ulimit -v) available, 192.0 MiB needed\n"
         )
         assert place.stored() == {}
 
@@ -495,7 +494,7 @@ class TestTooLittle:
         place.files(3)
         run = run_as_nobody(place, processes, "--mode", mode)
         assert (run.code, run.err.count("\n")) == (2, 1), run.err
-        assert "more processes or threads (ulimit -u or cgroup), and it takes 5" in run.err
+        assert "more processes or threads (ulimit -u or cgroup) available, 5 needed" in run.err
         assert place.stored() == {}
 
     @pytest.mark.parametrize("size", [100, 2 * PIECE])

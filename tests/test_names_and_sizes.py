@@ -78,7 +78,7 @@ class TestNames:
 
 LEVELS = 1_000  # took 600 MB once, and four times as much with twice as many
 LONGEST_LINE = 2_100  # characters, with what stands before a text in its line
-TOO_DEEP = "its key has 1026 bytes, S3 takes 1024: nothing in it is taken"
+TOO_DEEP = "its key is 1026 bytes long, S3 allows 1024; its contents are skipped"
 
 
 def level(number: int) -> str:
@@ -152,7 +152,7 @@ class TestBounds:
             subprocess.run(["rm", "-rf", place.path / "outside"], check=True)
         (failure,) = run.json["failures"]
         assert (run.code, run.json["seen"]) == (1, 1), run.err
-        assert "S3 takes 1024: nothing in it is taken" in failure["reason"]
+        assert "S3 allows 1024; its contents are skipped" in failure["reason"]
 
     @pytest.mark.parametrize("options", ["--dry-run", "--verify", "--verify --checksum"])
     def test_a_deep_directory_is_one_difference(self, pit: Place, options: str) -> None:
@@ -247,5 +247,5 @@ class TestSizes:
 
     def test_too_large_is_said_before_the_first_byte(self) -> None:
         assert not pfu.too_large("k" * 1024, 10_000 * (5 << 30))
-        assert "its key has 1025 bytes" in pfu.too_large("\u00e9" * 512 + "k", 1)
-        assert "S3 takes" in pfu.too_large("k", 10_000 * (5 << 30) + 1)
+        assert "its key is 1025 bytes long" in pfu.too_large("\u00e9" * 512 + "k", 1)
+        assert "S3 allows" in pfu.too_large("k", 10_000 * (5 << 30) + 1)

@@ -34,7 +34,7 @@ SUMMARY = pfu.Summary(
     retries=15,
     throttled=3,
     fast_lane=12_000,
-    fast_lane_off="given up on the way: 400",
+    fast_lane_off="abandoned during the run: 400",
     skipped_by_reason={"symbolic link": 2, "socket": 1},
     exit_code=1,
 )
@@ -44,11 +44,11 @@ complete with failures: /srv/data to s3://bucket/backup
   12,345 uploaded     4.7 GiB
   37,652 unchanged
        3 skipped      symbolic link: 2, socket: 1
-       2 failed       listed above; the ledger has them all
+       2 failed       listed above; all are in the ledger
   2 min 10 s, 95 files/s, 36.7 MiB/s
   12.1 s of CPU, 142.0 MiB of memory, 12,360 requests, 15 retried, 3 throttled
-  12,000 of 12,345 by the fast lane: given up on the way: 400
-next: mend what is named above, and run it again: it goes on from here"""
+  12,000 of 12,345 by the fast lane: abandoned during the run: 400
+next: fix the errors above and rerun; pfu resumes from here"""
 
 
 class TestOutput:
@@ -118,7 +118,9 @@ class TestOutput:
         assert run.code == 0
         assert "tree/new\\x1b  5 B  new\n" in run.out
         head = f"dry run: {place.root} to s3://{BUCKET}/p"
-        assert run.out.endswith(f"{head}\n  1 file seen\n  1 would go    5 B\n  1 request\n")
+        assert run.out.endswith(
+            f"{head}\n  1 file seen\n  1 would be uploaded   5 B\n  1 request\n"
+        )
         assert not list(place.path.glob("pfu.db*"))
         assert place.server.count() == 0
         place.run("--mode", "concurrent")

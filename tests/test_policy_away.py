@@ -165,7 +165,7 @@ class TestRuns:
         run = place.run("--mode", mode, "--patience", "3s", "--json")
         assert (run.code, run.json["failed"]) == (1, 0), run.err
         assert run.json["uploaded"] + run.json["pending"] == 300
-        assert re.match(r"the store has been away for \d+ s: upload: ", run.json["error"])
+        assert re.match(r"the store has been unavailable for \d+ s: upload: ", run.json["error"])
         assert place.server.count("PutObject") < 30 + 4 * 64 + 60  # in flight, then probes alone
         assert_accounts(run.json)
         place.server.faults.clear()
@@ -277,7 +277,7 @@ def test_the_live_view_says_why_it_stands_still(place: Place) -> None:
     assert any("upload: no answer" in text for text in observer.away)
     view = pfu.UploadView(1, 1)
     view.move(pfu.Progress(0, 0, 0, 0, 0, 0, 4, 0, False, "12 s: refused"), 1.0)
-    assert view.lines(100)[-1][0].text == "the store has been away for 12 s: refused"
+    assert view.lines(100)[-1][0].text == "the store has been unavailable for 12 s: refused"
 
 
 def test_a_limiter_learns_nothing_of_an_outage() -> None:

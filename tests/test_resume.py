@@ -350,8 +350,8 @@ class TestResume:
             summary = run_until(at_hand, parts, stalled)
             assert (summary.exit_code, recorded(at_hand)) == (code, parts), summary
             told = [failure["reason"] for failure in summary.failures]
-            assert [re.sub("[0-9.]+ [KM]?i?B", "N", text)[:46] for text in told] == (
-                ["upload: no headway in 3 runs: N of N are in th"] * (code == 1)
+            assert [re.sub("[0-9.]+ [KM]?i?B", "N", text)[:48] for text in told] == (
+                ["upload: no progress in 3 runs: N of N are stored"] * (code == 1)
             )
         at_hand.server.faults.clear()
         summary = s3_job(at_hand).run()

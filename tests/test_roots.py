@@ -204,7 +204,7 @@ class TestRoots:
         visit(place, *arguments)
         snapshot = ("--root-as", place.root, *arguments)
         plan = place.run(mounted, TO, *snapshot, "--dry-run", to=None)
-        assert "0 would go" in plan.out
+        assert "0 would be uploaded" in plan.out
         said, _ = from_root(place, mounted, *snapshot)
         assert (said["unchanged"], said["requests"], said["notes"]) == (3, 0, [])
         rewrite_in_place(place.root / "same")
@@ -281,7 +281,7 @@ class TestOneObject:
             run = place.run("--mode", mode, "--follow-symlinks", "--json")
         assert (run.code, run.json["failed"]) == (1, 1), run.err
         (failure,) = run.json["failures"]
-        assert failure["reason"].endswith("its size is not what the file system says")
+        assert failure["reason"].endswith("its size is not what the file system reports")
         assert run.json["uploaded"] == len(place.stored()) == (how != "ROOT")
 
 
@@ -476,7 +476,7 @@ def foreign(lenient_place: Place) -> Place:
     return place
 
 
-UNKNOWN = "holds objects that this ledger does not know"
+UNKNOWN = "has objects that are not in this ledger"
 
 
 class TestTakeover:
@@ -493,7 +493,7 @@ class TestTakeover:
         make_older(place)
         older = (place.path / "pfu.db").read_bytes()
         plan = place.run(*arguments, "--dry-run")
-        assert (plan.code, "the ledger is of an older pfu" in plan.out) == (0, True)
+        assert (plan.code, "the ledger is from an older pfu" in plan.out) == (0, True)
         assert (place.path / "pfu.db").read_bytes() == older
         assert place.run("--status", to=None).code == 0
         said, sent = visit(place, *arguments)
@@ -613,7 +613,7 @@ PATTERN_FILES: dict[str, tuple[bytes, str]] = {
 
 
 class TestPatterns:
-    """A pattern that can match nothing is told, before a secret goes up."""
+    """A pattern that can never match is told, before a secret goes up."""
 
     @pytest.mark.parametrize("content, says", PATTERN_FILES.values(), ids=list(PATTERN_FILES))
     def test_pattern_files_that_are_none(self, place: Place, content: bytes, says: str) -> None:
@@ -639,7 +639,7 @@ class TestPatterns:
         place.file("x")
         run = place.run(option, pattern)
         assert (run.code, place.server.count()) == (2, 0)
-        assert "can match nothing" in run.err
+        assert "can never match" in run.err
 
     @pytest.mark.parametrize("option, code", [(["--one-file-system"], 0), ([], 1)])
     def test_a_mount_that_cannot_be_read(self, place: Place, option: list[str], code: int) -> None:

@@ -247,7 +247,7 @@ class TestSecrets:
         (place.path / f"pfu.db{end}").symlink_to(victim)
         run = place.run("--mode", "concurrent")
         assert (run.code, run.err.count("\n")) == (2, 1), run.err
-        assert "it is a symbolic link (remove it, or name another --db)" in run.err
+        assert "it is a symbolic link (remove it, or choose another --db)" in run.err
         assert victim.read_bytes() == b"precious"
 
     def test_the_files_of_the_ledger_are_for_their_owner_alone(self, place: Place) -> None:
@@ -350,7 +350,7 @@ class TestMask:
         place.environment["AWS_DEFAULT_REGION"] = "us-east-1\n"
         run = place.run("--mode", "concurrent", *EVERYWHERE)
         assert (run.code, run.err.count("\n")) == (2, 1), run.err
-        assert "read AWS_DEFAULT_REGION: it begins or ends with white space" in run.err
+        assert "read AWS_DEFAULT_REGION: it starts or ends with white space" in run.err
         assert "Signature" not in all_text(place, run)
         place.environment["AWS_DEFAULT_REGION"] = "us-east-1"
         without_credentials(place)
@@ -359,16 +359,19 @@ class TestMask:
         place.environment["AWS_SHARED_CREDENTIALS_FILE"] = str(place.path / "credentials")
         run = place.run("--verify", *EVERYWHERE)
         assert (run.code, run.err.count("\n")) == (2, 1), run.err
-        assert "read the session token: it holds a character that no header can carry" in run.err
+        assert (
+            "read the session token: it contains a character that is not allowed in a header"
+            in run.err
+        )
 
     @pytest.mark.parametrize(
         "proxy, says",
         [
-            ("http://user:pass/word-secret@127.0.0.1:1", "it is no URL"),
-            ("http://user:pass#word-secret@127.0.0.1:1", "it is no URL"),
-            ("http://user:pass?word-secret@127.0.0.1:1", "it is no URL"),
-            ("http://user:word-secret@127.0.0.1:99999", "it is no URL"),
-            ("http://user:word-secret\n@127.0.0.1:1", "it is no URL"),
+            ("http://user:pass/word-secret@127.0.0.1:1", "not a URL"),
+            ("http://user:pass#word-secret@127.0.0.1:1", "not a URL"),
+            ("http://user:pass?word-secret@127.0.0.1:1", "not a URL"),
+            ("http://user:word-secret@127.0.0.1:99999", "not a URL"),
+            ("http://user:word-secret\n@127.0.0.1:1", "not a URL"),
             ("socks5://user:word-secret@127.0.0.1:1", "socks5 proxies are not supported"),
         ],
     )
@@ -379,7 +382,7 @@ class TestMask:
         place.environment["HTTP_PROXY"] = proxy
         run = place.run("--mode", "concurrent", *EVERYWHERE)
         assert (run.code, run.err.count("\n")) == (2, 1), run.err
-        assert f"read HTTP_PROXY: {says} (write http://" in run.err
+        assert f"read HTTP_PROXY: {says} (use http://" in run.err
         assert "word-secret" not in all_text(place, run)
 
     @pytest.mark.parametrize(
@@ -397,7 +400,7 @@ class TestMask:
     def test_proxies_that_can_be(self, monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
         monkeypatch.setattr(pfu, "proxy_of", lambda config, url: proxy)
         if proxy.startswith("user"):
-            with pytest.raises(pfu.UsageError, match="it is no URL"):
+            with pytest.raises(pfu.UsageError, match="not a URL"):
                 pfu.check_proxy(None, "http://store")
         else:
             pfu.check_proxy(None, "http://store")
@@ -507,7 +510,7 @@ class TestBounds:
         place.server.faults.append(Fault(Action("error", status, "Redirect", headers=headers)))
         run = place.run("--mode", "concurrent")
         assert (run.code, run.err.count("\n")) == (2, 1), run.err
-        assert "it is redirected: check --region and --endpoint-url" in run.err
+        assert "redirected: check --region and --endpoint-url" in run.err
         assert place.server.count() <= 3
 
 

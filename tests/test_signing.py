@@ -264,7 +264,7 @@ class TestGate:
         ("reason", "arguments"),
         [
             ("S3 Express", {"bucket": "data--euc1-az1--x-s3"}),
-            ("several regions", {"bucket": "arn:aws:s3::123456789012:accesspoint/abc.mrap"}),
+            ("multi-region", {"bucket": "arn:aws:s3::123456789012:accesspoint/abc.mrap"}),
             (
                 "Outposts",
                 {"bucket": "arn:aws:s3-outposts:us-east-1:123456789012:outpost/op-1/accesspoint/a"},
@@ -319,7 +319,7 @@ class TestGate:
         assert closed == pfu.GateClosed("botocore signs differently")
         other = KEYS._replace(access_key="OTHER")
         closed = pfu.capture_template(client, "my-bucket", {}, lambda: other)
-        assert closed == pfu.GateClosed("botocore signs with other credentials")
+        assert closed == pfu.GateClosed("botocore signs with different credentials")
 
     @IN_NO_ENVIRONMENT
     def test_capture_leaves_no_handler_behind(self) -> None:

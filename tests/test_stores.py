@@ -200,7 +200,7 @@ class TestStores:
             place.running.signal(signal.SIGCONT, place.store.keeper)
         summary = json.loads(out)
         assert process.returncode == 1, (out, err)
-        assert "has been away" in summary["error"]
+        assert "has been unavailable" in summary["error"]
         assert_counts(summary, uploaded=summary["uploaded"], pending=summary["pending"])
         place.judge()
         assert_counts(

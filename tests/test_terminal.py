@@ -51,7 +51,7 @@ class TestTerminal:
         assert seen.view(r"^checking  the destination; 80 files, 112.8 KiB to upload$")
         headline = r"uploading  \[#+-+\]  +\d+ %( .* left)?"
         counts = r" +\d+ / 80 files +[\d.]+ files/s +[1-9]\d* in flight +1 failed"
-        sizes = r" +[\d.]+ [KMi]*B / 112\.8 KiB +[\d.]+ [KMi]*B/s +\d+ at most +[1-8] throttled"
+        sizes = r" +[\d.]+ [KMi]*B / 112\.8 KiB +[\d.]+ [KMi]*B/s +\d+ max +[1-8] throttled"
         block = seen.view(rf"(?m)^{headline}\n{counts}\n{sizes}$").splitlines()[-3:]
         assert len(re.findall(r"[#-]", block[0])) == bar
         assert [line.index("/") for line in block[1:]] == [block[1].index("/")] * 2
@@ -123,10 +123,10 @@ class TestTerminal:
         seen = on_terminal(place, *SLOW, act=act)
         assert seen.code == 4
         assert seen.view(r"^stopping   \[")
-        said = "pfu: stopped: SIGINT received", "pfu: stopped at once; the next run goes on"
+        said = "pfu: stopped: SIGINT received", "pfu: stopped immediately; the next run resumes"
         assert seen.screen.history() == said[stops - 1]
         assert seen.screen.wraps
-        assert ("run it again: it goes on" in seen.out) == (stops == 1)
+        assert ("rerun to resume" in seen.out) == (stops == 1)
 
     def test_a_suspended_run_leaves_the_terminal_clean(self, place: Place) -> None:
         place.files(60)
@@ -220,7 +220,7 @@ def view_after(files: int, size: int, *steps: tuple[float, pfu.Progress]) -> pfu
 
 FULL_VIEW = (
     "1,234,567 / 2,345,678 files 12,470 files/s 4,096 in flight 1,000,000 failed "
-    "8.2 TiB / 9.1 TiB 84.7 GiB/s 4,096 at most 1,000,000 throttled"
+    "8.2 TiB / 9.1 TiB 84.7 GiB/s 4,096 max 1,000,000 throttled"
 )
 
 

@@ -139,7 +139,7 @@ class TestStopsWhileScanning:
         place.files(600, 6)
         run = place.run(*options.split(), "--max-duration", "0.00001s", "--json")
         assert (run.code, run.json["exit_code"], run.json["seen"]) == (4, 4, 0)
-        assert run.err == "pfu: stopped: the time limit of 1e-05 s is over\n"
+        assert run.err == "pfu: stopped: time limit of 1e-05 s reached\n"
 
 
 # ======================================================================================
@@ -214,13 +214,13 @@ MORE_TROUBLE: list[tuple[str, Trouble, str, str]] = [
         "",
         "credential",
     ),
-    ("no working directory", removed_folder, "--db x.db", "the working directory is gone"),
+    ("no working directory", removed_folder, "--db x.db", "no working directory"),
     ("destination not UTF-8", odd_destination, "", "it is not UTF-8"),
-    ("start method", odd_start_method, "", "PFU_START_METHOD is no way to start a worker"),
-    ("size of 22 digits", nothing, f"--max-memory {'9' * 21}T", "is no size"),
-    ("size of 400 digits", nothing, f"--max-memory {'9' * 400}", "is no size"),
-    ("time of 400 digits", nothing, f"--max-duration {'9' * 400}", "is no time"),
-    ("no boto3", without_boto3, "", "import boto3: it is not installed (pip install boto3)"),
+    ("start method", odd_start_method, "", "invalid PFU_START_METHOD"),
+    ("size of 22 digits", nothing, f"--max-memory {'9' * 21}T", "invalid size"),
+    ("size of 400 digits", nothing, f"--max-memory {'9' * 400}", "invalid size"),
+    ("time of 400 digits", nothing, f"--max-duration {'9' * 400}", "invalid time"),
+    ("no boto3", without_boto3, "", "import boto3: not installed (pip install boto3)"),
     ("workers die", dying_workers, "--workers 2", "(--mode concurrent needs no workers)"),
 ]
 PASSWORD = "pa55word"
@@ -320,7 +320,7 @@ class TestSurroundings:
         place.files(3)
         summary = job_within(place, mode="parallel", workers=workers).run()
         assert (summary.exit_code, summary.failed, summary.pending) == (2, 0, 3)
-        assert "of them died at once (--mode concurrent needs no workers)" in str(summary.error)
+        assert "of them died at startup (--mode concurrent needs no workers)" in str(summary.error)
         assert not multiprocessing.active_children()
         assert job_within(place).run().uploaded == 3
 

@@ -134,7 +134,7 @@ class TestVerify:
         assert (run.code, run.json["verified"], half.applied) == (0, 5, 1), run.err
         half.times = None
         run = place.run("--verify", "--json", "--patience", "2s")
-        assert (run.code, "the answer broke off" in run.err) == (2, True)
+        assert (run.code, "the response was cut off" in run.err) == (2, True)
         assert {row["status"] for row in place.rows()} == {pfu.FileStatus.SUCCESS}
 
     def test_verify_tells_of_objects_of_no_file_and_leaves_them(self, place: Place) -> None:
@@ -148,7 +148,10 @@ class TestVerify:
         assert (run.json["extra"], run.json["extra_known"]) == (2, 1)
         text = place.run("--verify")
         assert text.code == 0
-        assert re.search("2 of no file +left alone; .*went away: 1, never known: 1", text.out)
+        assert re.search(
+            "2 without a local file +left alone; of deleted files: 1, not in the ledger: 1",
+            text.out,
+        )
         assert len(place.stored()) == 4
 
     def test_a_lost_ledger_is_made_anew(self, place: Place) -> None:
@@ -228,7 +231,7 @@ class TestVerify:
         denied, expired = (Action("error", 403, code) for code in ("AccessDenied", "ExpiredToken"))
         cases = [
             (Fault(denied, "GetObject", "0$"), 1, "cannot be checked"),
-            (Fault(Action("half_headers"), "GetObject", "/f00001$"), 1, "the answer broke off"),
+            (Fault(Action("half_headers"), "GetObject", "/f00001$"), 1, "the response was cut off"),
             (Fault(denied, "GetObject"), 2, "AccessDenied"),
             (Fault(expired, "GetObject", after=9), 2, "ExpiredToken"),
         ]
@@ -239,7 +242,7 @@ class TestVerify:
             if code == 1:
                 assert run.json["by_reason"] == {"cannot be checked": run.json["differing"]}
                 text = "\n".join(pfu.verdict_text(pfu.Verdict(**run.json), quiet=False))
-                assert re.search("cannot be checked +left as they are", text)
+                assert re.search("cannot be checked +left as is", text)
                 assert "pending" not in text
             assert {row["status"] for row in unasked.rows()} == {pfu.FileStatus.SUCCESS}
 
@@ -304,7 +307,7 @@ class TestVerify:
         monkeypatch.setattr(uploader, "_head_once", without)
         with contextlib.closing(uploader):
             if has_etag:
-                with pytest.raises(pfu.RetryableError, match="the answer broke off"):
+                with pytest.raises(pfu.RetryableError, match="the response was cut off"):
                     uploader.inspect("p/f")
             else:
                 assert (told := uploader.inspect("p/f")) and (told.size, told.etag) == (1, "")
