@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import shlex
@@ -239,6 +240,19 @@ class TestReadme:
         assert (done.stdout, done.stderr) == ("complete 1 0\n", "")
         assert place.server.objects("my-bucket")["backup/a/b.txt"].body == b"content"
 
+    def test_the_library_example_tells_of_errors(self, place: Place) -> None:
+        readme_place(place)
+        (place.path / "first.py").write_text(LIBRARY.replace("my-bucket", "no-bucket"))
+        done = subprocess.run(
+            [sys.executable, "first.py"],
+            cwd=place.path,
+            env=place.environment,
+            capture_output=True,
+            text=True,
+        )
+        assert (done.returncode, "no-bucket" in done.stderr) == (2, True)
+        assert "Traceback" not in done.stderr
+
     def test_the_provider_is_short_and_checks_what_it_is_told(self, place: Place) -> None:
         assert len([line for line in PROVIDER.splitlines() if line]) <= 40
         readme_place(place)
@@ -342,6 +356,14 @@ class TestPages:
     def test_one_page_lists_every_option_and_no_other(self) -> None:
         text = text_of("docs/options.md").replace("rclone `--metadata`", "")
         assert options_of(text) == self.all_options()
+
+    @pytest.mark.parametrize("kind", [pfu.Summary, pfu.Verdict])
+    def test_every_key_of_the_json_is_listed(self, kind: type) -> None:
+        keys = {
+            name for line in text_of("docs/json.md").splitlines() for name in line.split("|")[1:2]
+        }
+        listed = set(re.findall(r"`(\w+)`", "".join(keys)))
+        assert {field.name for field in dataclasses.fields(kind)} <= listed
 
     @pytest.mark.parametrize("page", PAGES)
     def test_commands_have_options_that_are_there(self, page: str) -> None:
