@@ -9,8 +9,9 @@
 #   runtest [OPTION...]          run the tests in four processes; options go to pytest
 #
 # They work from any directory, always on the files next to this one, and return the exit status of
-# what they run.  All of them activate the environment; runtest does so in a subshell.  samples/ is
-# created (3 levels) if it is needed and missing.
+# what they run.  (dash must be in that directory when it sources this file.)  All of them activate
+# the environment; runtest does so in a subshell.  samples/ is created (3 levels) if it is needed and
+# missing.
 #
 # The virtual environment is recreated whenever requirements.txt, the Python or its own path has
 # changed, or creating it was interrupted.  Set these before the first call to change:
