@@ -2012,7 +2012,6 @@ COMPRESSED_TYPES = {
 }
 DEFAULT_CONTENT_TYPE = "application/octet-stream"
 DIRECTORY_TYPE = "application/x-directory"
-LINK_MODE, DIRECTORY_MODE = "012", "040"  # how the octal text of such a mode starts
 MAX_EXTENSION = 16  # characters; no longer extension has a media type
 OPEN_FILES_HINT = "raise the open file limit: ulimit -n"
 KEPT_DIRECTORIES = 128  # kept open in each process, of those that files were read from
@@ -2826,10 +2825,10 @@ def open_source(
     tree: FreeTree, path: str, permissions: str, beat: Callable[[], None]
 ) -> SourceFile:
     """Opens what the scan saw there. Links and directories are stored as such."""
-    kind = permissions[:3]
-    if kind == LINK_MODE:
+    mode = int(permissions, 8)
+    if stat.S_ISLNK(mode):
         return SourceLink(path, tree.read_link)
-    source = SourceDirectory if kind == DIRECTORY_MODE else SourceFile
+    source = SourceDirectory if stat.S_ISDIR(mode) else SourceFile
     return source(path, tree.open, beat)
 
 
@@ -7592,7 +7591,7 @@ class EngineOptions:
 
     def content_type(self, file: Task) -> str:
         """The media type of a file: by these rules, else by the end of its name."""
-        if file.permissions[:3] == DIRECTORY_MODE:
+        if stat.S_ISDIR(int(file.permissions, 8)):
             return DIRECTORY_TYPE
         if self.content_types and self.root:
             path = file.path[len(os.path.join(self.root.path, "")) :]
