@@ -41,6 +41,12 @@ FileStat and BatchJob, the exit codes and the metadata of the objects.
 
 from __future__ import annotations
 
+import sys
+
+if (here := sys.version_info) < (3, 9):  # pfu needs Python 3.9 or later: run it by a newer one
+    sys.stderr.write(f"pfu: Python 3.9 or later is needed, and this is {here[0]}.{here[1]}\n")
+    sys.exit(2)
+
 import argparse
 import array
 import asyncio
@@ -81,7 +87,6 @@ import sqlite3
 import ssl
 import stat
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -6580,10 +6585,8 @@ class S3Uploader(MultipartUploader, InspectableUploader):
 
     def abort(self, key: str, upload_id: str) -> None:
         """AbortMultipartUpload. One that the store does not know is none any more."""
-        with (
-            self._calling("abort upload of", f"s3://{self.bucket}/{key}") as client,
-            contextlib.suppress(client.exceptions.NoSuchUpload),
-        ):
+        calling = self._calling("abort upload of", f"s3://{self.bucket}/{key}")
+        with calling as client, contextlib.suppress(client.exceptions.NoSuchUpload):
             client.abort_multipart_upload(**self._upload(key, upload_id))
 
     def find_uploads(self, key: str, since: float) -> list[str]:
