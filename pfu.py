@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # /// script
 # requires-python = ">=3.9"
-# dependencies = ["boto3>=1.36"]
+# dependencies = ["boto3>=1.26"]
 # ///
 """pfu (parallel file upload): a directory tree goes to a private S3 bucket, a ledger is kept.
 
@@ -4722,10 +4722,11 @@ def capture_put(client: Any, bucket: str, arguments: dict[str, Any]) -> Captured
         captured.append(CapturedRequest(request.method, url, headers))
         return AWSResponse(request.url, 200, {}, NoContent())
 
+    no_md5 = checksum_of(hashlib.sha256(PROBE_BODY).hexdigest(), not has_checksum_settings())
     events = client.meta.events
     events.register_first("before-send.s3.PutObject", intercept)
     try:
-        client.put_object(Bucket=bucket, Key=PROBE_KEY, Body=PROBE_BODY, **arguments)
+        client.put_object(Bucket=bucket, Key=PROBE_KEY, Body=PROBE_BODY, **{**no_md5, **arguments})
     finally:
         events.unregister("before-send.s3.PutObject", intercept)
     return captured[0] if captured else None
@@ -5577,8 +5578,13 @@ ENDPOINT = re.compile(  # scheme, name or address, port, path
     re.ASCII,
 )
 ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+ENDPOINTS_SINCE = 1, 28  # of boto3: it finds them in the environment and in profiles
 NO_HEADERS = Headers((), ())
 CHECKSUM_MODE = Headers(("x-amz-checksum-mode",), ("ENABLED",))
+NO_MORE_CHECKSUMS = {  # than pfu's own
+    "request_checksum_calculation": "when_required",
+    "response_checksum_validation": "when_required",
+}
 METADATA_SERVICE = "http://169.254.169.254"
 CREDENTIAL_PROCESS_SECONDS = 60.0  # for a credential_process to end
 SHELL = "/bin/sh"
@@ -5691,6 +5697,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             host = self._client_of("s3").meta.endpoint_url
             check_endpoint(host)
             self.endpoint = "" if ".amazonaws.com" in host else host
+            self._heed_settings()
         if not self._is_default or self.bucket:
             if not self.endpoint and not BUCKET_NAME.fullmatch(self.bucket):
                 cause = "S3 has no bucket of such a name"
@@ -5702,6 +5709,20 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         self.options = dataclasses.replace(self.options, expected_bucket_owner=account)
         self.bucket = f"pfu-{account}-{sts.meta.region_name}"
         self._name_destination()
+
+    def _heed_settings(self) -> None:
+        """boto3 before 1.28 knows no endpoint but what it is passed, and would go to AWS."""
+        import boto3
+
+        is_older = tuple(map(int, boto3.__version__.split(".")[:2])) < ENDPOINTS_SINCE
+        is_ignored = os.environ.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() == "true"
+        if is_older and not is_ignored:
+            told = [os.environ.get(name) for name in ENDPOINT_VARIABLES]
+            told.append(self._session_of()._session.get_scoped_config().get("endpoint_url"))
+            self.endpoint = next(filter(None, told), "")
+            if self.endpoint:
+                check_endpoint(self.endpoint)
+            self.options = dataclasses.replace(self.options, endpoint_url=self.endpoint or None)
 
     def prepare(self) -> list[str]:
         """Find the bucket, or make it, and see that it is private."""
@@ -5888,10 +5909,9 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             read_timeout=read_seconds or min(READ_SECONDS, max(self.patience, LEAST_STALL_SECONDS)),
             max_pool_connections=connections,
             retries={"mode": "standard", "total_max_attempts": 1},  # trying again is the engine's
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
             s3={"payload_signing_enabled": True},
             user_agent_extra=f"pfu/{__version__}",
+            **(NO_MORE_CHECKSUMS if has_checksum_settings() else {}),
         )
         session = self._session_of()
         check_sent("the region", session.region_name or "", ("AWS_DEFAULT_REGION",))
@@ -6998,7 +7018,32 @@ NOT_XML = re.compile(
 )
 
 
-def make_parsable(response_dict: Any, **_: Any) -> None:
+class StrictParsers:
+    """A client's factory of parsers; each answer is looked at before it is parsed.
+
+    botocore before 1.35 has no event for that.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self._factory = client._endpoint._response_parser_factory
+        self._model = client.meta.service_model
+
+    def create_parser(self, protocol: str) -> Any:
+        """As botocore's."""
+        parser = self._factory.create_parser(protocol)
+        parse = parser.parse
+
+        def parse_strictly(response: Any, shape: Any) -> Any:
+            make_parsable(response)
+            name = response["context"]["operation_name"]
+            refuse_half_an_answer(self._model.operation_model(name), response)
+            return parse(response, shape)
+
+        parser.parse = parse_strictly
+        return parser
+
+
+def make_parsable(response_dict: Any) -> None:
     """S3 repeats keys in its answers, also those with characters that XML cannot have."""
     if isinstance(response_dict.get("body"), bytes):
         response_dict["body"] = NOT_XML.sub(b"?", response_dict["body"])
@@ -7006,10 +7051,11 @@ def make_parsable(response_dict: Any, **_: Any) -> None:
 
 HALF_AN_ANSWER, HTML = "InternalError: the answer broke off", "HtmlAnswer: not an object store's"
 HTML_BODY = re.compile(rb"\s*<(?:!doctype\s+)?html", re.IGNORECASE)  # some stores call XML so
+ERROR_BODY = re.compile(rb"\s*(?:<\?xml[^>]*>\s*)?<Error[\s/>]")  # a 200 that is none
 DUE_HEADERS = {"HeadObject": {"content-length"}}
 
 
-def refuse_half_an_answer(operation_model: Any, response_dict: Any, **_: Any) -> None:
+def refuse_half_an_answer(operation_model: Any, response_dict: Any) -> None:
     """An answer that breaks off within its headers has no body: no listing, and no empty one.
 
     Nor is HTML one, whatever its status: a proxy, a portal, a console. Both may pass.
@@ -7025,6 +7071,8 @@ def refuse_half_an_answer(operation_model: Any, response_dict: Any, **_: Any) ->
         replace_answer(response_dict, HTML)
     elif is_good and not is_whole(operation_model, body, headers.keys()):
         replace_answer(response_dict, HALF_AN_ANSWER)
+    elif is_good and isinstance(body, bytes) and ERROR_BODY.match(body):
+        response_dict["status_code"] = 500
 
 
 TOO_LARGE = 413  # what proxies say of a body, in HTML, and do not change their mind about
@@ -7054,16 +7102,35 @@ def is_told_in_body(operation_model: Any) -> bool:
     )
 
 
+def has_checksum_settings() -> bool:
+    """Whether this botocore has them; one before 1.36 adds an MD5 to a PUT without a checksum."""
+    from botocore.config import Config
+
+    return NO_MORE_CHECKSUMS.keys() <= getattr(Config, "OPTION_DEFAULTS", NO_MORE_CHECKSUMS).keys()
+
+
 def guard_client(client: Any, service: str) -> None:
     """Have a client of boto3 read answers strictly and within bounds. Raises UsageError."""
+    from botocore import handlers
+
     events = client.meta.events
-    events.register_first("before-parse.*", make_parsable)
-    events.register("before-parse.*", refuse_half_an_answer)
+    client._endpoint._response_parser_factory = StrictParsers(client)
+    for operation in ("CopyObject", "UploadPartCopy", "CompleteMultipartUpload"):
+        if old := getattr(handlers, "check_for_200_error", None):  # parses what is not parsable
+            events.unregister(f"needs-retry.s3.{operation}", old)
+    events.register_first(f"needs-retry.{service}", heed_status)
     again = functools.partial(on_another_connection, client)
     events.register_first(f"needs-retry.{service}", again)
     events.register_first("needs-retry.s3.HeadBucket", ask_for_region_once)
     check_proxy(client.meta.config, client.meta.endpoint_url)
     bound_answers(client._endpoint.http_session)
+
+
+def heed_status(response: Any, **_: Any) -> None:
+    """What the parser was given for a status counts, as in botocore since 1.35."""
+    if response is not None:
+        told = response[1].get("ResponseMetadata", {}).get("HTTPStatusCode")
+        response[0].status_code = told or response[0].status_code
 
 
 def ask_for_region_once(response: Any, request_dict: Any, **_: Any) -> None:

@@ -36,6 +36,7 @@ from testing.place import (
     EDGES,
     HOW_REFUSED,
     MIB,
+    NEEDS_MOTO,
     PART,
     LaneFault,
     Place,
@@ -78,6 +79,7 @@ class TestParts:
         assert place.stored() == place.local()
         assert not place.server.uploads(BUCKET)
 
+    @NEEDS_MOTO
     @BOTH_MODES
     def test_motos_server_takes_sizes_at_every_edge(self, place: Place, mode: str) -> None:
         for size in EDGES:
