@@ -7677,8 +7677,11 @@ class Gauges:
         name: index for index, name in enumerate((*FROM_PARENT, *FROM_RUNNER, *OF_NOW))
     }
 
-    def __init__(self) -> None:
-        self._values = multiprocessing.RawArray("d", len(self.INDEX))
+    def __init__(self, *, is_shared: bool = False) -> None:
+        """``is_shared``: the runner is in another process."""
+        self._values: Any = array.array("d", [0.0] * len(self.INDEX))
+        if is_shared:
+            self._values = multiprocessing.RawArray("d", len(self.INDEX))
 
     def __getitem__(self, name: str) -> float:
         return float(self._values[self.INDEX[name]])
@@ -8832,8 +8835,9 @@ class Runner(ABC):
     What submit() returns is an asyncio.Task in this process, a Future of the pool elsewhere.
     """
 
-    def __init__(self) -> None:
-        self.gauges = Gauges()
+    def __init__(self, *, is_here: bool) -> None:
+        """``is_here``: in this process."""
+        self.gauges = Gauges(is_shared=not is_here)
         self.in_flight: dict[str, AnyTask] = {}
         self.recalled: list[AnyTask] = []  # came back untouched
         self.shared: Any = None  # for Uploader.adopt(), with the next page
@@ -8910,7 +8914,7 @@ class LocalRunner(Runner):
     """A PageRunner in this thread: its loop runs while the engine waits."""
 
     def __init__(self, uploader: Uploader, options: EngineOptions) -> None:
-        super().__init__()
+        super().__init__(is_here=True)
         self._runner = PageRunner(uploader, options, self.gauges)
         check_descriptors(LOOP_DESCRIPTORS)
         self._loop = asyncio.new_event_loop()
@@ -8964,7 +8968,7 @@ class WorkerRunner(Runner):
     """A PageRunner in a process of its own."""
 
     def __init__(self, uploader: Uploader, options: EngineOptions, method: str) -> None:
-        super().__init__()
+        super().__init__(is_here=False)
         self._uploader = uploader
         self._options = options
         self._method = method
@@ -9573,13 +9577,16 @@ class RunOptions:
             "processes (ulimit -u or cgroup)": (tasks - LEAST_TASKS) // WORKER_TASKS,
         }
         room, scarce = min(zip(rooms.values(), rooms))
-        if self.mode == "concurrent" or wanted <= room:
+        if self.mode == "concurrent":
             return self, ""
-        told = f"not enough {scarce} for {count_of(wanted, 'worker')}: "
-        if room < 2:
+        lack = what_workers_lack()
+        if not lack and wanted <= room:
+            return self, ""
+        told = lack or f"not enough {scarce} for {count_of(wanted, 'worker')}"
+        if lack or room < 2:
             alone = dataclasses.replace(self, mode="concurrent", workers=0)
-            return alone, told + "mode concurrent"
-        return dataclasses.replace(self, workers=room), told + f"{room} are used"
+            return alone, f"{told}: mode concurrent"
+        return dataclasses.replace(self, workers=room), f"{told}: {room} are used"
 
     def limiter(self, has_fast_lane: bool) -> Limiter:
         """One for the run. Fixed by ``concurrency``, or where threads do all the work."""
@@ -9621,6 +9628,20 @@ def soft_limit(name: str) -> int:
         limit = resource.getrlimit(getattr(resource, name))[0]
         return UNLIMITED if limit == resource.RLIM_INFINITY else min(limit, UNLIMITED)
     return UNLIMITED
+
+
+def what_workers_lack() -> str:
+    """Semaphores and shared memory, where there is no /dev/shm; empty if nothing is missing.
+
+    Seen: AWS Lambda, containers, builds of Python without semaphores.
+    """
+    try:
+        multiprocessing.get_context(start_method()).Lock()
+        multiprocessing.RawArray("d", 1)
+    except (ImportError, OSError) as error:
+        cause = os_cause(error) if isinstance(error, OSError) else "Python was built without"
+        return f"no semaphores or no shared memory for workers (is /dev/shm there?): {cause}"
+    return ""
 
 
 def room_for_tasks() -> int:

@@ -1,0 +1,99 @@
+"""What a server as it comes may lack: /dev/shm, file locks, bash; and where the ledger lies."""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+from typing import Any
+
+import pytest
+
+from testing.place import (
+    BOTH_MODES,
+    MIB,
+    PART,
+    Place,
+    Run,
+    sitecustomize,
+)
+
+NO_SEMAPHORES = (
+    "import errno, os, _multiprocessing",
+    "class SemLock:",
+    "    SEM_VALUE_MAX = 1",
+    "    def __init__(*_, **__): raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))",
+    "_multiprocessing.SemLock = SemLock",
+)
+NOT_BUILT_IN = ("import _multiprocessing", "del _multiprocessing.SemLock")
+NO_SHM = (
+    "import os",
+    "real = os.statvfs",
+    "def statvfs(path):",
+    "    return real('/nowhere' if path == '/dev/shm' else path)",
+    "os.statvfs = statvfs",
+)
+LACKS = {
+    "no semaphores": (NO_SEMAPHORES, "Function not implemented"),
+    "Python without semaphores": (NOT_BUILT_IN, "Python was built without"),
+    "no /dev/shm": (NO_SHM, "No such file or directory"),
+}
+MOUNTS = {
+    "read-only": "mount -t tmpfs -o ro none /dev/shm",
+    "missing": "mount -t tmpfs none /dev && mknod -m 666 /dev/null c 1 3",
+}
+
+
+@functools.cache
+def can_mount() -> bool:
+    command = ["unshare", "-m", "sh", "-c", " && ".join((MOUNTS["read-only"], MOUNTS["missing"]))]
+    with open(os.devnull, "wb") as nowhere:
+        try:
+            return subprocess.run(command, stderr=nowhere, check=False).returncode == 0
+        except OSError:
+            return False
+
+
+class TestNoSharedMemory:
+    """Workers need semaphores and shared memory; where there are none, one process does."""
+
+    def check(self, run: Any, place: Place, mode: str, cause: str) -> None:
+        assert run.code == 0, run.err
+        assert place.stored() == place.local()
+        assert run.json["mode"] == "concurrent"
+        if mode == "parallel":
+            assert (run.err.count("\n"), len(run.json["notes"])) == (1, 1)
+            assert run.json["notes"][0] in run.err
+            assert f"{cause}: mode concurrent" in run.err
+        else:
+            assert (run.err, run.json["notes"]) == ("", [])
+
+    @BOTH_MODES
+    @pytest.mark.parametrize("lack", LACKS)
+    def test_a_run_goes_on_in_one_process(self, place: Place, lack: str, mode: str) -> None:
+        place.files(5)
+        place.file("large", os.urandom(6 * MIB))
+        lines, cause = LACKS[lack]
+        sitecustomize(place, *lines)
+        self.check(place.run("--mode", mode, *PART, "--json"), place, mode, cause)
+        assert place.run("--verify", "--json").json["verified"] == 6
+
+    @BOTH_MODES
+    @pytest.mark.parametrize("how", MOUNTS)
+    def test_without_dev_shm_indeed(self, place: Place, how: str, mode: str) -> None:
+        if not can_mount():
+            pytest.skip("may not mount anything")
+        place.files(5)
+        command = place.command("--mode", mode, "--json")
+        script = f'{MOUNTS[how]} && exec "$@"'
+        done = subprocess.run(
+            ["unshare", "-m", "sh", "-c", script, "sh", *command],
+            cwd=place.path,
+            env=place.environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        cause = {"read-only": "Read-only file system", "missing": "No such file or directory"}[how]
+        self.check(Run(done.returncode, done.stdout, done.stderr), place, mode, cause)
