@@ -219,6 +219,8 @@ KILLED = "killed"  # what the ledger says of a run that was: BatchJob.error
 NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 NO_WAIT = sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_CLOEXEC", "O_NOCTTY"))
 LOCK_SUFFIX = ".lock"
+NO_LOCKS = frozenset((errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS))  # fcntl(2)
+NO_LOCKS_HINT = "no file locks on that file system: name a --db on a local disk"
 ASKING_SECONDS = 0.05  # longer than who only asks whether a lock is held has it
 LEDGER_SUFFIXES = ("", "-wal", "-shm", "-journal", LOCK_SUFFIX)
 LOG_BYTES, LOG_FILES = 10 * MIB, 5  # of a log before it is rotated; old ones that are kept
@@ -1911,7 +1913,7 @@ class LedgerLock:
             open_own(self.path), "r+", encoding="utf-8", errors="replace"
         )
         self._status = os.stat(self.path)
-        if not (_lock_file(self._file) or self._lock_again()):
+        if not (_lock_file(self._file, self.path) or self._lock_again()):
             holder = self._file.read().strip() or "another process"
             self._file.close()
             raise LockedError(
@@ -1922,7 +1924,7 @@ class LedgerLock:
     def _lock_again(self) -> bool:
         """The first attempt may have met one who only asks: see is_held()."""
         time.sleep(ASKING_SECONDS)
-        return _lock_file(self._file)
+        return _lock_file(self._file, self.path)
 
     @staticmethod
     def is_held(ledger_path: str) -> bool:
@@ -1932,10 +1934,10 @@ class LedgerLock:
         """
         try:
             with open(ledger_path + LOCK_SUFFIX, "r+b") as file:
-                return not _lock_file(file)
+                return not _lock_file(file, file.name)
         except FileNotFoundError:
             return False
-        except OSError:
+        except (OSError, UsageError):
             return True
 
     def check_in_place(self) -> None:
@@ -1963,8 +1965,11 @@ def check_in_place(path: str, opened: os.stat_result) -> None:
     raise LedgerError("write", path, cause, "--verify takes over what the store has")
 
 
-def _lock_file(file: IO[Any]) -> bool:
-    """Whether the file is locked now, by this process."""
+def _lock_file(file: IO[Any], path: str) -> bool:
+    """Whether the file is locked now, by this process.
+
+    Raises UsageError where the file system has no locks, as NFS without lockd.
+    """
     try:
         if os.name == "nt":
             import msvcrt
@@ -1974,7 +1979,9 @@ def _lock_file(file: IO[Any]) -> bool:
             import fcntl
 
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as error:
+        if error.errno in NO_LOCKS:
+            raise UsageError("lock", path, os_cause(error), NO_LOCKS_HINT) from error
         return False
     return True
 

@@ -97,3 +97,15 @@ class TestNoSharedMemory:
         )
         cause = {"read-only": "Read-only file system", "missing": "No such file or directory"}[how]
         self.check(Run(done.returncode, done.stdout, done.stderr), place, mode, cause)
+
+
+@BOTH_MODES
+@pytest.mark.parametrize("code", ["ENOLCK", "EOPNOTSUPP", "ENOSYS"])
+def test_a_file_system_without_locks(place: Place, code: str, mode: str) -> None:
+    place.file("f")
+    told = f"raise OSError(errno.{code}, os.strerror(errno.{code}))"
+    sitecustomize(place, "import errno, fcntl, os", f"def lockf(*_): {told}", "fcntl.lockf = lockf")
+    run = place.run("--mode", mode)
+    assert (run.code, run.err.count("\n"), place.stored()) == (2, 1, {}), run.err
+    assert f"lock {place.path}/pfu.db.lock: " in run.err
+    assert "no file locks on that file system: name a --db on a local disk" in run.err
