@@ -1070,6 +1070,7 @@ class Ledger:
         """
         self.path = os.fspath(path)
         self.read_only = read_only
+        self.is_new = False  # made here
         self.renamed: tuple[str, str] | None = None  # ROOT, and the name that rows know it by
         self._not_folded = 0
         try:
@@ -1132,6 +1133,7 @@ class Ledger:
         return int(self._rows(f"PRAGMA {name}")[0][0])
 
     def _create(self) -> None:
+        self.is_new = True
         with self._transaction() as db:
             create_tables(db)
             db.execute(f"PRAGMA application_id={APPLICATION_ID}")
@@ -5760,7 +5762,10 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             return []
         if not page.get("Contents"):
             return []
-        hint = "--verify takes over those that are as they are here, instead of sending them again"
+        hint = (
+            "name the one that does with --db, or have --verify take over those that are as they "
+            "are here, instead of sending them again"
+        )
         return [f"{self.destination} holds objects that this ledger does not know: {hint}"]
 
     def _open_gate(self, client: Any) -> None:
@@ -9808,6 +9813,9 @@ class Observer:
     def problem(self, text: str) -> None:
         """Something that went wrong."""
 
+    def made_ledger(self, path: str) -> None:
+        """There was no ledger yet; this one is made."""
+
     def scanned(self, files: int) -> None:
         """So many files have been seen; called a few times a second."""
 
@@ -10652,6 +10660,8 @@ class BatchJobModel(BatchJobRow):
             closing.enter_context(self._watched())
             self._ledger = Ledger(self.db)
             closing.callback(self._ledger.close)
+            if self._ledger.is_new:
+                self.observer.made_ledger(self.db)
             self._ledger.fold()
             self._ledger.interrupt_unfinished_jobs()
             self._find_place()
@@ -12227,6 +12237,14 @@ class Console(Observer):
             self._print(f"pfu: {problem}")
         else:
             self.log = log
+
+    def made_ledger(self, path: str) -> None:
+        """Who looks on may see that it is the wrong place; cron's mail is not about it."""
+        told = f"new ledger: {path}"
+        if sys.stderr.isatty():
+            self.note(told)
+        else:
+            self.record(f"note: {told}")
 
     def scanned(self, files: int) -> None:
         self._say_now("scanning", f"{count_of(files, 'file')} seen")

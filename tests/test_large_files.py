@@ -145,8 +145,9 @@ NOT_KNOWN = Action("error", 501, "NotImplemented")
 NO_KEY = Action("error", 404, "NoSuchKey")
 FORBIDDEN = Action("error", 403, "AccessDenied")
 UNKNOWN_OBJECTS = (  # a run that is killed may have stored more than it wrote down
-    f"s3://{BUCKET}/p holds objects that this ledger does not know: --verify takes over those "
-    "that are as they are here, instead of sending them again"
+    f"s3://{BUCKET}/p holds objects that this ledger does not know: name the one that does "
+    "with --db, or have --verify take over those that are as they are here, instead of sending "
+    "them again"
 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import pty
 import subprocess
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from testing.place import (
     BOTH_MODES,
+    BUCKET,
     MIB,
     PART,
     Place,
@@ -109,3 +111,75 @@ def test_a_file_system_without_locks(place: Place, code: str, mode: str) -> None
     assert (run.code, run.err.count("\n"), place.stored()) == (2, 1, {}), run.err
     assert f"lock {place.path}/pfu.db.lock: " in run.err
     assert "no file locks on that file system: name a --db on a local disk" in run.err
+
+
+# ======================================================================================
+# The ledger's place
+# ======================================================================================
+
+
+def on_a_terminal(place: Place, *arguments: Any) -> tuple[int, str]:
+    """Exit code, and what standard error shows, of a run that is looked at."""
+    ours, theirs = pty.openpty()
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            process = subprocess.Popen(
+                place.command(*arguments),
+                cwd=place.path,
+                env={**place.environment, "TERM": "dumb"},
+                stdout=nowhere,
+                stderr=theirs,
+            )
+            code = process.wait(60)
+        os.write(theirs, b"\n.end\n")
+        told = b""
+        while b".end" not in told:
+            told += os.read(ours, 65536)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    return code, told.decode()
+
+
+class TestPlaceOfTheLedger:
+    """A ledger that is made is named; one that may be elsewhere is asked for."""
+
+    def test_a_new_ledger_is_named_on_a_terminal(self, place: Place) -> None:
+        place.file("f")
+        made = f"pfu: note: new ledger: {place.path}/pfu.db"
+        code, told = on_a_terminal(place, "--mode", "concurrent")
+        assert (code, told.count(made)) == (0, 1)
+        code, told = on_a_terminal(place, "--mode", "concurrent")
+        assert (code, made in told) == (0, False)
+        code, told = on_a_terminal(place, "--mode", "concurrent", "--quiet", "--db", "b.db")
+        assert (code, "ledger" in told) == (0, False)
+
+    def test_cron_sends_no_mail_for_it_but_the_log_has_it(self, place: Place) -> None:
+        place.file("f")
+        log = place.path / "log"
+        run = place.run("--mode", "concurrent", "--log-file", log)
+        assert (run.code, run.err) == (0, "")
+        assert log.read_text().count(f"note: new ledger: {place.path}/pfu.db\n") == 1
+
+    @BOTH_MODES
+    def test_from_another_directory_the_other_ledger_is_asked_for(
+        self, place: Place, mode: str
+    ) -> None:
+        place.files(3)
+        assert place.run("--mode", mode).code == 0
+        elsewhere = place.path / "elsewhere"
+        elsewhere.mkdir()
+        place.path = elsewhere
+        run = place.run("--mode", mode)
+        assert (run.code, run.err.count("\n")) == (0, 1)
+        assert f"s3://{BUCKET}/p holds objects that this ledger does not know: " in run.err
+        assert ("--db" in run.err, "--verify" in run.err) == (True, True)
+        place.path = elsewhere.parent
+        assert place.run("--mode", mode).err == ""
+
+    def test_where_no_one_may_list_nothing_is_said(self, place: Place) -> None:
+        place.files(3)
+        assert place.run("--mode", "concurrent").code == 0
+        place.server.deny.add("ListObjectsV2")
+        run = place.run("--mode", "concurrent", "--db", "other.db")
+        assert (run.code, run.err) == (0, "")
