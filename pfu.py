@@ -412,6 +412,27 @@ class FatalError(TransferError):
     """No file can be uploaded any more. With a ``code`` of the store it takes several to stop."""
 
 
+OPTION_NAMES = {"tags": "tag", "content_types": "content-type", "rules": "exclude"}
+# of a field: its name, whether options keep the rule, what is said if they do not
+OptionRule = tuple[str, Callable[[Any], Any], str]
+
+
+def option_of(field_name: str) -> str:
+    """The option of the command line that sets a field of RunOptions and the like."""
+    return "--" + OPTION_NAMES.get(field_name, field_name).replace("_", "-")
+
+
+def check_fields(options: Any, rules: Iterable[OptionRule]) -> None:
+    """Raises UsageError for the first rule that is broken, also by a value of another type."""
+    for name, is_kept, says in rules:
+        try:
+            fine = is_kept(options)
+        except (TypeError, AttributeError):
+            fine = False
+        if not fine:
+            raise UsageError(f"{option_of(name)} {says}", hint="see --help")
+
+
 OUT_OF_MEMORY = "out of memory (raise the limit of the container or ulimit -v)"
 
 
@@ -2173,6 +2194,10 @@ class ScanOptions:
     shard: Shard | None = None
     own_files: tuple[str, ...] = ()  # that pfu writes, beside the ledger: they are left out
 
+    def __post_init__(self) -> None:
+        """Raises UsageError."""
+        check_fields(self, SCAN_RULES)
+
     @property
     def takes_by_default(self) -> bool:
         """Whether what no rule matches is taken: not if the first rule says what is."""
@@ -2193,6 +2218,17 @@ class ScanOptions:
         newest = now - self.min_age if self.min_age else float("inf")
         largest = self.max_size if self.max_size >= 0 else sys.maxsize
         return Limits(oldest, newest, self.min_size, largest)
+
+
+SCAN_RULES: tuple[OptionRule, ...] = (
+    ("links", lambda o: not (o.links and o.follow_symlinks), "contradicts --follow-symlinks"),
+    ("min_age", lambda o: o.min_age >= 0, "is below 0"),
+    ("max_age", lambda o: o.max_age >= 0, "is below 0"),
+    ("max_age", lambda o: not o.max_age or o.max_age >= o.min_age, "is below --min-age"),
+    ("min_size", lambda o: o.min_size >= 0, "is below 0"),
+    ("max_size", lambda o: o.max_size == -1 or o.max_size >= o.min_size, "is below --min-size"),
+    ("shard", lambda o: not o.shard or 0 < o.shard.number <= o.shard.total, "there is none such"),
+)
 
 
 class Limits(NamedTuple):
@@ -5531,6 +5567,12 @@ class S3Options:
     tags: tuple[tuple[str, str], ...] = ()  # of every object
     requester_pays: bool = False
 
+    def __post_init__(self) -> None:
+        """Raises UsageError."""
+        check_fields(self, S3_RULES)
+        if self.endpoint_url:
+            check_endpoint(self.endpoint_url)
+
     def put_arguments(self) -> dict[str, str]:
         """What goes with every object, as boto3 names it."""
         arguments = {
@@ -5551,6 +5593,37 @@ class S3Options:
         """What goes with every call about objects."""
         payer = {"RequestPayer": "requester"} if self.requester_pays else {}
         return {**self.owner(), **payer}
+
+
+NO_HEADER = "has characters that no header can have"
+S3_RULES: tuple[OptionRule, ...] = (
+    ("storage_class", lambda o: is_printable(o.storage_class or ""), NO_HEADER),
+    ("sse", lambda o: o.sse in (None, "AES256", "aws:kms"), "is neither AES256 nor aws:kms"),
+    ("sse_kms_key_id", lambda o: is_printable(o.sse_kms_key_id or ""), NO_HEADER),
+    (
+        "sse_kms_key_id",
+        lambda o: not o.sse_kms_key_id or o.sse == "aws:kms",
+        "needs --sse aws:kms",
+    ),
+    ("cache_control", lambda o: is_printable(o.cache_control or ""), "is no header's value"),
+    ("tags", lambda o: all(is_tag(*tag) for tag in o.tags), "is no tag: write K=V"),
+    ("tags", lambda o: len(o.tags) <= MAX_TAGS, f"S3 takes {MAX_TAGS} tags at most"),
+    (
+        "tags",
+        lambda o: len(dict(o.tags)) == len(o.tags),
+        "has the same key twice: S3 takes it once",
+    ),
+    (
+        "expected_bucket_owner",
+        lambda o: re.fullmatch("[0-9A-Za-z]*", o.expected_bucket_owner or ""),
+        "is no account id",
+    ),
+)
+
+
+def is_tag(name: str, value: str) -> bool:
+    """Within S3's limits ("Categorizing your storage using tags")."""
+    return 0 < len(name) <= 128 and len(value) <= 256 and f"{name}{value}".isprintable()
 
 
 # USD for 1,000 PUT requests in us-east-1 (https://aws.amazon.com/s3/pricing/)
@@ -5707,9 +5780,12 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             check_endpoint(host)
             self.endpoint = "" if ".amazonaws.com" in host else host
             self._heed_settings()
+        owner = self.options.expected_bucket_owner
+        if owner and not self.endpoint and not re.fullmatch("[0-9]{12}", owner):
+            raise UsageError("--expected-bucket-owner is no account of AWS: it has 12 digits")
         if not self._is_default or self.bucket:
             if not self.endpoint and not BUCKET_NAME.fullmatch(self.bucket):
-                cause = "S3 has no bucket of such a name"
+                cause = "S3's buckets have names of 3 to 63 letters, digits, dots and hyphens"
                 raise UsageError("read destination", self.destination, cause, DESTINATION_HINT)
             return
         with translated("find the account for the default bucket", ""):
@@ -9544,6 +9620,10 @@ class RunOptions:
     scan: ScanOptions = field(default_factory=ScanOptions)
     content_types: tuple[tuple[Glob, str], ...] = ()  # the last one that matches decides
 
+    def __post_init__(self) -> None:
+        """Raises UsageError."""
+        check_fields(self, RUN_RULES)
+
     def processes(self) -> int:
         """How many processes upload; no more than there are requests for them."""
         if self.mode == "concurrent":
@@ -9608,6 +9688,50 @@ class RunOptions:
             fixed = min(wanted, possible)
             return Limiter(time.monotonic(), fixed, fixed, fixed)
         return Limiter(time.monotonic(), highest=min(HIGHEST_LIMIT, possible))
+
+
+def is_within(number: Any, least: int, most: int) -> bool:
+    return isinstance(number, int) and least <= number <= most
+
+
+MODES = "parallel", "concurrent"
+MOST_WORKERS, MOST_REQUESTS, LOWEST_PRIORITY, LEAST_RATE = 256, 4096, 19, KIB
+RUN_RULES: tuple[OptionRule, ...] = (
+    ("mode", lambda o: o.mode in MODES, f"is none of {', '.join(MODES)}"),
+    (
+        "workers",
+        lambda o: is_within(o.workers, 0, MOST_WORKERS),
+        f"is not from 1 to {MOST_WORKERS}",
+    ),
+    (
+        "concurrency",
+        lambda o: is_within(o.concurrency, 0, MOST_REQUESTS),
+        f"is not from 1 to {MOST_REQUESTS}",
+    ),
+    (
+        "part_size",
+        lambda o: not o.part_size or is_within(o.part_size, MIN_PART_SIZE, MAX_PART_SIZE),
+        "S3 takes parts from 5 MiB to 5 GiB",
+    ),
+    (
+        "max_memory",
+        lambda o: is_within(o.max_memory, 2 * MIN_PART_SIZE, MAX_INTEGER),
+        "is below 10M: two parts have to fit in",
+    ),
+    (
+        "bwlimit",
+        lambda o: not o.bwlimit or is_within(o.bwlimit, LEAST_RATE, MAX_INTEGER),
+        "is below 1K a second",
+    ),
+    ("max_duration", lambda o: o.max_duration >= 0, "is below 0"),
+    ("patience", lambda o: o.patience is None or o.patience >= 0, "is below 0"),
+    (
+        "nice",
+        lambda o: is_within(o.nice, 0, LOWEST_PRIORITY),
+        f"is not from 0 to {LOWEST_PRIORITY}",
+    ),
+    ("keep_history", lambda o: o.keep_history >= 0, "is below 0"),
+)
 
 
 CGROUP_LIMITS = (
@@ -12613,11 +12737,21 @@ class Parser(argparse.ArgumentParser):
                 self.parse_args(words)  # its errors name the variable
                 told += words
         self.origin = ""
-        options = self.parse_intermixed_args([*told, *arguments])
+        cut = list(arguments).index("--") if "--" in arguments else len(arguments)
+        options = self.parse_intermixed_args([*told, *arguments[:cut]])
+        self._take_places(options, arguments[cut + 1 :])
         options.unknown_variables = self._unknown(environment)
         options.root = options.root or environment.get("PFU_ROOT")
         options.destination = options.destination or environment.get("PFU_DESTINATION") or None
         return options
+
+    def _take_places(self, options: argparse.Namespace, words: Sequence[str]) -> None:
+        """What stands after ``--``: ROOT and the destination, whatever they begin with."""
+        free = [name for name in ("root", "destination") if getattr(options, name) is None]
+        if len(words) > len(free):
+            self.error(f"too much after --: {shlex.join(words[len(free) :])}")
+        for name, word in zip(free, words):
+            setattr(options, name, word)
 
     def _unknown(self, environment: Mapping[str, str]) -> list[str]:
         """Variables that look like an option's, and are none: probably misspelt."""
@@ -12714,10 +12848,9 @@ def parse_content_type(text: str) -> tuple[Glob, str]:
 
 
 def parse_tag(text: str) -> tuple[str, str]:
-    """``K=V``, within S3's limits ("Categorizing your storage using tags"). ArgumentTypeError."""
+    """``K=V``. Raises ArgumentTypeError."""
     name, equals, value = text.partition("=")
-    fits = 0 < len(name) <= 128 and len(value) <= 256
-    if not equals or not fits or not text.isprintable():
+    if not equals or not is_tag(name, value):
         raise argparse.ArgumentTypeError(f"{text!r} is no tag: write K=V")
     return name, value
 
@@ -12739,6 +12872,12 @@ def parse_shard(text: str) -> Shard:
     """``K/N``, ``auto`` or ``auto/N``. Raises ArgumentTypeError."""
     which, _, total = text.partition("/")
     shard = array_shard(total) if which == "auto" else (which, total)
+    if which == "auto" and not shard[0]:
+        names = ", ".join(names[0] for names in ARRAY_JOBS)
+        raise argparse.ArgumentTypeError(f"{text!r} is for array jobs: none of {names} is set")
+    if which == "auto" and not shard[1]:
+        cause = "nothing tells how many there are: write auto/N"
+        raise argparse.ArgumentTypeError(f"{text!r}: {cause}")
     if not all(re.fullmatch(r"[1-9][0-9]{0,5}", part) for part in shard):
         raise argparse.ArgumentTypeError(
             f"{text!r} is no share: write K/N, or auto/N in a job of an array"
@@ -12892,13 +13031,14 @@ def _add_engine_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add(
         "--mode",
-        choices=("parallel", "concurrent"),
+        choices=MODES,
         default="parallel",
         help="in several processes (default), or on one event loop",
     )
     _add_ledger_options(group)
-    add("--workers", metavar="N", type=in_range(1, 256), default=0, help="processes")
-    add("--concurrency", metavar="N", type=in_range(1, 4096), default=0, help="requests in flight")
+    add("--workers", metavar="N", type=in_range(1, MOST_WORKERS), default=0, help="processes")
+    requests = in_range(1, MOST_REQUESTS)
+    add("--concurrency", metavar="N", type=requests, default=0, help="requests in flight")
     add(
         "--part-size",
         metavar="SIZE",
@@ -12927,7 +13067,8 @@ def _add_engine_options(group: argparse._ArgumentGroup) -> None:
         type=parse_time,
         help="that the store may be away before the run stops (default: 5m)",
     )
-    add("--nice", metavar="N", type=in_range(0, 19), default=19, help="priority (default: 19)")
+    priority = in_range(0, LOWEST_PRIORITY)
+    add("--nice", metavar="N", type=priority, default=19, help="priority (default: 19)")
 
 
 def _add_other_actions(group: argparse._ArgumentGroup) -> None:
@@ -12972,52 +13113,31 @@ def check_options(options: argparse.Namespace) -> None:
         refuse("--sandbox", "has an endpoint and credentials of its own")
     if options.quiet and options.verbose:
         refuse("--quiet", "contradicts --verbose")
-    if options.sse_kms_key_id and options.sse != "aws:kms":
-        refuse("--sse-kms-key-id", "needs --sse aws:kms")
-    if options.part_size and not MIN_PART_SIZE <= options.part_size <= MAX_PART_SIZE:
-        refuse("--part-size", "S3 takes parts from 5 MiB to 5 GiB")
     if options.mode == "concurrent" and options.workers > 1:
         refuse("--workers", "--mode concurrent has one process")
-    if len(options.tags) > MAX_TAGS or len({name for name, _ in options.tags}) < len(options.tags):
-        refuse("--tag", f"S3 takes {MAX_TAGS} different tags at most")
-    if options.cache_control and not is_printable(options.cache_control):
-        refuse("--cache-control", "is no header's value")
-    if options.links and options.follow_symlinks:
-        refuse("--links", "contradicts --follow-symlinks")
-    if 0 <= options.max_size < options.min_size:
-        refuse("--max-size", "is below --min-size")
-    if options.max_age and options.max_age < options.min_age:
-        refuse("--max-age", "is below --min-age")
-    if options.bwlimit and options.bwlimit < KIB:
-        refuse("--bwlimit", "is below 1K a second")
+    ScanOptions(**{**chosen(options, ScanOptions), "rules": ()})
+    RunOptions(**chosen(options, RunOptions))
+    s3_options(options)
     if options.provider:
         check_provider_options(options, refuse)
-    check_ends(options, refuse)
+    check_metrics_file(options)
 
 
-def check_ends(options: argparse.Namespace, refuse: Callable[[str, str], None]) -> None:
-    """Of the store and of what is written beside it. Raises UsageError."""
+def check_metrics_file(options: argparse.Namespace) -> None:
+    """Raises UsageError if it cannot be written."""
     if options.metrics_file:
         folder = os.path.dirname(os.path.abspath(options.metrics_file))
         if os.path.isdir(options.metrics_file) or not os.access(folder, os.W_OK):
             hint = "name a file in a folder that is there and writable"
             path, options.metrics_file = options.metrics_file, None
             raise UsageError("write metrics", path, "it cannot be written", hint)
-    if options.endpoint_url:
-        check_endpoint(options.endpoint_url)
-    for name in ("storage_class", "sse_kms_key_id", "expected_bucket_owner"):
-        if not is_printable(getattr(options, name) or ""):
-            refuse(f"--{name.replace('_', '-')}", "has characters that no header can have")
-    if options.expected_bucket_owner and not options.expected_bucket_owner.isalnum():
-        refuse("--expected-bucket-owner", "is no account id")
 
 
 def check_provider_options(options: argparse.Namespace, refuse: Callable[[str, str], None]) -> None:
     """What is S3's says nothing to another provider."""
     for name, value in {**chosen(options, S3Options), "sandbox": options.sandbox}.items():
         if value:
-            option = {"tags": "tag"}.get(name, name).replace("_", "-")
-            refuse(f"--{option}", "is for S3, not for --provider")
+            refuse(option_of(name), "is for S3, not for --provider")
     if options.cleanup:
         refuse("--cleanup", "is for S3, not for --provider")
 
