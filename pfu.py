@@ -509,6 +509,11 @@ class JobStatus(IntEnum):
     COMPLETE_WITH_FAILURES = 4
     INTERRUPTED = 5  # stopped, killed or broken off; the next run goes on
 
+    @property
+    def text(self) -> str:
+        """As it is told: ``complete with failures``."""
+        return self.name.lower().replace("_", " ")
+
 
 JOB_TRANSITIONS: tuple[tuple[JobStatus, ...], ...] = (
     (JobStatus.SCANNING, JobStatus.INTERRUPTED),  # from CREATED
@@ -823,7 +828,7 @@ class DestinationModel(BaseModel):
 
 @dataclass
 class BatchJobRow(BaseModel):
-    """One run, as the ledger keeps it. The counts are written when the run ends."""
+    """One run, as the ledger keeps it. The counts are written again and again while it goes on."""
 
     table: ClassVar[str] = "BatchJob"
     indexes: ClassVar[Mapping[str, Sequence[str]]] = {"BatchJob_created": ("created_at",)}
@@ -844,6 +849,12 @@ class BatchJobRow(BaseModel):
     pending: int = 0
     bytes_uploaded: int = 0
     error: str | None = None  # why the run stopped early
+
+    def told(self) -> dict[str, Any]:
+        """As --status --json tells it: a run's own --json has the same names and words."""
+        row = dataclasses.asdict(self)
+        status = JobStatus(self.status).text
+        return {**row, "batch_id": self.id, "root": self.root_dir, "status": status}
 
     def move_to(self, status: JobStatus) -> None:
         """Go to ``status``. Raises ValueError where no such step exists."""
@@ -9846,6 +9857,7 @@ class Summary:
     failed: int = 0
     pending: int = 0
     bytes_uploaded: int = 0
+    bytes_pending: int = 0  # of the files that are; of a dry run: what would go
     elapsed_seconds: float = 0.0
     cpu_seconds: float = 0.0  # of all processes
     peak_memory_bytes: int = 0  # of all processes together, at the worst moment that was looked at
@@ -10712,7 +10724,7 @@ class BatchJobModel(BatchJobRow):
             summary.failed += failed
             summary.pending += not failed
             summary.compared += change.keeps_hash
-            summary.bytes_uploaded += 0 if failed else size
+            summary.bytes_pending += 0 if failed else size
             if not failed:
                 summary.requests += self._requests_of(size) if size > threshold else 1
             self.observer.planned(change)
@@ -10945,7 +10957,9 @@ class BatchJobModel(BatchJobRow):
                 for few in batches(many, SCAN_BATCH):
                     self._prepare()
                     self._ledger.take_in(few, self.id, self.created_at, self.place)
+                self._write_counts()
         self._count_skipped(scan)
+        self._write_counts()
         if self._stop:
             return
         self._root = self.scanned_root(scan)
@@ -11240,7 +11254,7 @@ class BatchJobModel(BatchJobRow):
         ledger, summary = self._ledger, self.summary
         ledger.fold()
         summary.failed = ledger.count(self.id, FileStatus.FAILED)
-        pending = ledger.pending(self.id)[0]
+        pending, summary.bytes_pending = ledger.pending(self.id)
         summary.failures = [
             {"path": path, "reason": reason}
             for path, reason in ledger.failures(self.id, REPORTED_FAILURES)
@@ -11289,7 +11303,7 @@ class BatchJobModel(BatchJobRow):
         end = self._end()
         if self.status < JobStatus.COMPLETE:
             self.move_to(end)
-        summary.status = end.name.lower().replace("_", " ")
+        summary.status = end.text
         self._measure()
 
     def _end(self) -> JobStatus:
@@ -12579,7 +12593,7 @@ def plan_text(summary: Summary, *, colours: bool = False) -> str:
     ends = f"{printable(summary.root)} to {printable(summary.destination)}"
     always = [
         Count.things(summary.seen, "file", "seen"),
-        Count(summary.pending, "would go", bytes_text(summary.bytes_uploaded)),
+        Count(summary.pending, "would go", bytes_text(summary.bytes_pending)),
         Count.things(summary.requests, "request", more=cost),
     ]
     others = [
@@ -12660,7 +12674,7 @@ def jobs_text(jobs: Sequence[BatchJobRow]) -> Iterator[str]:
     """The last runs, a line each, and why a run stopped early below it."""
     for job in jobs:
         began = time_text(job.created_at)
-        status = JobStatus(job.status).name.lower().replace("_", " ")
+        status = JobStatus(job.status).text
         ends = f"{printable(job.root_dir)} to {printable(job.destination)}"
         if job.mode == VERIFY_MODE:
             yield (
@@ -13172,19 +13186,24 @@ def verify(options: argparse.Namespace, console: Console) -> ExitCode:
     with stopping_on_signals(job, console):
         verdict = job.verify()
     console.finish()
-    if options.json:
-        console.say(json_text(dataclasses.asdict(verdict)))
-    else:
+    if not options.json:
         colours = has_colours(sys.stdout)
         for line in verdict_text(verdict, quiet=options.quiet, colours=colours):
             console.say(line)
     if verdict.error:
         console.problem(f"stopped: {printable(verdict.error)}")
+    conclude_verification(options, console, verdict)
+    return ExitCode(verdict.exit_code)
+
+
+def conclude_verification(options: argparse.Namespace, console: Console, verdict: Verdict) -> None:
+    """What programs read of a verification: log, JSON."""
     for told in verdict.differences:
         console.record(f"{told['reason']}: {told['path']}")
     counts = ("checked", "verified", "adopted", "differing", "extra", "skipped")
     console.record(end_of(verdict, counts))
-    return ExitCode(verdict.exit_code)
+    if options.json:
+        console.say(json_text(dataclasses.asdict(verdict)))
 
 
 def verdict_text(verdict: Verdict, *, quiet: bool, colours: bool = False) -> Iterator[str]:
@@ -13232,7 +13251,7 @@ def show_status(options: argparse.Namespace, console: Console) -> ExitCode:
         raise UsageError("read ledger", options.db, "there is none", "name one with --db")
     jobs = last_jobs(absolute(options.db))
     if options.json:
-        console.say(json_text([dataclasses.asdict(job) for job in jobs]))
+        console.say(json_text([job.told() for job in jobs]))
     else:
         console.say("\n".join(jobs_text(jobs)) or "the ledger has no runs")
     return ExitCode.OK
@@ -13274,7 +13293,7 @@ def clean_up(options: argparse.Namespace, console: Console) -> ExitCode:
         console.problem(problem)
     if options.json:
         console.say(json_text(cleanup.as_json()))
-    return ExitCode.INCOMPLETE if cleanup.problems else ExitCode.OK
+    return cleanup.exit_code
 
 
 DEFAULT_BUCKET = re.compile(r"s3://pfu-(?P<account>[0-9]{12})-[a-z0-9-]+(?:/|\Z)")
@@ -13285,6 +13304,7 @@ class Cleanup:
 
     def __init__(self, ledger: Ledger, options: S3Options) -> None:
         self.problems: list[str] = []
+        self._is_plan = False
         self.uploads: list[dict[str, Any]] = []
         self._ledger = ledger
         self._options = options
@@ -13292,6 +13312,7 @@ class Cleanup:
 
     def run(self, *, dry_run: bool) -> Iterator[str]:
         """Yield a line for each upload, and one for all."""
+        self._is_plan = dry_run
         size = 0
         for upload in self._ledger.unfinished_uploads():
             stored = sum(part.part_size for part in self._ledger.parts(upload.id))
@@ -13340,15 +13361,36 @@ class Cleanup:
             raise UsageError("abort upload of", upload.object_key, cause)
         return self._uploaders[place]
 
+    @property
+    def exit_code(self) -> ExitCode:
+        """Of the program."""
+        return ExitCode.INCOMPLETE if self.problems else ExitCode.OK
+
     def as_json(self) -> dict[str, Any]:
         """What --json prints."""
-        return {
-            "version": __version__,
-            "aborted": len(self.uploads),
-            "bytes": sum(upload["bytes"] for upload in self.uploads),
-            "uploads": self.uploads,
-            "problems": self.problems,
-        }
+        end = JobStatus.COMPLETE_WITH_FAILURES if self.problems else JobStatus.COMPLETE
+        status = "dry run" if self._is_plan else end.text
+        return cleanup_json(status, self.uploads, self.problems, self.exit_code)
+
+
+def cleanup_json(
+    status: str,
+    uploads: Sequence[Mapping[str, Any]],
+    problems: Sequence[str],
+    code: int,
+    error: str | None = None,
+) -> dict[str, Any]:
+    """What --cleanup --json prints."""
+    return {
+        "version": __version__,
+        "status": status,
+        "aborted": len(uploads),
+        "bytes": sum(upload["bytes"] for upload in uploads),
+        "uploads": uploads,
+        "problems": problems,
+        "error": error,
+        "exit_code": code,
+    }
 
 
 def job_of(options: argparse.Namespace, console: Console, sandbox: Sandbox | None) -> BatchJobModel:
@@ -13406,8 +13448,7 @@ def conclude(options: argparse.Namespace, console: Console, summary: Summary) ->
     """What programs read of a run: log, metrics, JSON."""
     counts = ("seen", "uploaded", "unchanged", "skipped", "failed", "pending", "bytes_uploaded")
     console.record(end_of(summary, counts))
-    uploads = not (options.dry_run or options.verify or options.cleanup)
-    if options.metrics_file and uploads:
+    if options.metrics_file and not options.dry_run:
         try:
             write_metrics(options.metrics_file, summary, absolute(options.db))
         except UsageError as error:
@@ -13498,15 +13539,7 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
     plans = not options.quiet and not options.json
     console = Console(quiet=options.quiet, verbose=options.verbose, live=live, plans=plans)
 
-    def give_up(reason: str, code: ExitCode = ExitCode.INCOMPLETE) -> None:
-        if not options.status:
-            root, destination = options.root or "", options.destination or ""
-            summary = Summary(
-                mode=options.mode, root=root, destination=destination, error=reason, exit_code=code
-            )
-            conclude(options, console, summary)
-
-    console.last_words = give_up
+    console.last_words = functools.partial(give_up, options, console)
     try:
         if options.log_file:
             console.log = LogFile(options.log_file)
@@ -13519,8 +13552,25 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
         code, reason = ExitCode.CANNOT_START, internal_error(error)
     console.finish()
     console.problem(reason)
-    give_up(reason, code)
+    give_up(options, console, reason, code)
     return code
+
+
+def give_up(
+    options: argparse.Namespace,
+    console: Console,
+    reason: str,
+    code: ExitCode = ExitCode.INCOMPLETE,
+) -> None:
+    """Tell programs what a person was told: nothing was done, or it was broken off."""
+    end: dict[str, Any] = {"error": reason, "exit_code": code}
+    end.update(root=options.root or "", destination=options.destination or "")
+    if options.verify:
+        conclude_verification(options, console, Verdict(status="could not start", **end))
+    elif options.cleanup and options.json:
+        console.say(json_text(cleanup_json("could not start", [], [reason], code, reason)))
+    elif not options.cleanup and not options.status:
+        conclude(options, console, Summary(mode=options.mode, **end))
 
 
 def open_streams() -> None:
