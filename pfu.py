@@ -5328,6 +5328,9 @@ class Traffic:
             self.throttled += throttled
 
 
+NO_FAST_LANE = "this provider has none"
+
+
 class Uploader(ABC):
     """A provider: stores one file at a time. Subclasses need put(); all else has a default.
 
@@ -5344,7 +5347,7 @@ class Uploader(ABC):
     destination: str = ""  # where to, as a user reads it: scheme://container/prefix
     endpoint: str = ""  # of a store that is not the provider's own
     prefix: str = ""  # begins every key; empty, or with a slash at its end
-    fast_lane_off: str | None = "this provider has none"  # why there is no fast lane
+    fast_lane_off: str | None = NO_FAST_LANE  # why there is no fast lane
     is_first_run: bool = False  # the ledger has nothing there: prepare() is to look what there is
     patience: float = PATIENCE_SECONDS  # for what is asked outside of an engine: a listing
     process_state: ClassVar[frozenset[str]] = frozenset({"traffic"})  # attributes not to pickle
@@ -12581,7 +12584,8 @@ def _cost_lines(summary: Summary) -> Iterator[str]:
     ]
     memory = f"{bytes_text(summary.peak_memory_bytes)} of memory"
     yield ", ".join([f"{summary.cpu_seconds:.1f} s of CPU", memory, *requests])
-    if summary.fast_lane < summary.uploaded - summary.renewed:
+    has_one = summary.fast_lane_off != NO_FAST_LANE
+    if has_one and summary.fast_lane < summary.uploaded - summary.renewed:
         why = summary.fast_lane_off or "it left the others to boto3"
         yield f"{summary.fast_lane:,} of {summary.uploaded:,} by the fast lane: {printable(why)}"
 

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 import pfu
+from testing.jobs import run_within
+from testing.place import Place
 
 NONSENSE: list[tuple[type, dict[str, Any], str]] = [
     (pfu.RunOptions, {"mode": "nonsense"}, "--mode is none of parallel, concurrent"),
@@ -51,3 +53,9 @@ class TestLibrary:
             kind(**fields)
         assert str(caught.value).startswith(says)
         assert caught.value.exit_code == pfu.ExitCode.CANNOT_START
+
+    def test_a_provider_without_a_fast_lane_is_not_said_to_have_none(self, place: Place) -> None:
+        place.files(3)
+        summary = run_within(place)
+        assert (summary.exit_code, summary.uploaded) == (0, 3)
+        assert "fast lane" not in pfu.summary_text(summary)
