@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import os
 import pty
+import shutil
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ import pytest
 from testing.place import (
     BOTH_MODES,
     BUCKET,
+    HERE,
     MIB,
     PART,
     Place,
@@ -183,3 +186,42 @@ class TestPlaceOfTheLedger:
         place.server.deny.add("ListObjectsV2")
         run = place.run("--mode", "concurrent", "--db", "other.db")
         assert (run.code, run.err) == (0, "")
+
+
+# ======================================================================================
+# scripts.sh
+# ======================================================================================
+
+RUN_NOT_SOURCED = "scripts.sh is to be sourced: . ./scripts.sh\n"
+
+
+@pytest.mark.parametrize("shell", ["sh", "dash", "bash", "zsh", "busybox sh"])
+class TestScripts:
+    """scripts.sh in the shells that there are."""
+
+    def shell(self, shell: str, folder: Any, *arguments: Any) -> Any:
+        if shutil.which(shell.split()[0]) is None:
+            pytest.skip(f"there is no {shell}")
+        command = [*shell.split(), *map(str, arguments)]
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+    def test_run_it_says_that_it_is_to_be_sourced(self, shell: str) -> None:
+        for name in ("scripts.sh", "./scripts.sh", HERE / "scripts.sh"):
+            run = self.shell(shell, HERE, name)
+            assert (run.returncode, run.stdout, run.stderr) == (2, "", RUN_NOT_SOURCED)
+
+    def test_it_works_in_its_directory(self, shell: str) -> None:
+        run = self.shell(shell, HERE, "-c", '. ./scripts.sh && echo "$PFU_HOME"; type runtest')
+        assert (run.returncode, run.stderr) == (0, "")
+        assert run.stdout.splitlines()[0] == str(HERE)
+
+    def test_elsewhere_it_finds_its_directory_or_says_that_it_cannot(
+        self, shell: str, tmp_path: Path
+    ) -> None:
+        script = f'. {HERE}/scripts.sh && echo "$PFU_HOME"'
+        run = self.shell(shell, tmp_path, "-c", script)
+        if run.returncode:
+            assert (run.returncode, run.stdout, run.stderr.count("\n")) == (2, "", 1)
+            assert "cd there first" in run.stderr
+        else:
+            assert (run.stdout, run.stderr) == (f"{HERE}\n", "")
