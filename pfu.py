@@ -29,6 +29,7 @@ As a library:
 
     from pfu import BatchJobModel, S3Uploader
     summary = BatchJobModel("samples", S3Uploader("s3://bucket/prefix"), db="pfu.db").run()
+    sys.exit(summary.exit_code)  # summary.error: why it stopped early; PfuError: it cannot start
 
 Another provider is a subclass of Uploader with one method, put().
 
