@@ -10771,8 +10771,8 @@ class BatchJobModel(BatchJobRow):
         if self._stop:
             verdict.status = "interrupted"
             verdict.exit_code, verdict.error = self._stop
-        self.seen, self.unchanged = verdict.checked, verdict.verified
-        self.failed, self.error = verdict.differing, verdict.error
+        self.error = verdict.error
+        self.count_checked(verdict)
         self.finished_at = int(time.time())
         if self._stop:
             self._save(JobStatus.INTERRUPTED)
@@ -10780,6 +10780,15 @@ class BatchJobModel(BatchJobRow):
         self.move_to(JobStatus.UPLOADING)
         differs = verdict.exit_code != ExitCode.OK
         self._save(JobStatus.COMPLETE_WITH_FAILURES if differs else JobStatus.COMPLETE)
+
+    def count_checked(self, verdict: Verdict) -> None:
+        """For --status, while the verification goes on too."""
+        self.seen, self.unchanged, self.failed = (
+            verdict.checked,
+            verdict.verified,
+            verdict.differing,
+        )
+        self._ledger.save_job(self)
 
     def stop(self, reason: str, exit_code: ExitCode = ExitCode.STOPPED) -> None:
         """Take no further work; finish or drop what is in flight. Safe in a signal handler."""
@@ -11583,6 +11592,7 @@ class Verification:
         self._tree: FreeTree | None = None
         self._answers = 0  # of the store, to questions about one object
         self._silent_since = 0.0  # the first that failed since; 0: none did
+        self._counted_at = -REPORT_SECONDS  # when the ledger was told how far it is
 
     def run(self) -> None:
         """List, walk, compare: ``verdict`` tells. Raises PfuError."""
@@ -11622,6 +11632,9 @@ class Verification:
             self._compare(batch)
             self._take_others(scan.keys_elsewhere)
             self._job.observer.scanned(self.verdict.checked)
+            if time.monotonic() - self._counted_at > REPORT_SECONDS:
+                self._job.count_checked(self.verdict)
+                self._counted_at = time.monotonic()
         self._take_others(scan.keys_elsewhere)
         self.verdict.skipped = sum(scan.skipped.values())
         self._job.refuse_empty(scan, self.verdict.checked + self.verdict.skipped)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 
+import pfu
 from testing.faults import Action, Fault
 from testing.place import BOTH_MODES, BUCKET, MIB, PART, Place, wait_until
 
@@ -89,5 +90,19 @@ class TestSchema:
         text = place.run("--status", to=None).out
         assert "uploading: " in text
         assert "30 pending" in text
+        run.send_signal(signal.SIGKILL)
+        run.communicate()
+
+    def test_status_of_a_verification_under_way_has_its_counts(self, place: Place) -> None:
+        files = pfu.SCAN_BATCH + 10
+        place.files(files)
+        assert place.run("--mode", "concurrent").code == 0
+        stalled = Fault(Action("slow", seconds=60), "HeadObject", after=pfu.SCAN_BATCH)
+        place.server.faults.append(stalled)
+        run = place.start("--verify", "--checksum")
+        wait_until(lambda: stalled.applied)
+        told = place.run("--status", "--json", to=None).json[0]
+        assert (told["mode"], told["status"]) == ("verify", "scanning")
+        assert (told["seen"], told["unchanged"]) == (pfu.SCAN_BATCH, pfu.SCAN_BATCH)
         run.send_signal(signal.SIGKILL)
         run.communicate()

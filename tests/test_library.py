@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 import pfu
-from testing.jobs import run_within
-from testing.place import Place
+from testing.jobs import run_within, s3_job
+from testing.place import BUCKET, Place, closed_port
 
 NONSENSE: list[tuple[type, dict[str, Any], str]] = [
     (pfu.RunOptions, {"mode": "nonsense"}, "--mode is none of parallel, concurrent"),
@@ -53,6 +53,16 @@ class TestLibrary:
             kind(**fields)
         assert str(caught.value).startswith(says)
         assert caught.value.exit_code == pfu.ExitCode.CANNOT_START
+
+    def test_a_run_whose_store_is_down_says_so(self, at_hand: Place) -> None:
+        at_hand.file("f")
+        closed_port(at_hand)
+        summary = s3_job(at_hand, patience=0.0).run()
+        assert (summary.exit_code, summary.status) == (2, "interrupted")
+        assert str(summary.error).startswith(f"find bucket {BUCKET}: Could not connect")
+        with pytest.raises(pfu.PfuError) as caught:
+            pfu.BatchJobModel(at_hand.root / "none", pfu.S3Uploader(f"s3://{BUCKET}")).run()
+        assert caught.value.exit_code == 2
 
     def test_a_provider_without_a_fast_lane_is_not_said_to_have_none(self, place: Place) -> None:
         place.files(3)
