@@ -5800,7 +5800,8 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             raise UsageError("--expected-bucket-owner is no account of AWS: it has 12 digits")
         if not self._is_default or self.bucket:
             if not self.endpoint and not BUCKET_NAME.fullmatch(self.bucket):
-                cause = "S3's buckets have names of 3 to 63 letters, digits, dots and hyphens"
+                told = "3 to 63 letters, digits, dots and hyphens"
+                cause = f"S3 has no bucket of such a name: it takes {told}"
                 raise UsageError("read destination", self.destination, cause, DESTINATION_HINT)
             return
         with translated("find the account for the default bucket", ""):
