@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
@@ -38,6 +39,7 @@ KIB, MIB = 1 << 10, 1 << 20
 HERE = Path(__file__).resolve().parent.parent
 PFU = HERE / "pfu.py"
 BUCKET = "bkt"
+NEEDS_MOTO = pytest.mark.skipif(find_spec("moto") is None, reason="moto is not installed")
 BOTH_MODES = pytest.mark.parametrize("mode", ["concurrent", "parallel"])
 LONG_AGO = 1_600_000_000  # no file of this time is racily clean
 ODD_NAMES: list[str | bytes] = [

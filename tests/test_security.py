@@ -32,6 +32,7 @@ from testing.place import (
     HERE,
     LONG_AGO,
     MIB,
+    NEEDS_MOTO,
     OPEN,
     PART,
     Place,
@@ -221,6 +222,7 @@ class TestWorkingDirectory:
         assert (run.returncode, "died and were replaced" in err) == (0, True), err
         assert json.loads(out)["uploaded"] == 1
 
+    @NEEDS_MOTO
     @BOTH_MODES
     def test_none_is_by_the_sandbox(self, place: Place, mode: str) -> None:
         place.files(3)
