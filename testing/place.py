@@ -72,6 +72,11 @@ ODD_NAMES: list[str | bytes] = [
 ]
 
 
+def is_full_run() -> bool:
+    """Whether every row runs in both modes, and fuzzers try all their inputs: pytest --full."""
+    return bool(os.environ.get("PFU_TEST_FULL"))
+
+
 @functools.cache
 def compiled_program() -> str:
     """pfu.py, compiled once for all tests: that takes a third of the start of a run."""
