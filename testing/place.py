@@ -100,6 +100,8 @@ loader = botocore.session.create_loader()
 botocore.session.create_loader = lambda search_path=None: loader
 takes_all = functools.lru_cache(maxsize=None)(botocore.compat.accepts_kwargs)
 botocore.compat.accepts_kwargs = botocore.hooks.accepts_kwargs = takes_all
+alias = functools.lru_cache(maxsize=None)(botocore.hooks.EventAliaser(None)._alias_event_name)
+botocore.hooks.EventAliaser._alias_event_name = lambda aliaser, name: alias(name)
 keys = {"aws_access_key_id": "x", "aws_secret_access_key": "x"}
 for service in "s3", "sts":  # for what it imports and loads
     boto3.Session(**keys, region_name="us-east-1").client(service)

@@ -30,6 +30,7 @@ from typing import Any, Callable, NamedTuple
 
 import boto3
 import pytest
+from botocore.hooks import EventAliaser, accepts_kwargs
 
 import pfu
 from testing.faults import HONEST, Fault
@@ -228,8 +229,19 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pfu, "full_jitter", lambda attempt: 0.03)
     backoff = "botocore.retries.standard.ExponentialBackoff.delay_amount"
     monkeypatch.setattr(backoff, lambda *_: 0.0)
+    remember_hooks(monkeypatch)
     session = common_session()  # in this process, so that all others have it
     monkeypatch.setattr(pfu.S3Uploader, "_session_of", lambda uploader: session)
+
+
+takes_all = functools.lru_cache(maxsize=None)(accepts_kwargs)
+alias = functools.lru_cache(maxsize=None)(EventAliaser(None)._alias_event_name)
+
+
+def remember_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What botocore learns of its own functions and events is the same for each client."""
+    monkeypatch.setattr("botocore.hooks.accepts_kwargs", takes_all)
+    monkeypatch.setattr(EventAliaser, "_alias_event_name", lambda aliaser, name: alias(name))
 
 
 @functools.cache
