@@ -227,6 +227,7 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small parts, short pauses between tries, and botocore's models and plug-ins loaded once."""
     monkeypatch.setattr(pfu, "MIN_PART_SIZE", LEAST_PIECE)
     monkeypatch.setattr(pfu, "full_jitter", lambda attempt: 0.03)
+    monkeypatch.setattr(pfu, "proportional_set_size", lambda pid: LEAST_PIECE)  # a slow look
     backoff = "botocore.retries.standard.ExponentialBackoff.delay_amount"
     monkeypatch.setattr(backoff, lambda *_: 0.0)
     remember_hooks(monkeypatch)
