@@ -3793,8 +3793,8 @@ ERROR_HINTS: Mapping[str, str] = {
     "HtmlAnswer": "is that URL an S3 server?",
     "InsufficientStorage": "the store is full",
     "QuotaExceeded": "the store is full",
-    "AccessDenied": "the credentials lack permission, see README: Permissions",
-    "403": "the credentials lack permission, see README: Permissions",
+    "AccessDenied": "the credentials lack permission, see docs/permissions.md",
+    "403": "the credentials lack permission, see docs/permissions.md",
     "InvalidStorageClass": "check --storage-class",
 }
 
