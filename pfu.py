@@ -2891,7 +2891,7 @@ def open_source(
     tree: FreeTree, path: str, permissions: str, beat: Callable[[], None]
 ) -> SourceFile:
     """Opens what the scan saw there. Links and directories are stored as such."""
-    mode = int(permissions, 8)
+    mode = int(permissions or "0", 8)
     if stat.S_ISLNK(mode):
         return SourceLink(path, tree.read_link)
     source = SourceDirectory if stat.S_ISDIR(mode) else SourceFile
@@ -7771,7 +7771,7 @@ class EngineOptions:
 
     def content_type(self, file: Task) -> str:
         """The media type of a file: by these rules, else by the end of its name."""
-        if stat.S_ISDIR(int(file.permissions, 8)):
+        if stat.S_ISDIR(int(file.permissions or "0", 8)):
             return DIRECTORY_TYPE
         if self.content_types and self.root:
             path = file.path[len(os.path.join(self.root.path, "")) :]
@@ -8434,7 +8434,7 @@ class Transfer(ABC):
         told = Outcome(self.task.id, kind, str(error), self.attempts, sent=self.sent)
         return told._replace(path=path, cause=cause, status=status)
 
-    def _open(self, path: str, permissions: str = "") -> SourceFile:
+    def _open(self, path: str, permissions: str = "0") -> SourceFile:
         return open_source(self.runner.tree, path, permissions, self.runner.uploader.traffic.beat)
 
     def _describe(self, file: Task, source: SourceFile, body: bytes | None) -> Upload:
