@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # /// script
 # requires-python = ">=3.9"
-# dependencies = ["boto3>=1.36"]
+# dependencies = ["boto3>=1.26"]
 # ///
 """pfu (parallel file upload): upload a directory tree to a private S3 bucket, and keep a ledger.
 
@@ -29,6 +29,7 @@ As a library:
 
     from pfu import BatchJobModel, S3Uploader
     summary = BatchJobModel("samples", S3Uploader("s3://bucket/prefix"), db="pfu.db").run()
+    sys.exit(summary.exit_code)  # summary.error: why it stopped early; PfuError: it cannot start
 
 Another provider is a subclass of Uploader with one method, put().
 
@@ -40,6 +41,12 @@ FileStat and BatchJob, the exit codes and the metadata of the objects.
 """
 
 from __future__ import annotations
+
+import sys
+
+if (here := sys.version_info) < (3, 9):  # pfu needs Python 3.9 or later: run it by a newer one
+    sys.stderr.write(f"pfu: Python 3.9 or later is needed, and this is {here[0]}.{here[1]}\n")
+    sys.exit(2)
 
 import argparse
 import array
@@ -81,7 +88,6 @@ import sqlite3
 import ssl
 import stat
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -214,6 +220,8 @@ KILLED = "killed"  # BatchJob.error of a run that was killed
 NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 NO_WAIT = sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_CLOEXEC", "O_NOCTTY"))
 LOCK_SUFFIX = ".lock"
+NO_LOCKS = frozenset((errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS))  # fcntl(2)
+NO_LOCKS_HINT = "that file system has no file locks: use a --db on a local disk"
 ASKING_SECONDS = 0.05  # longer than is_held() holds the lock
 LEDGER_SUFFIXES = ("", "-wal", "-shm", "-journal", LOCK_SUFFIX)
 LOG_BYTES, LOG_FILES = 10 * MIB, 5  # size of a log before it is rotated; number of old ones kept
@@ -405,6 +413,27 @@ class FatalError(TransferError):
     """No file can be uploaded any more. With a store's ``code``, several are needed to stop."""
 
 
+OPTION_NAMES = {"tags": "tag", "content_types": "content-type", "rules": "exclude"}
+# of a field: its name, whether options keep the rule, what is said if they do not
+OptionRule = tuple[str, Callable[[Any], Any], str]
+
+
+def option_of(field_name: str) -> str:
+    """The option of the command line that sets a field of RunOptions and the like."""
+    return "--" + OPTION_NAMES.get(field_name, field_name).replace("_", "-")
+
+
+def check_fields(options: Any, rules: Iterable[OptionRule]) -> None:
+    """Raises UsageError for the first rule that is broken, also by a value of another type."""
+    for name, is_kept, says in rules:
+        try:
+            fine = is_kept(options)
+        except (TypeError, AttributeError):
+            fine = False
+        if not fine:
+            raise UsageError(f"{option_of(name)} {says}", hint="see --help")
+
+
 OUT_OF_MEMORY = "out of memory (raise the memory limit of the container or ulimit -v)"
 
 
@@ -480,6 +509,11 @@ class JobStatus(IntEnum):
     COMPLETE = 3
     COMPLETE_WITH_FAILURES = 4
     INTERRUPTED = 5  # stopped, killed or aborted; the next run resumes
+
+    @property
+    def text(self) -> str:
+        """As it is told: ``complete with failures``."""
+        return self.name.lower().replace("_", " ")
 
 
 JOB_TRANSITIONS: tuple[tuple[JobStatus, ...], ...] = (
@@ -795,7 +829,7 @@ class DestinationModel(BaseModel):
 
 @dataclass
 class BatchJobRow(BaseModel):
-    """One run, as the ledger keeps it. The counts are written when the run ends."""
+    """One run, as the ledger keeps it. The counts are written again and again while it goes on."""
 
     table: ClassVar[str] = "BatchJob"
     indexes: ClassVar[Mapping[str, Sequence[str]]] = {"BatchJob_created": ("created_at",)}
@@ -816,6 +850,12 @@ class BatchJobRow(BaseModel):
     pending: int = 0
     bytes_uploaded: int = 0
     error: str | None = None  # why the run stopped early
+
+    def told(self) -> dict[str, Any]:
+        """As --status --json tells it: a run's own --json has the same names and words."""
+        row = dataclasses.asdict(self)
+        status = JobStatus(self.status).text
+        return {**row, "batch_id": self.id, "root": self.root_dir, "status": status}
 
     def move_to(self, status: JobStatus) -> None:
         """Change to ``status``. Raises ValueError if the transition is not allowed."""
@@ -1063,6 +1103,7 @@ class Ledger:
         """
         self.path = os.fspath(path)
         self.read_only = read_only
+        self.is_new = False  # created here
         self.renamed: tuple[str, str] | None = None  # ROOT, and the name it has in the rows
         self._not_folded = 0
         try:
@@ -1128,6 +1169,7 @@ class Ledger:
         return int(self._rows(f"PRAGMA {name}")[0][0])
 
     def _create(self) -> None:
+        self.is_new = True
         with self._transaction() as db:
             create_tables(db)
             db.execute(f"PRAGMA application_id={APPLICATION_ID}")
@@ -1911,7 +1953,7 @@ class LedgerLock:
             open_own(self.path), "r+", encoding="utf-8", errors="replace"
         )
         self._status = os.stat(self.path)
-        if not (_lock_file(self._file) or self._lock_again()):
+        if not (_lock_file(self._file, self.path) or self._lock_again()):
             holder = self._file.read().strip() or "another process"
             self._file.close()
             raise LockedError(
@@ -1922,7 +1964,7 @@ class LedgerLock:
     def _lock_again(self) -> bool:
         """The first attempt may have collided with a mere check: see is_held()."""
         time.sleep(ASKING_SECONDS)
-        return _lock_file(self._file)
+        return _lock_file(self._file, self.path)
 
     @staticmethod
     def is_held(ledger_path: str) -> bool:
@@ -1932,10 +1974,10 @@ class LedgerLock:
         """
         try:
             with open(ledger_path + LOCK_SUFFIX, "r+b") as file:
-                return not _lock_file(file)
+                return not _lock_file(file, file.name)
         except FileNotFoundError:
             return False
-        except OSError:
+        except (OSError, UsageError):
             return True
 
     def check_in_place(self) -> None:
@@ -1963,8 +2005,11 @@ def check_in_place(path: str, opened: os.stat_result) -> None:
     raise LedgerError("write", path, cause, "rebuild it with --verify")
 
 
-def _lock_file(file: IO[Any]) -> bool:
-    """Whether this process has locked the file now."""
+def _lock_file(file: IO[Any], path: str) -> bool:
+    """Whether this process has locked the file now.
+
+    Raises UsageError if the file system has no locks, such as NFS without lockd.
+    """
     try:
         if os.name == "nt":
             import msvcrt
@@ -1974,7 +2019,9 @@ def _lock_file(file: IO[Any]) -> bool:
             import fcntl
 
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as error:
+        if error.errno in NO_LOCKS:
+            raise UsageError("lock", path, os_cause(error), NO_LOCKS_HINT) from error
         return False
     return True
 
@@ -2012,7 +2059,6 @@ COMPRESSED_TYPES = {
 }
 DEFAULT_CONTENT_TYPE = "application/octet-stream"
 DIRECTORY_TYPE = "application/x-directory"
-LINK_MODE, DIRECTORY_MODE = "012", "040"  # how the octal text of such a mode starts
 MAX_EXTENSION = 16  # characters; no longer extension has a media type
 OPEN_FILES_HINT = "raise the open file limit: ulimit -n"
 KEPT_DIRECTORIES = 1000  # kept open in each process, of those that files were read from
@@ -2164,6 +2210,10 @@ class ScanOptions:
     shard: Shard | None = None
     own_files: tuple[str, ...] = ()  # written by pfu, besides the ledger: skipped
 
+    def __post_init__(self) -> None:
+        """Raises UsageError."""
+        check_fields(self, SCAN_RULES)
+
     @property
     def takes_by_default(self) -> bool:
         """Whether a path that no rule matches is uploaded: not if the first rule is an include."""
@@ -2184,6 +2234,21 @@ class ScanOptions:
         newest = now - self.min_age if self.min_age else float("inf")
         largest = self.max_size if self.max_size >= 0 else sys.maxsize
         return Limits(oldest, newest, self.min_size, largest)
+
+
+SCAN_RULES: tuple[OptionRule, ...] = (
+    (
+        "links",
+        lambda o: not (o.links and o.follow_symlinks),
+        "cannot be combined with --follow-symlinks",
+    ),
+    ("min_age", lambda o: o.min_age >= 0, "must not be negative"),
+    ("max_age", lambda o: o.max_age >= 0, "must not be negative"),
+    ("max_age", lambda o: not o.max_age or o.max_age >= o.min_age, "is less than --min-age"),
+    ("min_size", lambda o: o.min_size >= 0, "must not be negative"),
+    ("max_size", lambda o: o.max_size == -1 or o.max_size >= o.min_size, "is less than --min-size"),
+    ("shard", lambda o: not o.shard or 0 < o.shard.number <= o.shard.total, "does not exist"),
+)
 
 
 class Limits(NamedTuple):
@@ -2840,10 +2905,10 @@ def open_source(
     tree: FreeTree, path: str, permissions: str, beat: Callable[[], None]
 ) -> SourceFile:
     """Opens what the scan saw there. Links and directories are stored as such."""
-    kind = permissions[:3]
-    if kind == LINK_MODE:
+    mode = int(permissions or "0", 8)
+    if stat.S_ISLNK(mode):
         return SourceLink(path, tree.read_link)
-    source = SourceDirectory if kind == DIRECTORY_MODE else SourceFile
+    source = SourceDirectory if stat.S_ISDIR(mode) else SourceFile
     return source(path, tree.open, beat)
 
 
@@ -3787,8 +3852,8 @@ ERROR_HINTS: Mapping[str, str] = {
     "HtmlAnswer": "is that URL an S3 server?",
     "InsufficientStorage": "the store is full",
     "QuotaExceeded": "the store is full",
-    "AccessDenied": "the credentials lack permission, see README: Permissions",
-    "403": "the credentials lack permission, see README: Permissions",
+    "AccessDenied": "the credentials lack permission, see docs/permissions.md",
+    "403": "the credentials lack permission, see docs/permissions.md",
     "InvalidStorageClass": "check --storage-class",
 }
 
@@ -4862,10 +4927,11 @@ def capture_put(client: Any, bucket: str, arguments: dict[str, Any]) -> Captured
         captured.append(CapturedRequest(request.method, url, headers))
         return AWSResponse(request.url, 200, {}, NoContent())
 
+    no_md5 = checksum_of(hashlib.sha256(PROBE_BODY).hexdigest(), not has_checksum_settings())
     events = client.meta.events
     events.register_first("before-send.s3.PutObject", intercept)
     try:
-        client.put_object(Bucket=bucket, Key=PROBE_KEY, Body=PROBE_BODY, **arguments)
+        client.put_object(Bucket=bucket, Key=PROBE_KEY, Body=PROBE_BODY, **{**no_md5, **arguments})
     finally:
         events.unregister("before-send.s3.PutObject", intercept)
     return captured[0] if captured else None
@@ -5461,6 +5527,9 @@ class Traffic:
             self.throttled += throttled
 
 
+NO_FAST_LANE = "this provider has none"
+
+
 class Uploader(ABC):
     """A provider: stores one file at a time. Subclasses need put(); the rest has defaults.
 
@@ -5477,7 +5546,7 @@ class Uploader(ABC):
     destination: str = ""  # for the user: scheme://container/prefix
     endpoint: str = ""  # if it is not the provider's own
     prefix: str = ""  # starts every key; empty, or with a trailing slash
-    fast_lane_off: str | None = "this provider has none"  # why there is no fast lane
+    fast_lane_off: str | None = NO_FAST_LANE  # why there is no fast lane
     is_first_run: bool = False  # the ledger has nothing there: prepare() should look what is there
     patience: float = PATIENCE_SECONDS  # for requests made outside an engine: a listing
     process_state: ClassVar[frozenset[str]] = frozenset({"traffic"})  # attributes not to pickle
@@ -5725,6 +5794,12 @@ class S3Options:
     tags: tuple[tuple[str, str], ...] = ()  # of every object
     requester_pays: bool = False
 
+    def __post_init__(self) -> None:
+        """Raises UsageError."""
+        check_fields(self, S3_RULES)
+        if self.endpoint_url:
+            check_endpoint(self.endpoint_url)
+
     def put_arguments(self) -> dict[str, str]:
         """Arguments of every object, in boto3's terms."""
         arguments = {
@@ -5745,6 +5820,37 @@ class S3Options:
         """Arguments of every call about objects."""
         payer = {"RequestPayer": "requester"} if self.requester_pays else {}
         return {**self.owner(), **payer}
+
+
+NO_HEADER = "contains characters not allowed in a header"
+S3_RULES: tuple[OptionRule, ...] = (
+    ("storage_class", lambda o: is_printable(o.storage_class or ""), NO_HEADER),
+    ("sse", lambda o: o.sse in (None, "AES256", "aws:kms"), "must be AES256 or aws:kms"),
+    ("sse_kms_key_id", lambda o: is_printable(o.sse_kms_key_id or ""), NO_HEADER),
+    (
+        "sse_kms_key_id",
+        lambda o: not o.sse_kms_key_id or o.sse == "aws:kms",
+        "requires --sse aws:kms",
+    ),
+    ("cache_control", lambda o: is_printable(o.cache_control or ""), "is not a valid header value"),
+    ("tags", lambda o: all(is_tag(*tag) for tag in o.tags), "must be K=V"),
+    ("tags", lambda o: len(o.tags) <= MAX_TAGS, f"can be given at most {MAX_TAGS} times"),
+    (
+        "tags",
+        lambda o: len(dict(o.tags)) == len(o.tags),
+        "has the same key twice",
+    ),
+    (
+        "expected_bucket_owner",
+        lambda o: re.fullmatch("[0-9A-Za-z]*", o.expected_bucket_owner or ""),
+        "is not an account ID",
+    ),
+)
+
+
+def is_tag(name: str, value: str) -> bool:
+    """Within S3's limits ("Categorizing your storage using tags")."""
+    return 0 < len(name) <= 128 and len(value) <= 256 and f"{name}{value}".isprintable()
 
 
 # USD for 1,000 PUT requests in us-east-1 (https://aws.amazon.com/s3/pricing/)
@@ -5781,8 +5887,13 @@ ENDPOINT = re.compile(  # scheme, name or address, port, path
     re.ASCII,
 )
 ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+ENDPOINTS_SINCE = 1, 28  # of boto3: it finds them in the environment and in profiles
 NO_HEADERS = Headers((), ())
 CHECKSUM_MODE = Headers(("x-amz-checksum-mode",), ("ENABLED",))
+NO_MORE_CHECKSUMS = {  # than pfu's own
+    "request_checksum_calculation": "when_required",
+    "response_checksum_validation": "when_required",
+}
 METADATA_SERVICE = "http://169.254.169.254"
 CREDENTIAL_PROCESS_SECONDS = 60.0  # for a credential_process to end
 SHELL = "/bin/sh"
@@ -5895,9 +6006,16 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             host = self._client_of("s3").meta.endpoint_url
             check_endpoint(host)
             self.endpoint = "" if ".amazonaws.com" in host else host
+            self._heed_settings()
+        owner = self.options.expected_bucket_owner
+        if owner and not self.endpoint and not re.fullmatch("[0-9]{12}", owner):
+            raise UsageError(
+                "--expected-bucket-owner is not an AWS account ID: those have 12 digits"
+            )
         if not self._is_default or self.bucket:
             if not self.endpoint and not BUCKET_NAME.fullmatch(self.bucket):
-                cause = "not a valid bucket name"
+                told = "3 to 63 letters, digits, dots and hyphens"
+                cause = f"not a valid bucket name: {told}"
                 raise UsageError("read destination", self.destination, cause, DESTINATION_HINT)
             return
         with translated("find the account for the default bucket", ""):
@@ -5906,6 +6024,20 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         self.options = dataclasses.replace(self.options, expected_bucket_owner=account)
         self.bucket = f"pfu-{account}-{sts.meta.region_name}"
         self._name_destination()
+
+    def _heed_settings(self) -> None:
+        """boto3 before 1.28 knows no endpoint but what it is passed, and would go to AWS."""
+        import boto3
+
+        is_older = tuple(map(int, boto3.__version__.split(".")[:2])) < ENDPOINTS_SINCE
+        is_ignored = os.environ.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() == "true"
+        if is_older and not is_ignored:
+            told = [os.environ.get(name) for name in ENDPOINT_VARIABLES]
+            told.append(self._session_of()._session.get_scoped_config().get("endpoint_url"))
+            self.endpoint = next(filter(None, told), "")
+            if self.endpoint:
+                check_endpoint(self.endpoint)
+            self.options = dataclasses.replace(self.options, endpoint_url=self.endpoint or None)
 
     def prepare(self) -> list[str]:
         """Find or create the bucket, and check that it is private."""
@@ -5934,7 +6066,10 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             return []
         if not page.get("Contents"):
             return []
-        hint = "--verify adopts those that match the local files, so they are not uploaded again"
+        hint = (
+            "specify the ledger that has them with --db, or run --verify, which adopts those that "
+            "match the local files, so they are not uploaded again"
+        )
         return [f"{self.destination} has objects that are not in this ledger: {hint}"]
 
     def _open_gate(self, client: Any) -> None:
@@ -6090,10 +6225,9 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             read_timeout=read_seconds or min(READ_SECONDS, max(self.patience, LEAST_STALL_SECONDS)),
             max_pool_connections=connections,
             retries={"mode": "standard", "total_max_attempts": 1},  # retries are up to the engine
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
             s3={"payload_signing_enabled": True},
             user_agent_extra=f"pfu/{__version__}",
+            **(NO_MORE_CHECKSUMS if has_checksum_settings() else {}),
         )
         session = self._session_of()
         check_sent("the region", session.region_name or "", ("AWS_DEFAULT_REGION",))
@@ -6832,10 +6966,8 @@ class S3Uploader(MultipartUploader, InspectableUploader):
 
     def abort(self, key: str, upload_id: str) -> None:
         """AbortMultipartUpload. An unknown upload is already gone."""
-        with (
-            self._calling("abort upload of", f"s3://{self.bucket}/{key}") as client,
-            contextlib.suppress(client.exceptions.NoSuchUpload),
-        ):
+        calling = self._calling("abort upload of", f"s3://{self.bucket}/{key}")
+        with calling as client, contextlib.suppress(client.exceptions.NoSuchUpload):
             client.abort_multipart_upload(**self._upload(key, upload_id))
 
     def find_uploads(self, key: str, since: float) -> list[str]:
@@ -7249,7 +7381,34 @@ NOT_XML = re.compile(
 )
 
 
-def make_parsable(response_dict: Any, **_: Any) -> None:
+class StrictParsers:
+    """A client's parser factory: each answer is checked before it is parsed.
+
+    botocore before 1.35 has no event for that.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self._factory = client._endpoint._response_parser_factory
+        self._model = client.meta.service_model
+        url = client.meta.endpoint_url
+        self._by_proxy = url.startswith("http:") and bool(proxy_of(client.meta.config, url))
+
+    def create_parser(self, protocol: str) -> Any:
+        """As botocore's."""
+        parser = self._factory.create_parser(protocol)
+        parse = parser.parse
+
+        def parse_strictly(response: Any, shape: Any) -> Any:
+            make_parsable(response)
+            name = response["context"]["operation_name"]
+            refuse_half_an_answer(self._model.operation_model(name), response, self._by_proxy)
+            return parse(response, shape)
+
+        parser.parse = parse_strictly
+        return parser
+
+
+def make_parsable(response_dict: Any) -> None:
     """S3 repeats keys in its answers, even those with characters that XML cannot have."""
     if isinstance(response_dict.get("body"), bytes):
         response_dict["body"] = NOT_XML.sub(b"?", response_dict["body"])
@@ -7257,12 +7416,11 @@ def make_parsable(response_dict: Any, **_: Any) -> None:
 
 HALF_AN_ANSWER, HTML = "InternalError: the response was cut off", "HtmlAnswer: not an object store"
 HTML_BODY = re.compile(rb"\s*<(?:!doctype\s+)?html", re.IGNORECASE)  # some stores call XML that
+ERROR_BODY = re.compile(rb"\s*(?:<\?xml[^>]*>\s*)?<Error[\s/>]")  # in a 200 that is none
 DUE_HEADERS = {"HeadObject": {"content-length"}}
 
 
-def refuse_half_an_answer(
-    operation_model: Any, response_dict: Any, by_proxy: bool = False, **_: Any
-) -> None:
+def refuse_half_an_answer(operation_model: Any, response_dict: Any, by_proxy: bool = False) -> None:
     """An answer that is cut off within its headers has no body: it is not an empty listing.
 
     Nor is HTML an answer, whatever its status: a proxy, a portal, a console. Both may pass, unless
@@ -7281,6 +7439,8 @@ def refuse_half_an_answer(
         replace_answer(response_dict, HTML)
     elif is_good and not is_whole(operation_model, body, headers.keys()):
         replace_answer(response_dict, HALF_AN_ANSWER)
+    elif is_good and isinstance(body, bytes) and ERROR_BODY.match(body):
+        response_dict["status_code"] = 500
 
 
 TOO_LARGE = 413  # sent by proxies about a body, in HTML, and final
@@ -7310,19 +7470,36 @@ def is_told_in_body(operation_model: Any) -> bool:
     )
 
 
+def has_checksum_settings() -> bool:
+    """Whether this botocore has them; one before 1.36 adds an MD5 to a PUT without a checksum."""
+    from botocore.config import Config
+
+    return NO_MORE_CHECKSUMS.keys() <= getattr(Config, "OPTION_DEFAULTS", NO_MORE_CHECKSUMS).keys()
+
+
 def guard_client(client: Any, service: str) -> None:
     """Make a boto3 client read answers strictly and within bounds. Raises UsageError."""
+    from botocore import handlers
+
     events = client.meta.events
-    events.register_first("before-parse.*", make_parsable)
+    client._endpoint._response_parser_factory = StrictParsers(client)
+    for operation in ("CopyObject", "UploadPartCopy", "CompleteMultipartUpload"):
+        if old := getattr(handlers, "check_for_200_error", None):  # parses what is not parsable
+            events.unregister(f"needs-retry.s3.{operation}", old)
+    events.register_first(f"needs-retry.{service}", heed_status)
     url = client.meta.endpoint_url
-    by_proxy = url.startswith("http:") and proxy_of(client.meta.config, url) is not None
-    refuse = functools.partial(refuse_half_an_answer, by_proxy=by_proxy)
-    events.register("before-parse.*", refuse)
     again = functools.partial(on_another_connection, client)
     events.register_first(f"needs-retry.{service}", again)
     events.register_first("needs-retry.s3.HeadBucket", ask_for_region_once)
     check_proxy(client.meta.config, url)
     bound_answers(client._endpoint.http_session)
+
+
+def heed_status(response: Any, **_: Any) -> None:
+    """What the parser was given for a status counts, as in botocore since 1.35."""
+    if response is not None:
+        told = response[1].get("ResponseMetadata", {}).get("HTTPStatusCode")
+        response[0].status_code = told or response[0].status_code
 
 
 def ask_for_region_once(response: Any, request_dict: Any, **_: Any) -> None:
@@ -7872,7 +8049,7 @@ class EngineOptions:
 
     def content_type(self, file: Task) -> str:
         """The media type of a file: by these rules, else by the end of its name."""
-        if file.permissions[:3] == DIRECTORY_MODE:
+        if stat.S_ISDIR(int(file.permissions or "0", 8)):
             return DIRECTORY_TYPE
         if self.content_types and self.root:
             path = file.path[len(os.path.join(self.root.path, "")) :]
@@ -7898,8 +8075,11 @@ class Gauges:
         name: index for index, name in enumerate((*FROM_PARENT, *FROM_RUNNER, *OF_NOW))
     }
 
-    def __init__(self) -> None:
-        self._values = multiprocessing.RawArray("d", len(self.INDEX))
+    def __init__(self, *, is_shared: bool = False) -> None:
+        """``is_shared``: the runner is in another process."""
+        self._values: Any = array.array("d", [0.0] * len(self.INDEX))
+        if is_shared:
+            self._values = multiprocessing.RawArray("d", len(self.INDEX))
 
     def __getitem__(self, name: str) -> float:
         return float(self._values[self.INDEX[name]])
@@ -8587,7 +8767,7 @@ class Transfer(ABC):
         told = Outcome(self.task.id, kind, str(error), self.attempts, sent=self.sent)
         return told._replace(path=path, cause=cause, status=status)
 
-    def _open(self, path: str, permissions: str = "") -> SourceFile:
+    def _open(self, path: str, permissions: str = "0") -> SourceFile:
         return open_source(self.runner.tree, path, permissions, self.runner.uploader.traffic.beat)
 
     def _describe(self, file: Task, source: SourceFile, body: bytes | None) -> Upload:
@@ -9188,8 +9368,9 @@ class Runner(ABC):
     What submit() returns is an asyncio.Task in this process, a Future of the pool elsewhere.
     """
 
-    def __init__(self) -> None:
-        self.gauges = Gauges()
+    def __init__(self, *, is_here: bool) -> None:
+        """``is_here``: in this process."""
+        self.gauges = Gauges(is_shared=not is_here)
         self.in_flight: dict[str, AnyTask] = {}
         self.recalled: list[AnyTask] = []  # came back untouched
         self.shared: Any = None  # for Uploader.adopt(), with the next page
@@ -9266,7 +9447,7 @@ class LocalRunner(Runner):
     """A PageRunner in this thread: its loop runs while the engine waits."""
 
     def __init__(self, uploader: Uploader, options: EngineOptions) -> None:
-        super().__init__()
+        super().__init__(is_here=True)
         self._runner = PageRunner(uploader, options, self.gauges)
         check_descriptors(LOOP_DESCRIPTORS)
         self._loop = asyncio.new_event_loop()
@@ -9320,7 +9501,7 @@ class WorkerRunner(Runner):
     """A PageRunner in a process of its own."""
 
     def __init__(self, uploader: Uploader, options: EngineOptions, method: str) -> None:
-        super().__init__()
+        super().__init__(is_here=False)
         self._uploader = uploader
         self._options = options
         self._method = method
@@ -9884,6 +10065,10 @@ class RunOptions:
     scan: ScanOptions = field(default_factory=ScanOptions)
     content_types: tuple[tuple[Glob, str], ...] = ()  # the last match wins
 
+    def __post_init__(self) -> None:
+        """Raises UsageError."""
+        check_fields(self, RUN_RULES)
+
     def processes(self) -> int:
         """The number of uploading processes; at most one per request."""
         if self.mode == "concurrent":
@@ -9929,13 +10114,16 @@ class RunOptions:
             "processes (ulimit -u or cgroup)": (tasks - LEAST_TASKS) // WORKER_TASKS,
         }
         room, scarce = min(zip(rooms.values(), rooms))
-        if self.mode == "concurrent" or wanted <= room:
+        if self.mode == "concurrent":
             return self, ""
-        told = f"not enough {scarce} for {count_of(wanted, 'worker')}: "
-        if room < 2:
+        lack = what_workers_lack()
+        if not lack and wanted <= room:
+            return self, ""
+        told = lack or f"not enough {scarce} for {count_of(wanted, 'worker')}"
+        if lack or room < 2:
             alone = dataclasses.replace(self, mode="concurrent", workers=0)
-            return alone, told + "using mode concurrent"
-        return dataclasses.replace(self, workers=room), told + f"using {room}"
+            return alone, f"{told}: using mode concurrent"
+        return dataclasses.replace(self, workers=room), f"{told}: using {room}"
 
     def limiter(self, has_fast_lane: bool) -> Limiter:
         """The limiter of the run. Fixed by ``concurrency``, or if threads do all the work."""
@@ -9945,6 +10133,50 @@ class RunOptions:
             fixed = min(wanted, possible)
             return Limiter(time.monotonic(), fixed, fixed, fixed)
         return Limiter(time.monotonic(), highest=min(HIGHEST_LIMIT, possible))
+
+
+def is_within(number: Any, least: int, most: int) -> bool:
+    return isinstance(number, int) and least <= number <= most
+
+
+MODES = "parallel", "concurrent"
+MOST_WORKERS, MOST_REQUESTS, LOWEST_PRIORITY, LEAST_RATE = 256, 4096, 19, KIB
+RUN_RULES: tuple[OptionRule, ...] = (
+    ("mode", lambda o: o.mode in MODES, f"must be one of {', '.join(MODES)}"),
+    (
+        "workers",
+        lambda o: is_within(o.workers, 0, MOST_WORKERS),
+        f"must be between 1 and {MOST_WORKERS}",
+    ),
+    (
+        "concurrency",
+        lambda o: is_within(o.concurrency, 0, MOST_REQUESTS),
+        f"must be between 1 and {MOST_REQUESTS}",
+    ),
+    (
+        "part_size",
+        lambda o: not o.part_size or is_within(o.part_size, MIN_PART_SIZE, MAX_PART_SIZE),
+        "must be between 5 MiB and 5 GiB",
+    ),
+    (
+        "max_memory",
+        lambda o: is_within(o.max_memory, 2 * MIN_PART_SIZE, MAX_INTEGER),
+        "must be at least 10M: two parts must fit",
+    ),
+    (
+        "bwlimit",
+        lambda o: not o.bwlimit or is_within(o.bwlimit, LEAST_RATE, MAX_INTEGER),
+        "is less than 1K per second",
+    ),
+    ("max_duration", lambda o: o.max_duration >= 0, "must not be negative"),
+    ("patience", lambda o: o.patience is None or o.patience >= 0, "must not be negative"),
+    (
+        "nice",
+        lambda o: is_within(o.nice, 0, LOWEST_PRIORITY),
+        f"must be between 0 and {LOWEST_PRIORITY}",
+    ),
+    ("keep_history", lambda o: o.keep_history >= 0, "must not be negative"),
+)
 
 
 CGROUP_LIMITS = (
@@ -9977,6 +10209,20 @@ def soft_limit(name: str) -> int:
         limit = resource.getrlimit(getattr(resource, name))[0]
         return UNLIMITED if limit == resource.RLIM_INFINITY else min(limit, UNLIMITED)
     return UNLIMITED
+
+
+def what_workers_lack() -> str:
+    """Semaphores and shared memory, where there is no /dev/shm; empty if nothing is missing.
+
+    Seen: AWS Lambda, containers, builds of Python without semaphores.
+    """
+    try:
+        multiprocessing.get_context(start_method()).Lock()
+        multiprocessing.RawArray("d", 1)
+    except (ImportError, OSError) as error:
+        cause = os_cause(error) if isinstance(error, OSError) else "Python was built without"
+        return f"no semaphores or no shared memory for workers (is /dev/shm there?): {cause}"
+    return ""
 
 
 def room_for_tasks() -> int:
@@ -10045,6 +10291,7 @@ class Summary:
     failed: int = 0
     pending: int = 0
     bytes_uploaded: int = 0
+    bytes_pending: int = 0  # of the files that are; of a dry run: what would go
     elapsed_seconds: float = 0.0
     cpu_seconds: float = 0.0  # of all processes
     peak_memory_bytes: int = 0  # of all processes together, at the highest measurement
@@ -10135,6 +10382,9 @@ class Observer:
 
     def problem(self, text: str) -> None:
         """Something that went wrong."""
+
+    def made_ledger(self, path: str) -> None:
+        """There was no ledger yet; this one is made."""
 
     def scanned(self, files: int) -> None:
         """This many files have been seen; called a few times a second."""
@@ -10908,7 +11158,7 @@ class BatchJobModel(BatchJobRow):
             summary.failed += failed
             summary.pending += not failed
             summary.compared += change.keeps_hash
-            summary.bytes_uploaded += 0 if failed else size
+            summary.bytes_pending += 0 if failed else size
             if not failed:
                 summary.requests += self._requests_of(size) if size > threshold else 1
             self.observer.planned(change)
@@ -10951,8 +11201,8 @@ class BatchJobModel(BatchJobRow):
         if self._stop:
             verdict.status = "interrupted"
             verdict.exit_code, verdict.error = self._stop
-        self.seen, self.unchanged = verdict.checked, verdict.verified
-        self.failed, self.error = verdict.differing, verdict.error
+        self.error = verdict.error
+        self.count_checked(verdict)
         self.finished_at = int(time.time())
         if self._stop:
             self._save(JobStatus.INTERRUPTED)
@@ -10960,6 +11210,15 @@ class BatchJobModel(BatchJobRow):
         self.move_to(JobStatus.UPLOADING)
         differs = verdict.exit_code != ExitCode.OK
         self._save(JobStatus.COMPLETE_WITH_FAILURES if differs else JobStatus.COMPLETE)
+
+    def count_checked(self, verdict: Verdict) -> None:
+        """For --status, while the verification goes on too."""
+        self.seen, self.unchanged, self.failed = (
+            verdict.checked,
+            verdict.verified,
+            verdict.differing,
+        )
+        self._ledger.save_job(self)
 
     def stop(self, reason: str, exit_code: ExitCode = ExitCode.STOPPED) -> None:
         """Accept no further work; finish or drop what is in flight. Safe in a signal handler."""
@@ -10980,6 +11239,8 @@ class BatchJobModel(BatchJobRow):
             closing.enter_context(self._watched())
             self._ledger = Ledger(self.db)
             closing.callback(self._ledger.close)
+            if self._ledger.is_new:
+                self.observer.made_ledger(self.db)
             self._ledger.fold()
             self._ledger.interrupt_unfinished_jobs()
             self._find_place()
@@ -11139,7 +11400,9 @@ class BatchJobModel(BatchJobRow):
                 for few in batches(many, SCAN_BATCH):
                     self._prepare()
                     self._ledger.take_in(few, self.id, self.created_at, self.place)
+                self._write_counts()
         self._count_skipped(scan)
+        self._write_counts()
         if self._stop:
             return
         self._root = self.scanned_root(scan)
@@ -11434,7 +11697,7 @@ class BatchJobModel(BatchJobRow):
         ledger, summary = self._ledger, self.summary
         ledger.fold()
         summary.failed = ledger.count(self.id, FileStatus.FAILED)
-        pending = ledger.pending(self.id)[0]
+        pending, summary.bytes_pending = ledger.pending(self.id)
         summary.failures = [
             {"path": path, "reason": reason}
             for path, reason in ledger.failures(self.id, REPORTED_FAILURES)
@@ -11483,7 +11746,7 @@ class BatchJobModel(BatchJobRow):
         end = self._end()
         if self.status < JobStatus.COMPLETE:
             self.move_to(end)
-        summary.status = end.name.lower().replace("_", " ")
+        summary.status = end.text
         self._measure()
 
     def _end(self) -> JobStatus:
@@ -11759,6 +12022,7 @@ class Verification:
         self._tree: FreeTree | None = None
         self._answers = 0  # of the store, about single objects
         self._silent_since = 0.0  # the first failure since an answer; 0: none
+        self._counted_at = -REPORT_SECONDS  # when the counts were last written to the ledger
 
     def run(self) -> None:
         """List, walk, compare: the result is ``verdict``. Raises PfuError."""
@@ -11798,6 +12062,9 @@ class Verification:
             self._compare(batch)
             self._take_others(scan.keys_elsewhere)
             self._job.observer.scanned(self.verdict.checked)
+            if time.monotonic() - self._counted_at > REPORT_SECONDS:
+                self._job.count_checked(self.verdict)
+                self._counted_at = time.monotonic()
         self._take_others(scan.keys_elsewhere)
         self.verdict.skipped = sum(scan.skipped.values())
         self._job.refuse_empty(scan, self.verdict.checked + self.verdict.skipped)
@@ -12556,6 +12823,14 @@ class Console(Observer):
         else:
             self.log = log
 
+    def made_ledger(self, path: str) -> None:
+        """Who looks on may see that it is the wrong place; cron's mail is not about it."""
+        told = f"new ledger: {path}"
+        if sys.stderr.isatty():
+            self.note(told)
+        else:
+            self.record(f"note: {told}")
+
     def scanned(self, files: int) -> None:
         self._say_now("scanning", f"{count_of(files, 'file')} seen")
 
@@ -12753,7 +13028,8 @@ def _cost_lines(summary: Summary) -> Iterator[str]:
     ]
     memory = f"{bytes_text(summary.peak_memory_bytes)} of memory"
     yield ", ".join([f"{summary.cpu_seconds:.1f} s of CPU", memory, *requests])
-    if summary.fast_lane < summary.uploaded - summary.renewed:
+    has_one = summary.fast_lane_off != NO_FAST_LANE
+    if has_one and summary.fast_lane < summary.uploaded - summary.renewed:
         why = summary.fast_lane_off or "the rest went through boto3"
         yield f"{summary.fast_lane:,} of {summary.uploaded:,} by the fast lane: {printable(why)}"
 
@@ -12765,7 +13041,7 @@ def plan_text(summary: Summary, *, colours: bool = False) -> str:
     ends = f"{printable(summary.root)} to {printable(summary.destination)}"
     always = [
         Count.things(summary.seen, "file", "seen"),
-        Count(summary.pending, "would be uploaded", bytes_text(summary.bytes_uploaded)),
+        Count(summary.pending, "would be uploaded", bytes_text(summary.bytes_pending)),
         Count.things(summary.requests, "request", more=cost),
     ]
     others = [
@@ -12852,7 +13128,7 @@ def jobs_text(jobs: Sequence[BatchJobRow]) -> Iterator[str]:
     """The last runs, one line each, with the reason below if a run stopped early."""
     for job in jobs:
         began = time_text(job.created_at)
-        status = JobStatus(job.status).name.lower().replace("_", " ")
+        status = JobStatus(job.status).text
         ends = f"{printable(job.root_dir)} to {printable(job.destination)}"
         if job.mode == VERIFY_MODE:
             yield (
@@ -12929,11 +13205,21 @@ class Parser(argparse.ArgumentParser):
                 self.parse_args(words)  # errors name the variable
                 told += words
         self.origin = ""
-        options = self.parse_intermixed_args([*told, *arguments])
+        cut = list(arguments).index("--") if "--" in arguments else len(arguments)
+        options = self.parse_intermixed_args([*told, *arguments[:cut]])
+        self._take_places(options, arguments[cut + 1 :])
         options.unknown_variables = self._unknown(environment)
         options.root = options.root or environment.get("PFU_ROOT")
         options.destination = options.destination or environment.get("PFU_DESTINATION") or None
         return options
+
+    def _take_places(self, options: argparse.Namespace, words: Sequence[str]) -> None:
+        """What stands after ``--``: ROOT and the destination, whatever they begin with."""
+        free = [name for name in ("root", "destination") if getattr(options, name) is None]
+        if len(words) > len(free):
+            self.error(f"too many arguments after --: {shlex.join(words[len(free) :])}")
+        for name, word in zip(free, words):
+            setattr(options, name, word)
 
     def _unknown(self, environment: Mapping[str, str]) -> list[str]:
         """Variables that look like an option but are not: probably misspelt."""
@@ -13030,10 +13316,9 @@ def parse_content_type(text: str) -> tuple[Glob, str]:
 
 
 def parse_tag(text: str) -> tuple[str, str]:
-    """``K=V``, within S3's limits ("Categorizing your storage using tags"). ArgumentTypeError."""
+    """``K=V``. Raises ArgumentTypeError."""
     name, equals, value = text.partition("=")
-    fits = 0 < len(name) <= 128 and len(value) <= 256
-    if not equals or not fits or not text.isprintable():
+    if not equals or not is_tag(name, value):
         raise argparse.ArgumentTypeError(f"invalid tag {text!r}: use K=V")
     return name, value
 
@@ -13055,6 +13340,14 @@ def parse_shard(text: str) -> Shard:
     """``K/N``, ``auto`` or ``auto/N``. Raises ArgumentTypeError."""
     which, _, total = text.partition("/")
     shard = array_shard(total) if which == "auto" else (which, total)
+    if which == "auto" and not shard[0]:
+        names = ", ".join(names[0] for names in ARRAY_JOBS)
+        raise argparse.ArgumentTypeError(
+            f"invalid share {text!r}: not in an array job (none of {names} is set)"
+        )
+    if which == "auto" and not shard[1]:
+        cause = "nothing tells how many there are: write auto/N"
+        raise argparse.ArgumentTypeError(f"{text!r}: {cause}")
     if not all(re.fullmatch(r"[1-9][0-9]{0,5}", part) for part in shard):
         raise argparse.ArgumentTypeError(
             f"invalid share {text!r}: use K/N, or auto/N in an array job"
@@ -13208,7 +13501,7 @@ def _add_engine_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add(
         "--mode",
-        choices=("parallel", "concurrent"),
+        choices=MODES,
         default="parallel",
         help="several processes (default) or one event loop",
     )
@@ -13216,14 +13509,14 @@ def _add_engine_options(group: argparse._ArgumentGroup) -> None:
     add(
         "--workers",
         metavar="N",
-        type=in_range(1, 256),
+        type=in_range(1, MOST_WORKERS),
         default=0,
         help="processes (default: one per core, up to 8)",
     )
     add(
         "--concurrency",
         metavar="N",
-        type=in_range(1, 4096),
+        type=in_range(1, MOST_REQUESTS),
         default=0,
         help="parallel requests (default: auto)",
     )
@@ -13260,7 +13553,8 @@ def _add_limit_options(group: argparse._ArgumentGroup) -> None:
         type=parse_time,
         help="give up after the store has been unavailable this long (default: 5m)",
     )
-    add("--nice", metavar="N", type=in_range(0, 19), default=19, help="niceness (default: 19)")
+    priority = in_range(0, LOWEST_PRIORITY)
+    add("--nice", metavar="N", type=priority, default=19, help="niceness (default: 19)")
 
 
 def _add_other_actions(group: argparse._ArgumentGroup) -> None:
@@ -13305,52 +13599,31 @@ def check_options(options: argparse.Namespace) -> None:
         refuse("--sandbox", "uses its own endpoint and credentials")
     if options.quiet and options.verbose:
         refuse("--quiet", "cannot be combined with --verbose")
-    if options.sse_kms_key_id and options.sse != "aws:kms":
-        refuse("--sse-kms-key-id", "requires --sse aws:kms")
-    if options.part_size and not MIN_PART_SIZE <= options.part_size <= MAX_PART_SIZE:
-        refuse("--part-size", "must be between 5 MiB and 5 GiB")
     if options.mode == "concurrent" and options.workers > 1:
         refuse("--workers", "must be 1 with --mode concurrent")
-    if len(options.tags) > MAX_TAGS or len({name for name, _ in options.tags}) < len(options.tags):
-        refuse("--tag", f"can be given at most {MAX_TAGS} times, with different keys")
-    if options.cache_control and not is_printable(options.cache_control):
-        refuse("--cache-control", "is not a valid header value")
-    if options.links and options.follow_symlinks:
-        refuse("--links", "cannot be combined with --follow-symlinks")
-    if 0 <= options.max_size < options.min_size:
-        refuse("--max-size", "is less than --min-size")
-    if options.max_age and options.max_age < options.min_age:
-        refuse("--max-age", "is less than --min-age")
-    if options.bwlimit and options.bwlimit < KIB:
-        refuse("--bwlimit", "is less than 1K per second")
+    ScanOptions(**{**chosen(options, ScanOptions), "rules": ()})
+    RunOptions(**chosen(options, RunOptions))
+    s3_options(options)
     if options.provider:
         check_provider_options(options, refuse)
-    check_ends(options, refuse)
+    check_metrics_file(options)
 
 
-def check_ends(options: argparse.Namespace, refuse: Callable[[str, str], None]) -> None:
-    """Check the store and the files written. Raises UsageError."""
+def check_metrics_file(options: argparse.Namespace) -> None:
+    """Raises UsageError if it cannot be written."""
     if options.metrics_file:
         folder = os.path.dirname(os.path.abspath(options.metrics_file))
         if os.path.isdir(options.metrics_file) or not os.access(folder, os.W_OK):
             hint = "choose a file in an existing, writable directory"
             path, options.metrics_file = options.metrics_file, None
             raise UsageError("write metrics", path, "it is not writable", hint)
-    if options.endpoint_url:
-        check_endpoint(options.endpoint_url)
-    for name in ("storage_class", "sse_kms_key_id", "expected_bucket_owner"):
-        if not is_printable(getattr(options, name) or ""):
-            refuse(f"--{name.replace('_', '-')}", "contains characters not allowed in a header")
-    if options.expected_bucket_owner and not options.expected_bucket_owner.isalnum():
-        refuse("--expected-bucket-owner", "is not an account ID")
 
 
 def check_provider_options(options: argparse.Namespace, refuse: Callable[[str, str], None]) -> None:
     """Options of S3 do not apply to other providers."""
     for name, value in {**chosen(options, S3Options), "sandbox": options.sandbox}.items():
         if value:
-            option = {"tags": "tag"}.get(name, name).replace("_", "-")
-            refuse(f"--{option}", "applies to S3 only, not to --provider")
+            refuse(option_of(name), "applies to S3 only, not to --provider")
     if options.cleanup:
         refuse("--cleanup", "applies to S3 only, not to --provider")
 
@@ -13385,19 +13658,24 @@ def verify(options: argparse.Namespace, console: Console) -> ExitCode:
     with stopping_on_signals(job, console):
         verdict = job.verify()
     console.finish()
-    if options.json:
-        console.say(json_text(dataclasses.asdict(verdict)))
-    else:
+    if not options.json:
         colours = has_colours(sys.stdout)
         for line in verdict_text(verdict, quiet=options.quiet, colours=colours):
             console.say(line)
     if verdict.error:
         console.problem(f"stopped: {printable(verdict.error)}")
+    conclude_verification(options, console, verdict)
+    return ExitCode(verdict.exit_code)
+
+
+def conclude_verification(options: argparse.Namespace, console: Console, verdict: Verdict) -> None:
+    """What programs read of a verification: log, JSON."""
     for told in verdict.differences:
         console.record(f"{told['reason']}: {told['path']}")
     counts = ("checked", "verified", "adopted", "differing", "extra", "skipped")
     console.record(end_of(verdict, counts))
-    return ExitCode(verdict.exit_code)
+    if options.json:
+        console.say(json_text(dataclasses.asdict(verdict)))
 
 
 def verdict_text(verdict: Verdict, *, quiet: bool, colours: bool = False) -> Iterator[str]:
@@ -13449,7 +13727,7 @@ def show_status(options: argparse.Namespace, console: Console) -> ExitCode:
         raise UsageError("read ledger", options.db, "it does not exist", "specify one with --db")
     jobs = last_jobs(absolute(options.db))
     if options.json:
-        console.say(json_text([dataclasses.asdict(job) for job in jobs]))
+        console.say(json_text([job.told() for job in jobs]))
     else:
         console.say("\n".join(jobs_text(jobs)) or "no runs in the ledger")
     return ExitCode.OK
@@ -13491,7 +13769,7 @@ def clean_up(options: argparse.Namespace, console: Console) -> ExitCode:
         console.problem(problem)
     if options.json:
         console.say(json_text(cleanup.as_json()))
-    return ExitCode.INCOMPLETE if cleanup.problems else ExitCode.OK
+    return cleanup.exit_code
 
 
 DEFAULT_BUCKET = re.compile(r"s3://pfu-(?P<account>[0-9]{12})-[a-z0-9-]+(?:/|\Z)")
@@ -13502,6 +13780,7 @@ class Cleanup:
 
     def __init__(self, ledger: Ledger, options: S3Options) -> None:
         self.problems: list[str] = []
+        self._is_plan = False
         self.uploads: list[dict[str, Any]] = []
         self._ledger = ledger
         self._options = options
@@ -13509,6 +13788,7 @@ class Cleanup:
 
     def run(self, *, dry_run: bool) -> Iterator[str]:
         """Yield a line for each upload, and a total."""
+        self._is_plan = dry_run
         size = 0
         for upload in self._ledger.unfinished_uploads():
             stored = sum(part.part_size for part in self._ledger.parts(upload.id))
@@ -13557,15 +13837,36 @@ class Cleanup:
             raise UsageError("abort upload of", upload.object_key, cause)
         return self._uploaders[place]
 
+    @property
+    def exit_code(self) -> ExitCode:
+        """Of the program."""
+        return ExitCode.INCOMPLETE if self.problems else ExitCode.OK
+
     def as_json(self) -> dict[str, Any]:
         """What --json prints."""
-        return {
-            "version": __version__,
-            "aborted": len(self.uploads),
-            "bytes": sum(upload["bytes"] for upload in self.uploads),
-            "uploads": self.uploads,
-            "problems": self.problems,
-        }
+        end = JobStatus.COMPLETE_WITH_FAILURES if self.problems else JobStatus.COMPLETE
+        status = "dry run" if self._is_plan else end.text
+        return cleanup_json(status, self.uploads, self.problems, self.exit_code)
+
+
+def cleanup_json(
+    status: str,
+    uploads: Sequence[Mapping[str, Any]],
+    problems: Sequence[str],
+    code: int,
+    error: str | None = None,
+) -> dict[str, Any]:
+    """What --cleanup --json prints."""
+    return {
+        "version": __version__,
+        "status": status,
+        "aborted": len(uploads),
+        "bytes": sum(upload["bytes"] for upload in uploads),
+        "uploads": uploads,
+        "problems": problems,
+        "error": error,
+        "exit_code": code,
+    }
 
 
 def job_of(options: argparse.Namespace, console: Console, sandbox: Sandbox | None) -> BatchJobModel:
@@ -13623,8 +13924,7 @@ def conclude(options: argparse.Namespace, console: Console, summary: Summary) ->
     """Output for programs: log, metrics, JSON."""
     counts = ("seen", "uploaded", "unchanged", "skipped", "failed", "pending", "bytes_uploaded")
     console.record(end_of(summary, counts))
-    uploads = not (options.dry_run or options.verify or options.cleanup)
-    if options.metrics_file and uploads:
+    if options.metrics_file and not options.dry_run:
         try:
             write_metrics(options.metrics_file, summary, absolute(options.db))
         except UsageError as error:
@@ -13715,15 +14015,7 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
     plans = not options.quiet and not options.json
     console = Console(quiet=options.quiet, verbose=options.verbose, live=live, plans=plans)
 
-    def give_up(reason: str, code: ExitCode = ExitCode.INCOMPLETE) -> None:
-        if not options.status:
-            root, destination = options.root or "", options.destination or ""
-            summary = Summary(
-                mode=options.mode, root=root, destination=destination, error=reason, exit_code=code
-            )
-            conclude(options, console, summary)
-
-    console.last_words = give_up
+    console.last_words = functools.partial(give_up, options, console)
     try:
         if options.log_file:
             console.log = LogFile(options.log_file)
@@ -13736,8 +14028,25 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
         code, reason = ExitCode.CANNOT_START, internal_error(error)
     console.finish()
     console.problem(reason)
-    give_up(reason, code)
+    give_up(options, console, reason, code)
     return code
+
+
+def give_up(
+    options: argparse.Namespace,
+    console: Console,
+    reason: str,
+    code: ExitCode = ExitCode.INCOMPLETE,
+) -> None:
+    """Tell programs what a person was told: nothing was done, or it was broken off."""
+    end: dict[str, Any] = {"error": reason, "exit_code": code}
+    end.update(root=options.root or "", destination=options.destination or "")
+    if options.verify:
+        conclude_verification(options, console, Verdict(status="could not start", **end))
+    elif options.cleanup and options.json:
+        console.say(json_text(cleanup_json("could not start", [], [reason], code, reason)))
+    elif not options.cleanup and not options.status:
+        conclude(options, console, Summary(mode=options.mode, **end))
 
 
 def open_streams() -> None:

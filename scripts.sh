@@ -1,22 +1,23 @@
 # Source this file in bash or zsh:  . ./scripts.sh
 #
-#   activate                     make the virtual environment if need be, and activate it
-#   samplegen DEPTH [OPTION...]  make samples/ with that many levels
-#   sandbox_p [OPTION...]        upload samples/ to a sandbox, mode parallel; needs no account
+#   activate                     create the virtual environment if necessary, and activate it
+#   samplegen DEPTH [OPTION...]  create samples/, a tree with that many levels
+#   sandbox_p [OPTION...]        upload samples/ to a sandbox, mode parallel; no account needed
 #   sandbox_c [OPTION...]        the same, mode concurrent
 #   localstack_p PORT [OPT...]   upload samples/ to the LocalStack on that port, mode parallel
 #   localstack_c PORT [OPT...]   the same, mode concurrent
-#   runtest [OPTION...]          the tests, in four processes; options go to pytest
+#   runtest [OPTION...]          run the tests in four processes; options go to pytest
 #
-# They work from any directory, always on the files beside this one, and hand on the exit code.
-# All activate first, but runtest leaves the shell as it is.  samples/ is made (3 levels) where it
-# is needed and missing.
+# They work from any directory, always on the files next to this one, and return the exit status of
+# what they run.  (dash must be in that directory when it sources this file.)  All of them activate
+# the environment; runtest does so in a subshell.  samples/ is created (3 levels) if it is needed and
+# missing.
 #
-# The virtual environment is made again whenever requirements.txt, the Python or its own place
-# has changed, or an earlier attempt was cut short.  To choose, set before the first call:
-#   PFU_VENV     where it lies (.venv beside this file)
-#   PFU_PYTHON   the interpreter to make it with (the first of python3, python3.14 ... python3.9
-#                that is 3.9 or later)
+# The virtual environment is recreated whenever requirements.txt, the Python or its own path has
+# changed, or creating it was interrupted.  Set these before the first call to change:
+#   PFU_VENV     its path (default: .venv next to this file)
+#   PFU_PYTHON   the Python to create it with (default: the first of python3, python3.14 ...
+#                python3.9 that is 3.9 or later)
 
 if [ -n "${ZSH_VERSION:-}" ]; then
     eval 'PFU_HOME=${${(%):-%x}:A:h}'
@@ -66,15 +67,15 @@ localstack_c() {
 }
 
 runtest() {
-    # The tests wait more than they work: four processes share them.
+    # Tests mostly wait, so four processes pay off even on two cores.
     (
         activate || exit
-        [ $# -gt 0 ] || _pfu_say "running all tests: this takes four to ten minutes"
+        [ $# -gt 0 ] || _pfu_say "running all tests: this takes some minutes"
         _pfu_python -m pytest -n 4 --dist worksteal "$@"
     )
 }
 
-# ---- what those are made of ----------------------------------------------------------------
+# ---- helpers -------------------------------------------------------------------------------
 
 _pfu_say() {
     echo "pfu: $*" >&2
@@ -109,8 +110,8 @@ _pfu_localstack() {
     )
 }
 
-# What a virtual environment was made for: its place, its Python, the requirements.  It is written
-# into it last of all; until then pfu-stamp is empty, which says "ours, and not finished".
+# What a virtual environment was created for: its path, its Python, the requirements.  pfu-stamp is
+# written last; until then it is empty, which means "ours, but incomplete".
 _pfu_stamp() {
     printf '%s\n' "$1"
     "$2" -c 'import sys; print(sys.version_info[:2])' && cat -- "$PFU_HOME/requirements.txt"
@@ -143,8 +144,8 @@ _pfu_clear_place() {
     mkdir -p -- "$1" && : >|"$1/pfu-stamp"
 }
 
-# Prints the interpreter to make the environment with; of one that lies in an environment itself
-# (perhaps the one that is about to be replaced), the interpreter behind it.
+# Prints the Python to create the environment with.  If that is itself in an environment (perhaps
+# the one about to be replaced), prints the one it was created from.
 _pfu_find_python() {
     local python
     if [ -n "${PFU_PYTHON:-}" ]; then

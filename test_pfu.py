@@ -35,6 +35,7 @@ from testing.place import (
     HOW_REFUSED,
     LONG_AGO,
     MIB,
+    NEEDS_MOTO,
     ODD_NAMES,
     OPEN,
     Place,
@@ -1020,6 +1021,7 @@ class TestPrivacy:
 class TestOtherServers:
     """Other servers: the sandbox, LocalStack."""
 
+    @NEEDS_MOTO
     @BOTH_MODES
     def test_the_sandbox_needs_no_account(self, place: Place, mode: str) -> None:
         place.endpoint = ""
@@ -1034,6 +1036,7 @@ class TestOtherServers:
         assert again.json["uploaded"] == 12
         assert len(place.rows()) == 12
 
+    @NEEDS_MOTO
     def test_the_sandbox_ends_with_the_run(self, place: Place) -> None:
         place.endpoint = ""
         place.files(2000)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from botocore.hooks import accepts_kwargs
 from botocore.loaders import create_loader
 
 import pfu
@@ -23,6 +22,7 @@ from testing.faults import Action
 from testing.jobs import PIECE, ChecksumFault
 from testing.place import BUCKET, KIB, Place, without_pauses
 from testing.server import S3Server
+from testing.trials import remember_hooks
 
 M_MMAP_THRESHOLD = -3  # malloc.h
 
@@ -97,7 +97,6 @@ def unasked(place: Place) -> Place:
 
 
 model_loader = functools.lru_cache(maxsize=None)(create_loader)
-takes_all = functools.lru_cache(maxsize=None)(accepts_kwargs)
 
 
 @pytest.fixture
@@ -109,7 +108,7 @@ def at_hand(place: Place, no_environment: None, monkeypatch: pytest.MonkeyPatch)
     place.server._store.min_part_size = PIECE
     monkeypatch.setattr(pfu, "full_jitter", lambda attempt: 0.0)
     monkeypatch.setattr("botocore.session.create_loader", model_loader)
-    monkeypatch.setattr("botocore.hooks.accepts_kwargs", takes_all)
+    remember_hooks(monkeypatch)
     backoff = "botocore.retries.standard.ExponentialBackoff.delay_amount"
     monkeypatch.setattr(backoff, lambda *_: 0.0)
     return place

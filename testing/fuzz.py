@@ -1,7 +1,8 @@
 """What the fuzzers are made of: inputs, and slow judges that take one step after the other.
 
-More than a million inputs, the same in every run. What comes from outside is either taken for
-what it is, strictly, or refused in pfu's own words: answers of a store, ledgers, options, names.
+More than a million inputs by `pytest --full`, else an eighth of them, the same in every run. What
+comes from outside is either taken for what it is, strictly, or refused in pfu's own words: answers
+of a store, ledgers, options, names.
 
 An answer is judged by judged() too, which is slow and takes one step after the other: both must
 accept the same ones, with the same ETag. A ledger must work or raise LedgerError.
@@ -40,19 +41,20 @@ from testing.lane import (
     parse_head,
     template_for,
 )
-from testing.place import KIB, LONG_AGO, MIB
+from testing.place import KIB, LONG_AGO, MIB, is_full_run
 
-MUTATED_ANSWERS = 330_000
-COMPOSED_ANSWERS = 170_000
-FED_PREFIXES = 400_000
-OPTION_NUMBERS = 60_000
-ENDS = 60_000
-COMMAND_LINES = 10_000
-DAMAGED_LEDGERS = 2_400
-ODD_ROWS = 2_300
+SHARE = 1 if is_full_run() else 8
+MUTATED_ANSWERS = 330_000 // SHARE
+COMPOSED_ANSWERS = 170_000 // SHARE
+FED_PREFIXES = 400_000 // SHARE
+OPTION_NUMBERS = 60_000 // SHARE
+ENDS = 60_000 // SHARE
+COMMAND_LINES = 10_000 // SHARE
+DAMAGED_LEDGERS = 2_400 // SHARE
+ODD_ROWS = 2_300 // SHARE
 ODD_RUNS = 24
-ODD_FILE_NAMES = 100_000
-ODD_HEADS = 20_000
+ODD_FILE_NAMES = 100_000 // SHARE
+ODD_HEADS = 20_000 // SHARE
 Mutator = Callable[[bytes, random.Random], bytes]
 
 
@@ -793,7 +795,7 @@ def odd_rows(rng: random.Random) -> Iterator[tuple[str, str, str]]:
     columns = [(model.table, column) for model in models for column in model.columns()]
     cases = [(*place, value) for place in columns for value in ODD_VALUES]
     rng.shuffle(cases)
-    assert len(cases) <= ODD_ROWS
+    assert len(cases) // SHARE <= ODD_ROWS
     return itertools.islice(itertools.cycle(cases), ODD_ROWS)
 
 

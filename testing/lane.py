@@ -104,11 +104,14 @@ def seconds_of(timestamp: str) -> int:
     return calendar.timegm(time.strptime(timestamp, "%Y%m%dT%H%M%SZ"))
 
 
+NO_MORE_CHECKSUMS = pfu.NO_MORE_CHECKSUMS if pfu.has_checksum_settings() else {}
+
+
 def client_for(**arguments: Any) -> Any:
     options = arguments.pop("config", {})
     config = Config(
         **{
-            "request_checksum_calculation": "when_required",
+            **NO_MORE_CHECKSUMS,
             "retries": {"mode": "standard"},
             **options,
         }

@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
@@ -38,6 +39,7 @@ KIB, MIB = 1 << 10, 1 << 20
 HERE = Path(__file__).resolve().parent.parent
 PFU = HERE / "pfu.py"
 BUCKET = "bkt"
+NEEDS_MOTO = pytest.mark.skipif(find_spec("moto") is None, reason="moto is not installed")
 BOTH_MODES = pytest.mark.parametrize("mode", ["concurrent", "parallel"])
 LONG_AGO = 1_600_000_000  # no file of this time is racily clean
 ODD_NAMES: list[str | bytes] = [
@@ -72,6 +74,11 @@ ODD_NAMES: list[str | bytes] = [
 ]
 
 
+def is_full_run() -> bool:
+    """Whether every row runs in both modes, and fuzzers try all their inputs: pytest --full."""
+    return bool(os.environ.get("PFU_TEST_FULL"))
+
+
 @functools.cache
 def compiled_program() -> str:
     """pfu.py, compiled once for all tests: that takes a third of the start of a run."""
@@ -85,6 +92,7 @@ def compiled_program() -> str:
 FORK_SERVER = """
 import functools, gc, marshal, os, random, signal, socket, struct, sys, traceback, types
 import boto3, botocore.config, botocore.credentials, botocore.exceptions, botocore.session
+import ctypes, encodings.idna, multiprocessing.popen_fork, multiprocessing.sharedctypes, resource
 
 program, place = sys.argv[1:]
 os.environ.clear()  # each program has its own
@@ -94,6 +102,8 @@ loader = botocore.session.create_loader()
 botocore.session.create_loader = lambda search_path=None: loader
 takes_all = functools.lru_cache(maxsize=None)(botocore.compat.accepts_kwargs)
 botocore.compat.accepts_kwargs = botocore.hooks.accepts_kwargs = takes_all
+alias = functools.lru_cache(maxsize=None)(botocore.hooks.EventAliaser(None)._alias_event_name)
+botocore.hooks.EventAliaser._alias_event_name = lambda aliaser, name: alias(name)
 keys = {"aws_access_key_id": "x", "aws_secret_access_key": "x"}
 for service in "s3", "sts":  # for what it imports and loads
     boto3.Session(**keys, region_name="us-east-1").client(service)
@@ -104,12 +114,14 @@ module = types.ModuleType("__mp_main__")  # as multiprocessing calls a main modu
 module.__file__ = program
 sys.modules["__main__"] = sys.modules["__mp_main__"] = module
 exec(code, module.__dict__)
+module.make_parser().format_usage()  # for the patterns that it compiles
 gc.collect()
 gc.freeze()
+gc.get_freeze_count = lambda: 1  # it would look at each of them
 
 def serve(connection):
     request, descriptors, _, _ = socket.recv_fds(connection, 1 << 20, 3)
-    folder, arguments, environment = marshal.loads(request)
+    folder, arguments, environment, changes = marshal.loads(request)
     pid = os.fork()
     if pid:
         connection.sendall(struct.pack("i", pid))
@@ -125,6 +137,7 @@ def serve(connection):
     os.environb.update(environment)
     random.seed()
     sys.argv = [program, *arguments]
+    exec(changes, module.__dict__)
     module.__name__ = "__main__"
     module.leave(module.main())
 
@@ -173,11 +186,11 @@ class ForkServer:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def run(
-        self, arguments: Sequence[str], folder: Path, environment: Mapping[str, str]
+        self, arguments: Sequence[str], folder: Path, environment: Mapping[str, str], changes: str
     ) -> tuple[int, bytes, bytes]:
-        """Exit code, standard output and standard error."""
+        """Exit code, standard output and standard error; ``changes`` are lines of Python."""
         encoded = {os.fsencode(k): os.fsencode(v) for k, v in environment.items()}
-        request = marshal.dumps((str(folder), list(arguments), encoded))
+        request = marshal.dumps((str(folder), list(arguments), encoded, changes))
         with contextlib.ExitStack() as opened:
             out, err = (opened.enter_context(tempfile.TemporaryFile()) for _ in range(2))
             nothing = opened.enter_context(open(os.devnull, "rb"))
@@ -233,6 +246,7 @@ class Place:
         self.environment["HOME"] = str(path)
         self.environment.update(server.environment())
         self.endpoint = server.endpoint
+        self.changes = ""  # lines of Python that run() has the program run first, as its own
 
     def file(self, name: str | bytes, content: bytes = b"x", mtime: int = LONG_AGO) -> Path:
         path = Path(os.fsdecode(os.path.join(os.fsencode(self.root), os.fsencode(name))))
@@ -257,8 +271,11 @@ class Place:
         """``options`` are those of subprocess.run()."""
         command = self.command(*arguments, to=to)
         if not options and starts_like_this(self.environment):
-            code, out, err = fork_server().run(command[2:], self.path, self.environment)
+            code, out, err = fork_server().run(
+                command[2:], self.path, self.environment, self.changes
+            )
         else:
+            assert not self.changes
             options.setdefault("env", self.environment)
             done = subprocess.run(
                 command,
@@ -436,8 +453,7 @@ def wait_until(condition: Callable[[], Any], seconds: float = 20) -> None:
 
 def without_pauses(place: Place) -> None:
     """Have the program wait for nothing before it tries again."""
-    pause = "time.sleep = lambda seconds, sleep=time.sleep: sleep(min(seconds, 0.01))"
-    sitecustomize(place, "import time", pause)
+    place.changes = "time.sleep = lambda seconds, sleep=time.sleep: sleep(min(seconds, 0.01))"
 
 
 def sitecustomize(place: Place, *lines: str) -> None:

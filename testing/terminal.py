@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Callable
 
+import pfu
 from testing.place import Place
 
 
@@ -148,7 +149,11 @@ def on_terminal(
     act: Callable[[Seen, Any, int], None] = nothing_to_do,
     environment: Mapping[str, str | None] | None = None,
 ) -> Seen:
-    """A run whose standard error is a terminal; ``act`` is called after each piece of output."""
+    """A run whose standard error is a terminal; ``act`` is called after each piece of output.
+
+    The ledger is there already, so that nothing is said of it.
+    """
+    pfu.Ledger(place.path / "pfu.db").close()
     changed = {**place.environment, "TERM": "xterm", "NO_COLOR": None, **(environment or {})}
     terminal, slave = pty.openpty()
     seen = Seen(Screen(columns or 80, rows or 24, reflows=reflows))

@@ -30,6 +30,7 @@ from typing import Any, Callable, NamedTuple
 
 import boto3
 import pytest
+from botocore.hooks import EventAliaser, accepts_kwargs
 
 import pfu
 from testing.faults import HONEST, Fault
@@ -133,7 +134,8 @@ class Trial(Place):
 
     def _be_the_program(self, arguments: Sequence[str]) -> None:
         os.setsid()
-        gc.freeze()  # nor is anything of this process looked at again
+        gc.freeze()  # nor is anything of this process looked at again, if only to be counted
+        gc.get_freeze_count = lambda: 1
         written = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
         streams = [os.open(os.devnull, os.O_RDONLY)]
         streams += [os.open(self.path / name, written) for name in self._outputs(os.getpid())]
@@ -225,10 +227,22 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small parts, short pauses between tries, and botocore's models and plug-ins loaded once."""
     monkeypatch.setattr(pfu, "MIN_PART_SIZE", LEAST_PIECE)
     monkeypatch.setattr(pfu, "full_jitter", lambda attempt: 0.03)
+    monkeypatch.setattr(pfu, "proportional_set_size", lambda pid: LEAST_PIECE)  # a slow look
     backoff = "botocore.retries.standard.ExponentialBackoff.delay_amount"
     monkeypatch.setattr(backoff, lambda *_: 0.0)
+    remember_hooks(monkeypatch)
     session = common_session()  # in this process, so that all others have it
     monkeypatch.setattr(pfu.S3Uploader, "_session_of", lambda uploader: session)
+
+
+takes_all = functools.lru_cache(maxsize=None)(accepts_kwargs)
+alias = functools.lru_cache(maxsize=None)(EventAliaser(None)._alias_event_name)
+
+
+def remember_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What botocore learns of its own functions and events is the same for each client."""
+    monkeypatch.setattr("botocore.hooks.accepts_kwargs", takes_all)
+    monkeypatch.setattr(EventAliaser, "_alias_event_name", lambda aliaser, name: alias(name))
 
 
 @functools.cache

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import pfu
+from testing.fuzz import SHARE
 from testing.lane import CLEAN, Readable, answer_text, http_client_agrees
 
 
@@ -164,7 +165,7 @@ class TestAnswers:
             answer_text("Retry-After: 1", "Content-Length: 0", status="HTTP/1.1 503 Slow Down"),
         ]
         accepted = rejected = waiting = 0
-        for _ in range(100_000):
+        for _ in range(100_000 // SHARE):
             received = mutate(rng.choice(seeds), rng)
             try:
                 result, used = fed_in_slices(received, rng)
@@ -178,7 +179,7 @@ class TestAnswers:
             accepted += 1
             if result.keep_alive:
                 http_client_agrees(used, result)
-        assert min(accepted, rejected, waiting) > 5_000
+        assert min(accepted, rejected, waiting) > 5_000 // SHARE
 
 
 SIZE_AND_ETAG = "Content-Length: 5000000000000", 'ETag: "e"'
@@ -238,7 +239,7 @@ class TestLooks:
         whole = answer_text(*SIZE_AND_ETAG, "x-amz-meta-a: b", "Date: x", "Connection: close")
         seeds = [whole, answer_text("Server: S", "Content-Length: 300", status=NO_OBJECT)]
         said: Counter[str] = Counter()
-        for _ in range(20_000):
+        for _ in range(20_000 // SHARE):
             received = mutate(rng.choice(seeds), rng)
             try:
                 answer = pfu.check_look(received)
@@ -251,4 +252,4 @@ class TestLooks:
                 peer.begin()
                 assert (peer.status, peer.headers["etag"]) == (200, answer.etag)
                 assert peer.headers["content-length"].strip() == answer.fields["content-length"]
-        assert min(said.values()) > 500, said
+        assert min(said.values()) > 500 // SHARE, said

@@ -310,14 +310,13 @@ class TestNotUnderstood:
 
     @pytest.mark.parametrize("kind", ["garbage", "half_headers", "reset_within_body"])
     def test_every_worker_finds_its_way(self, place: Place, kind: str) -> None:
-        place.files(
-            pfu.PAGE_ROWS + 100, 20
-        )  # more than one page: both workers have something to do
+        place.changes = "PAGE_ROWS = 60"
+        place.files(140, 20)  # more than one page: both workers have something to do
         fault = LaneFault(Action(kind), operation="PutObject")
         place.server.faults.append(fault)
         run = place.run("--mode", "parallel", "--workers", 2, "--json")
         assert (run.code, run.err, run.json["failures"]) == (0, "", [])
-        assert (run.json["uploaded"], run.json["fast_lane"]) == (pfu.PAGE_ROWS + 100, 0)
+        assert (run.json["uploaded"], run.json["fast_lane"]) == (140, 0)
         assert fault.applied >= 2 * pfu.MAX_REFUSALS
         assert run.json["fast_lane_off"].startswith("abandoned during the run: ")
         assert place.stored() == place.local()

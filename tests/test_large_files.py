@@ -36,6 +36,7 @@ from testing.place import (
     EDGES,
     HOW_REFUSED,
     MIB,
+    NEEDS_MOTO,
     PART,
     LaneFault,
     Place,
@@ -78,6 +79,7 @@ class TestParts:
         assert place.stored() == place.local()
         assert not place.server.uploads(BUCKET)
 
+    @NEEDS_MOTO
     @BOTH_MODES
     def test_motos_server_takes_sizes_at_every_edge(self, place: Place, mode: str) -> None:
         for size in EDGES:
@@ -143,8 +145,9 @@ NOT_KNOWN = Action("error", 501, "NotImplemented")
 NO_KEY = Action("error", 404, "NoSuchKey")
 FORBIDDEN = Action("error", 403, "AccessDenied")
 UNKNOWN_OBJECTS = (  # a run that is killed may have stored more than it wrote down
-    f"s3://{BUCKET}/p has objects that are not in this ledger: --verify adopts those "
-    "that match the local files, so they are not uploaded again"
+    f"s3://{BUCKET}/p has objects that are not in this ledger: specify the ledger that has them "
+    "with --db, or run --verify, which adopts those that match the local files, so they are not "
+    "uploaded again"
 )
 
 

@@ -194,7 +194,7 @@ class TestOddLedgers:
             assert status.out.endswith("\n    killed\n")
             assert place.rows("SELECT status FROM BatchJob")[0]["status"] == pfu.JobStatus.UPLOADING
         (job,) = place.run("--status", "--json", to=None).json
-        assert (job["status"], job["error"]) == (pfu.JobStatus.INTERRUPTED, "killed")
+        assert (job["status"], job["error"]) == ("interrupted", "killed")
 
     def test_who_only_asks_whether_a_ledger_is_held_stops_no_run(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

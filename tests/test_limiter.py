@@ -9,6 +9,7 @@ from typing import Any, Callable
 import pytest
 
 import pfu
+from testing.place import is_full_run
 
 Latency = Callable[[int, int, random.Random], float]
 
@@ -114,7 +115,7 @@ class TestLimiter:
         assert simulation.done > 0.8 * 3500 * 60
         assert len([when for when, _ in simulation.limits if when > 30]) <= 12
 
-    @pytest.mark.parametrize("seed", range(4))
+    @pytest.mark.parametrize("seed", range(4 if is_full_run() else 1))
     def test_limit_is_calm_with_sizes_of_all_kinds(self, seed: int) -> None:
         def latency(flying: int, size: int, rng: random.Random) -> float:
             return (0.03 + size / 50e6) * max(1.0, flying / 100) * rng.uniform(0.7, 1.3)

@@ -45,7 +45,7 @@ from testing.place import (
 
 ENGINES = [
     ({"mode": "concurrent"}, 64 * pfu.GIB, (16, 8, 104)),
-    ({"mode": "concurrent", "max_memory": 1}, 64 * pfu.GIB, (5, 5, 10)),
+    ({"mode": "concurrent", "max_memory": 10 * MIB}, 64 * pfu.GIB, (5, 5, 10)),
     ({"mode": "concurrent", "max_memory": 50 * MIB}, 64 * pfu.GIB, (13, 8, 26)),
     ({"mode": "concurrent"}, 256 * MIB, (16, 8, 40)),
     ({"mode": "concurrent"}, MIB, (5, 5, 10)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import stat
 import subprocess
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +14,16 @@ import pytest
 
 import pfu
 from testing.faults import Action, Fault
-from testing.place import MIB, ODD_NAMES, Place, Run, assert_accounts, encoded_name
+from testing.place import (
+    BOTH_MODES,
+    BUCKET,
+    MIB,
+    ODD_NAMES,
+    Place,
+    Run,
+    assert_accounts,
+    encoded_name,
+)
 
 # ======================================================================================
 # Keys, content types, destinations
@@ -173,6 +183,19 @@ class TestBounds:
         run = pit.run("--mode", "concurrent", "--json", "--exclude", pattern)
         assert (run.code, run.json["failed"], set(pit.stored())) == (0, 0, {"f"}), run.err
         assert run.json["skipped_by_reason"] == {"excluded": 1}
+
+    @BOTH_MODES
+    @pytest.mark.parametrize("mode_bits", [0o755, 0o2750, 0o1777, 0o4711])
+    def test_directories_are_stored_whatever_their_mode(
+        self, place: Place, mode: str, mode_bits: int
+    ) -> None:
+        (place.root / "shared").mkdir()
+        (place.root / "shared").chmod(mode_bits)
+        run = place.run("--mode", mode, "--json", "--directory-markers")
+        assert (run.code, run.json["uploaded"], run.json["skipped"]) == (0, 1, 0)
+        stored = place.server.objects(BUCKET)["p/shared/"]
+        assert stored.headers["x-amz-meta-mode"] == f"0{stat.S_IFDIR | mode_bits:o}"
+        assert stored.headers["content-type"] == "application/x-directory"
 
     def test_the_longest_key_of_a_directory_is_taken(self, place: Place) -> None:
         above = place.root / level(0) / level(1) / level(2)

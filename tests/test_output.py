@@ -70,8 +70,8 @@ class TestOutput:
         summary = place.run("--json").json
         promised = (
             "version batch_id mode root destination status seen uploaded unchanged skipped failed "
-            "pending bytes_uploaded elapsed_seconds cpu_seconds peak_memory_bytes requests retries "
-            "throttled fast_lane fast_lane_off skipped_by_reason failures"
+            "pending bytes_uploaded bytes_pending elapsed_seconds cpu_seconds peak_memory_bytes "
+            "requests retries throttled fast_lane fast_lane_off skipped_by_reason failures"
         )
         assert set(promised.split()) <= set(summary)
         assert summary["requests"] >= 3
@@ -127,7 +127,8 @@ class TestOutput:
         before = (place.path / "pfu.db").read_bytes(), place.server.count()
         os.utime(new, (1, 1))
         run = place.run("--dry-run", "--json")
-        assert (run.json["pending"], run.json["bytes_uploaded"]) == (1, 5)
+        told = run.json
+        assert (told["pending"], told["bytes_pending"], told["bytes_uploaded"]) == (1, 5, 0)
         assert before == ((place.path / "pfu.db").read_bytes(), place.server.count())
 
     def test_names_are_printed_without_escapes(self, place: Place) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import pfu
+from conftest import Row, chosen_modes
+from testing.trials import MODES
 
 HOME = Path(__file__).resolve().parent.parent
 
@@ -70,3 +75,25 @@ class TestPackage:
     def test_its_version_is_in_the_changelog(self) -> None:
         text = text_of("CHANGELOG.md")
         assert f"## [{pfu.__version__}]" in text or f"Version {pfu.__version__}.\n" in text
+
+
+class TestCases:
+    """Which cases run without --full."""
+
+    @pytest.mark.parametrize("sizes, kinds", [(1, 2), (2, 1), (2, 2), (3, 2), (2, 3), (3, 5)])
+    def test_what_recurs_in_a_table_meets_both_modes(self, sizes: int, kinds: int) -> None:
+        table = itertools.product(range(sizes), range(kinds))
+        rows: dict[Row, Any] = {
+            ("test", f"size={size}", f"kind={kind}"): dict.fromkeys(MODES) for size, kind in table
+        }
+        chosen = dict(chosen_modes(rows))
+        assert chosen.keys() == rows.keys()
+        for value, times in Counter(itertools.chain(*rows)).items():
+            counts = Counter(mode for row, mode in chosen.items() if value in row)
+            assert sum(counts.values()) == times
+            assert len(counts) == min(times, 2), (value, chosen)
+        assert abs(len(rows) - 2 * Counter(chosen.values())[MODES[0]]) <= 1
+
+    def test_a_row_of_one_mode_keeps_it(self) -> None:
+        rows: dict[Row, Any] = {("test", f"row={number}"): {"parallel": []} for number in range(3)}
+        assert [mode for _, mode in chosen_modes(rows)] == ["parallel"] * 3

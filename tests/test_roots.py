@@ -23,6 +23,7 @@ from botocore.config import Config
 import pfu
 from testing.faults import Action, Fault
 from testing.jobs import SENDING, assert_all_is_there, puts_of_parts, run_broken_off, visit
+from testing.lane import NO_MORE_CHECKSUMS
 from testing.place import (
     BOTH_MODES,
     BUCKET,
@@ -455,7 +456,7 @@ def boto_client(place: Place) -> Any:
     return boto3.client(
         "s3",
         endpoint_url=place.endpoint,
-        config=Config(request_checksum_calculation="when_required"),
+        config=Config(**NO_MORE_CHECKSUMS),
         region_name="us-east-1",
         aws_access_key_id=told["AWS_ACCESS_KEY_ID"],
         aws_secret_access_key=told["AWS_SECRET_ACCESS_KEY"],

@@ -32,6 +32,7 @@ from testing.place import (
     HERE,
     LONG_AGO,
     MIB,
+    NEEDS_MOTO,
     OPEN,
     PART,
     Place,
@@ -221,6 +222,7 @@ class TestWorkingDirectory:
         assert (run.returncode, "died and were replaced" in err) == (0, True), err
         assert json.loads(out)["uploaded"] == 1
 
+    @NEEDS_MOTO
     @BOTH_MODES
     def test_none_is_by_the_sandbox(self, place: Place, mode: str) -> None:
         place.files(3)
@@ -515,7 +517,7 @@ class TestBounds:
 
 
 # ======================================================================================
-# The policy in README.md
+# The policy in docs/permissions.md
 # ======================================================================================
 
 
@@ -536,8 +538,8 @@ IAM_ACTIONS = {
 }
 
 
-def policy_of_readme() -> dict[str, Any]:
-    text = (HERE / "README.md").read_text("utf-8")
+def documented_policy() -> dict[str, Any]:
+    text = (HERE / "docs/permissions.md").read_text("utf-8")
     policy: dict[str, Any] = json.loads(
         next(block for block in re.findall(r"```json\n(.*?)```", text, re.S) if "Action" in block)
     )
@@ -586,7 +588,7 @@ class EnforcingStore:
 
 
 class TestPolicy:
-    """The policy in README.md."""
+    """The policy in docs/permissions.md."""
 
     def test_the_policy_in_the_readme_is_just_what_is_used(self, place: Place) -> None:
         vars(place.server.bucket(BUCKET)).update(OPEN)
@@ -612,7 +614,7 @@ class TestPolicy:
         assert place.run("--mode", "concurrent", *PART).code == 0
         named = {
             action
-            for statement in policy_of_readme()["Statement"]
+            for statement in documented_policy()["Statement"]
             for action in statement["Action"]
         }
         assert {IAM_ACTIONS[request.operation] for request in place.server.log} == named
@@ -621,7 +623,7 @@ class TestPolicy:
     def test_the_policy_in_the_readme_is_enough_where_it_is_enforced(
         self, place: Place, statements: int
     ) -> None:
-        policy = policy_of_readme()
+        policy = documented_policy()
         policy["Statement"] = policy["Statement"][:statements]
         place.file("small")
         place.file("large", os.urandom(6 * MIB))

@@ -1,0 +1,71 @@
+"""As a library: options that make no sense, and what a caller gets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import pfu
+from testing.jobs import run_within, s3_job
+from testing.place import BUCKET, Place, closed_port
+
+NONSENSE: list[tuple[type, dict[str, Any], str]] = [
+    (pfu.RunOptions, {"mode": "nonsense"}, "--mode is none of parallel, concurrent"),
+    (pfu.RunOptions, {"workers": -3}, "--workers is not from 1 to 256"),
+    (pfu.RunOptions, {"workers": 2.5}, "--workers is not from 1 to 256"),
+    (pfu.RunOptions, {"concurrency": -1}, "--concurrency is not from 1 to 4096"),
+    (pfu.RunOptions, {"concurrency": "8"}, "--concurrency is not from 1 to 4096"),
+    (pfu.RunOptions, {"part_size": 1}, "--part-size S3 takes parts from 5 MiB to 5 GiB"),
+    (pfu.RunOptions, {"max_memory": 0}, "--max-memory is below 10M"),
+    (pfu.RunOptions, {"bwlimit": -1}, "--bwlimit is below 1K a second"),
+    (pfu.RunOptions, {"max_duration": -1.0}, "--max-duration is below 0"),
+    (pfu.RunOptions, {"max_duration": float("nan")}, "--max-duration is below 0"),
+    (pfu.RunOptions, {"patience": "5m"}, "--patience is below 0"),
+    (pfu.RunOptions, {"nice": 99}, "--nice is not from 0 to 19"),
+    (pfu.RunOptions, {"keep_history": -1.0}, "--keep-history is below 0"),
+    (pfu.ScanOptions, {"min_age": -1.0}, "--min-age is below 0"),
+    (pfu.ScanOptions, {"max_age": 1.0, "min_age": 2.0}, "--max-age is below --min-age"),
+    (pfu.ScanOptions, {"min_size": -1}, "--min-size is below 0"),
+    (pfu.ScanOptions, {"max_size": -2}, "--max-size is below --min-size"),
+    (pfu.ScanOptions, {"links": True, "follow_symlinks": True}, "--links contradicts"),
+    (pfu.ScanOptions, {"shard": pfu.Shard(3, 2)}, "--shard there is none such"),
+    (pfu.S3Options, {"endpoint_url": "nonsense"}, "the endpoint is no http:// or https:// URL"),
+    (pfu.S3Options, {"sse": "rot13"}, "--sse is neither AES256 nor aws:kms"),
+    (pfu.S3Options, {"sse_kms_key_id": "k"}, "--sse-kms-key-id needs --sse aws:kms"),
+    (pfu.S3Options, {"storage_class": "a\nb"}, "--storage-class has characters that no header"),
+    (pfu.S3Options, {"cache_control": "\u20ac"}, "--cache-control is no header's value"),
+    (pfu.S3Options, {"tags": (("", "v"),)}, "--tag is no tag"),
+    (pfu.S3Options, {"tags": (("k", "1"), ("k", "2"))}, "--tag has the same key twice"),
+    (pfu.S3Options, {"tags": "k=v"}, "--tag is no tag"),
+    (pfu.S3Options, {"expected_bucket_owner": "a-b"}, "--expected-bucket-owner is no account id"),
+]
+
+
+class TestLibrary:
+    """What a program gets that calls pfu."""
+
+    @pytest.mark.parametrize("kind, fields, says", NONSENSE)
+    def test_options_that_make_no_sense(
+        self, kind: type, fields: dict[str, Any], says: str
+    ) -> None:
+        with pytest.raises(pfu.PfuError) as caught:
+            kind(**fields)
+        assert str(caught.value).startswith(says)
+        assert caught.value.exit_code == pfu.ExitCode.CANNOT_START
+
+    def test_a_run_whose_store_is_down_says_so(self, at_hand: Place) -> None:
+        at_hand.file("f")
+        closed_port(at_hand)
+        summary = s3_job(at_hand, patience=0.0).run()
+        assert (summary.exit_code, summary.status) == (2, "interrupted")
+        assert str(summary.error).startswith(f"find bucket {BUCKET}: Could not connect")
+        with pytest.raises(pfu.PfuError) as caught:
+            pfu.BatchJobModel(at_hand.root / "none", pfu.S3Uploader(f"s3://{BUCKET}")).run()
+        assert caught.value.exit_code == 2
+
+    def test_a_provider_without_a_fast_lane_is_not_said_to_have_none(self, place: Place) -> None:
+        place.files(3)
+        summary = run_within(place)
+        assert (summary.exit_code, summary.uploaded) == (0, 3)
+        assert "fast lane" not in pfu.summary_text(summary)
