@@ -7408,7 +7408,7 @@ class StrictParsers:
         return parser
 
 
-def make_parsable(response_dict: Any) -> None:
+def make_parsable(response_dict: Any, **_: Any) -> None:
     """S3 repeats keys in its answers, even those with characters that XML cannot have."""
     if isinstance(response_dict.get("body"), bytes):
         response_dict["body"] = NOT_XML.sub(b"?", response_dict["body"])
@@ -7483,6 +7483,7 @@ def guard_client(client: Any, service: str) -> None:
 
     events = client.meta.events
     client._endpoint._response_parser_factory = StrictParsers(client)
+    events.register_first("before-parse.*", make_parsable)  # botocore 1.35 looks for errors there
     for operation in ("CopyObject", "UploadPartCopy", "CompleteMultipartUpload"):
         if old := getattr(handlers, "check_for_200_error", None):  # parses what is not parsable
             events.unregister(f"needs-retry.s3.{operation}", old)

@@ -24,11 +24,16 @@ if [ -n "${ZSH_VERSION:-}" ]; then
 elif [ -n "${BASH_VERSION:-}" ]; then
     PFU_HOME=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")
 else
-    PFU_HOME=$(pwd -P)
+    PFU_HOME=$(pwd -P) # other shells do not tell where a file lies that is sourced
 fi
-if [ "${ZSH_EVAL_CONTEXT:-}" = toplevel ] || [ "${BASH_SOURCE:-}" = "$0" ]; then
+if [ "${ZSH_EVAL_CONTEXT:-}" = toplevel ] || [ "${BASH_SOURCE:-}" = "$0" ] ||
+    [ "${ZSH_VERSION:-}${BASH_VERSION:-}${0##*/}" = scripts.sh ]; then
     echo "scripts.sh is to be sourced: . ./scripts.sh" >&2
     exit 2
+fi
+if [ ! -f "$PFU_HOME/pfu.py" ]; then
+    echo "scripts.sh: this shell does not tell where it is: cd there first, or use bash or zsh" >&2
+    return 2
 fi
 
 unalias activate samplegen sandbox_p sandbox_c localstack_p localstack_c runtest 2>/dev/null || :

@@ -69,7 +69,7 @@ class TestNoSharedMemory:
         if mode == "parallel":
             assert (run.err.count("\n"), len(run.json["notes"])) == (1, 1)
             assert run.json["notes"][0] in run.err
-            assert f"{cause}: mode concurrent" in run.err
+            assert f"{cause}: using mode concurrent" in run.err
         else:
             assert (run.err, run.json["notes"]) == ("", [])
 
@@ -113,7 +113,7 @@ def test_a_file_system_without_locks(place: Place, code: str, mode: str) -> None
     run = place.run("--mode", mode)
     assert (run.code, run.err.count("\n"), place.stored()) == (2, 1, {}), run.err
     assert f"lock {place.path}/pfu.db.lock: " in run.err
-    assert "no file locks on that file system: name a --db on a local disk" in run.err
+    assert "that file system has no file locks: use a --db on a local disk" in run.err
 
 
 # ======================================================================================
@@ -175,7 +175,7 @@ class TestPlaceOfTheLedger:
         place.path = elsewhere
         run = place.run("--mode", mode)
         assert (run.code, run.err.count("\n")) == (0, 1)
-        assert f"s3://{BUCKET}/p holds objects that this ledger does not know: " in run.err
+        assert f"s3://{BUCKET}/p has objects that are not in this ledger: " in run.err
         assert ("--db" in run.err, "--verify" in run.err) == (True, True)
         place.path = elsewhere.parent
         assert place.run("--mode", mode).err == ""
