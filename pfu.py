@@ -179,6 +179,8 @@ SAFE_CONCURRENCY = 32  # requests in flight in one process on the safe lane
 THREADS = 64  # in one process, for slow reads and the safe lane; started on demand
 INLINE_BYTES = 64 * KIB  # files up to this size may be read on the event loop
 SLOW_READ = 0.001  # seconds; reads that take longer on average move to threads
+LONGEST_READ = 0.005  # seconds; what takes longer counts as this: the CPU may have been elsewhere
+READ_WEIGHT = 0.1  # of the last read in the average: one alone moves nothing
 LEASE_SECONDS = 60.0  # a lease is broken after 45 s (proc_sys_fs(5), lease-break-time)
 INLINE_PROBE = 200  # reads in threads, before one on the loop is tried again
 MAX_REFUSALS = 20  # unexpected answers in a row before the fast lane is abandoned
@@ -8158,6 +8160,7 @@ class ReadingPlace:
         self._average = 0.0
         self.in_threads = 0  # so many of the next files
         self._pause = INLINE_PROBE
+        self._on_loop = 0  # reads, since they were in threads
 
     def is_loop(self, size: int) -> bool:
         """Whether the next file, of ``size`` bytes, is to be read on the loop."""
@@ -8169,11 +8172,14 @@ class ReadingPlace:
 
     def took(self, seconds: float) -> None:
         """Tell how long a read on the loop took."""
-        self._average += 0.2 * (seconds - self._average)
+        self._average += READ_WEIGHT * (min(seconds, LONGEST_READ) - self._average)
+        self._on_loop += 1
         if self._average > SLOW_READ:
-            self._average = SLOW_READ / 2
-            self.in_threads = self._pause
+            self._average = 0.6 * SLOW_READ  # the next slow one is enough
+            self.in_threads, self._on_loop = self._pause, 0
             self._pause *= 2
+        elif self._on_loop >= self._pause:
+            self._pause = INLINE_PROBE
 
 
 class Threads(ThreadPoolExecutor):

@@ -244,6 +244,7 @@ SINK_LUA = r"""
 local counts, uploads = ngx.shared.counts, ngx.shared.uploads
 local ETAG = '"d41d8cd98f00b204e9800998ecf8427e"'
 local XMLNS = ' xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
+local REMEMBERED = 2000 -- objects that HEAD knows: tools look at some of the first
 local IN_MEMORY = 1048576
 local PIECE = 65536
 
@@ -297,6 +298,10 @@ local function metadata()
   return table.concat(lines, "\n")
 end
 
+local function remember(size, etag, meta)
+  uploads:set("object " .. uri, size .. " " .. etag .. "\n" .. meta)
+end
+
 local function put()
   local length = tonumber(ngx.var.http_content_length)
   if not length then
@@ -310,8 +315,8 @@ local function put()
   if args.uploadId then
     counts:incr("parts", 1, 0)
     uploads:incr("size " .. args.uploadId, size, 0)
-  else
-    counts:incr("objects", 1, 0)
+  elseif counts:incr("objects", 1, 0) <= REMEMBERED then
+    remember(size, ETAG, metadata())
   end
   ngx.header["ETag"] = ETAG
   return answer(200)
@@ -328,7 +333,7 @@ local function complete_upload(id)
   ngx.req.read_body()
   local meta = uploads:get("meta " .. id)
   if not meta then return missing("NoSuchUpload") end
-  uploads:set("object " .. uri, (uploads:get("size " .. id) or 0) .. "\n" .. meta)
+  remember(uploads:get("size " .. id) or 0, ETAG:sub(1, -2) .. '-1"', meta)
   uploads:delete("meta " .. id)
   uploads:delete("size " .. id)
   counts:incr("objects", 1, 0)
@@ -357,9 +362,9 @@ local function head()
   end
   local object = uploads:get("object " .. uri)
   if not object then return answer(404) end
-  local size, lines = object:match("^(%d+)\n(.*)$")
+  local size, etag, lines = object:match("^(%d+) ([^\n]+)\n(.*)$")
   for name, value in lines:gmatch("([^\t\n]+)\t([^\n]*)") do ngx.header[name] = value end
-  ngx.header["ETag"] = ETAG:sub(1, -2) .. '-1"'
+  ngx.header["ETag"] = etag
   ngx.header["Content-Length"] = size
   ngx.header["Last-Modified"] = ngx.http_time(ngx.time())
   return ngx.send_headers()

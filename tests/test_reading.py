@@ -54,6 +54,24 @@ class TestReadingPlace:
         place.took(0.005)
         assert place.is_loop(100)
 
+    @pytest.mark.parametrize("seconds", [0.005, 0.1, 10.0])
+    def test_a_busy_machine_is_no_slow_disk(self, seconds: float) -> None:
+        """Who reads may wait for the CPU now and then, however long."""
+        place = pfu.ReadingPlace()
+        for number in range(10_000):
+            place.took(seconds if number % 20 == 0 else 0.00001)
+            assert place.is_loop(100)
+
+    def test_what_was_slow_once_is_forgotten(self) -> None:
+        place = pfu.ReadingPlace()
+        for _ in range(5):
+            read_slowly(place)
+            turns_in_threads(place)
+        for _ in range(64 * pfu.INLINE_PROBE):
+            place.took(0.00001)
+        read_slowly(place)
+        assert turns_in_threads(place) < pfu.INLINE_PROBE
+
     def test_slow_reads_move_to_threads_and_are_tried_again_ever_later(self) -> None:
         place = pfu.ReadingPlace()
         assert 1 <= read_slowly(place) <= 3
