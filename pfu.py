@@ -4299,6 +4299,7 @@ class Pacer:
 # a full handshake costs as much as many small files.
 
 CONNECT_ATTEMPTS = 3
+HEAD_ATTEMPTS = 3  # for an answer that may be cut off
 NEXT_ADDRESS_SECONDS = 2.0  # that a connection may take where the name has another address
 DEAD_SECONDS = 60.0  # that an address is left alone after it did not let itself be connected
 STALL_SECONDS, LEAST_STALL_SECONDS = 60.0, 10.0
@@ -6895,11 +6896,12 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         send no ETag here: that is believed if none ever came.
         """
         head = self._head_once(key, **more)
+        for _ in range(HEAD_ATTEMPTS - 1):
+            if head is None or is_whole_head(head):
+                break
+            head = self._head_once(key, **more)
         if head is None or is_whole_head(head):
             self._heads_have_etags |= head is not None
-            return head
-        head = self._head_once(key, **more)
-        if head is None or is_whole_head(head):
             return head
         if self._heads_have_etags:
             raise RetryableError("check", key, "the response was cut off: no ETag")
