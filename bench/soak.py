@@ -837,11 +837,11 @@ def opened_copy(path: Path) -> Iterator[sqlite3.Connection]:
 def digest_of(row: sqlite3.Row, stored: Stored) -> str | None:
     """The digest of a row as the store tells it.
 
-    A row that --verify made knows nothing of parts. Of an object of one part, its file has since
-    been read and found to be the same.
+    A row that --verify made knows nothing of parts; once its file was read and found to be the
+    same, it has the digest of the whole.
     """
     digest: str | None = row["sha256"]
-    if digest and row["part_size"] is None and len(stored.part_sizes) == 1:
+    if digest and pfu.is_sha256(digest) and len(stored.part_sizes) == 1:
         return f"{hashlib.sha256(bytes.fromhex(digest)).hexdigest()}-1"
     return digest
 
