@@ -2871,8 +2871,7 @@ class Tree(FreeTree):
             above, _, name = folder.rpartition("/")
             with self._lent(above) as parent:
                 fd = os.open(name, DIRECTORY_FLAGS | NO_FOLLOW, dir_fd=parent)
-        self._keep(folder, os.dup(fd))
-        return fd
+        return self._keep(folder, fd)
 
     def _use(self, folder: str) -> int | None:
         fd = self._kept.pop(folder, None)
@@ -2880,7 +2879,8 @@ class Tree(FreeTree):
             self._kept[folder] = fd
         return fd
 
-    def _keep(self, folder: str, fd: int) -> None:
+    def _keep(self, folder: str, fd: int) -> int:
+        """Keep it open; returns a descriptor of the same for who asked."""
         with self._lock:
             known = self._kept.pop(folder, None)  # to another thread, meanwhile
             if known is not None:
@@ -2888,6 +2888,7 @@ class Tree(FreeTree):
             elif len(self._kept) >= self._room:
                 os.close(self._kept.pop(next(iter(self._kept))))
             self._kept[folder] = fd
+            return os.dup(fd)
 
     def _open_root(self) -> int:
         try:
@@ -4299,7 +4300,6 @@ class Pacer:
 # a full handshake costs as much as many small files.
 
 CONNECT_ATTEMPTS = 3
-HEAD_ATTEMPTS = 3  # for an answer that may be cut off
 NEXT_ADDRESS_SECONDS = 2.0  # that a connection may take where the name has another address
 DEAD_SECONDS = 60.0  # that an address is left alone after it did not let itself be connected
 STALL_SECONDS, LEAST_STALL_SECONDS = 60.0, 10.0
@@ -4973,10 +4973,11 @@ def client_refusal(client: Any) -> str | None:
 
 
 def proxy_of(config: Any, url: str) -> str | None:
-    """Decide as botocore.endpoint.EndpointCreator does."""
+    """Decide as botocore.endpoint.EndpointCreator does; without a ``config`` by the environment."""
     from botocore.utils import get_environ_proxies
 
-    proxies = get_environ_proxies(url) if config.proxies is None else config.proxies
+    given = config and config.proxies
+    proxies = get_environ_proxies(url) if given is None else given
     proxy: str | None = proxies.get(urllib.parse.urlsplit(url).scheme)
     return proxy
 
@@ -5918,6 +5919,9 @@ class Terms(NamedTuple):
     checksums: bool = True  # until the store refuses one
     md5: bool = False  # until the store asks for one
     renewals: int = 0  # of the credentials
+
+
+HEAD_ATTEMPTS = 3  # for an answer that may be cut off
 
 
 class S3Uploader(MultipartUploader, InspectableUploader):
@@ -7749,11 +7753,8 @@ def client_error(operation: str, subject: str, error: Exception) -> TransferErro
 
 def network_hint(error: Exception) -> str:
     """What to check if the store cannot be reached, or answers in no way that it could."""
-    from botocore.utils import get_environ_proxies
-
     url = str(getattr(error, "kwargs", {}).get("endpoint_url") or "")
-    by_proxy = urllib.parse.urlsplit(url).scheme in get_environ_proxies(url)
-    return PROXY_HINT if by_proxy else "check the network and the endpoint"
+    return PROXY_HINT if proxy_of(None, url) else "check the network and the endpoint"
 
 
 def proxy_error(operation: str, subject: str, cause: str) -> TransferError:
@@ -8356,11 +8357,10 @@ class PageRunner:
 
     async def _slot(self) -> None:
         while len(self._slots) <= self._limit:
-            transfer: Transfer | None = self._take(await self._waiting.get())
-            if transfer and self.is_plain(transfer):
-                transfer = await Chain(self).run(transfer)
-            if transfer:
-                await self._do(transfer)
+            transfer = self._take(await self._waiting.get())
+            left = await Chain(self).run(transfer) if self.is_plain(transfer) else transfer
+            if left:
+                await self._do(left)
 
     def _take(self, task: AnyTask) -> Transfer:
         self._busy += 1
@@ -8456,11 +8456,14 @@ class PageRunner:
 
     def posted_was_taken(self, posted: Posted, size: int) -> None:
         """The store has a small file that was posted."""
-        self.uploader.traffic.meter.completed(size, posted.began, time.monotonic())
         self.gate.answered += 1
+        self._was_taken(size, posted.began)
+        self._files += 1
+
+    def _was_taken(self, size: int, began: float) -> None:
+        self.uploader.traffic.meter.completed(size, began, time.monotonic())
         self.gate.taken += 1
         self._bytes += size
-        self._files += 1
 
     async def send_part(self, part: Part) -> Receipt:
         """Have the uploader store a part."""
@@ -8471,16 +8474,13 @@ class PageRunner:
         self, acknowledged: Awaitable[Receipt], size: int, posted: Posted | None = None
     ) -> Receipt:
         began = posted.began if posted else time.monotonic()
-        meter = self.uploader.traffic.meter
         try:
             receipt = await self._answered(acknowledged)
         except RetryableError as error:
             if error.dropped:
-                meter.dropped(began, time.monotonic())
+                self.uploader.traffic.meter.dropped(began, time.monotonic())
             raise
-        meter.completed(size, began, time.monotonic())
-        self.gate.taken += 1
-        self._bytes += size
+        self._was_taken(size, began)
         return receipt
 
     async def _answered(self, answer: Awaitable[T]) -> T:
@@ -9001,10 +9001,13 @@ class Chain:
             pass
         self._leave(transfer)
 
-    def _leave(self, transfer: Transfer | None) -> None:
+    def _land(self) -> None:
+        self._runner.flies(-1)
+        self._runner.budget.give_back(self._size)
+
+    def _leave(self, transfer: Transfer) -> None:
         if not self._over.done():
-            self._runner.flies(-1)
-            self._runner.budget.give_back(self._size)
+            self._land()
             self._over.set_result(transfer)
 
     def _ended(self, posted: Posted, receipt: Receipt | None) -> None:
@@ -9016,14 +9019,14 @@ class Chain:
             self._leave(transfer)
             return
         try:
-            runner.posted_was_taken(posted, self._upload.size)
             transfer.attempts = 1
             outcome = transfer.stored(self._upload, receipt)
         except Exception:  # noqa: BLE001  as above
+            transfer.attempts = 0
             self._leave(transfer)
             return
-        runner.flies(-1)
-        runner.budget.give_back(self._size)
+        self._land()
+        runner.posted_was_taken(posted, self._upload.size)
         runner.note(outcome)
         following = runner.next_transfer()
         if following and runner.is_plain(following):

@@ -109,6 +109,19 @@ def run_of_readme(place: Place, command: str, **environment: str) -> None:
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+def run_program(place: Place, text: str) -> subprocess.CompletedProcess[str]:
+    """Run a library example."""
+    readme_place(place)
+    (place.path / "first.py").write_text(text)
+    return subprocess.run(
+        [sys.executable, "first.py"],
+        cwd=place.path,
+        env=place.environment,
+        capture_output=True,
+        text=True,
+    )
+
+
 class TestReadme:
     """Commands and examples."""
 
@@ -228,28 +241,12 @@ class TestReadme:
         assert place.server.count("PutObject") == 21
 
     def test_the_library_example_runs(self, place: Place) -> None:
-        readme_place(place)
-        (place.path / "first.py").write_text(LIBRARY)
-        done = subprocess.run(
-            [sys.executable, "first.py"],
-            cwd=place.path,
-            env=place.environment,
-            capture_output=True,
-            text=True,
-        )
+        done = run_program(place, LIBRARY)
         assert (done.stdout, done.stderr) == ("complete 1 0\n", "")
         assert place.server.objects("my-bucket")["backup/a/b.txt"].body == b"content"
 
     def test_the_library_example_tells_of_errors(self, place: Place) -> None:
-        readme_place(place)
-        (place.path / "first.py").write_text(LIBRARY.replace("my-bucket", "no-bucket"))
-        done = subprocess.run(
-            [sys.executable, "first.py"],
-            cwd=place.path,
-            env=place.environment,
-            capture_output=True,
-            text=True,
-        )
+        done = run_program(place, LIBRARY.replace("my-bucket", "no-bucket"))
         assert (done.returncode, "no-bucket" in done.stderr) == (2, True)
         assert "Traceback" not in done.stderr
 
