@@ -456,6 +456,17 @@ def os_cause(error: OSError) -> str:
     return error.strerror or str(error) or type(error).__name__
 
 
+def why_no_descriptors(count: int) -> str:
+    """Why so many more files cannot be opened; empty if they can."""
+    with contextlib.ExitStack() as opened:
+        try:
+            for _ in range(count):
+                opened.callback(os.close, os.open(os.devnull, os.O_RDONLY))
+        except OSError as error:
+            return os_cause(error)
+    return ""
+
+
 def shortened(text: str) -> str:
     """``text``, with its middle cut out if it is too long to read."""
     if len(text) <= TOLD_CHARACTERS:
@@ -1242,6 +1253,8 @@ class Ledger:
             "locked": "another program has it open",
         }
         hint = next((hint for part, hint in hints.items() if part in text), "")
+        if "unable to open" in text and (cause := why_no_descriptors(1)):
+            text, hint = cause, OPEN_FILES_HINT
         return LedgerError(f"{operation} ledger", self.path, text, hint)
 
     def _rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
@@ -9445,23 +9458,14 @@ class Runner(ABC):
 LOOP_DESCRIPTORS = 8  # a loop that finds none left complains when it is thrown away
 
 
-def check_descriptors(count: int) -> None:
-    """Raises FatalError if so many more cannot be opened."""
-    with contextlib.ExitStack() as opened:
-        try:
-            for _ in range(count):
-                opened.callback(os.close, os.open(os.devnull, os.O_RDONLY))
-        except OSError as error:
-            raise FatalError("start event loop", "", os_cause(error), OPEN_FILES_HINT) from error
-
-
 class LocalRunner(Runner):
     """A PageRunner in this thread: its loop runs while the engine waits."""
 
     def __init__(self, uploader: Uploader, options: EngineOptions) -> None:
         super().__init__(is_here=True)
         self._runner = PageRunner(uploader, options, self.gauges)
-        check_descriptors(LOOP_DESCRIPTORS)
+        if cause := why_no_descriptors(LOOP_DESCRIPTORS):
+            raise FatalError("start event loop", "", cause, OPEN_FILES_HINT)
         self._loop = asyncio.new_event_loop()
         self._exchanging: asyncio.Task[Report] | None = None
 
@@ -10229,8 +10233,9 @@ def what_workers_lack() -> str:
     Seen: AWS Lambda, containers, builds of Python without semaphores.
     """
     try:
-        multiprocessing.get_context(start_method()).Lock()
-        multiprocessing.RawArray("d", 1)
+        with _keeping_to_sys_path():
+            multiprocessing.get_context(start_method()).Lock()
+            multiprocessing.RawArray("d", 1)
     except (ImportError, OSError) as error:
         cause = os_cause(error) if isinstance(error, OSError) else "Python was built without"
         return f"no semaphores or no shared memory for workers (is /dev/shm there?): {cause}"

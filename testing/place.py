@@ -304,12 +304,14 @@ class Place:
         )
 
     def rows(self, sql: str = "SELECT * FROM FileStat") -> list[dict[str, Any]]:
-        """Of the ledger; a run that could not start has made none."""
-        if not (self.path / "pfu.db").exists():
+        """Of the ledger; a run that could not start has made none, or has left it empty."""
+        ledger = self.path / "pfu.db"
+        if not ledger.exists():
             return []
-        with contextlib.closing(sqlite3.connect(self.path / "pfu.db")) as db:
+        with contextlib.closing(sqlite3.connect(ledger)) as db:
             db.row_factory = sqlite3.Row
-            return [dict(row) for row in db.execute(sql)]
+            has_tables = db.execute("SELECT 1 FROM sqlite_master").fetchone()
+            return [dict(row) for row in db.execute(sql)] if has_tables else []
 
     def local(self) -> dict[str, bytes]:
         """What should be in the store: key below the prefix -> bytes."""

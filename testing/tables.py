@@ -263,7 +263,16 @@ FROM_THE_START: list[tuple[str, Callable[[Trial], None], Sequence[Way], int, str
     ("all 503", refuse_all, TWO, 2, "SlowDown|503"),
     ("no process", no_process, EVEN, 2, "only 0 more processes"),
     ("no second worker", no_worker, PARALLEL, 2, "needs no workers"),
-    ("no descriptors", lambda trial: no_descriptors(trial, 4), ODD, 2, "Too many open files"),
+    *(
+        (
+            f"{count} descriptors",
+            functools.partial(no_descriptors, count=count),
+            ODD,
+            2,
+            "Too many open files",
+        )
+        for count in (2, 4, 8)
+    ),
 ]
 
 
