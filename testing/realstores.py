@@ -375,6 +375,7 @@ admin socket = {folder}/run/$name.asok
 log file = {folder}/$name.log
 osd objectstore = memstore
 memstore device bytes = 2147483648
+osd heartbeat grace = 3600
 public network = 127.0.0.0/8
 cluster network = 127.0.0.0/8
 [mon]
@@ -389,7 +390,10 @@ rgw dynamic resharding = false
 
 
 def start_ceph(store: Running) -> None:
-    """One monitor, one OSD in memory, one RADOS gateway."""
+    """One monitor, one OSD in memory, one RADOS gateway.
+
+    An OSD stopped for longer than its lease, 0.8 of the heartbeat grace, may answer no more.
+    """
     folder = store.folder
     for name in ("mon", "osd", "run"):
         (folder / name).mkdir()
