@@ -1,8 +1,8 @@
 """What pytest learns for test_pfu.py and tests/ alike: fixtures, and which cases it runs.
 
-Most tables are run in both modes, and that is half of the work. Without --full each row runs in one
-of them, so chosen that what recurs in a table (a size, a fault) meets both; the other cases are
-deselected, and counted as such. CI runs all.
+Most tables are run in both modes, many of them by both lanes and with files of both sizes as well.
+Without --full each row runs in one of those ways, so chosen that what recurs in a table (a size, a
+fault) meets all; the other cases are deselected, and counted as such. CI runs all.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from testing.place import is_full_run
 from testing.trials import MODES, Way
 
 pytest_plugins = ["testing.fixtures"]
-Row = tuple[str, ...]  # the test's name, then name and value of each parameter but the mode
+Row = tuple[str, ...]  # the test's name, then name and value of each parameter but the way
+Ways = tuple[str, ...]  # the mode, or mode, lane and size
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    text = "every row in both modes, and all inputs of the fuzzers (or PFU_TEST_FULL=1)"
+    text = "every row in all its ways, and all inputs of the fuzzers (or PFU_TEST_FULL=1)"
     parser.addoption("--full", action="store_true", help=text)
 
 
@@ -34,48 +35,49 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_report_header() -> str:
-    return "all cases" if is_full_run() else "each row in one of its modes; --full: in both"
+    return "all cases" if is_full_run() else "each row in one of its ways; --full: in all"
 
 
-@pytest.hookimpl(trylast=True)  # what -k leaves of a row in one mode is run in it
+@pytest.hookimpl(trylast=True)  # what -k leaves of a row in one way is run in it
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if is_full_run():
         return
-    rows: dict[Row, dict[str, list[pytest.Item]]] = {}
+    rows: dict[Row, dict[Ways, list[pytest.Item]]] = {}
     for item in items:
-        mode, row = mode_and_row(item)
-        rows.setdefault(row, {}).setdefault(mode, []).append(item)
-    kept = {item for row, mode in chosen_modes(rows) for item in rows[row][mode]}
+        row, way = row_and_way(item)
+        rows.setdefault(row, {}).setdefault(way, []).append(item)
+    kept = {item for row, way in chosen_ways(rows) for item in rows[row][way]}
     if dropped := [item for item in items if item not in kept]:
         config.hook.pytest_deselected(items=dropped)
         items[:] = [item for item in items if item in kept]
 
 
-def mode_and_row(item: pytest.Item) -> tuple[str, Row]:
-    """Of a case. The lane and the size of a way are a row only where there is no other table."""
-    mode, row = "", [item.nodeid.partition("[")[0]]
-    way: list[str] = []
+def row_and_way(item: pytest.Item) -> tuple[Row, Ways]:
+    """Of a case. The lane and the size of a way are a row where there is no other table."""
+    row, way = [item.nodeid.partition("[")[0]], [""]
     case: Any = getattr(item, "callspec", None)
     for name, value in case.params.items() if case else ():
         if isinstance(value, Way):
-            mode, *way = value
+            way = list(value)
         elif name == "mode":
-            mode = value
+            way = [value]
         else:
             row.append(f"{name}={value!r}")
-    return mode, (*row, *(way if len(row) == 1 else ()))
+    if len(row) == 1:
+        return (*row, *way[1:]), (way[0],)
+    return tuple(row), tuple(way)
 
 
-def chosen_modes(rows: dict[Row, dict[str, Any]]) -> Iterator[tuple[Row, str]]:
-    """For each row the one of its modes that its parameters have met less often so far."""
+def chosen_ways(rows: dict[Row, dict[Ways, Any]]) -> Iterator[tuple[Row, Ways]]:
+    """For each row the one of its ways that its parameters have met least often so far."""
     met: Counter[tuple[str, str, str]] = Counter()
-    for row, modes in rows.items():
+    for row, ways in rows.items():
         test = row[0]
-        times = {mode: sum(met[test, value, mode] for value in row) for mode in modes}
+        times = {w: sum(met[test, value, part] for value in row for part in w) for w in ways}
         first = MODES[zlib.crc32(test.encode()) % 2]
-        mode = min(times, key=lambda mode: (times[mode], mode != first))
-        met.update((test, value, mode) for value in row)
-        yield row, mode
+        way = min(times, key=lambda way: (times[way], way[0] != first))
+        met.update((test, value, part) for value in row for part in way)
+        yield row, way
 
 
 def pytest_deselected(items: Sequence[pytest.Item]) -> None:

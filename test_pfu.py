@@ -367,9 +367,7 @@ class TestCrashesAndSignals:
     def test_a_signal_stops_cleanly(self, place: Place, mode: str, number: int) -> None:
         place.files(300)
         place.server.faults.append(Fault(Action("slow", seconds=0.1)))
-        process = place.start(
-            "--mode", mode, "--concurrency", "4", "--json", start_new_session=True
-        )
+        process = place.start("--mode", mode, "--concurrency", "4", "--json", leads="session")
         assert place.server.wait_for("HeadObject", 2, 60)  # what was taken before waits for them
         assert place.server.wait_for("PutObject", place.server.count("PutObject") + 16, 60)
         os.killpg(process.pid, number)
@@ -437,7 +435,7 @@ class TestCrashesAndSignals:
     def test_a_second_interrupt_stops_at_once(self, place: Place, mode: str) -> None:
         place.files(20)
         place.server.faults.append(Fault(Action("slow", seconds=60), operation="PutObject"))
-        process = place.start("--mode", mode, start_new_session=True)
+        process = place.start("--mode", mode, leads="session")
         time.sleep(1.5)
         children = children_of(process.pid)
         began = time.monotonic()

@@ -15,6 +15,7 @@ import marshal
 import os
 import py_compile
 import re
+import select
 import shutil
 import signal
 import socket
@@ -27,7 +28,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Callable, NamedTuple
+from typing import IO, Any, Callable, NamedTuple
 
 import pytest
 
@@ -89,79 +90,44 @@ def compiled_program() -> str:
     return path
 
 
-FORK_SERVER = """
-import functools, gc, marshal, os, random, signal, socket, struct, sys, traceback, types
-import boto3, botocore.config, botocore.credentials, botocore.exceptions, botocore.session
-import ctypes, encodings.idna, multiprocessing.popen_fork, multiprocessing.sharedctypes, resource
+class Started:
+    """A program that the fork server has started, as subprocess.Popen has it."""
 
-program, place = sys.argv[1:]
-os.environ.clear()  # each program has its own
-os.environ["AWS_CONFIG_FILE"] = os.environ["AWS_SHARED_CREDENTIALS_FILE"] = os.devnull
-# What botocore reads from its files and learns of its own functions is the same for each program.
-loader = botocore.session.create_loader()
-botocore.session.create_loader = lambda search_path=None: loader
-takes_all = functools.lru_cache(maxsize=None)(botocore.compat.accepts_kwargs)
-botocore.compat.accepts_kwargs = botocore.hooks.accepts_kwargs = takes_all
-alias = functools.lru_cache(maxsize=None)(botocore.hooks.EventAliaser(None)._alias_event_name)
-botocore.hooks.EventAliaser._alias_event_name = lambda aliaser, name: alias(name)
-keys = {"aws_access_key_id": "x", "aws_secret_access_key": "x"}
-for service in "s3", "sts":  # for what it imports and loads
-    boto3.Session(**keys, region_name="us-east-1").client(service)
-sys.path[0] = os.path.dirname(program)
-with open(program, "rb") as file:
-    code = marshal.loads(file.read()[16:])
-module = types.ModuleType("__mp_main__")  # as multiprocessing calls a main module that is imported
-module.__file__ = program
-sys.modules["__main__"] = sys.modules["__mp_main__"] = module
-exec(code, module.__dict__)
-module.make_parser().format_usage()  # for the patterns that it compiles
-gc.collect()
-gc.freeze()
-gc.get_freeze_count = lambda: 1  # it would look at each of them
+    def __init__(self, pid: int, connection: socket.socket, *outputs: IO[bytes]) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        self._connection = connection
+        self._outputs = outputs
 
-def serve(connection):
-    request, descriptors, _, _ = socket.recv_fds(connection, 1 << 20, 3)
-    folder, arguments, environment, changes = marshal.loads(request)
-    pid = os.fork()
-    if pid:
-        connection.sendall(struct.pack("i", pid))
-        connection.sendall(struct.pack("i", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])))
-        os._exit(0)
-    for number, descriptor in enumerate(descriptors):
-        os.dup2(descriptor, number)
-        os.close(descriptor)
-    connection.close()
-    listener.close()
-    os.chdir(folder)
-    os.environb.clear()
-    os.environb.update(environment)
-    random.seed()
-    sys.argv = [program, *arguments]
-    exec(changes, module.__dict__)
-    module.__name__ = "__main__"
-    module.leave(module.main())
+    def wait(self, timeout: float | None = None) -> int:
+        if self.returncode is None:
+            if not select.select([self._connection], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired("pfu", timeout or 0.0)
+            (self.returncode,) = struct.unpack("i", self._connection.recv(4))
+            self._connection.close()
+        return self.returncode
 
-listener = socket.socket(socket.AF_UNIX)
-listener.bind(place)
-listener.listen(16)
-signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-print(flush=True)
-while True:
-    connection, _ = listener.accept()
-    if os.fork():
-        connection.close()
-        continue
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    status = 1
-    try:
-        serve(connection)
-    except SystemExit as end:
-        status = int(end.code or 0)
-    except BaseException:
-        traceback.print_exc()
-    sys.stdout.flush()
-    os._exit(status)
-"""
+    def poll(self) -> int | None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, ...]:
+        """Standard output, and standard error unless it went elsewhere."""
+        self.wait(timeout)
+        for file in self._outputs:
+            file.seek(0)
+        return tuple(file.read().decode("utf-8", "surrogateescape") for file in self._outputs)
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
 
 
 class ForkServer:
@@ -174,7 +140,8 @@ class ForkServer:
     def __init__(self) -> None:
         self._folder = tempfile.mkdtemp(prefix="pfu-test")
         self._place = os.path.join(self._folder, "socket")
-        command = [sys.executable, "-c", FORK_SERVER, compiled_program(), self._place]
+        program = HERE / "testing" / "forkserver.py"
+        command = [sys.executable, str(program), compiled_program(), self._place]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE)
         assert self._process.stdout
         self._process.stdout.readline()
@@ -185,27 +152,30 @@ class ForkServer:
         self._process.wait()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def run(
-        self, arguments: Sequence[str], folder: Path, environment: Mapping[str, str], changes: str
-    ) -> tuple[int, bytes, bytes]:
-        """Exit code, standard output and standard error; ``changes`` are lines of Python."""
+    def start(
+        self,
+        arguments: Sequence[str],
+        folder: Path,
+        environment: Mapping[str, str],
+        changes: str = "",
+        *,
+        leads: str = "",
+        err: int | None = None,
+    ) -> Started:
+        """``changes`` are lines of Python that the program runs first, as its own.
+
+        ``leads``: a new "session" or process "group"; ``err``: where its standard error goes.
+        """
         encoded = {os.fsencode(k): os.fsencode(v) for k, v in environment.items()}
-        request = marshal.dumps((str(folder), list(arguments), encoded, changes))
-        with contextlib.ExitStack() as opened:
-            out, err = (opened.enter_context(tempfile.TemporaryFile()) for _ in range(2))
-            nothing = opened.enter_context(open(os.devnull, "rb"))
-            connection = opened.enter_context(socket.socket(socket.AF_UNIX))
-            connection.connect(self._place)
-            descriptors = [file.fileno() for file in (nothing, out, err)]
-            socket.send_fds(connection, [request], descriptors)
-            (pid,) = struct.unpack("i", connection.recv(4))
-            connection.settimeout(120)
-            try:
-                (code,) = struct.unpack("i", connection.recv(4))
-            except socket.timeout:
-                os.kill(pid, signal.SIGKILL)
-                raise
-            return code, *(file.seek(0) or file.read() for file in (out, err))
+        request = marshal.dumps((str(folder), list(arguments), encoded, changes, leads))
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(self._place)
+        outputs = [tempfile.TemporaryFile() for _ in range(2 if err is None else 1)]  # noqa: SIM115
+        descriptors = [file.fileno() for file in outputs] + ([] if err is None else [err])
+        with open(os.devnull, "rb") as nothing:
+            socket.send_fds(connection, [request], [nothing.fileno(), *descriptors])
+        (pid,) = struct.unpack("i", connection.recv(4))
+        return Started(pid, connection, *outputs)
 
 
 fork_server = functools.cache(ForkServer)
@@ -271,37 +241,35 @@ class Place:
         """``options`` are those of subprocess.run()."""
         command = self.command(*arguments, to=to)
         if not options and starts_like_this(self.environment):
-            code, out, err = fork_server().run(
-                command[2:], self.path, self.environment, self.changes
-            )
-        else:
-            assert not self.changes
-            options.setdefault("env", self.environment)
-            done = subprocess.run(
-                command,
-                cwd=self.path,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=120,
-                check=False,
-                **options,
-            )
-            code, out, err = done.returncode, done.stdout, done.stderr
-        told = err.decode("utf-8", "surrogateescape")
-        assert "Traceback" not in told, told
-        return Run(code, out.decode("utf-8", "surrogateescape"), told)
-
-    def start(self, *arguments: Any, to: str | None = f"s3://{BUCKET}/p", **options: Any) -> Any:
-        return subprocess.Popen(
-            self.command(*arguments, to=to),
+            started = fork_server().start(command[2:], self.path, self.environment, self.changes)
+            try:
+                out, err = started.communicate(timeout=120)
+            finally:
+                started.kill()
+            assert "Traceback" not in err, err
+            return Run(started.wait(), out, err)
+        assert not self.changes
+        options.setdefault("env", self.environment)
+        done = subprocess.run(
+            command,
             cwd=self.path,
-            env=self.environment,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+            capture_output=True,
+            timeout=120,
+            check=False,
             **options,
         )
+        told = done.stderr.decode("utf-8", "surrogateescape")
+        assert "Traceback" not in told, told
+        return Run(done.returncode, done.stdout.decode("utf-8", "surrogateescape"), told)
+
+    def start(
+        self, *arguments: Any, to: str | None = f"s3://{BUCKET}/p", leads: str = ""
+    ) -> Started:
+        """``leads``: a new "session" or process "group"."""
+        assert starts_like_this(self.environment)
+        command = self.command(*arguments, to=to)
+        return fork_server().start(command[2:], self.path, self.environment, leads=leads)
 
     def rows(self, sql: str = "SELECT * FROM FileStat") -> list[dict[str, Any]]:
         """Of the ledger; a run that could not start has made none, or has left it empty."""
@@ -371,10 +339,15 @@ def children_of(pid: int) -> list[int]:
 
 def is_alive(pid: int) -> bool:
     """Whether a process runs; one that nobody has waited for yet does not."""
+    return state_of(pid) not in ("", "Z")
+
+
+def state_of(pid: int) -> str:
+    """R, S, T, Z and so on, as in proc(5); nothing if there is no such process."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except FileNotFoundError:
-        return False
+        return ""
 
 
 def drop_privilege() -> None:

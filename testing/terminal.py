@@ -9,14 +9,13 @@ import pty
 import re
 import select
 import struct
-import subprocess
 import termios
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Callable
 
 import pfu
-from testing.place import Place
+from testing.place import Place, fork_server
 
 
 class Screen:
@@ -158,23 +157,18 @@ def on_terminal(
     terminal, slave = pty.openpty()
     seen = Seen(Screen(columns or 80, rows or 24, reflows=reflows))
     set_size(terminal, columns, rows)
-    process = subprocess.Popen(
-        place.command(*arguments),
-        cwd=place.path,
-        env={name: value for name, value in changed.items() if value is not None},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=slave,
-        preexec_fn=os.setpgrp,  # as a shell does; in an orphaned group SIGTSTP stops nothing
-    )
+    kept = {name: value for name, value in changed.items() if value is not None}
+    command = place.command(*arguments)[2:]
+    # A group of its own, as a shell gives it; in an orphaned group SIGTSTP stops nothing.
+    process = fork_server().start(command, place.path, kept, leads="group", err=slave)
     os.close(slave)
     with contextlib.suppress(OSError):
         while select.select([terminal], [], [], 30)[0]:
             seen.take(terminal)
             act(seen, process, terminal)
     os.close(terminal)
-    seen.out = process.communicate(timeout=30)[0].decode()
-    seen.code = process.returncode
+    (seen.out,) = process.communicate(timeout=30)
+    seen.code = process.wait()
     return seen
 
 

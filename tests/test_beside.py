@@ -253,7 +253,7 @@ class TestUnderWay:
         place.files(200)
         place.server.faults.append(Fault(Action("slow", seconds=0.05), "PutObject"))
         arguments = "--mode", "parallel", "--concurrency", 2, "--metrics-file", "m.prom", "--json"
-        process = place.start(*arguments, start_new_session=True)
+        process = place.start(*arguments, leads="session")
         assert place.server.wait_for("PutObject", 5, 60)
         os.killpg(process.pid, number)
         _, err = process.communicate(timeout=60)

@@ -255,7 +255,7 @@ class TestCredentialProcess:
     ) -> None:
         place.file("f")
         pids = with_process(place, "wait")
-        run = place.start(*options, start_new_session=True)
+        run = place.start(*options, leads="session")
         wait_until(pids.exists, 60)
         assert len(living(pids)) == 2
         run.send_signal(number)

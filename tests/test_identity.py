@@ -94,7 +94,7 @@ def kill_at(place: Place, operation: str, *arguments: str) -> None:
     running: list[Any] = []
     kill = Action("call", function=lambda: os.killpg(running[0].pid, signal.SIGKILL))
     place.server.faults.append(Fault(kill, operation, times=1))
-    running.append(place.start(*arguments, start_new_session=True))
+    running.append(place.start(*arguments, leads="session"))
     running[0].communicate(timeout=60)
     assert running[0].returncode == -signal.SIGKILL
     place.server.faults.clear()

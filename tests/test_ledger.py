@@ -181,7 +181,7 @@ class TestOddLedgers:
         place.file("f")
         stalled = Fault(Action("slow", seconds=60), "PutObject")
         place.server.faults.append(stalled)
-        running = place.start("--mode", "concurrent", start_new_session=True)
+        running = place.start("--mode", "concurrent", leads="session")
         wait_until(lambda: stalled.applied)
         status = place.run("--status", to=None)
         assert (status.code, f"  uploading: {place.root} to " in status.out) == (0, True)

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 import pfu
-from conftest import Row, chosen_modes
-from testing.trials import MODES
+from conftest import Row, chosen_ways
+from testing.trials import EVEN, MODES, WAYS, Way
 
 HOME = Path(__file__).resolve().parent.parent
 
@@ -84,16 +84,25 @@ class TestCases:
     def test_what_recurs_in_a_table_meets_both_modes(self, sizes: int, kinds: int) -> None:
         table = itertools.product(range(sizes), range(kinds))
         rows: dict[Row, Any] = {
-            ("test", f"size={size}", f"kind={kind}"): dict.fromkeys(MODES) for size, kind in table
+            ("test", f"size={size}", f"kind={kind}"): dict.fromkeys((mode,) for mode in MODES)
+            for size, kind in table
         }
-        chosen = dict(chosen_modes(rows))
+        chosen = dict(chosen_ways(rows))
         assert chosen.keys() == rows.keys()
         for value, times in Counter(itertools.chain(*rows)).items():
-            counts = Counter(mode for row, mode in chosen.items() if value in row)
+            counts = Counter(way for row, way in chosen.items() if value in row)
             assert sum(counts.values()) == times
             assert len(counts) == min(times, 2), (value, chosen)
-        assert abs(len(rows) - 2 * Counter(chosen.values())[MODES[0]]) <= 1
+        assert abs(len(rows) - 2 * Counter(chosen.values())[MODES[0],]) <= 1
 
-    def test_a_row_of_one_mode_keeps_it(self) -> None:
-        rows: dict[Row, Any] = {("test", f"row={number}"): {"parallel": []} for number in range(3)}
-        assert [mode for _, mode in chosen_modes(rows)] == ["parallel"] * 3
+    @pytest.mark.parametrize("ways", [EVEN, WAYS])
+    def test_a_table_meets_every_mode_lane_and_size(self, ways: list[Way]) -> None:
+        rows: dict[Row, Any] = {("test", f"fault={n}"): dict.fromkeys(ways) for n in range(8)}
+        met = Counter(part for _, way in chosen_ways(rows) for part in way)
+        assert set(met.values()) == {4}, met
+
+    def test_a_row_of_one_way_keeps_it(self) -> None:
+        rows: dict[Row, Any] = {
+            ("test", f"row={number}"): {("parallel",): []} for number in range(3)
+        }
+        assert [way for _, way in chosen_ways(rows)] == [("parallel",)] * 3

@@ -265,7 +265,7 @@ class TestResume:
         for number in range(5):
             operations = LARGE_STEPS if number % 2 else FIRST_STEPS
             seen = count_of(place.server, operations)
-            process = place.start(*arguments, start_new_session=True)
+            process = place.start(*arguments, leads="session")
             while process.poll() is None and count_of(place.server, operations) == seen:
                 time.sleep(0.005)
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -416,7 +416,7 @@ class TestResume:
         running: list[Any] = []
         kill = Action("call", function=lambda: os.killpg(running[0].pid, signal.SIGKILL))
         at_hand.server.faults.append(Fault(kill, operation, times=1))
-        running.append(at_hand.start("--mode", "concurrent", *IN_PARTS, start_new_session=True))
+        running.append(at_hand.start("--mode", "concurrent", *IN_PARTS, leads="session"))
         running[0].communicate(timeout=120)
         assert running[0].returncode == -signal.SIGKILL
         sent = at_hand.server.acknowledged("UploadPart")

@@ -17,7 +17,7 @@ import pytest
 import pfu
 from testing.faults import Action, Fault
 from testing.jobs import s3_job
-from testing.place import BOTH_MODES, Place
+from testing.place import BOTH_MODES, Place, state_of, wait_until
 from testing.terminal import Screen, Seen, on_terminal, set_size
 from testing.uploaders import FolderUploader
 
@@ -80,7 +80,7 @@ class TestTerminal:
             if "uploading" in seen.views[-1] and time.monotonic() > next_at:
                 # What pfu wrote for the size that was must be on the screen before it changes.
                 process.send_signal(signal.SIGSTOP)
-                os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+                wait_until(lambda: state_of(process.pid) in ("T", "Z", ""))
                 while select.select([terminal], [], [], 0)[0]:
                     seen.take(terminal)
                 size = next(sizes, (80, 24))
@@ -140,7 +140,7 @@ class TestTerminal:
             if "in flight" not in seen.views[-1] or seen_then:
                 return
             process.send_signal(signal.SIGTSTP)
-            assert os.WIFSTOPPED(os.waitpid(process.pid, os.WUNTRACED)[1])
+            wait_until(lambda: state_of(process.pid) == "T")
             while select.select([terminal], [], [], 0)[0]:
                 seen.screen.feed(os.read(terminal, 65536).decode())
             seen_then.append(seen.screen.shown())

@@ -1,0 +1,160 @@
+"""A process that has imported boto3 and pfu, and forks: python forkserver.py PROGRAM SOCKET.
+
+testing.place.ForkServer says why. Each connection is one run of the program: what comes is where
+and how, with its three streams; what goes back is its process id, then its exit code.
+"""
+
+from __future__ import annotations
+
+import sys
+
+sys.path.pop(0)  # testing/ is no place for modules of others
+
+import functools
+import gc
+import marshal
+import os
+import random
+import signal
+import socket
+import struct
+import traceback
+import types
+from importlib import import_module
+from typing import Any
+
+import boto3
+import botocore.awsrequest
+import botocore.compat
+import botocore.endpoint_provider
+import botocore.hooks
+import botocore.session
+
+LATE = "ctypes", "encodings.idna", "multiprocessing.popen_fork", "multiprocessing.sharedctypes"
+KEYS = {"aws_access_key_id": "x", "aws_secret_access_key": "x"}
+
+
+def remember() -> None:
+    """What botocore reads from its files, and learns of its own functions, comes once."""
+    loader = botocore.session.create_loader()
+    botocore.session.create_loader = lambda search_path=None: loader
+    takes_all = functools.lru_cache(maxsize=None)(botocore.compat.accepts_kwargs)
+    botocore.compat.accepts_kwargs = botocore.hooks.accepts_kwargs = takes_all
+    alias = functools.lru_cache(maxsize=None)(botocore.hooks.EventAliaser(None)._alias_event_name)
+    botocore.hooks.EventAliaser._alias_event_name = lambda aliaser, name: alias(name)
+    botocore.endpoint_provider.RuleSet = made_once(botocore.endpoint_provider.RuleSet)
+
+
+def made_once(rule_set: Any) -> Any:
+    """By the rules that it is made of, which the loader keeps."""
+    made: dict[int, Any] = {}
+
+    def make(**given: Any) -> Any:
+        name = id(given["rules"])
+        if name not in made:
+            made[name] = rule_set(**given)
+        return made[name]
+
+    return make
+
+
+def warm_up() -> None:
+    """Make clients, and requests that are answered here, for all that is imported and compiled."""
+    for service in "sts", "s3":
+        client = boto3.Session(**KEYS, region_name="us-east-1").client(service)
+        client.meta.events.register("before-send", answered)
+    client.head_bucket(Bucket="bkt")
+    client.get_bucket_policy_status(Bucket="bkt")
+    client.put_object(Bucket="bkt", Key="key", Body=b"x", Metadata={"a": "b"})
+
+
+def answered(request: Any, **_: Any) -> Any:
+    return botocore.awsrequest.AWSResponse(request.url, 200, {}, types.SimpleNamespace(stream=list))
+
+
+def load(program: str) -> Any:
+    """The module, called as multiprocessing calls a main module that it imports."""
+    with open(program, "rb") as file:
+        code = marshal.loads(file.read()[16:])
+    sys.path.insert(0, os.path.dirname(program))
+    module: Any = types.ModuleType("__mp_main__")
+    module.__file__ = program
+    sys.modules["__main__"] = sys.modules["__mp_main__"] = module
+    exec(code, module.__dict__)
+    module.make_parser().format_usage()  # for the patterns that it compiles
+    return module
+
+
+def stream_like(stream: Any, descriptor: int) -> Any:
+    """What Python makes of a descriptor when it starts."""
+    mode = "w" if descriptor else "r"
+    new: Any = open(descriptor, mode, encoding=stream.encoding, errors=stream.errors)  # noqa: SIM115
+    new.reconfigure(line_buffering=descriptor == 2 or new.isatty())
+    return new
+
+
+def serve(connection: socket.socket, module: Any) -> None:
+    """Start one run, and tell how it ends."""
+    request, streams, _, _ = socket.recv_fds(connection, 1 << 20, 3)
+    folder, arguments, environment, changes, leads = marshal.loads(request)
+    pid = os.fork()
+    if pid:
+        for descriptor in streams:
+            os.close(descriptor)
+        connection.sendall(struct.pack("i", pid))
+        connection.sendall(struct.pack("i", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])))
+        os._exit(0)
+    connection.close()
+    for number, descriptor in enumerate(streams):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        setattr(sys, name, stream_like(getattr(sys, name), descriptor))
+        setattr(sys, f"__{name}__", getattr(sys, name))
+    if leads:
+        (os.setsid if leads == "session" else os.setpgrp)()
+    os.chdir(folder)
+    os.environb.clear()
+    os.environb.update(environment)
+    random.seed()
+    sys.argv = [module.__file__, *arguments]
+    exec(changes, module.__dict__)
+    module.__name__ = "__main__"
+    module.leave(module.main())
+
+
+def main(program: str, place: str) -> None:
+    os.environ.clear()  # each run has its own
+    os.environ["AWS_CONFIG_FILE"] = os.environ["AWS_SHARED_CREDENTIALS_FILE"] = os.devnull
+    for name in LATE:
+        import_module(name)
+    remember()
+    warm_up()
+    module = load(program)
+    gc.collect()
+    gc.freeze()
+    gc.get_freeze_count = lambda: 1  # it would look at each of them
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(place)
+    listener.listen(16)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    print(flush=True)
+    while True:
+        connection, _ = listener.accept()
+        if os.fork():
+            connection.close()
+            continue
+        listener.close()
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        status = 1
+        try:
+            serve(connection, module)
+        except SystemExit as end:
+            status = int(end.code or 0)
+        except BaseException:  # noqa: BLE001
+            traceback.print_exc()
+        sys.stdout.flush()
+        os._exit(status)
+
+
+main(*sys.argv[1:])
