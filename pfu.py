@@ -3779,26 +3779,26 @@ def chunks_so_far(rest: bytes) -> tuple[bool | None, bytes]:
 # Failure policy: five kinds of answers, one clock for the run
 # ======================================================================================
 #
-# The kind of an answer decides what follows, whichever lane it came through:
+# The kind of an answer decides what happens next, in either lane:
 #
 # taken     success; the clock and the row of refusals are reset
-# own       it concerns this file alone, which fails
-# passing   sent again, with full jitter, for as long as the run is patient
-# refused   this file fails; a series of refusals concerns the run: see RefusedRow
-# fatal     credentials or bucket: three keys must meet it, with nothing taken in between
+# own       a problem of this file alone, which fails
+# passing   retried, with full jitter, as long as the run's patience lasts
+# refused   this file fails; many refusals in a row may stop the run: see RefusedRow
+# fatal     credentials or bucket: three keys must get it, with nothing taken in between
 #
-# Unless it is known to concern the file, it does not: an unknown 4xx is refused, an
-# unknown 5xx is passing. The codes below say what a status alone does not; a code that is missing
-# here does not make any outcome worse.
+# An answer is blamed on the file only if it is known to be about the file: an unknown 4xx is
+# refused, an unknown 5xx is passing. The codes below add what the status alone does not say; a code
+# that is missing here makes no outcome worse.
 #
 # Patience is per run. RunClock starts at the first passing answer since something was last taken.
-# Once it shows HOLD_SECONDS the run holds still: a few probes find out whether the store is back,
-# everything else waits, and the limiter learns nothing. Uploaders report what an answer was, and
-# never retry on their own.
+# When it reaches HOLD_SECONDS the run holds: a few probes test whether the store is back,
+# everything else waits, and the limiter ignores what it sees. Uploaders report what an answer was,
+# and never retry on their own.
 
 
 class Kind(IntEnum):
-    """The kind of an answer that is not taken."""
+    """The kind of an answer other than success."""
 
     OWN = 0
     PASSING = 1
@@ -3806,16 +3806,16 @@ class Kind(IntEnum):
     FATAL = 3
 
 
-PATIENCE_SECONDS = 300.0  # a store may be unavailable: longer than a restart or failover
-FIRST_SECONDS = 15.0  # before its first answer: a mistyped URL must not cost five minutes
-HOLD_SECONDS = 1.0  # of the clock, after which the run holds still; a busy store answers sooner
-TELL_SECONDS = 5.0  # of the clock, after which the user is told
-PROBES = 4  # tries at a time while the store is unavailable, all processes together
-PROBE_SECONDS = 2.0  # at most between two of them, so that its return is noticed within seconds
-OWN_TRIES, OWN_SECONDS = 10, 60.0  # of a request that fails while others succeed: its file fails
-FATAL_KEYS = 3  # that must meet the same code about credentials or bucket
-FATAL_SECONDS = 10.0  # for which a good answer about the bucket remains valid
-ROW = 20  # different files refused in a row, with nothing taken in between: is it the run?
+PATIENCE_SECONDS = 300.0  # a store may be unavailable: longer than a restart or failover takes
+FIRST_SECONDS = 15.0  # until its first answer: a mistyped URL must not cost five minutes
+HOLD_SECONDS = 1.0  # on RunClock before the run holds; a store that is only busy answers sooner
+TELL_SECONDS = 5.0  # on RunClock before the user is told
+PROBES = 4  # requests at a time while the store is unavailable, all processes together
+PROBE_SECONDS = 2.0  # at most between two probes, so that its return is noticed within seconds
+OWN_TRIES, OWN_SECONDS = 10, 60.0  # of failing while others succeed: then the file fails
+FATAL_KEYS = 3  # that must get the same code about credentials or bucket
+FATAL_SECONDS = 10.0  # that a good answer about the bucket stays valid
+ROW = 20  # different files refused in a row, nothing taken in between: is everything refused?
 OTHERS = 5  # files from directories without a refusal, tried to find out
 
 SLOW_DOWN_CODES = frozenset(
@@ -3824,7 +3824,7 @@ SLOW_DOWN_CODES = frozenset(
         *("TooManyRequests", "RequestLimitExceeded", "BandwidthLimitExceeded"),
     )
 )
-PASSING_CODES = frozenset(  # that come with a 4xx: damage in transit, or two conflicting requests
+PASSING_CODES = frozenset(  # retried despite a 4xx: damage in transit, or two conflicting requests
     (
         *("InternalError", "RequestTimeout", "IncompleteBody", "BadDigest"),
         *("XAmzContentSHA256Mismatch", "OperationAborted", "ConditionalRequestConflict"),
@@ -3838,7 +3838,7 @@ KEY_CODES = frozenset(
         *("InvalidURI", "XMinioInvalidResourceName", "InvalidObjectName"),
     )
 )
-PROXY_REFUSES = "ProxyRefuses"  # pfu's own word: a proxy lets no request through
+PROXY_REFUSES = "ProxyRefuses"  # pfu's own code: a proxy lets no request through
 CREDENTIAL_CODES = frozenset(
     (
         *("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidToken"),
@@ -3852,7 +3852,7 @@ FATAL_CODES = CREDENTIAL_CODES | {
 }
 PROXY_HINT = "check HTTPS_PROXY and HTTP_PROXY: address, user, password"
 SLOW_DOWN_STATUSES = frozenset((429, 503, 509))
-REFUSING_5XX = frozenset((501, 507))  # not implemented, out of space: the 5xx that do not pass
+REFUSING_5XX = frozenset((501, 507))  # not implemented, out of space: the 5xx that are not retried
 PASSING_4XX = frozenset((408, 425, 429))
 ERROR_HINTS: Mapping[str, str] = {
     "ExpiredToken": "renew the credentials and rerun",
@@ -3900,7 +3900,7 @@ def classify(code: str, status: int) -> type[TransferError]:
 
 
 def kind_of_error(error: PfuError) -> Kind:
-    """The kind of an error. Errors not from the store concern the file."""
+    """The kind of an error. One that is not from the store concerns the file alone."""
     if isinstance(error, RetryableError):
         return Kind.PASSING
     if isinstance(error, FatalError):
@@ -3920,8 +3920,8 @@ def full_jitter(attempt: int, base: float = 0.2, cap: float = 20.0) -> float:
 class Signs(NamedTuple):
     """Counts of the store's answers, for the whole run; they only grow."""
 
-    taken: float  # acknowledged; and bytes of a body that arrived for the first time
-    answered: float  # refused, or about a file: the store responds
+    taken: float  # files and parts acknowledged, plus body bytes that arrived for the first time
+    answered: float  # definite answers, refusals included: the store responds
     passing: float
 
 
@@ -3946,11 +3946,11 @@ class RunClock:
             self.since = now
 
     def shows(self, now: float) -> float:
-        """Seconds."""
+        """Seconds on the clock."""
         return 0.0 if self.since is None else now - self.since
 
     def is_away(self, now: float) -> bool:
-        """Whether the run should hold still."""
+        """Whether the run should hold."""
         return self.since is not None and self.shows(now) >= min(HOLD_SECONDS, self.patience)
 
     def is_over(self, now: float) -> bool:
@@ -3963,7 +3963,7 @@ def patiently(
     patience: float,
     tell: Callable[[RetryableError], None] = lambda error: None,
 ) -> T:
-    """Repeat a question that may be answered next time, for so many seconds. Raises PfuError.
+    """Call ``ask``, and retry RetryableError for ``patience`` seconds. Raises PfuError.
 
     For requests made outside an engine. ``tell`` is called with each failure, and may raise too.
     """
@@ -3987,7 +3987,7 @@ class RefusedRow:
     """
 
     def __init__(self) -> None:
-        self.codes: Counter[str] = Counter()  # of the row, by cause
+        self.codes: Counter[str] = Counter()  # refusals in the row, by cause
         self.directories: set[str] = set()  # with a refusal in this run
         self.on_trial: set[str] = set()  # those being tried
         self._row: set[str] = set()
@@ -4002,7 +4002,7 @@ class RefusedRow:
             self._tried = 0
 
     def refused(self, file_id: str, cause: str) -> None:
-        """One more was refused."""
+        """One more file was refused."""
         self.directories.add(directory_of(file_id))
         self._row.add(file_id)
         self.on_trial.discard(file_id)
@@ -4013,16 +4013,16 @@ class RefusedRow:
 
     @property
     def is_full(self) -> bool:
-        """Whether only others should be tried."""
+        """Whether only files from other directories should be tried."""
         return len(self._row) >= ROW
 
     @property
     def room(self) -> int:
-        """How many others may still be tried."""
+        """How many of these may still be tried."""
         return OTHERS - self._tried
 
     def try_others(self, file_ids: Collection[str]) -> None:
-        """These are being tried."""
+        """These are being tried now; none: there are no others."""
         self.on_trial.update(file_ids)
         self._tried = self._tried + len(file_ids) if file_ids else OTHERS
 
