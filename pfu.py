@@ -4036,23 +4036,23 @@ class RefusedRow:
 # Concurrency: how many requests in flight
 # ======================================================================================
 #
-# The limiter sets how many requests are in flight. Latency would mislead, as it depends on the size
-# of the files, so it probes goodput and guards against drops.
+# The limiter sets how many requests are in flight. Latency would mislead, as it depends on file
+# size, so the limiter measures goodput and reacts to drops.
 #
-# work        bytes + REQUEST_WORK a completed request, so that small files count too
-# drop        503, 429, a timeout or a reset, of a request begun after the last cut
-# window      what completes in WINDOW seconds and WINDOW_LIMITS x limit completions at least; it
-#             opens one latency after the limit changed, so that it sees the new limit only
+# work        bytes + REQUEST_WORK per completed request, so that small files count too
+# drop        503, 429, a timeout or a reset, on a request begun after the last cut
+# window      lasts at least WINDOW seconds and WINDOW_LIMITS x limit completions; it opens one
+#             latency after the limit changed, so that it sees only the new limit
 # goodput     by Little's law: in flight x work / time in flight. Counting completions would depend
-#             on where in a burst a window begins: a store with even latency answers in bursts
-# slow start  while the step is SLOW_START_STEP: windows of one limit's worth, trials at once
+#             on where in a burst the window opens: a store with even latency answers in bursts
+# slow start  the step is SLOW_START_STEP, windows last 1 x limit completions, trials do not pause
 #
-# A trial up lasts one window. It is kept if goodput rose by GAIN of the relative change, and the
-# next takes a longer step. If not, the limit goes back, the pause before the next trial doubles,
-# and that one goes down: kept if it costs LOSS at most. In slow start a trial that seems to fail is
-# given a second window, as the first may have gone into opening connections. Too many drops reject
-# a trial up, or cut the base. If goodput at the base moves by itself, the work has changed, and
-# trials begin again soon.
+# A trial up raises the limit for one window. It is kept if goodput rises by GAIN x the limit's
+# relative change, and the next step is larger. Otherwise the limit goes back to the base, the pause
+# before the next trial doubles, and that one goes down: kept if goodput falls by LOSS at most. In
+# slow start a trial that seems to fail gets a second window, as the first may have been spent on
+# opening connections. Too many drops reject a trial up, or cut the base. If goodput at the base
+# shifts by itself, the workload has changed, and trials resume soon.
 
 REQUEST_WORK = 256 * KIB
 LOWEST_LIMIT = 4
@@ -4082,20 +4082,20 @@ SLICE = 256 * KIB
 
 
 class Tally(NamedTuple):
-    """What some requests of the run did."""
+    """What the run's requests did over some time."""
 
     work: float
     completions: float
     busy: float
-    """Seconds that these requests took, added up."""
+    """Sum of the seconds these requests took."""
     drops: float
 
 
 class Meter:
-    """Counts, where requests are made, what the limiter is to know. The figures only grow.
+    """Counts for the limiter, in the process that sends the requests. The figures only grow.
 
-    The limiter may run in another process: it looks every SLOW_START_WINDOW or so, and sets
-    `cut_at`, the monotonic time before which a dropped request must have begun not to count.
+    The limiter may run in another process: it reads them every SLOW_START_WINDOW or so, and sets
+    `cut_at`: a dropped request that began before this monotonic time does not count.
     """
 
     def __init__(self) -> None:
@@ -4116,7 +4116,7 @@ class Meter:
 
 
 class Limiter:
-    """Finds the number of requests in flight (`limit`) at which goodput stops to grow.
+    """Finds the number of requests in flight (`limit`) at which goodput stops growing.
 
     Pure: `now` is a reading of one monotonic clock. `lowest == highest` fixes it.
     """
@@ -4145,7 +4145,7 @@ class Limiter:
         self._closes, self._enough = now, 1
 
     def absorb(self, tally: Tally, now: float) -> None:
-        """Take in what was done since the last tally; its drops began after `cut_at`."""
+        """Add what was done since the last tally; its drops began after `cut_at`."""
         self._drops += tally.drops
         if tally.drops and self._drops >= max(LEAST_DROPS, DROP_SHARE * self._completions):
             self._retreat(now)
@@ -4158,7 +4158,7 @@ class Limiter:
             self._close_window(now)
 
     def begin_again(self, now: float) -> None:
-        """Nothing was done for a while, through no fault of the limit."""
+        """Start a new window after a pause that was not the limit's fault."""
         self.cut_at = now
         self._set(self._base, now)
 
@@ -4179,7 +4179,7 @@ class Limiter:
             self._open_window(now)
             return
         used = SLOW_START_USED if self._slow_start else USED
-        if self._busy <= 0:  # figures of two moments, as shared memory has no locks
+        if self._busy <= 0:  # shared memory has no locks: figures can be out of step
             self._open_window(now)
             return
         in_flight = min(self.limit, self._busy / (now - self._opens) / used)
@@ -4263,11 +4263,10 @@ class Limiter:
 
 
 class Pacer:
-    """Spreads bytes evenly over time: at most ``rate`` bytes a second, no limit if it is 0.
+    """Spreads bytes evenly over time: at most ``rate`` bytes per second; 0: no limit.
 
-    Whoever is about to send asks for the delay, and waits it out: turns are given in the order of
-    asking. What was not used for a while is lost, but for PACE_SLACK, so there is no burst. May be
-    asked from any thread.
+    A sender asks for its delay and waits it out; turns are given in the order asked. Unused time is
+    lost, except for PACE_SLACK seconds, so there is no burst. Thread-safe.
     """
 
     def __init__(self) -> None:
