@@ -4295,25 +4295,25 @@ class Pacer:
 # Connections: the only sockets
 # ======================================================================================
 #
-# A connection carries one request at a time. The one used last is used next (LIFO), so that few
-# stay warm and the rest grow old and are closed. Whoever takes a connection from the pool gives it
-# one request and awaits one future; the answer puts the connection back by itself.
+# A connection carries one request at a time. The pool is last in, first out: a few connections stay
+# warm, the rest go idle and are closed. Whoever takes a connection from the pool gives it one
+# request and awaits one future; when the answer is in, the connection goes back by itself.
 #
-# Head and small body go out in one write. A larger body goes out in slices, each when the kernel
-# has taken the one before it, so that nothing piles up in a buffer of ours.
+# Head and small body go out in one write. A larger body goes out in slices, each once the kernel
+# has taken the one before, so that nothing piles up in our own buffers.
 #
-# Deadlines are one number a connection, looked at once a second by sweep(): a timer a request would
-# cost as much as signing it. A deadline is moved by progress, as a socket's timeout would be. What
-# the kernel holds of a body may take a slow line minutes to carry: while it grows less, that is
-# progress too.
+# Each connection has one deadline, checked once a second by sweep(): a timer per request would cost
+# as much as signing it. Progress moves the deadline, as it does a socket timeout. A slow line may
+# need minutes for the part of a body that the kernel has buffered: as long as it shrinks, that
+# counts as progress too.
 #
-# TLS runs here over a plain transport, by ssl.MemoryBIO. asyncio's own keeps 256 KiB a connection
-# for receiving (Python 3.11 and later) and costs more time for each request. Sessions are resumed:
-# a full handshake costs as much as many small files.
+# TLS runs here over a plain transport, through ssl.MemoryBIO. asyncio's own TLS keeps a receive
+# buffer of 256 KiB per connection (Python 3.11 and later) and costs more time per request. Sessions
+# are resumed: a full handshake costs as much as many small files.
 
 CONNECT_ATTEMPTS = 3
-NEXT_ADDRESS_SECONDS = 2.0  # that a connection may take where the name has another address
-DEAD_SECONDS = 60.0  # that an address is left alone after it did not let itself be connected
+NEXT_ADDRESS_SECONDS = 2.0  # to connect, if the name has another address
+DEAD_SECONDS = 60.0  # that an address is tried last after it failed to connect
 STALL_SECONDS, LEAST_STALL_SECONDS = 60.0, 10.0
 DRAIN_SECONDS = 15.0
 IDLE_SECONDS = 15.0
@@ -4331,29 +4331,29 @@ Waiter = Union["asyncio.Future[Answer]", "Posted"]
 
 
 class ConnectionStale(Rejected):
-    """A connection that had been idle was closed before any byte of an answer came."""
+    """A connection that had been idle was closed before the first byte of an answer."""
 
 
 class Posted:
-    """A small request that no coroutine waits for: a function is called with how it ended."""
+    """A small request that no coroutine waits for: a callback gets the result."""
 
     __slots__ = ("_ended", "began", "offset", "problem", "sha256", "terms")
 
     def __init__(
         self, sha256_hex: str, terms: Any, ended: Callable[[Posted, Answer | None], None]
     ) -> None:
-        """``ended`` is given the answer, or None where there is a ``problem``."""
+        """``ended`` is called with the answer, or with None if there is a ``problem``."""
         self.sha256, self.terms, self._ended = sha256_hex, terms, ended
         self.began = time.monotonic()
-        self.offset = 0.0  # of the clock that it was signed with
+        self.offset = 0.0  # of the store's clock, as it was signed with
         self.problem: Rejected | None = None
 
     def done(self) -> bool:
-        """As a future: not yet, for the connection forgets it then."""
+        """Like a future's. Always False: once it is done, the connection forgets it."""
         return False
 
     def set_result(self, answer: Answer) -> None:
-        """As a future."""
+        """Like a future's."""
         try:
             check_digest(answer, self.sha256)
         except Rejected as problem:
@@ -4362,7 +4362,7 @@ class Posted:
             self._ended(self, answer)
 
     def set_exception(self, problem: Rejected) -> None:
-        """As a future."""
+        """Like a future's."""
         self.problem = problem
         self._ended(self, None)
 
@@ -4381,17 +4381,17 @@ class Connection(asyncio.BufferedProtocol):
         self._buffer = bytearray(RECEIVE_BUFFER)
         self._received = b""
         self._rest: memoryview | FileBody | None = None
-        self._unsent: int | None = None  # bytes, if looked at since there was other progress
+        self._unsent: int | None = None  # bytes at the last look; None since other progress
         self._is_paused = False
         self._is_waiting = False  # for the pacer
         self._is_used = False
         self._size = 0  # bytes of the body
-        self.arrived: Callable[[int], None] | None = None  # hears how much of it has
+        self.arrived: Callable[[int], None] | None = None  # called with the bytes so far
 
     def exchange(
         self, head: bytes, body: Body, waiter: Waiter, check: Check = check_answer
     ) -> None:
-        """Send one request; ``waiter`` hears of the answer. To cancel it, call abort()."""
+        """Send one request; ``waiter`` gets the answer or the error. To cancel, call abort()."""
         self._waiter = waiter
         self._check = check
         self._size = len(body)
@@ -4409,7 +4409,7 @@ class Connection(asyncio.BufferedProtocol):
             self._write(b"".join((head, body)))
 
     def abort(self) -> None:
-        """Close at once; what was not sent is not sent."""
+        """Close at once; what is unsent is dropped."""
         self._waiter = self._rest = None
         self._pool.forget(self)
         if self._transport is not None:
@@ -4417,7 +4417,7 @@ class Connection(asyncio.BufferedProtocol):
             self._transport = None
 
     def look(self) -> None:
-        """Tell how much of the body has arrived, as far as the kernel knows."""
+        """Report how much of the body has arrived, as far as the kernel knows."""
         if self.arrived and self._waiter is not None and self._transport is not None:
             rest = 0 if self._rest is None else len(self._rest)
             self.arrived(self._size - rest - unsent_bytes(self._transport))
@@ -4477,13 +4477,13 @@ class Connection(asyncio.BufferedProtocol):
             return
         if answer is None:
             self._received = data
-            if self._check(data, is_last=True):  # of a body whose end nobody can foresee
+            if self._check(data, is_last=True):  # nothing marks the end of the body
                 self.deadline = min(self.deadline, self._pool.now + END_SECONDS)
         else:
             self._finish(waiter, answer)
 
     def _take_last(self) -> bool:
-        """Whether what came is an answer, though nothing says that its body is at its end."""
+        """Whether what has arrived is an answer, though nothing marks the end of its body."""
         waiter, is_sent = self._waiter, self._rest is None and not self._is_paused
         with contextlib.suppress(Rejected):
             answer = self._check(self._received, is_last=True)
@@ -4500,7 +4500,7 @@ class Connection(asyncio.BufferedProtocol):
         self._unsent = None
 
     def _is_draining(self) -> bool:
-        """Whether less is unsent than at the last look, or this is the first; sets the next one."""
+        """Whether less is unsent than at the last look, or this is the first; sets the deadline."""
         unsent = unsent_bytes(self._transport) if self._transport else 0
         before, self._unsent = self._unsent, unsent
         if before is None:
@@ -4515,7 +4515,7 @@ class Connection(asyncio.BufferedProtocol):
         self._transport.write(data)
 
     def _send_slice(self) -> None:
-        """Send the next slice when the kernel has taken the one before, and its turn has come."""
+        """Send the next slice once the kernel has taken the one before and the pacer allows it."""
         if self._rest is None or self._is_paused or self._is_waiting:
             return
         pacer = self._pool.pacer
@@ -4560,7 +4560,7 @@ class Connection(asyncio.BufferedProtocol):
     def _give_up_connecting(self, problem: Exception) -> None:
         if not self.ready.done():
             self.ready.set_exception(problem)
-            self.ready.exception()  # nobody may be waiting for it any more
+            self.ready.exception()  # so that asyncio does not warn if nobody awaits it
 
     def _end(self, problem: Exception | None = None) -> None:
         if self._waiter is None:
@@ -4587,7 +4587,7 @@ class Connection(asyncio.BufferedProtocol):
 def unsent_bytes(transport: asyncio.Transport) -> int:
     """Bytes written to ``transport`` that the other end has not acknowledged, as far as is known.
 
-    Linux tells of those in the kernel (TIOCOUTQ: tcp(7)).
+    On Linux, those in the kernel are included (TIOCOUTQ: tcp(7)).
     """
     queued = array.array("i", [0])
     with contextlib.suppress(ImportError, OSError, ValueError, AttributeError):
@@ -4677,11 +4677,11 @@ class TlsConnection(Connection):
 
 
 class TunnelConnection(TlsConnection):
-    """The same through a tunnel that a proxy makes."""
+    """The same through a tunnel that a proxy opens (CONNECT)."""
 
     def __init__(self, pool: ConnectionPool, context: ssl.SSLContext) -> None:
         super().__init__(pool, context)
-        self._reply: bytes | None = b""  # what the proxy has said so far; None: it lets through
+        self._reply: bytes | None = b""  # the proxy's, so far; None: the tunnel is open
 
     def _begin(self) -> None:
         Connection._write(self, self._pool.tunnel)
@@ -4703,7 +4703,7 @@ class TunnelConnection(TlsConnection):
 
 
 def check_tunnel(reply: bytes) -> bool:
-    """Whether a proxy has made a tunnel; False: more must come. Raises Rejected."""
+    """Whether the proxy has opened the tunnel; False: incomplete reply. Raises Rejected."""
     head, ended, more = reply.partition(b"\r\n\r\n")
     refuse_or_wait(head)
     if not ended:
@@ -4720,7 +4720,7 @@ def check_tunnel(reply: bytes) -> bool:
 
 
 class ConnectionPool:
-    """Connections to one origin, or to the proxy before it, spread over all its addresses."""
+    """Connections to one origin, or to the proxy in front of it, spread over all its addresses."""
 
     stall_seconds = STALL_SECONDS
 
@@ -4747,7 +4747,7 @@ class ConnectionPool:
         return len(self._connections)
 
     async def connect(self) -> Connection:
-        """Return a new connection. Raises Rejected if no address lets itself be connected."""
+        """Return a new connection. Raises Rejected if no address can be connected to."""
         problem: Exception | None = None
         candidates = (await self._candidates())[:CONNECT_ATTEMPTS]
         for number, address in enumerate(candidates, start=1):
@@ -4760,13 +4760,13 @@ class ConnectionPool:
                 self._dead_until[address] = self.loop.time() + DEAD_SECONDS
         timed_out = isinstance(problem, (asyncio.TimeoutError, TimeoutError, ConnectionResetError))
         reason = str(problem) or type(problem).__name__
-        is_tls = isinstance(problem, ssl.SSLError)  # boto3 has better words for it
+        is_tls = isinstance(problem, ssl.SSLError)  # boto3 reports it better
         raise Rejected(
             None, f"cannot connect to {self.host}: {reason}", dropped=timed_out, passing=not is_tls
         )
 
     def give_back(self, connection: Connection) -> None:
-        """Take in one that was not used."""
+        """Put back one that was not used."""
         if connection in self._connections:
             self.idle.append(connection)
 
@@ -4780,7 +4780,7 @@ class ConnectionPool:
                 self.idle.remove(connection)
 
     def sweep(self) -> None:
-        """Expire what is past its deadline; to be called every SWEEP_SECONDS."""
+        """Expire connections past their deadline; call this every SWEEP_SECONDS."""
         self.now = self.loop.time()
         for connection in list(self._connections):
             connection.look()
@@ -4807,7 +4807,7 @@ class ConnectionPool:
         return (TunnelConnection if self.tunnel else TlsConnection)(self, self._context)
 
     async def _candidates(self) -> list[str]:
-        """Return all addresses, those whose turn it is first, those that are dead last."""
+        """Return all addresses in rotation, dead ones last."""
         async with self._resolving:
             if self.loop.time() >= self._resolved_at + RESOLVE_SECONDS:
                 await self._resolve()
@@ -4817,7 +4817,7 @@ class ConnectionPool:
         return sorted(in_turn, key=lambda address: self._dead_until.get(address, 0.0) > now)
 
     async def _resolve(self) -> None:
-        """Keep the addresses that are known if the name cannot be resolved now."""
+        """Resolve the name; if that fails, keep the addresses already known, if any."""
         try:
             found = await self.loop.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
         except OSError as problem:
@@ -4832,7 +4832,7 @@ class ConnectionPool:
 def tls_context(ca_bundle: str | None) -> ssl.SSLContext:
     """Verify chain and host name against the bundle that boto3 would use.
 
-    Python 3.13 is strict about the form of certificates, boto3 is not: both lanes accept the same.
+    Python 3.13 is strict about the form of certificates, boto3 is not; both lanes must agree.
     """
     context = ssl.create_default_context(cafile=ca_bundle)
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
