@@ -4844,12 +4844,12 @@ def tls_context(ca_bundle: str | None) -> ssl.SSLContext:
 # ======================================================================================
 #
 # botocore decides what a request looks like. It builds and signs one PutObject, which a handler
-# keeps from being sent; what it signed is taken apart into a RequestTemplate. The gate opens only
-# if our signer arrives at botocore's own signature from the same parts.
+# intercepts before it is sent; the signed request is taken apart into a RequestTemplate. The gate
+# opens only if our signer computes the same signature from the same parts.
 #
-# A put takes an idle connection (or opens one), writes, awaits one future. A PUT may be repeated
-# safely, so a connection that turns out to have been closed while idle costs one repetition on a
-# new one, and a wrong clock one with the store's time. All else is Rejected and left to the caller.
+# A put takes an idle connection (or opens one), writes, and awaits one future. A PUT is idempotent,
+# so it is repeated once, on a new connection, if the idle one turns out to be closed, and once with
+# the store's time if the clock is wrong. Everything else is Rejected and left to the caller.
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 PROBE_KEY = ".pfu-template"
@@ -4857,8 +4857,8 @@ PROBE_BODY = b"pfu"
 CREDENTIALS_SECONDS = 5.0
 CLOCK_SKEW_SECONDS = 300.0
 FORBIDDEN = 403
-CLOCK_WITNESSES = 2  # answers in a row that contradict a clock which the store has accepted
-CLOCK_SURE = 10  # answers with a clock that was set right, before that is told
+CLOCK_WITNESSES = 2  # answers in a row that contradict a clock that the store has accepted
+CLOCK_SURE = 10  # requests taken with a corrected clock before the user is told
 OWN_HEADERS = frozenset(
     (
         *("authorization", "connection", "content-length", "expect", "host", "user-agent"),
@@ -4897,7 +4897,7 @@ class CapturedRequest(NamedTuple):
 
 
 class NoContent:
-    """The body of the answer that botocore is given for the request that is not sent."""
+    """The empty body of the answer that botocore gets for the intercepted request."""
 
     def stream(self, **_: Any) -> Iterator[bytes]:
         return iter(())
@@ -4912,7 +4912,7 @@ def capture_template(
     """Have botocore build a PutObject with these arguments, and open the gate if it is plain.
 
     Sends nothing. The client should have made a call before, so that it knows the bucket's region.
-    `credentials_source` must give what the client signs with.
+    `credentials_source` must return the credentials that the client signs with.
     """
     from botocore.exceptions import BotoCoreError, ClientError
 
@@ -4985,7 +4985,7 @@ def client_refusal(client: Any) -> str | None:
 
 
 def proxy_of(config: Any, url: str) -> str | None:
-    """Decide as botocore.endpoint.EndpointCreator does; without a ``config`` by the environment."""
+    """As botocore.endpoint.EndpointCreator decides; without a ``config``, by the environment."""
     from botocore.utils import get_environ_proxies
 
     given = config and config.proxies
@@ -5014,7 +5014,7 @@ def request_refusal(captured: CapturedRequest) -> str | None:
 
 
 def signing_refusal(captured: CapturedRequest, credentials: Credentials) -> str | None:
-    """Sign the same request again, and compare."""
+    """Sign the same request again and compare."""
     headers = {"host": captured.host, **captured.headers}
     signed = is_authorization(headers["authorization"])
     if not signed or signed["access_key"] != credentials.access_key:
@@ -5055,7 +5055,7 @@ def template_of(client: Any, captured: CapturedRequest) -> RequestTemplate:
 
 
 def proxy_for(config: Any, url: str) -> Proxy | None:
-    """The proxy by which botocore would reach a URL, and what it says to it."""
+    """The proxy that botocore would use for a URL, and the headers it would send to it."""
     from botocore.httpsession import ProxyConfiguration
 
     proxy = proxy_of(config, url)
@@ -5078,12 +5078,11 @@ def header_names(client: Any, operation: str) -> frozenset[str]:
 
 
 class FastLane:
-    """Puts objects with as little CPU as possible. One in each process, used on one event loop.
+    """Puts objects with as little CPU as possible. One per process, on one event loop.
 
     open(), then put() from as many coroutines as the limiter allows, then close().
-    `credentials_source` may block and is called in a thread.
-
-    `requests` counts what was sent. The source raises FatalError where it has no credentials.
+    `credentials_source` may block, so it is called in a thread; it raises FatalError if it has no
+    credentials. `requests` counts what was sent.
     """
 
     def __init__(
@@ -5096,17 +5095,17 @@ class FastLane:
     ) -> None:
         self.requests = 0
         self._looks: set[asyncio.Task[Any]] = set()
-        self._taken_since = 0  # the clock was set right; one node with a wrong one takes few
+        self._taken_since = 0  # the clock was corrected; a node with a wrong one takes few
         self._traffic = traffic or Traffic()
         self._stall_seconds = min(STALL_SECONDS, max(patience, LEAST_STALL_SECONDS))
-        self._skews: list[float] = []  # told since something was taken with the present clock
-        self._accepted: float | None = None  # the offset with which something was taken last
+        self._skews: list[float] = []  # seen since something was taken with the current offset
+        self._accepted: float | None = None  # the offset with which something was last taken
         self._template = template
         self._credentials_source = credentials_source
         self._clock = clock
 
     async def open(self) -> None:
-        """To be called on the loop that will put."""
+        """Call this on the loop that put() will run on."""
         loop = asyncio.get_running_loop()
         self._credentials = await loop.run_in_executor(None, self._credentials_source)
         self._writer = HeadWriter(self._template, self._credentials, self._clock)
@@ -5117,8 +5116,8 @@ class FastLane:
         self._tasks = [loop.create_task(self._sweep()), loop.create_task(self._refresh())]
 
     async def close(self) -> None:
-        """Close all connections, whatever they do."""
-        tasks = {*self._tasks, *self._looks}  # threads wait for the looks
+        """Close all connections, busy or not."""
+        tasks = {*self._tasks, *self._looks}  # threads are waiting for look()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -5131,7 +5130,7 @@ class FastLane:
 
     @property
     def clock_offset(self) -> float:
-        """Seconds that the store's clock was found to be ahead of the one here."""
+        """Seconds by which the store's clock is ahead of the local one."""
         return self._writer.clock_offset
 
     async def put(
@@ -5145,10 +5144,10 @@ class FastLane:
         checksum: bool = False,
         posted: Posted | None = None,
     ) -> str:
-        """Return the ETag, in its quotes. Raises Rejected; the body must not change until then.
+        """Return the ETag, with its quotes. Raises Rejected. The body must not change meanwhile.
 
         `query` is percent-encoded, as `partNumber=3&uploadId=...`. `posted` is a first try, by
-        post(), that had no success.
+        post(), that failed.
         """
 
         def head() -> bytes:
@@ -5162,7 +5161,7 @@ class FastLane:
     def post(
         self, key: str, headers: Headers, body: bytes, posted: Posted, *, checksum: bool = False
     ) -> bool:
-        """Send a small object at once, and return; False if it has to wait for something."""
+        """Send a small object and return at once. False: nothing was sent, use put()."""
         pool = self._pool
         if not pool.idle or pool.pacer.rate:
             return False
@@ -5180,7 +5179,7 @@ class FastLane:
     async def look(self, key: str, headers: Headers) -> Mapping[str, str]:
         """Return the headers of the answer to HEAD, names in lower case; none without an object.
 
-        Raises Rejected for whatever boto3 had better be asked.
+        Raises Rejected for anything better left to boto3.
         """
 
         def head() -> bytes:
@@ -5218,7 +5217,7 @@ class FastLane:
         return answer
 
     def took(self, offset: float) -> None:
-        """Something was taken that was signed with this clock."""
+        """Something signed with this clock offset was taken."""
         if offset != self._writer.clock_offset:
             return
         self._accepted = offset
@@ -5257,10 +5256,10 @@ class FastLane:
             raise
 
     def _corrects_clock(self, rejected: Rejected, offset: float) -> bool:
-        """Whether the request was signed by a wrong clock that has been set right since.
+        """Whether the request was signed by a wrong clock that has now been corrected.
 
-        One answer is enough before the store has accepted the clock; then one node of it may be
-        wrong, and several in a row have to say the same, with nothing taken between.
+        One answer is enough until the store has accepted the clock. From then on a single node may
+        be wrong, so several in a row have to agree, with nothing taken in between.
         """
         writer = self._writer
         if rejected.status != FORBIDDEN or rejected.date is None:
@@ -5286,18 +5285,18 @@ class FastLane:
             await asyncio.sleep(CREDENTIALS_SECONDS)
             try:
                 self.use(await loop.run_in_executor(None, self._credentials_source))
-            except Exception:  # noqa: BLE001, S112  those at hand serve until they are refused
+            except Exception:  # noqa: BLE001, S112  the old ones are used until refused
                 continue
 
     def use(self, credentials: Credentials) -> None:
-        """Sign with these from now on. To be called on the loop."""
+        """Sign with these from now on. Call this on the loop."""
         if credentials != self._credentials:
             self._credentials = credentials
             self._writer.use(credentials)
 
 
 def clock_skew(date: str, now: float) -> float:
-    """Return how many seconds a Date header is ahead; 0.0 if it is none."""
+    """Return how many seconds a Date header is ahead; 0.0 if it is not a date."""
     try:
         return email.utils.parsedate_to_datetime(date).timestamp() - now
     except (TypeError, ValueError):
