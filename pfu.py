@@ -7884,22 +7884,22 @@ def _ask(question: Callable[[], Any], absent: Any) -> tuple[Any, str]:
 # Engines: pages in, outcomes out
 # ======================================================================================
 #
-# A PageRunner lives on an event loop, with as many slots as requests may be in flight; each slot
-# takes one file after the other. Pages are exchanged for outcomes: exchange() hands in a page and
-# returns, as soon as there is room for the next one, all outcomes that have come since. The slots
-# never stop between two pages, so there is no barrier; a runner holds two pages at the most.
+# A PageRunner runs on an event loop, with as many slots as requests may be in flight; each slot
+# takes one file after another. Pages are exchanged for outcomes: exchange() hands in a page and, as
+# soon as there is room for the next one, returns all outcomes that have come in since. The slots
+# never stop between pages, so there is no barrier; a runner holds at most two pages.
 #
-# A large file is several tasks: one begins its multipart upload, one for each part, one completes
-# it. What follows from an outcome is the batch run's business: see WorkList.
+# A large file is several tasks: one begins its multipart upload, one sends each part, one completes
+# it. The batch run decides what follows from an outcome: see WorkList.
 #
-# An Engine keeps its runners fed. Mode concurrent is one runner on a loop in the thread that also
-# keeps the ledger: two threads would take the GIL from each other at every system call. Mode
-# parallel is one runner in each of several processes, on a loop that runs on between two pages;
-# each is a ProcessPoolExecutor of one: a worker that dies breaks its own pool alone, the engine
-# knows which files it had, and they are done again.
+# An Engine keeps its runners fed. Mode concurrent is one runner, on a loop in the thread that also
+# writes the ledger: two threads would fight over the GIL at every system call. Mode parallel is one
+# runner in each of several processes, on a loop that keeps running between pages. Each process is a
+# ProcessPoolExecutor of one: a worker that dies breaks only its own pool, and the engine, which
+# knows which files it had, retries them.
 #
-# Engine and runners see each other's figures in shared memory, many times a second: so one limiter
-# serves all processes, a stop is noticed at once, and the live view moves between two pages.
+# Engine and runners read each other's figures in shared memory, many times a second: so one limiter
+# serves all processes, a stop is noticed at once, and the live view moves between pages.
 
 
 class Task(NamedTuple):
@@ -7910,23 +7910,23 @@ class Task(NamedTuple):
     key: str
     size: int  # bytes, as scanned
     permissions: str  # as scanned, or as stored
-    stored: Stored | None = None  # what the store has, of that size: only what differs is sent
+    stored: Stored | None = None  # what the store has, if of this size: only what differs is sent
 
 
 class BeginTask(NamedTuple):
-    """A large file whose upload is to be begun, or gone on with."""
+    """A large file whose upload is to be started or resumed."""
 
     id: str
     file: Task
-    known: UploadModel | None  # what the ledger knows of an earlier one
-    parts: tuple[StoredPart, ...]  # those of it that were acknowledged
-    anew: bool  # do not go on with the earlier one
-    most_parts: int  # that the store takes, as far as is known
-    asked_at: int  # seconds since the epoch; no upload was begun for this file before
+    known: UploadModel | None  # an earlier upload, as the ledger has it
+    parts: tuple[StoredPart, ...]  # its parts that were acknowledged
+    anew: bool  # do not resume the earlier one
+    most_parts: int  # that the store accepts, as far as is known
+    asked_at: int  # seconds since the epoch; no upload of this file began earlier
 
     @property
     def size(self) -> int:
-        """Bytes that it brings into memory."""
+        """Bytes that it loads into memory."""
         return 0
 
 
@@ -7940,7 +7940,7 @@ class PartTask(NamedTuple):
     number: int  # from 1
     offset: int  # bytes
     size: int  # bytes
-    snapshot: Snapshot  # of the file when its upload was begun
+    snapshot: Snapshot  # of the file when its upload began
 
 
 class CompleteTask(NamedTuple):
@@ -7953,12 +7953,12 @@ class CompleteTask(NamedTuple):
     snapshot: Snapshot
     racy: int
     part_size: int  # bytes
-    fingerprint: str  # what Create said
+    fingerprint: str  # of the upload, as it was created
     size: int = 0
 
 
 class ProofTask(NamedTuple):
-    """An object that the store says it has taken."""
+    """An object that the store has acknowledged: is it there?"""
 
     id: str
     key: str
@@ -7967,7 +7967,7 @@ class ProofTask(NamedTuple):
 
 
 class NameTask(NamedTuple):
-    """An object that the store has taken, and may keep under another name."""
+    """An object that the store has acknowledged, and may keep under another name."""
 
     id: str
     key: str
@@ -7977,22 +7977,22 @@ class NameTask(NamedTuple):
 
 
 class AbortTask(NamedTuple):
-    """A multipart upload that is not wanted any more."""
+    """A multipart upload that is no longer wanted."""
 
     id: str
     key: str
-    upload_id: str | None  # None: those that a killed run may have begun at created_at or later
+    upload_id: str | None  # None: any that a killed run began at created_at or later
     created_at: int
     size: int = 0
 
 
 AnyTask = Union[Task, BeginTask, PartTask, CompleteTask, ProofTask, NameTask, AbortTask]
-LOOKS = ProofTask, NameTask  # at what was sent: they go before all else
-LOOK_WAITS, LOOK_SECONDS = 200, 0.005  # until fewer requests than the limit are in flight
+LOOKS = ProofTask, NameTask  # at what was sent: they go before everything else
+LOOK_WAITS, LOOK_SECONDS = 200, 0.005  # for fewer requests in flight than the limit
 
 
 class Begun(NamedTuple):
-    """A multipart upload has been begun, or may be gone on with."""
+    """A multipart upload has begun, or can be resumed."""
 
     id: str
     upload_id: str
@@ -8013,14 +8013,14 @@ class PartDone(NamedTuple):
 
     id: str
     part: StoredPart
-    fast: bool  # it went by the fast lane
+    fast: bool  # it went through the fast lane
 
 
 class Named(NamedTuple):
     """The answer to a NameTask."""
 
     id: str
-    kept_as: str  # empty: nobody knows
+    kept_as: str  # empty: unknown
 
 
 class Proven(NamedTuple):
@@ -8030,7 +8030,7 @@ class Proven(NamedTuple):
 
 
 class Aborted(NamedTuple):
-    """A multipart upload is no more."""
+    """A multipart upload is gone."""
 
     id: str
 
@@ -8054,18 +8054,18 @@ class EngineOptions:
     """How an engine works; the same in every process."""
 
     threshold: int = DEFAULT_THRESHOLD  # bytes; files above it go up in parts
-    part_size: int = DEFAULT_PART_SIZE  # bytes, of a part at least
-    is_part_size_given: bool = False  # not pfu's choice: unfinished uploads with another are no use
+    part_size: int = DEFAULT_PART_SIZE  # bytes per part, at least
+    is_part_size_given: bool = False  # by the user: unfinished uploads with another are not resumed
     memory: int = DEFAULT_MEMORY  # bytes of bodies in flight in one process
     root: Root | None = None  # None: files are opened by their paths, wherever they lead
     content_types: tuple[tuple[Glob, str], ...] = ()  # the last one that matches decides
     nice: int = 19
-    renew_by_upload: bool = False  # send a file whose metadata cannot be renewed otherwise
-    ignore_ctime: bool = False  # of a file that is read: it moves by itself here
-    threads: int = THREADS  # at most, in one process
+    renew_by_upload: bool = False  # send the file if its metadata cannot be renewed otherwise
+    ignore_ctime: bool = False  # of a file being read: it changes by itself here
+    threads: int = THREADS  # at most, per process
 
     def content_type(self, file: Task) -> str:
-        """The media type of a file: by these rules, else by the end of its name."""
+        """The media type of a file: by these rules, else by its extension."""
         if stat.S_ISDIR(int(file.permissions or "0", 8)):
             return DIRECTORY_TYPE
         if self.content_types and self.root:
@@ -8079,8 +8079,8 @@ class EngineOptions:
 class Gauges:
     """Figures that one runner and the parent share, without locks: each has one writer."""
 
-    # probes: how many tries at a time while the store is away, else 0. others: only those that are
-    # on trial are to be sent. all_taken: by all runners. left: files of the run not done yet
+    # probes: how many requests at a time while the store is away, else 0. others: send only files
+    # on trial. all_taken: by all runners. left: files of the run not done yet
     FROM_PARENT = ("stopping", "limit", "cut_at", "rate", "probes", "others", "all_taken", "left")
     FROM_RUNNER = (
         *("taken", "moved", "answered", "passing"),
@@ -8106,7 +8106,7 @@ class Gauges:
 
 
 class ByteBudget:
-    """Bytes that may be in memory at once. First come, first served; one body always passes."""
+    """Limits the bytes in memory. First come, first served; a single body is always let in."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -8115,14 +8115,14 @@ class ByteBudget:
         self._spare: list[bytearray] = []
 
     def take(self, size: int) -> bool:
-        """Take ``size`` bytes, if they fit now and nobody waits."""
+        """Take ``size`` bytes, if they fit now and nobody is waiting."""
         if self._queue or not self._fits(size):
             return False
         self._grant(size)
         return True
 
     def _grant(self, size: int) -> None:
-        """A buffer that was kept is memory too, unless it is what the ``size`` bytes are for."""
+        """Spare buffers count as memory too, except the one that the ``size`` bytes will use."""
         self._used += size
         while self._spare:
             last = len(self._spare[-1])
@@ -8132,14 +8132,14 @@ class ByteBudget:
             self._spare.pop(0)
 
     def buffer(self, size: int) -> bytearray:
-        """A buffer of ``size`` bytes or more, for who has taken them; one that was used, if any."""
+        """A buffer of at least ``size`` bytes, a spare one if possible. Take the bytes first."""
         if self._spare and len(self._spare[-1]) >= size:
             return self._spare.pop()
         self._spare.clear()
         return bytearray(size)
 
     def keep(self, buffer: bytearray) -> None:
-        """Take a buffer back; it is to be used again as long as there is room for it."""
+        """Take a buffer back, to be reused as long as there is room for it."""
         self._spare.append(buffer)
 
     async def wait_for(self, size: int) -> None:
@@ -8166,18 +8166,18 @@ class ReadingPlace:
 
     A file in the page cache is read in 10 us, and a thread would cost 40 us more; a file on a cold
     disk or on NFS may take 5 ms, in which the loop could have sent hundreds. So reads begin on the
-    loop, move to threads when they take SLOW_READ on average, and are tried on the loop again
-    after a number of reads that doubles each time they prove to be slow still.
+    loop, move to threads once they average over SLOW_READ, and are tried on the loop again after a
+    number of reads that doubles each time they are still slow.
     """
 
     def __init__(self) -> None:
         self._average = 0.0
-        self.in_threads = 0  # so many of the next files
+        self.in_threads = 0  # this many of the next files
         self._pause = INLINE_PROBE
-        self._on_loop = 0  # reads, since they were in threads
+        self._on_loop = 0  # reads there, since the last in threads
 
     def is_loop(self, size: int) -> bool:
-        """Whether the next file, of ``size`` bytes, is to be read on the loop."""
+        """Whether to read the next file, of ``size`` bytes, on the loop."""
         if size > INLINE_BYTES:
             return False
         if self.in_threads:
@@ -8185,11 +8185,11 @@ class ReadingPlace:
         return not self.in_threads
 
     def took(self, seconds: float) -> None:
-        """Tell how long a read on the loop took."""
+        """Record how long a read on the loop took."""
         self._average += READ_WEIGHT * (min(seconds, LONGEST_READ) - self._average)
         self._on_loop += 1
         if self._average > SLOW_READ:
-            self._average = 0.6 * SLOW_READ  # the next slow one is enough
+            self._average = 0.6 * SLOW_READ  # one more slow read is enough
             self.in_threads, self._on_loop = self._pause, 0
             self._pause *= 2
         elif self._on_loop >= self._pause:
@@ -8197,7 +8197,7 @@ class ReadingPlace:
 
 
 class Threads(ThreadPoolExecutor):
-    """Threads that make do with those there are, where the system has no further one."""
+    """A pool that makes do with the threads it has if the system grants no more."""
 
     def _adjust_thread_count(self) -> None:
         try:
@@ -8220,31 +8220,31 @@ class PageRunner:
         self.budget = ByteBudget(options.memory)
         self._reading = ReadingPlace()
         self._outcomes: list[AnyOutcome] = []
-        self._refused: dict[str, Outcome] = {}  # of a part, by upload id
-        self._is_awaited = False  # something follows from an outcome
+        self._refused: dict[str, Outcome] = {}  # of its part that was refused, by upload id
+        self._is_awaited = False  # an outcome has a follow-up
         self._waiting_bytes = 0
         self._busy = 0
         self._limit = 0
-        self._is_calm = False  # nothing keeps any file back
+        self._is_calm = False  # no file is to be held back
         self._slots: set[asyncio.Task[None]] = set()
         self._reporting: asyncio.Future[None] | None = None
         self._more = True
         self._watching: asyncio.Task[None] | None = None
         self._trouble = ""
         self._early_reports = EARLY_REPORTS
-        self._long = 0  # questions that may rightly take minutes
+        self._long = 0  # requests in progress that may take minutes
 
     # -- what an engine uses
 
     def start_thread(self) -> None:
-        """Have one thread at least, before other processes take what the system has left."""
+        """Start one thread at least, before other processes take the last ones."""
         self._threads.submit(int)
 
     async def exchange(self, page: Sequence[AnyTask], more: bool, shared: Any = None) -> Report:
         """Take in a page; report when there is room for another one, or after REPORT_SECONDS.
 
-        ``more``: a further page is ready. If not, report when all is done, or when something
-        follows from what was done.
+        ``more``: another page is ready. If not, report when all is done, or when an outcome has a
+        follow-up.
         """
         if shared is not None:
             self.uploader.adopt(shared)
@@ -8252,7 +8252,7 @@ class PageRunner:
             await self._open()
         for task in page:
             self._waiting_bytes += task.size
-            if self.gauges["others"] or isinstance(task, LOOKS):  # past those that wait
+            if self.gauges["others"] or isinstance(task, LOOKS):  # ahead of the queue
                 transfer = self._take(task)
                 transfer.is_chosen = True
                 self._start(self._do(transfer))
@@ -8262,7 +8262,7 @@ class PageRunner:
         self._look_at_gauges()
         if not self._is_reportable():
             self._reporting = self._loop.create_future()
-            self._early_reports -= 1  # the sooner the store is proven the better
+            self._early_reports -= 1  # the sooner the store is proven, the better
             is_early = self._early_reports > 0
             seconds = REPORT_SECONDS if more and not is_early else IDLE_REPORT_SECONDS
             timer = self._loop.call_later(seconds, self._report)
@@ -8282,7 +8282,7 @@ class PageRunner:
             yield notes.popleft()
 
     async def close(self) -> None:
-        """Give up connections and threads; what is in flight is abandoned."""
+        """Close connections and threads; what is in flight is abandoned."""
         self._limit = -1
         tasks = {*self._slots, *([self._watching] if self._watching else [])}
         for _ in range(CANCEL_ATTEMPTS):
@@ -8309,7 +8309,7 @@ class PageRunner:
 
     def _is_reportable(self) -> bool:
         if self._outcomes and self.gate.is_closed:
-            return True  # what follows is decided by it
+            return True  # the parent decides what comes next
         if self._more:
             return self._has_room()
         return self._is_awaited or self._waiting.qsize() + self._busy == 0
@@ -8341,7 +8341,7 @@ class PageRunner:
             gauges[name] = getattr(meter, name)
 
     def _look_at_gauges(self) -> None:
-        """Follow the parent: its limit, and its wish to stop."""
+        """Do as the parent says: limits, rate, stop."""
         self.uploader.traffic.meter.cut_at = self.gauges["cut_at"]
         self.uploader.traffic.pacer.rate = self.gauges["rate"]
         self._limit = int(self.gauges["limit"])
@@ -8379,20 +8379,20 @@ class PageRunner:
         return TRANSFERS[type(task)](task, self)
 
     def next_transfer(self) -> Transfer | None:
-        """For the slot that asks, if it is to go on and anything waits."""
+        """The next one for a slot; None if nothing is waiting or the slot should end."""
         if self._waiting.empty() or len(self._slots) > self._limit:
             return None
         return self._take(self._waiting.get_nowait())
 
     def is_plain(self, transfer: Transfer) -> bool:
-        """Whether a Chain may begin with it."""
+        """Whether a Chain may take it."""
         task = transfer.task
         is_new = type(task) is Task and task.stored is None and task.size <= INLINE_BYTES
         return is_new and self._is_calm and not (self._reading.in_threads or self.gate.is_closed)
 
     async def _do(self, transfer: Transfer) -> None:
         task = transfer.task
-        for _ in range(LOOK_WAITS if isinstance(task, LOOKS) else 0):  # a slot ends in its favour
+        for _ in range(LOOK_WAITS if isinstance(task, LOOKS) else 0):  # a slot ends to make room
             if self._in_flight < self._limit:
                 break
             await asyncio.sleep(LOOK_SECONDS)
@@ -8401,11 +8401,11 @@ class PageRunner:
             await self.budget.wait_for(size)
         upload_id = task.upload_id if isinstance(task, PartTask) else ""
         try:
-            refused = self._refused.get(upload_id)  # another part of it was, and so would this be
+            refused = self._refused.get(upload_id)  # another part was; this one would be too
             outcome = refused._replace(id=task.id) if refused else await transfer.run()
         except MemoryError:
             outcome = Outcome(task.id, OutcomeKind.FATAL, OUT_OF_MEMORY, 1)
-        except Exception as error:  # noqa: BLE001  a slot outlives whatever a file does to it
+        except Exception as error:  # noqa: BLE001  no file may end a slot
             outcome = Outcome(task.id, OutcomeKind.FAILED, internal_error(error), 1)
         self.budget.give_back(size)
         self._is_awaited |= type(task) is not Task
@@ -8425,13 +8425,13 @@ class PageRunner:
     # -- what a Transfer needs
 
     async def read(self, function: Callable[[], T], size: int) -> T:
-        """Run what reads ``size`` bytes, here or in a thread."""
+        """Call a function that reads ``size`` bytes, here or in a thread."""
         if not self._reading.is_loop(size):
             return await self.in_thread(function)
         return self.read_here(function)
 
     def read_here(self, function: Callable[[], T]) -> T:
-        """Run what reads, and see how long it takes."""
+        """Call a function that reads, and time it."""
         began = time.monotonic()
         try:
             return function()
@@ -8439,11 +8439,11 @@ class PageRunner:
             self._reading.took(time.monotonic() - began)
 
     async def in_thread(self, function: Callable[[], T]) -> T:
-        """Run what blocks."""
+        """Call a function that blocks."""
         return await self._loop.run_in_executor(self._threads, function)
 
     async def ask(self, function: Callable[[], T], *, is_long: bool = False) -> T:
-        """Run, in a thread, what waits for the store, rightly for minutes if ``is_long``."""
+        """Call, in a thread, a function that waits for the store; for minutes if ``is_long``."""
         self._long += is_long
         try:
             return await self._answered(self.in_thread(function))
@@ -8451,7 +8451,7 @@ class PageRunner:
             self._long -= is_long
 
     async def send(self, upload: Upload, posted: Posted | None = None) -> Receipt:
-        """Have the uploader store an object, after a first try that failed if it was posted."""
+        """Have the uploader store an object; ``posted`` is a first try that failed."""
         if posted is None:
             acknowledged = self.uploader.send(upload, self._threads)
         else:
@@ -8461,12 +8461,12 @@ class PageRunner:
         return receipt
 
     def count_file(self) -> None:
-        """A file whose bytes are counted already is in the store."""
+        """A file is in the store; its bytes have been counted already."""
         self.gate.taken += 1
         self._files += 1
 
     def posted_was_taken(self, posted: Posted, size: int) -> None:
-        """The store has a small file that was posted."""
+        """A small file that was posted is in the store."""
         self.gate.answered += 1
         self._was_taken(size, posted.began)
         self._files += 1
@@ -8495,7 +8495,7 @@ class PageRunner:
         return receipt
 
     async def _answered(self, answer: Awaitable[T]) -> T:
-        """What a provider raises that is not pfu's own is what it says of the file."""
+        """Await an answer. A provider's own exceptions become TransferError: the file fails."""
         self._in_flight += 1
         try:
             told = await answer
@@ -8512,32 +8512,32 @@ class PageRunner:
         return told
 
     def flies(self, count: int) -> None:
-        """So many requests more are in flight."""
+        """``count`` more requests are in flight."""
         self._in_flight += count
 
     def hear(self, error: RetryableError) -> None:
-        """One passing answer more."""
+        """One more passing answer."""
         self.gauges["passing"] += 1
         self._trouble = error.told(error.operation)
 
     @property
     def is_stopping(self) -> bool:
-        """Whether nothing new is to be begun."""
+        """Whether nothing new should be started."""
         return bool(self.gauges["stopping"])
 
 
 NO_THREAD, NO_THREAD_HINT = "start new thread", "raise the process limit: ulimit -u"
 
 
-CLOSED_SECONDS = 2.0  # that a runner waits for the parent's word on a row of refusals
-RECALL_SECONDS = 0.3  # for what waits in the runners to come back
+CLOSED_SECONDS = 2.0  # that a runner waits for the parent's decision on a row of refusals
+RECALL_SECONDS = 0.3  # for files waiting in the runners to come back
 
 
 class Gate:
-    """Who may send while the store is away, or while it refuses one file after the other.
+    """Decides who may send while the store is away, or refuses one file after another.
 
-    Away: a few, as probes. Refused: the others that the parent has chosen; a runner that has seen
-    ROW refusals closes its gate by itself, as the parent hears of them only later.
+    Away: a few, as probes. Refusing: only files that the parent has chosen; a runner that has seen
+    ROW refusals closes its gate by itself, as the parent learns of them only later.
     """
 
     def __init__(self, gauges: Gauges) -> None:
@@ -8547,10 +8547,10 @@ class Gate:
         self._pausing: dict[asyncio.Future[None], asyncio.TimerHandle] = {}
         self._row: set[str] = set()
         self._closed_until = 0.0
-        self.answered = self.taken = 0  # requests that had a word, files and parts that are stored
+        self.answered = self.taken = 0  # requests answered; files and parts stored
         self.is_condemned = False  # credentials or bucket are no good
         self._asking = asyncio.Lock()
-        self._votes: dict[str, Counter[str]] = {}  # who met a word about credentials or bucket
+        self._votes: dict[str, Counter[str]] = {}  # tasks that got a code of this kind
         self._good_until = 0.0
         self._all_taken = 0.0
 
@@ -8560,7 +8560,7 @@ class Gate:
 
     @property
     def is_closed(self) -> bool:
-        """To all that are not chosen."""
+        """Whether only chosen files may send."""
         return self._gauges["others"] > 0 or time.monotonic() < self._closed_until
 
     @property
@@ -8569,16 +8569,16 @@ class Gate:
 
     @property
     def all_taken(self) -> float:
-        """How many files and parts the run has in the store."""
+        """How many files and parts this run has stored."""
         return self._gauges["all_taken"]
 
     @property
     def is_alone(self) -> bool:
-        """Whether one file is all that is left of the run."""
+        """Whether a single file is left of the run."""
         return self._gauges["left"] == 1
 
     def look(self) -> None:
-        """Follow the gauges; called many times a second."""
+        """Act on the gauges; called many times a second."""
         if self._gauges["all_taken"] != self._all_taken:
             self._all_taken = self._gauges["all_taken"]
             self._row.clear()
@@ -8593,7 +8593,7 @@ class Gate:
             self._wake(self._waiting.popleft())
 
     def refused(self, task_id: str) -> None:
-        """One more in the row."""
+        """One more refusal in the row."""
         self.answered += 1
         self._row.add(task_id.partition("/")[0])
         if len(self._row) >= ROW:
@@ -8601,7 +8601,7 @@ class Gate:
             self._closed_until = time.monotonic() + CLOSED_SECONDS
 
     async def enter(self, transfer: Transfer) -> bool:
-        """Wait for the turn to send; whether it came before the run stops, or has to."""
+        """Wait for a turn to send. False: the run stops, or the parent wants the task back."""
         while not (self.is_stopping or self.is_condemned):
             is_full = self.is_away and len(self._probing - {transfer}) >= self._gauges["probes"]
             if not is_full and (transfer.is_chosen or not self.is_closed):
@@ -8617,11 +8617,11 @@ class Gate:
         return False
 
     def leave(self, transfer: Transfer) -> None:
-        """It has got an answer that ends it."""
+        """It has its final answer."""
         self._probing.discard(transfer)
 
     async def pause(self, seconds: float) -> None:
-        """Until then, or until the run stops."""
+        """Wait for ``seconds``, or until the run stops."""
         loop = asyncio.get_running_loop()
         turn = loop.create_future()
         self._pausing[turn] = loop.call_later(seconds, self._wake, turn)
@@ -8635,7 +8635,7 @@ class Gate:
             turn.set_result(None)
 
     def vote(self, task_id: str, code: str) -> bool:
-        """Whether enough have met this code, with nothing taken since, to ask the store."""
+        """Whether enough have got this code, with nothing taken since, to ask the store."""
         votes = self._votes.setdefault(code, Counter())
         votes[task_id] += 1
         at_once = min(self._gauges["left"] or FATAL_KEYS, max(self._gauges["limit"], 1))
@@ -8643,7 +8643,7 @@ class Gate:
         return is_enough and time.monotonic() >= self._good_until
 
     async def condemns(self, task_id: str, code: str, ask: Callable[[], Awaitable[bool]]) -> bool:
-        """Whether what the store says of credentials or bucket holds for all files."""
+        """Whether a code about credentials or bucket applies to all files."""
         async with self._asking:  # the others wait for the answer
             if not self.is_condemned and self.vote(task_id, code):
                 self.is_condemned = await ask()
@@ -8653,7 +8653,7 @@ class Gate:
 
 
 class Transfer(ABC):
-    """What is done about one task: sent again where the policy says so."""
+    """Carries out one task, with retries where the policy says so."""
 
     __slots__ = (
         *("attempts", "began", "begun", "is_chosen", "options", "others", "own", "own_since"),
@@ -8666,14 +8666,14 @@ class Transfer(ABC):
         self.task = task
         self.runner = runner
         self.options = runner.options
-        self.is_chosen = isinstance(task, LOOKS)  # it goes past those that wait
+        self.is_chosen = isinstance(task, LOOKS)  # it goes ahead of the queue
         self.begun: tuple[Upload, Posted | None] | None = None  # by a Chain
         self.attempts = 0
         self.readings = 0
         self.kind = OutcomeKind.UPLOADED  # or RENEWED, if its bytes are known to be the same
-        self.sent = False  # the store may have something of it that the ledger does not know
-        self.own = 0  # tries in vain while others were taken
-        self.others = -1.0  # how many were at the last one
+        self.sent = False  # the store may have something that the ledger does not know of
+        self.own = 0  # failed tries while others were taken
+        self.others = -1.0  # how many had been taken at the last try
         self.began = self.own_since = time.monotonic()
 
     @property
@@ -8682,7 +8682,7 @@ class Transfer(ABC):
         return 0
 
     async def run(self) -> AnyOutcome:
-        """Never raises for what concerns this task alone."""
+        """Never raises for a problem of this task alone."""
         gate: Gate = self.runner.gate
         try:
             while self.begun or await gate.enter(self):
@@ -8704,7 +8704,7 @@ class Transfer(ABC):
             gate.leave(self)
 
     async def _weigh(self, error: PfuError) -> Outcome | None:
-        """What comes of a try that failed; None: another one."""
+        """The outcome of a failed try; None: try again."""
         if isinstance(error, (VanishedError, NotRegularError)):
             return self._vanished(error)
         if isinstance(error, ChangedError):
@@ -8726,7 +8726,7 @@ class Transfer(ABC):
         return self._failed(OutcomeKind.FAILED if is_own else OutcomeKind.REFUSED, error)
 
     async def _wait_out(self, error: RetryableError) -> Outcome | None:
-        """Patience belongs to the run; a file that alone fails and fails, ends by itself."""
+        """Patience is per run; a file that keeps failing while others succeed fails alone."""
         runner, now = self.runner, time.monotonic()
         runner.hear(error)
         others, self.others = self.others, runner.gate.all_taken
@@ -8744,19 +8744,19 @@ class Transfer(ABC):
         return None
 
     async def _fails_alone(self, now: float) -> bool:
-        """Nothing else is there to compare with: a plain request tells the file from the store."""
+        """With no other file to compare with, a plain request shows if only the file fails."""
         is_due = self.attempts >= OWN_TRIES and now - self.began >= OWN_SECONDS
         if not is_due or not self.runner.gate.is_alone or not self.runner.gate.is_away:
             return False
         return await self.runner.in_thread(self.runner.uploader.answers)
 
     async def _doubt(self, error: FatalError) -> Outcome | None:
-        """What the store says of credentials or bucket is believed only of several files."""
+        """A code about credentials or bucket is believed only once several files get it."""
         gate, uploader = self.runner.gate, self.runner.uploader
         if not error.code:
             return self._failed(OutcomeKind.FATAL, error)
         refuses = uploader.refuses_all
-        if error.code == PROXY_REFUSES:  # it is not the store that speaks
+        if error.code == PROXY_REFUSES:  # it is not from the store
             refuses = lambda: uploader.refuses_all() or not uploader.answers()  # noqa: E731
         ask = functools.partial(self.runner.in_thread, refuses)
         if await gate.condemns(self.task.id, error.code, ask):
@@ -8771,7 +8771,7 @@ class Transfer(ABC):
     async def _try(self) -> AnyOutcome: ...
 
     def _vanished(self, error: SourceError) -> Outcome:
-        """One file of a tree may vanish; if the tree has, none has."""
+        """A file may vanish from the tree; if ROOT itself is gone, that is fatal."""
         try:
             if self.options.root:
                 self.options.root.check_is_there()
@@ -8802,9 +8802,9 @@ class Transfer(ABC):
         )
 
     def _has_same_bytes(self, upload: Upload, stored: Stored) -> str | None:
-        """The digest of the file if the store has these bytes already.
+        """The file's digest if the store has these bytes already, else None.
 
-        Where nothing that can be compared is known, its time decides.
+        If no comparable digest is known, the modification time decides.
         """
         source, size = upload.source, upload.size
         if stored.is_stale and stored.is_untouched(upload.status):
@@ -8834,11 +8834,11 @@ class Transfer(ABC):
             source.check_unchanged(read_again, before)
 
     def _renew(self, upload: Upload, stored: Stored) -> Outcome | None:
-        """Have the store renew the metadata of a large object; None: it has to be sent.
+        """Have the store renew the metadata of a large object; None: send the file.
 
-        Where it refuses, the object stays as it is: what has changed is not worth all bytes.
+        If it refuses, the object stays as it is: new metadata are not worth sending all bytes.
         """
-        self.sent = True  # until the store says that it has done nothing
+        self.sent = True  # unless the store says that it did nothing
         try:
             receipt = self.runner.uploader.renew(upload, stored.etag, stored.last_modified)
         except UploadGoneError:
@@ -8855,7 +8855,7 @@ class Transfer(ABC):
         return renewed._replace(part_size=stored.part_size)
 
     def _settle(self, upload: Upload) -> Outcome | None:
-        """What becomes of a file whose bytes the store may have; None: they are to be sent."""
+        """The outcome for a file whose bytes the store may have already; None: send them."""
         stored: Stored | None = self.file.stored
         self.kind = OutcomeKind.UPLOADED
         if stored is None:
@@ -8869,12 +8869,12 @@ class Transfer(ABC):
             return same._replace(part_size=stored.part_size)
         if upload.body is not None:
             self.kind = OutcomeKind.RENEWED
-            return None  # to send a small object again takes one request, and no other right
+            return None  # resending a small object takes one request, no extra permission
         return self._renew(known, stored)
 
     @property
     def file(self) -> Task:
-        """The file that it is about."""
+        """The file that the task is about."""
         file: Task = self.task.file
         return file
 
@@ -8909,7 +8909,7 @@ class Transfer(ABC):
 
 
 class FileTransfer(Transfer):
-    """One file's way into the store: read, hash, send."""
+    """Reads, hashes and sends one file."""
 
     __slots__ = ()
     readings_allowed = READ_ATTEMPTS
@@ -8950,7 +8950,7 @@ class FileTransfer(Transfer):
         return self._outcome(upload, self.kind, receipt, sent=True)
 
     def _end(self, upload: Upload, receipt: Receipt) -> Outcome:
-        """A large file whose uploader takes no parts: is it still the one that was sent?"""
+        """A large file that was sent whole: did it change meanwhile? Raises ChangedError."""
         size = part_size_for(upload.size, upload.part_size)
         sha256 = receipt.sha256 or self._digest(upload, size)
         self._check_read(upload.source, lambda: self._digest(upload, size), sha256)
@@ -8958,7 +8958,7 @@ class FileTransfer(Transfer):
         return sent._replace(part_size=size)
 
     def read(self) -> tuple[Upload, Outcome | None]:
-        """Open, read and hash. A large file is only opened, and hashed where that may spare it."""
+        """Open, read and hash. A large file is only opened, and hashed if that may save sending."""
         source = self._open(self.task.path, self.task.permissions)
         try:
             body = None
@@ -8978,10 +8978,10 @@ class FileTransfer(Transfer):
 
 
 class Chain:
-    """Small files one after the other by Uploader.post(), with no coroutine between two of them.
+    """Sends small files one after another by Uploader.post(), with no coroutine in between.
 
-    Where the answer to a file comes in, the next one is read and sent. All that is not plain ends
-    the chain, and the file that it was about goes on as any other: one place decides on failures.
+    When the answer to a file comes in, the next one is read and sent. Anything out of the ordinary
+    ends the chain, and its file goes the normal way: one place decides on failures.
     """
 
     __slots__ = ("_over", "_runner", "_size", "_transfer", "_upload")
@@ -8990,7 +8990,7 @@ class Chain:
         self._runner = runner
 
     async def run(self, transfer: Transfer) -> Transfer | None:
-        """Begin with this file. Returns what the slot has to do in the other way, if anything."""
+        """Begin with this file. Returns what is left for the slot to do the normal way, if any."""
         self._over: asyncio.Future[Transfer | None] = asyncio.get_running_loop().create_future()
         self._begin(transfer)
         return await self._over
@@ -9008,7 +9008,7 @@ class Chain:
             if runner.uploader.post(self._upload, self._ended):
                 return
             transfer.begun = self._upload, None
-        except Exception:  # noqa: BLE001, S110  it is met again, and told, in the other way
+        except Exception:  # noqa: BLE001, S110  it recurs, and is reported, the normal way
             pass
         self._leave(transfer)
 
@@ -9047,20 +9047,20 @@ class Chain:
 
 
 class LargeTransfer(Transfer):
-    """A step of a large file's way. Each looks whether the file is as it was at the first."""
+    """One step of a large file's upload. Each checks that the file is as it was at first."""
 
     __slots__ = ()
 
     @property
     def uploader(self) -> MultipartUploader:
-        """The engine hands such tasks to nobody else."""
+        """The engine gives such tasks to no other kind."""
         assert isinstance(self.runner.uploader, MultipartUploader)
         return self.runner.uploader
 
     def _open_again(self, path: str, snapshot: Snapshot) -> SourceFile:
-        """Raises ChangedError if the file has not the size and time that it had.
+        """Raises ChangedError if the file's size or modification time has changed.
 
-        Whether its bytes are the same, if its ctime has moved, is found out when all are sent.
+        If only its ctime has, the bytes are compared when all parts are sent.
         """
         source = self._open(path)
         if Snapshot.of(source.status)[:2] != snapshot[:2]:
@@ -9070,7 +9070,7 @@ class LargeTransfer(Transfer):
 
 
 class BeginTransfer(LargeTransfer):
-    """Begins a multipart upload, or finds out how far an earlier one came."""
+    """Begins a multipart upload, or finds out how far an earlier one got."""
 
     __slots__ = ()
 
@@ -9093,7 +9093,7 @@ class BeginTransfer(LargeTransfer):
             source.close()
 
     def _go_on(self, upload: Upload) -> AnyOutcome | None:
-        """What can be made of the earlier upload; None where it cannot be used, or is not there."""
+        """Resume or finish the earlier upload; None: there is none, or none that can be used."""
         known: UploadModel | None = self.task.known
         if known is None or known.upload_id is None or self.task.anew:
             return None
@@ -9112,13 +9112,13 @@ class BeginTransfer(LargeTransfer):
             there = {part[:3]: part.sha256 for part in stored}
             parts = tuple(p for p in parts if there.get(p[:3], "no") in ("", p.sha256))
         except DeniedError:
-            pass  # PutObject is permission enough; the store will tell when it is completed
+            pass  # PutObject must be enough; the store checks the parts at completion
         except UploadGoneError:
             return self._completed(upload, known, parts, told)
         if (known.inode, known.changed_at) != (now.inode, now.changed):
             parts = same_parts(upload.source, parts, known.part_size)
             if upload.source.has_moved():
-                now = now._replace(inode=-1)  # then all is compared again at the end
+                now = now._replace(inode=-1)  # then all is compared again on completion
         begun = self._begun(upload, known.upload_id, known.part_size, parts)
         racy = known.racy | begun.racy
         return begun._replace(racy=racy, fingerprint=known.fingerprint, snapshot=now)
@@ -9126,7 +9126,7 @@ class BeginTransfer(LargeTransfer):
     def _completed(
         self, upload: Upload, known: UploadModel, parts: Sequence[StoredPart], told: str
     ) -> Outcome | None:
-        """The end of an upload that was completed, though nobody heard of it."""
+        """The outcome of an upload that was completed, though its answer was lost."""
         is_as_told = known.fingerprint == told
         asked = upload if is_as_told else upload._replace(metadata={})
         receipt = self.uploader.is_complete(asked, known.upload_id or "", parts)
@@ -9141,7 +9141,7 @@ class BeginTransfer(LargeTransfer):
         return done if is_as_told else renewed(self.uploader, upload, done)
 
     def _found(self, upload: Upload) -> Outcome | None:
-        """The end of an upload whose object has the very bytes of the file, by a digest."""
+        """The outcome if a digest proves that the object has the file's bytes, else None."""
         if not isinstance(self.uploader, InspectableUploader):
             return None
         try:
@@ -9216,12 +9216,12 @@ class PartTransfer(LargeTransfer):
 
 
 class CompleteTransfer(LargeTransfer):
-    """Has the store make the object of its parts, if the file is still the one they are of."""
+    """Has the store assemble the object from its parts, if the file has not changed."""
 
     __slots__ = ()
 
     async def _try(self) -> Outcome:
-        """A store may send white space meanwhile: all of it has a limit."""
+        """A store may send white space while it works, so the whole has a time limit."""
         try:
             completing = self.runner.ask(self._complete, is_long=True)
             outcome = await asyncio.wait_for(completing, COMPLETE_SECONDS)
@@ -9248,7 +9248,7 @@ class CompleteTransfer(LargeTransfer):
             source.close()
 
     def _compare_again(self, source: SourceFile) -> None:
-        """If its ctime or inode has moved since its upload was begun, are these its bytes?"""
+        """Compare the bytes if ctime or inode changed since the start. Raises ChangedError."""
         task: CompleteTask = self.task
         source.check_end()
         if Snapshot.of(source.status) == task.snapshot or self.options.ignore_ctime:
@@ -9259,7 +9259,7 @@ class CompleteTransfer(LargeTransfer):
 
 
 class ProofTransfer(Transfer):
-    """Looks whether the store has what it says."""
+    """Checks that the store has what it acknowledged."""
 
     __slots__ = ()
 
@@ -9272,7 +9272,7 @@ class ProofTransfer(Transfer):
 
 
 class NameTransfer(Transfer):
-    """Looks under which name the store has what it took."""
+    """Finds out under which name the store keeps an object."""
 
     __slots__ = ()
 
@@ -9284,7 +9284,7 @@ class NameTransfer(Transfer):
 
 
 class AbortTransfer(LargeTransfer):
-    """Gives up what is left of a multipart upload."""
+    """Aborts what is left of a multipart upload."""
 
     __slots__ = ()
 
@@ -9309,7 +9309,7 @@ TRANSFERS: Mapping[type, type[Transfer]] = {
 
 
 def again(task: AnyTask) -> AnyTask:
-    """The task as it is to be done once more, when nobody knows how far it came."""
+    """The task to be redone, when it is not known how far it got."""
     if isinstance(task, BeginTask) and task.known is None:
         asked = UploadModel(task.file.id, None, task.asked_at, "", "", "", task.file.key)
         return task._replace(known=asked)
@@ -9319,7 +9319,7 @@ def again(task: AnyTask) -> AnyTask:
 def abort_uploads(
     uploader: MultipartUploader, key: str, upload_id: str | None, created_at: int
 ) -> None:
-    """Abort an upload, and any that were begun after it, or after its id was to be recorded.
+    """Abort an upload, and any that began at ``created_at`` or later; without an id, only those.
 
     Raises TransferError if one that is known by its id is not aborted.
     """
@@ -9335,7 +9335,7 @@ def abort_uploads(
 def read_part(
     source: SourceFile, offset: int, size: int, buffer: bytearray | None
 ) -> tuple[Body, str]:
-    """The bytes of a part, and their SHA-256 in hex; without a buffer they stay in the file."""
+    """A part's bytes, and their SHA-256 in hex; without a buffer they stay in the file."""
     view = memoryview(buffer if buffer is not None else bytearray(HASH_BYTES))
     digest = hashlib.sha256()
     for start in range(0, size, HASH_BYTES):
@@ -9350,7 +9350,7 @@ def read_part(
 
 
 def renewed(uploader: Uploader, upload: Upload, done: Outcome) -> Outcome:
-    """The end of an upload that was begun with metadata that are not true any more."""
+    """The outcome of an upload whose metadata went out of date: renew them."""
     try:
         receipt = uploader.renew(upload, done.etag, None)
     except TransferError as error:
@@ -9363,7 +9363,7 @@ def renewed(uploader: Uploader, upload: Upload, done: Outcome) -> Outcome:
 def same_parts(
     source: SourceFile, parts: Sequence[StoredPart], part_size: int
 ) -> tuple[StoredPart, ...]:
-    """Those of ``parts`` whose bytes are the file's. Raises SourceError."""
+    """Those of ``parts`` whose bytes match the file's. Raises SourceError."""
     same = []
     for part in parts:
         offset = (part.number - 1) * part_size
@@ -9397,7 +9397,7 @@ class Runner(ABC):
         self.in_flight: dict[str, AnyTask] = {}
         self.recalled: list[AnyTask] = []  # came back untouched
         self.shared: Any = None  # for Uploader.adopt(), with the next page
-        self._buried: Counter[str] = Counter()  # figures of those that died
+        self._buried: Counter[str] = Counter()  # figures of workers that died
 
     def submit(self, page: Sequence[AnyTask], more: bool) -> Any:
         """Hand in a page; the result is the report."""
@@ -9406,7 +9406,7 @@ class Runner(ABC):
         return self._exchange(page, more, shared)
 
     def collect(self, future: Any) -> Report:
-        """The report. Raises WorkerDiedError; in_flight then has what the worker had."""
+        """The report. Raises WorkerDiedError; in_flight then holds what the worker had."""
         report: Report = future.result()
         ended = []
         for outcome in report.outcomes:
@@ -9418,11 +9418,11 @@ class Runner(ABC):
         return report._replace(outcomes=ended)
 
     def figure(self, name: str) -> float:
-        """One of the runner's gauges, over all its lives."""
+        """One of the runner's gauges, summed over restarts."""
         return self._buried[name] + self.gauges[name]
 
     def bury(self) -> None:
-        """Keep the figures of a runner that died."""
+        """Keep the figures of a worker that died."""
         for name in Gauges.FROM_RUNNER:
             self._buried[name] += self.gauges[name]  # type: ignore[assignment]
             self.gauges[name] = 0
@@ -9431,29 +9431,29 @@ class Runner(ABC):
 
     @abstractmethod
     def wait(self, futures: Iterable[Any], seconds: float) -> Iterable[Any]:
-        """Those that are done, of any runners of this kind, after ``seconds`` at the latest."""
+        """Those that are done, of any runners of this kind; waits up to ``seconds`` for one."""
 
     @abstractmethod
     def _exchange(self, page: Sequence[AnyTask], more: bool, shared: Any) -> Any: ...
 
     @property
     def has_started(self) -> bool:
-        """Whether it was ready, once, to take in pages."""
+        """Whether it was ever ready for pages."""
         return True
 
     def check_start(self) -> None:  # noqa: B027
-        """Raises FatalError if it does not come to life."""
+        """Raises FatalError if it does not start."""
 
     @abstractmethod
     def restart(self) -> None:
-        """Begin anew after a death. Raises FatalError where that cannot be."""
+        """Start again after a death. Raises FatalError if that fails."""
 
     @abstractmethod
     def close(self, *, kill: bool) -> None:
-        """End; with ``kill`` at once, whatever it does."""
+        """End; with ``kill`` at once, busy or not."""
 
 
-LOOP_DESCRIPTORS = 8  # a loop that finds none left complains when it is thrown away
+LOOP_DESCRIPTORS = 8  # a loop that cannot get them complains when it is discarded
 
 
 class LocalRunner(Runner):
@@ -9484,17 +9484,17 @@ class LocalRunner(Runner):
         self._loop.close()
 
 
-# With `python -c` the working directory is first on sys.path, as "". Whoever may write there must
-# not get his code run, so this goes before the rest; sys itself is in no file.
+# With `python -c` the working directory is first on sys.path, as "". Code that others put there
+# must not run, so this goes before the rest; sys itself is built in.
 FORGET_CWD = "import sys; sys.path[:] = filter(None, sys.path); "
 
 
 @contextlib.contextmanager
 def _keeping_to_sys_path() -> Iterator[None]:
-    """Processes that multiprocessing starts by ``python -c`` import nothing from where they are.
+    """Keep processes started by multiprocessing from importing from the working directory.
 
-    Their sys.path becomes this process's, but what sets it so is imported before that. The flags
-    for it are Python 3.11's (-P), or shut out PYTHONPATH as well (-I).
+    They are started by ``python -c`` and get this process's sys.path, but the code that sets it is
+    imported before that. Python's own flags need 3.11 (-P), or shut out PYTHONPATH as well (-I).
     """
     util: Any = multiprocessing.util
     launch = util.spawnv_passfds
@@ -9522,7 +9522,7 @@ class WorkerRunner(Runner):
         self._start()
 
     def _start(self) -> None:
-        """Raises FatalError where the system has no process left."""
+        """Raises FatalError if the system has no process left."""
         self._began = time.monotonic()
         others = set(multiprocessing.active_children())
         try:
@@ -9579,7 +9579,7 @@ class WorkerRunner(Runner):
 
 
 class WorkerLoop:
-    """The loop of a worker process. It runs on while no page is being exchanged."""
+    """The loop of a worker process. It keeps running while no page is being exchanged."""
 
     def __init__(self, uploader: Uploader, options: EngineOptions, gauges: Gauges) -> None:
         self._runner = PageRunner(uploader, options, gauges)
@@ -9588,16 +9588,16 @@ class WorkerLoop:
         threading.Thread(target=self._loop.run_forever, name="pfu-loop", daemon=True).start()
 
     def exchange(self, page: Sequence[AnyTask], more: bool, shared: Any) -> Report:
-        """PageRunner.exchange(), from the thread that the pool calls."""
+        """PageRunner.exchange(), called from the pool's thread."""
         exchanging = self._runner.exchange(page, more, shared)
         return asyncio.run_coroutine_threadsafe(exchanging, self._loop).result()
 
 
-_worker: WorkerLoop | None = None  # the one of a worker process; its pool has no place for it
+_worker: WorkerLoop | None = None  # set in a worker process; its pool has no place for it
 
 
 def _start_worker(uploader: Uploader, options: EngineOptions, gauges: Gauges, parent: int) -> None:
-    """In the child: signals to stop are the parent's to heed, and so is the end."""
+    """In the child: the parent handles signals to stop, and the child ends with it."""
     global _worker
     with _ending_without_threads():
         _belong_to(parent)
@@ -9610,7 +9610,7 @@ def _start_worker(uploader: Uploader, options: EngineOptions, gauges: Gauges, pa
 
 @contextlib.contextmanager
 def _ending_without_threads() -> Iterator[None]:
-    """Without a thread or memory left, end without a traceback: the parent sees it."""
+    """If threads or memory run out, exit without a traceback: the parent notices."""
     try:
         yield
     except (RuntimeError, MemoryError):
@@ -9626,7 +9626,7 @@ def _belong_to(parent: int) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """End this process, whatever it does, when ``parent`` has ended."""
+    """End this process, busy or not, when ``parent`` has ended."""
     while os.getppid() == parent:
         time.sleep(ORPHAN_SECONDS)
     os._exit(ExitCode.STOPPED)
@@ -9638,14 +9638,14 @@ def _exchange_in_worker(page: Sequence[AnyTask], more: bool, shared: Any) -> Rep
 
 
 def spare_collector() -> None:
-    """Keep the cycle collector off what lives as long as the process, and from working often."""
+    """Keep the cycle collector off objects that live as long as the process, and run it less."""
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
 
 
 @contextlib.contextmanager
 def spared_collector() -> Iterator[None]:
-    """The same for a time, unless the program that runs the job has seen to it already."""
+    """The same for a time, unless the program that runs the job has done so already."""
     if gc.get_freeze_count():
         yield
         return
@@ -9662,7 +9662,7 @@ def start_method() -> str:
     """How workers start: fork where it is safe (they share the parent's memory), else spawn.
 
     A fork copies locks as they are: one that another thread holds is never released in the
-    child. So it is safe as long as there is no other thread, but the watchdog, which holds none.
+    child. So it is safe only if there is no other thread than the watchdog, which holds none.
     """
     others = {t.name for t in threading.enumerate() if t is not threading.current_thread()}
     alone = sys.platform == "linux" and others <= {WATCHDOG}
@@ -9673,11 +9673,11 @@ def start_method() -> str:
 
 
 def lower_priority(nice: int) -> None:
-    """Go to priority ``nice``, 0 to 19, unless the process is there or below already.
+    """Lower the priority to ``nice``, 0 to 19, unless it is that low already.
 
     Linux schedules each session as a group (sched(7), "The autogroup feature"): a nice value
-    counts within its session only. Where pfu leads one, as a job of cron does, the session steps
-    back as well.
+    counts only within its session. If pfu leads one, as a cron job may, the session's priority is
+    lowered as well.
     """
     if not hasattr(os, "nice") or nice <= os.nice(0):
         return
@@ -9688,7 +9688,7 @@ def lower_priority(nice: int) -> None:
 
 
 def spare_addresses() -> None:
-    """Where RLIMIT_AS is set, keep glibc's malloc(3) from taking 64 MiB of it for each thread."""
+    """If RLIMIT_AS is set, keep glibc's malloc(3) from taking 64 MiB of it per thread."""
     if soft_limit("RLIMIT_AS") < UNLIMITED:
         with contextlib.suppress(ImportError, AttributeError, OSError):  # another libc
             import ctypes
@@ -9697,14 +9697,14 @@ def spare_addresses() -> None:
 
 
 class Preparation:
-    """Uploader.prepare() beside other work: in a child process, or in a thread.
+    """Runs Uploader.prepare() in the background: in a child process, or in a thread.
 
-    In a process it takes no time from the scan, and what it imports is gone when it ends; but it
-    costs 0.1 s more where the process cannot be forked, so there it is a thread.
+    A process takes no time from the scan, and its imports are gone when it ends; but where it
+    cannot be forked it costs 0.1 s more, so there it is a thread.
     """
 
     def __init__(self, uploader: Uploader, patience: float = FIRST_SECONDS) -> None:
-        """``patience``: seconds that the store may take until it answers first."""
+        """``patience``: seconds that the store may take until its first answer."""
         self._uploader = uploader
         self.trouble = ""  # why it takes so long
         self._answer, answering = multiprocessing.Pipe()
@@ -9724,12 +9724,12 @@ class Preparation:
             self._beside.start()
         except (OSError, RuntimeError) as error:
             raise FatalError("start process", "", str(error)) from error
-        self._answering = answering  # open here, so that the other end is never at an end
+        self._answering = answering  # kept open here, so that reading never hits end of file
         self._told: Any = None
         self._is_keeping = False
 
     def is_done(self, seconds: float) -> bool:
-        """Whether result() has something to say, after ``seconds`` at the latest."""
+        """Whether result() is ready; waits up to ``seconds`` for it."""
         while self._told is None and self._answer.poll(seconds):
             told = self._answer.recv()
             if not isinstance(told, str):
@@ -9743,7 +9743,7 @@ class Preparation:
         self.is_done(0.0)
         self._is_keeping = bool(self._told and self._told[3])
         if not self._is_keeping:
-            self._beside.join()  # no thread may hold a lock of OpenSSL's at a fork
+            self._beside.join()  # no thread may hold an OpenSSL lock at a fork
         if not self._told:  # the process was killed, or cannot send what it found
             return self._uploader.prepare()
         notes: list[str]
@@ -9755,7 +9755,7 @@ class Preparation:
         return notes
 
     def news(self, *, again: bool) -> Any:
-        """What Uploader.shared() says now, if that is new; ``again``: it is to be asked anew."""
+        """What Uploader.shared() returns now, if that is new; ``again``: have it called again."""
         if not self._is_keeping:
             return None
         with contextlib.suppress(OSError, EOFError):
@@ -9766,7 +9766,7 @@ class Preparation:
         return None
 
     def close(self) -> None:
-        """Give it up."""
+        """Stop waiting for it; a process is killed."""
         if isinstance(self._beside, multiprocessing.process.BaseProcess):
             self._beside.kill()
             self._beside.join()
@@ -9778,17 +9778,17 @@ class Preparation:
 def _prepare(
     uploader: Uploader, patience: float, answering: Any
 ) -> tuple[list[str], PfuError | None]:
-    """Tells, through the pipe, what it waits for."""
+    """Reports, through the pipe, what it is waiting for."""
     try:
         return patiently(uploader.prepare, patience, lambda e: answering.send(str(e))), None
     except PfuError as error:
         return [], error
-    except Exception as error:  # noqa: BLE001  said by the run, not by a traceback
+    except Exception as error:  # noqa: BLE001  reported by the run, not by a traceback
         return [], FatalError("prepare", uploader.destination, internal_error(error))
 
 
 def _prepare_in_thread(uploader: Uploader, patience: float, answering: Any) -> None:
-    with contextlib.suppress(OSError):  # nobody waits for it any more
+    with contextlib.suppress(OSError):  # nobody is waiting for it any more
         answering.send((None, *_prepare(uploader, patience, answering), False))
 
 
@@ -9799,13 +9799,13 @@ def _prepare_in_process(uploader: Uploader, patience: float, answering: Any, par
     shared = None if problem else uploader.shared()
     try:
         answering.send((uploader.__getstate__(), notes, problem, shared is not None))
-    except Exception:  # noqa: BLE001  it cannot be pickled: the parent does it itself
+    except Exception:  # noqa: BLE001  not picklable: the parent prepares by itself
         with contextlib.suppress(OSError):
             answering.send(())
         return
     while shared is not None:
         again = answering.poll(CREDENTIALS_SECONDS)
-        with contextlib.suppress(PfuError):  # those at hand serve until they are refused
+        with contextlib.suppress(PfuError):  # the old ones are used until refused
             if again:
                 answering.recv()
             before, shared = shared, uploader.shared(again=again)
@@ -9818,7 +9818,7 @@ OtherTasks = Callable[[int, "set[str]"], "list[AnyTask]"]
 
 
 def pause(seconds: float) -> tuple[Any, ...]:
-    """Nothing is done meanwhile."""
+    """Sleep; no future is done."""
     time.sleep(seconds)
     return ()
 
@@ -9829,7 +9829,7 @@ def is_taken(outcome: AnyOutcome) -> bool:
 
 
 class Engine:
-    """Feeds runners with pages and yields what they report; steers how much is in flight."""
+    """Feeds runners with pages and yields what they report; controls how much is in flight."""
 
     def __init__(
         self,
@@ -9843,7 +9843,7 @@ class Engine:
         self.clock = clock or RunClock()
         self.row = RefusedRow()
         self.files_left = 0  # of the run, as far as is known
-        self.tries_others = False  # nothing else is to be sent
+        self.tries_others = False  # nothing else may be sent
         self.wants_shared = False  # see Traffic
         self._recalled_at = 0.0
         self.deaths = 0
@@ -9864,10 +9864,10 @@ class Engine:
     ) -> Iterator[list[AnyOutcome]]:
         """Yield outcomes, report by report, until ``next_page`` has no more and all are done.
 
-        ``next_page`` may have nothing now, and something after outcomes have been yielded; it is
-        told whether it is asked for the first runner. ``tick`` is called several times a second;
-        once it returns True no further page is taken, and what is in flight has STOP_SECONDS to
-        finish. ``others`` gives tasks of other directories, see RefusedRow.
+        ``next_page`` may have nothing now, and something after outcomes have been yielded; its
+        argument says whether it is for the first runner. ``tick`` is called several times a second;
+        once it returns True, no more pages are taken, and what is in flight has STOP_SECONDS to
+        finish. ``others`` returns tasks from other directories, see RefusedRow.
         """
         self._others = others or (lambda count, directories: [])
         idle = list(self.runners)
@@ -9909,7 +9909,7 @@ class Engine:
             waiting[runner.submit(page, bool(page))] = runner
 
     def _take_redo(self) -> Sequence[AnyTask]:
-        """What came back comes first."""
+        """Tasks that came back; they go first."""
         redo, self._redo = self._redo, []
         for runner in self.runners:
             redo += runner.recalled
@@ -9917,7 +9917,7 @@ class Engine:
         return redo
 
     def _weigh(self, outcomes: Sequence[AnyOutcome]) -> None:
-        """Whether it is the run that is refused."""
+        """Find out whether the store refuses the whole run."""
         for outcome in outcomes:
             file_id = outcome.id.partition("/")[0]
             if isinstance(outcome, PartDone) or is_taken(outcome):
@@ -9931,7 +9931,7 @@ class Engine:
         self.tries_others = self.row.is_full and not self._is_stopping
 
     def _choose(self) -> list[AnyTask]:
-        """Others, once what was waiting in the runners has come back; and what follows of them."""
+        """Files to try, once the runners have returned what was waiting; then their follow-ups."""
         row, free = self.row, set(self.row.directories)
         chosen: list[AnyTask] = []
         follows = self._others(-1, row.on_trial)
@@ -9948,17 +9948,17 @@ class Engine:
         if len(chosen) < row.room:
             chosen += self._others(row.room - len(chosen), free)
         if not chosen and any(runner.in_flight for runner in self.runners):
-            return []  # what a slow runner gives back may be of another directory
+            return []  # a slow runner may yet return files from other directories
         row.try_others({task.id.partition("/")[0] for task in chosen})
         return chosen
 
     def share(self, shared: Any) -> None:
-        """Something for Uploader.adopt(), in every process."""
+        """Pass this to Uploader.adopt(), in every process."""
         for runner in self.runners:
             runner.shared = shared
 
     def _steer(self, working: int) -> None:
-        """Tell the limiter what was done, and the runners what holds for all."""
+        """Pass what was done to the limiter, and what applies to all to the runners."""
         now, clock = time.monotonic(), self.clock
         taken = self.total("taken")
         moved, answered, passing = map(self.total, ("moved", "answered", "passing"))
@@ -9974,7 +9974,7 @@ class Engine:
         self._share_limit()
 
     def _teach(self, now: float, is_away: bool) -> None:
-        """The limiter learns nothing of a time in which nothing was taken."""
+        """The limiter ignores times in which nothing was taken."""
         tally = Tally._make(map(self.total, Tally._fields))
         if is_away:
             self._absorbed = tally
@@ -10009,9 +10009,9 @@ class Engine:
         return report.outcomes, report.has_room
 
     def _bury(self, runner: Runner) -> list[AnyOutcome]:
-        """After a death: begin the worker anew, and its files, but not for ever.
+        """After a death: restart the worker and redo its files; after WORKER_DEATHS one fails.
 
-        Raises FatalError where workers cannot even start.
+        Raises FatalError if workers cannot even start.
         """
         lost, runner.in_flight = list(map(again, runner.in_flight.values())), {}
         self._failed_starts = 0 if runner.has_started else self._failed_starts + 1
@@ -10029,7 +10029,7 @@ class Engine:
         return [Outcome(task.id, OutcomeKind.FAILED, cause, 1) for task in hopeless]
 
     def waits_for(self) -> str:
-        """What is under way, as a user reads it."""
+        """What is in flight, in words for the user."""
         tasks = [task for runner in self.runners for task in list(runner.in_flight.values())]
         keys = {task.key for task in tasks if not isinstance(task, (BeginTask, CompleteTask))}
         keys |= {task.file.key for task in tasks if isinstance(task, (BeginTask, CompleteTask))}
