@@ -4018,7 +4018,7 @@ class RefusedRow:
 
     @property
     def room(self) -> int:
-        """How many of these may still be tried."""
+        """How many such files may still be tried."""
         return OTHERS - self._tried
 
     def try_others(self, file_ids: Collection[str]) -> None:
@@ -4848,8 +4848,8 @@ def tls_context(ca_bundle: str | None) -> ssl.SSLContext:
 # opens only if our signer computes the same signature from the same parts.
 #
 # A put takes an idle connection (or opens one), writes, and awaits one future. A PUT is idempotent,
-# so it is repeated once, on a new connection, if the idle one turns out to be closed, and once with
-# the store's time if the clock is wrong. Everything else is Rejected and left to the caller.
+# so it is repeated once: on a new connection if the idle one turns out to be closed, with the
+# store's time if the clock is wrong. Everything else is Rejected and left to the caller.
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 PROBE_KEY = ".pfu-template"
@@ -8220,7 +8220,7 @@ class PageRunner:
         self.budget = ByteBudget(options.memory)
         self._reading = ReadingPlace()
         self._outcomes: list[AnyOutcome] = []
-        self._refused: dict[str, Outcome] = {}  # of its part that was refused, by upload id
+        self._refused: dict[str, Outcome] = {}  # outcome of a refused part, by upload id
         self._is_awaited = False  # an outcome has a follow-up
         self._waiting_bytes = 0
         self._busy = 0
