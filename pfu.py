@@ -3779,26 +3779,26 @@ def chunks_so_far(rest: bytes) -> tuple[bool | None, bytes]:
 # Failure policy: five kinds of answers, one clock for the run
 # ======================================================================================
 #
-# The kind of an answer decides what follows, whichever lane it came through:
+# The kind of an answer decides what happens next, in either lane:
 #
 # taken     success; the clock and the row of refusals are reset
-# own       it concerns this file alone, which fails
-# passing   sent again, with full jitter, for as long as the run is patient
-# refused   this file fails; a series of refusals concerns the run: see RefusedRow
-# fatal     credentials or bucket: three keys must meet it, with nothing taken in between
+# own       a problem of this file alone, which fails
+# passing   retried, with full jitter, as long as the run's patience lasts
+# refused   this file fails; many refusals in a row may stop the run: see RefusedRow
+# fatal     credentials or bucket: three keys must get it, with nothing taken in between
 #
-# Unless it is known to concern the file, it does not: an unknown 4xx is refused, an
-# unknown 5xx is passing. The codes below say what a status alone does not; a code that is missing
-# here does not make any outcome worse.
+# An answer is blamed on the file only if it is known to be about the file: an unknown 4xx is
+# refused, an unknown 5xx is passing. The codes below add what the status alone does not say; a code
+# that is missing here makes no outcome worse.
 #
 # Patience is per run. RunClock starts at the first passing answer since something was last taken.
-# Once it shows HOLD_SECONDS the run holds still: a few probes find out whether the store is back,
-# everything else waits, and the limiter learns nothing. Uploaders report what an answer was, and
-# never retry on their own.
+# When it reaches HOLD_SECONDS the run holds: a few probes test whether the store is back,
+# everything else waits, and the limiter ignores what it sees. Uploaders report what an answer was,
+# and never retry on their own.
 
 
 class Kind(IntEnum):
-    """The kind of an answer that is not taken."""
+    """The kind of an answer other than success."""
 
     OWN = 0
     PASSING = 1
@@ -3806,16 +3806,16 @@ class Kind(IntEnum):
     FATAL = 3
 
 
-PATIENCE_SECONDS = 300.0  # a store may be unavailable: longer than a restart or failover
-FIRST_SECONDS = 15.0  # before its first answer: a mistyped URL must not cost five minutes
-HOLD_SECONDS = 1.0  # of the clock, after which the run holds still; a busy store answers sooner
-TELL_SECONDS = 5.0  # of the clock, after which the user is told
-PROBES = 4  # tries at a time while the store is unavailable, all processes together
-PROBE_SECONDS = 2.0  # at most between two of them, so that its return is noticed within seconds
-OWN_TRIES, OWN_SECONDS = 10, 60.0  # of a request that fails while others succeed: its file fails
-FATAL_KEYS = 3  # that must meet the same code about credentials or bucket
-FATAL_SECONDS = 10.0  # for which a good answer about the bucket remains valid
-ROW = 20  # different files refused in a row, with nothing taken in between: is it the run?
+PATIENCE_SECONDS = 300.0  # a store may be unavailable: longer than a restart or failover takes
+FIRST_SECONDS = 15.0  # until its first answer: a mistyped URL must not cost five minutes
+HOLD_SECONDS = 1.0  # on RunClock before the run holds; a store that is only busy answers sooner
+TELL_SECONDS = 5.0  # on RunClock before the user is told
+PROBES = 4  # requests at a time while the store is unavailable, all processes together
+PROBE_SECONDS = 2.0  # at most between two probes, so that its return is noticed within seconds
+OWN_TRIES, OWN_SECONDS = 10, 60.0  # of failing while others succeed: then the file fails
+FATAL_KEYS = 3  # that must get the same code about credentials or bucket
+FATAL_SECONDS = 10.0  # that a good answer about the bucket stays valid
+ROW = 20  # different files refused in a row, nothing taken in between: is everything refused?
 OTHERS = 5  # files from directories without a refusal, tried to find out
 
 SLOW_DOWN_CODES = frozenset(
@@ -3824,7 +3824,7 @@ SLOW_DOWN_CODES = frozenset(
         *("TooManyRequests", "RequestLimitExceeded", "BandwidthLimitExceeded"),
     )
 )
-PASSING_CODES = frozenset(  # that come with a 4xx: damage in transit, or two conflicting requests
+PASSING_CODES = frozenset(  # retried despite a 4xx: damage in transit, or two conflicting requests
     (
         *("InternalError", "RequestTimeout", "IncompleteBody", "BadDigest"),
         *("XAmzContentSHA256Mismatch", "OperationAborted", "ConditionalRequestConflict"),
@@ -3838,7 +3838,7 @@ KEY_CODES = frozenset(
         *("InvalidURI", "XMinioInvalidResourceName", "InvalidObjectName"),
     )
 )
-PROXY_REFUSES = "ProxyRefuses"  # pfu's own word: a proxy lets no request through
+PROXY_REFUSES = "ProxyRefuses"  # pfu's own code: a proxy lets no request through
 CREDENTIAL_CODES = frozenset(
     (
         *("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidToken"),
@@ -3852,7 +3852,7 @@ FATAL_CODES = CREDENTIAL_CODES | {
 }
 PROXY_HINT = "check HTTPS_PROXY and HTTP_PROXY: address, user, password"
 SLOW_DOWN_STATUSES = frozenset((429, 503, 509))
-REFUSING_5XX = frozenset((501, 507))  # not implemented, out of space: the 5xx that do not pass
+REFUSING_5XX = frozenset((501, 507))  # not implemented, out of space: the 5xx that are not retried
 PASSING_4XX = frozenset((408, 425, 429))
 ERROR_HINTS: Mapping[str, str] = {
     "ExpiredToken": "renew the credentials and rerun",
@@ -3900,7 +3900,7 @@ def classify(code: str, status: int) -> type[TransferError]:
 
 
 def kind_of_error(error: PfuError) -> Kind:
-    """The kind of an error. Errors not from the store concern the file."""
+    """The kind of an error. One that is not from the store concerns the file alone."""
     if isinstance(error, RetryableError):
         return Kind.PASSING
     if isinstance(error, FatalError):
@@ -3920,8 +3920,8 @@ def full_jitter(attempt: int, base: float = 0.2, cap: float = 20.0) -> float:
 class Signs(NamedTuple):
     """Counts of the store's answers, for the whole run; they only grow."""
 
-    taken: float  # acknowledged; and bytes of a body that arrived for the first time
-    answered: float  # refused, or about a file: the store responds
+    taken: float  # files and parts acknowledged, plus body bytes that arrived for the first time
+    answered: float  # definite answers, refusals included: the store responds
     passing: float
 
 
@@ -3946,11 +3946,11 @@ class RunClock:
             self.since = now
 
     def shows(self, now: float) -> float:
-        """Seconds."""
+        """Seconds on the clock."""
         return 0.0 if self.since is None else now - self.since
 
     def is_away(self, now: float) -> bool:
-        """Whether the run should hold still."""
+        """Whether the run should hold."""
         return self.since is not None and self.shows(now) >= min(HOLD_SECONDS, self.patience)
 
     def is_over(self, now: float) -> bool:
@@ -3963,7 +3963,7 @@ def patiently(
     patience: float,
     tell: Callable[[RetryableError], None] = lambda error: None,
 ) -> T:
-    """Repeat a question that may be answered next time, for so many seconds. Raises PfuError.
+    """Call ``ask``, and retry RetryableError for ``patience`` seconds. Raises PfuError.
 
     For requests made outside an engine. ``tell`` is called with each failure, and may raise too.
     """
@@ -3987,7 +3987,7 @@ class RefusedRow:
     """
 
     def __init__(self) -> None:
-        self.codes: Counter[str] = Counter()  # of the row, by cause
+        self.codes: Counter[str] = Counter()  # refusals in the row, by cause
         self.directories: set[str] = set()  # with a refusal in this run
         self.on_trial: set[str] = set()  # those being tried
         self._row: set[str] = set()
@@ -4002,7 +4002,7 @@ class RefusedRow:
             self._tried = 0
 
     def refused(self, file_id: str, cause: str) -> None:
-        """One more was refused."""
+        """One more file was refused."""
         self.directories.add(directory_of(file_id))
         self._row.add(file_id)
         self.on_trial.discard(file_id)
@@ -4013,16 +4013,16 @@ class RefusedRow:
 
     @property
     def is_full(self) -> bool:
-        """Whether only others should be tried."""
+        """Whether only files from other directories should be tried."""
         return len(self._row) >= ROW
 
     @property
     def room(self) -> int:
-        """How many others may still be tried."""
+        """How many such files may still be tried."""
         return OTHERS - self._tried
 
     def try_others(self, file_ids: Collection[str]) -> None:
-        """These are being tried."""
+        """These are being tried now; none: there are no others."""
         self.on_trial.update(file_ids)
         self._tried = self._tried + len(file_ids) if file_ids else OTHERS
 
@@ -4036,23 +4036,23 @@ class RefusedRow:
 # Concurrency: how many requests in flight
 # ======================================================================================
 #
-# The limiter sets how many requests are in flight. Latency would mislead, as it depends on the size
-# of the files, so it probes goodput and guards against drops.
+# The limiter sets how many requests are in flight. Latency would mislead, as it depends on file
+# size, so the limiter measures goodput and reacts to drops.
 #
-# work        bytes + REQUEST_WORK a completed request, so that small files count too
-# drop        503, 429, a timeout or a reset, of a request begun after the last cut
-# window      what completes in WINDOW seconds and WINDOW_LIMITS x limit completions at least; it
-#             opens one latency after the limit changed, so that it sees the new limit only
+# work        bytes + REQUEST_WORK per completed request, so that small files count too
+# drop        503, 429, a timeout or a reset, on a request begun after the last cut
+# window      lasts at least WINDOW seconds and WINDOW_LIMITS x limit completions; it opens one
+#             latency after the limit changed, so that it sees only the new limit
 # goodput     by Little's law: in flight x work / time in flight. Counting completions would depend
-#             on where in a burst a window begins: a store with even latency answers in bursts
-# slow start  while the step is SLOW_START_STEP: windows of one limit's worth, trials at once
+#             on where in a burst the window opens: a store with even latency answers in bursts
+# slow start  the step is SLOW_START_STEP, windows last 1 x limit completions, trials do not pause
 #
-# A trial up lasts one window. It is kept if goodput rose by GAIN of the relative change, and the
-# next takes a longer step. If not, the limit goes back, the pause before the next trial doubles,
-# and that one goes down: kept if it costs LOSS at most. In slow start a trial that seems to fail is
-# given a second window, as the first may have gone into opening connections. Too many drops reject
-# a trial up, or cut the base. If goodput at the base moves by itself, the work has changed, and
-# trials begin again soon.
+# A trial up raises the limit for one window. It is kept if goodput rises by GAIN x the limit's
+# relative change, and the next step is larger. Otherwise the limit goes back to the base, the pause
+# before the next trial doubles, and that one goes down: kept if goodput falls by LOSS at most. In
+# slow start a trial that seems to fail gets a second window, as the first may have been spent on
+# opening connections. Too many drops reject a trial up, or cut the base. If goodput at the base
+# shifts by itself, the workload has changed, and trials resume soon.
 
 REQUEST_WORK = 256 * KIB
 LOWEST_LIMIT = 4
@@ -4082,20 +4082,20 @@ SLICE = 256 * KIB
 
 
 class Tally(NamedTuple):
-    """What some requests of the run did."""
+    """What the run's requests did over some time."""
 
     work: float
     completions: float
     busy: float
-    """Seconds that these requests took, added up."""
+    """Sum of the seconds these requests took."""
     drops: float
 
 
 class Meter:
-    """Counts, where requests are made, what the limiter is to know. The figures only grow.
+    """Counts for the limiter, in the process that sends the requests. The figures only grow.
 
-    The limiter may run in another process: it looks every SLOW_START_WINDOW or so, and sets
-    `cut_at`, the monotonic time before which a dropped request must have begun not to count.
+    The limiter may run in another process: it reads them every SLOW_START_WINDOW or so, and sets
+    `cut_at`: a dropped request that began before this monotonic time does not count.
     """
 
     def __init__(self) -> None:
@@ -4116,7 +4116,7 @@ class Meter:
 
 
 class Limiter:
-    """Finds the number of requests in flight (`limit`) at which goodput stops to grow.
+    """Finds the number of requests in flight (`limit`) at which goodput stops growing.
 
     Pure: `now` is a reading of one monotonic clock. `lowest == highest` fixes it.
     """
@@ -4145,7 +4145,7 @@ class Limiter:
         self._closes, self._enough = now, 1
 
     def absorb(self, tally: Tally, now: float) -> None:
-        """Take in what was done since the last tally; its drops began after `cut_at`."""
+        """Add what was done since the last tally; its drops began after `cut_at`."""
         self._drops += tally.drops
         if tally.drops and self._drops >= max(LEAST_DROPS, DROP_SHARE * self._completions):
             self._retreat(now)
@@ -4158,7 +4158,7 @@ class Limiter:
             self._close_window(now)
 
     def begin_again(self, now: float) -> None:
-        """Nothing was done for a while, through no fault of the limit."""
+        """Start a new window after a pause that was not the limit's fault."""
         self.cut_at = now
         self._set(self._base, now)
 
@@ -4179,7 +4179,7 @@ class Limiter:
             self._open_window(now)
             return
         used = SLOW_START_USED if self._slow_start else USED
-        if self._busy <= 0:  # figures of two moments, as shared memory has no locks
+        if self._busy <= 0:  # shared memory has no locks: figures can be out of step
             self._open_window(now)
             return
         in_flight = min(self.limit, self._busy / (now - self._opens) / used)
@@ -4263,11 +4263,10 @@ class Limiter:
 
 
 class Pacer:
-    """Spreads bytes evenly over time: at most ``rate`` bytes a second, no limit if it is 0.
+    """Spreads bytes evenly over time: at most ``rate`` bytes per second; 0: no limit.
 
-    Whoever is about to send asks for the delay, and waits it out: turns are given in the order of
-    asking. What was not used for a while is lost, but for PACE_SLACK, so there is no burst. May be
-    asked from any thread.
+    A sender asks for its delay and waits it out; turns are given in the order asked. Unused time is
+    lost, except for PACE_SLACK seconds, so there is no burst. Thread-safe.
     """
 
     def __init__(self) -> None:
@@ -4296,25 +4295,25 @@ class Pacer:
 # Connections: the only sockets
 # ======================================================================================
 #
-# A connection carries one request at a time. The one used last is used next (LIFO), so that few
-# stay warm and the rest grow old and are closed. Whoever takes a connection from the pool gives it
-# one request and awaits one future; the answer puts the connection back by itself.
+# A connection carries one request at a time. The pool is last in, first out: a few connections stay
+# warm, the rest go idle and are closed. Whoever takes a connection from the pool gives it one
+# request and awaits one future; when the answer is in, the connection goes back by itself.
 #
-# Head and small body go out in one write. A larger body goes out in slices, each when the kernel
-# has taken the one before it, so that nothing piles up in a buffer of ours.
+# Head and small body go out in one write. A larger body goes out in slices, each once the kernel
+# has taken the one before, so that nothing piles up in our own buffers.
 #
-# Deadlines are one number a connection, looked at once a second by sweep(): a timer a request would
-# cost as much as signing it. A deadline is moved by progress, as a socket's timeout would be. What
-# the kernel holds of a body may take a slow line minutes to carry: while it grows less, that is
-# progress too.
+# Each connection has one deadline, checked once a second by sweep(): a timer per request would cost
+# as much as signing it. Progress moves the deadline, as it does a socket timeout. A slow line may
+# need minutes for the part of a body that the kernel has buffered: as long as it shrinks, that
+# counts as progress too.
 #
-# TLS runs here over a plain transport, by ssl.MemoryBIO. asyncio's own keeps 256 KiB a connection
-# for receiving (Python 3.11 and later) and costs more time for each request. Sessions are resumed:
-# a full handshake costs as much as many small files.
+# TLS runs here over a plain transport, through ssl.MemoryBIO. asyncio's own TLS keeps a receive
+# buffer of 256 KiB per connection (Python 3.11 and later) and costs more time per request. Sessions
+# are resumed: a full handshake costs as much as many small files.
 
 CONNECT_ATTEMPTS = 3
-NEXT_ADDRESS_SECONDS = 2.0  # that a connection may take where the name has another address
-DEAD_SECONDS = 60.0  # that an address is left alone after it did not let itself be connected
+NEXT_ADDRESS_SECONDS = 2.0  # to connect, if the name has another address
+DEAD_SECONDS = 60.0  # that an address is tried last after it failed to connect
 STALL_SECONDS, LEAST_STALL_SECONDS = 60.0, 10.0
 DRAIN_SECONDS = 15.0
 IDLE_SECONDS = 15.0
@@ -4332,29 +4331,29 @@ Waiter = Union["asyncio.Future[Answer]", "Posted"]
 
 
 class ConnectionStale(Rejected):
-    """A connection that had been idle was closed before any byte of an answer came."""
+    """A connection that had been idle was closed before the first byte of an answer."""
 
 
 class Posted:
-    """A small request that no coroutine waits for: a function is called with how it ended."""
+    """A small request that no coroutine waits for: a callback gets the result."""
 
     __slots__ = ("_ended", "began", "offset", "problem", "sha256", "terms")
 
     def __init__(
         self, sha256_hex: str, terms: Any, ended: Callable[[Posted, Answer | None], None]
     ) -> None:
-        """``ended`` is given the answer, or None where there is a ``problem``."""
+        """``ended`` is called with the answer, or with None if there is a ``problem``."""
         self.sha256, self.terms, self._ended = sha256_hex, terms, ended
         self.began = time.monotonic()
-        self.offset = 0.0  # of the clock that it was signed with
+        self.offset = 0.0  # of the store's clock, as it was signed with
         self.problem: Rejected | None = None
 
     def done(self) -> bool:
-        """As a future: not yet, for the connection forgets it then."""
+        """Like a future's. Always False: once it is done, the connection forgets it."""
         return False
 
     def set_result(self, answer: Answer) -> None:
-        """As a future."""
+        """Like a future's."""
         try:
             check_digest(answer, self.sha256)
         except Rejected as problem:
@@ -4363,7 +4362,7 @@ class Posted:
             self._ended(self, answer)
 
     def set_exception(self, problem: Rejected) -> None:
-        """As a future."""
+        """Like a future's."""
         self.problem = problem
         self._ended(self, None)
 
@@ -4382,17 +4381,17 @@ class Connection(asyncio.BufferedProtocol):
         self._buffer = bytearray(RECEIVE_BUFFER)
         self._received = b""
         self._rest: memoryview | FileBody | None = None
-        self._unsent: int | None = None  # bytes, if looked at since there was other progress
+        self._unsent: int | None = None  # bytes at the last look; None since other progress
         self._is_paused = False
         self._is_waiting = False  # for the pacer
         self._is_used = False
         self._size = 0  # bytes of the body
-        self.arrived: Callable[[int], None] | None = None  # hears how much of it has
+        self.arrived: Callable[[int], None] | None = None  # called with the bytes so far
 
     def exchange(
         self, head: bytes, body: Body, waiter: Waiter, check: Check = check_answer
     ) -> None:
-        """Send one request; ``waiter`` hears of the answer. To cancel it, call abort()."""
+        """Send one request; ``waiter`` gets the answer or the error. To cancel, call abort()."""
         self._waiter = waiter
         self._check = check
         self._size = len(body)
@@ -4410,7 +4409,7 @@ class Connection(asyncio.BufferedProtocol):
             self._write(b"".join((head, body)))
 
     def abort(self) -> None:
-        """Close at once; what was not sent is not sent."""
+        """Close at once; what is unsent is dropped."""
         self._waiter = self._rest = None
         self._pool.forget(self)
         if self._transport is not None:
@@ -4418,7 +4417,7 @@ class Connection(asyncio.BufferedProtocol):
             self._transport = None
 
     def look(self) -> None:
-        """Tell how much of the body has arrived, as far as the kernel knows."""
+        """Report how much of the body has arrived, as far as the kernel knows."""
         if self.arrived and self._waiter is not None and self._transport is not None:
             rest = 0 if self._rest is None else len(self._rest)
             self.arrived(self._size - rest - unsent_bytes(self._transport))
@@ -4478,13 +4477,13 @@ class Connection(asyncio.BufferedProtocol):
             return
         if answer is None:
             self._received = data
-            if self._check(data, is_last=True):  # of a body whose end nobody can foresee
+            if self._check(data, is_last=True):  # nothing marks the end of the body
                 self.deadline = min(self.deadline, self._pool.now + END_SECONDS)
         else:
             self._finish(waiter, answer)
 
     def _take_last(self) -> bool:
-        """Whether what came is an answer, though nothing says that its body is at its end."""
+        """Whether what has arrived is an answer, though nothing marks the end of its body."""
         waiter, is_sent = self._waiter, self._rest is None and not self._is_paused
         with contextlib.suppress(Rejected):
             answer = self._check(self._received, is_last=True)
@@ -4501,7 +4500,7 @@ class Connection(asyncio.BufferedProtocol):
         self._unsent = None
 
     def _is_draining(self) -> bool:
-        """Whether less is unsent than at the last look, or this is the first; sets the next one."""
+        """Whether less is unsent than at the last look, or this is the first; sets the deadline."""
         unsent = unsent_bytes(self._transport) if self._transport else 0
         before, self._unsent = self._unsent, unsent
         if before is None:
@@ -4516,7 +4515,7 @@ class Connection(asyncio.BufferedProtocol):
         self._transport.write(data)
 
     def _send_slice(self) -> None:
-        """Send the next slice when the kernel has taken the one before, and its turn has come."""
+        """Send the next slice once the kernel has taken the one before and the pacer allows it."""
         if self._rest is None or self._is_paused or self._is_waiting:
             return
         pacer = self._pool.pacer
@@ -4561,7 +4560,7 @@ class Connection(asyncio.BufferedProtocol):
     def _give_up_connecting(self, problem: Exception) -> None:
         if not self.ready.done():
             self.ready.set_exception(problem)
-            self.ready.exception()  # nobody may be waiting for it any more
+            self.ready.exception()  # so that asyncio does not warn if nobody awaits it
 
     def _end(self, problem: Exception | None = None) -> None:
         if self._waiter is None:
@@ -4588,7 +4587,7 @@ class Connection(asyncio.BufferedProtocol):
 def unsent_bytes(transport: asyncio.Transport) -> int:
     """Bytes written to ``transport`` that the other end has not acknowledged, as far as is known.
 
-    Linux tells of those in the kernel (TIOCOUTQ: tcp(7)).
+    On Linux, those in the kernel are included (TIOCOUTQ: tcp(7)).
     """
     queued = array.array("i", [0])
     with contextlib.suppress(ImportError, OSError, ValueError, AttributeError):
@@ -4678,11 +4677,11 @@ class TlsConnection(Connection):
 
 
 class TunnelConnection(TlsConnection):
-    """The same through a tunnel that a proxy makes."""
+    """The same through a tunnel that a proxy opens (CONNECT)."""
 
     def __init__(self, pool: ConnectionPool, context: ssl.SSLContext) -> None:
         super().__init__(pool, context)
-        self._reply: bytes | None = b""  # what the proxy has said so far; None: it lets through
+        self._reply: bytes | None = b""  # the proxy's, so far; None: the tunnel is open
 
     def _begin(self) -> None:
         Connection._write(self, self._pool.tunnel)
@@ -4704,7 +4703,7 @@ class TunnelConnection(TlsConnection):
 
 
 def check_tunnel(reply: bytes) -> bool:
-    """Whether a proxy has made a tunnel; False: more must come. Raises Rejected."""
+    """Whether the proxy has opened the tunnel; False: incomplete reply. Raises Rejected."""
     head, ended, more = reply.partition(b"\r\n\r\n")
     refuse_or_wait(head)
     if not ended:
@@ -4721,7 +4720,7 @@ def check_tunnel(reply: bytes) -> bool:
 
 
 class ConnectionPool:
-    """Connections to one origin, or to the proxy before it, spread over all its addresses."""
+    """Connections to one origin, or to the proxy in front of it, spread over all its addresses."""
 
     stall_seconds = STALL_SECONDS
 
@@ -4748,7 +4747,7 @@ class ConnectionPool:
         return len(self._connections)
 
     async def connect(self) -> Connection:
-        """Return a new connection. Raises Rejected if no address lets itself be connected."""
+        """Return a new connection. Raises Rejected if no address can be connected to."""
         problem: Exception | None = None
         candidates = (await self._candidates())[:CONNECT_ATTEMPTS]
         for number, address in enumerate(candidates, start=1):
@@ -4761,13 +4760,13 @@ class ConnectionPool:
                 self._dead_until[address] = self.loop.time() + DEAD_SECONDS
         timed_out = isinstance(problem, (asyncio.TimeoutError, TimeoutError, ConnectionResetError))
         reason = str(problem) or type(problem).__name__
-        is_tls = isinstance(problem, ssl.SSLError)  # boto3 has better words for it
+        is_tls = isinstance(problem, ssl.SSLError)  # boto3 reports it better
         raise Rejected(
             None, f"cannot connect to {self.host}: {reason}", dropped=timed_out, passing=not is_tls
         )
 
     def give_back(self, connection: Connection) -> None:
-        """Take in one that was not used."""
+        """Put back one that was not used."""
         if connection in self._connections:
             self.idle.append(connection)
 
@@ -4781,7 +4780,7 @@ class ConnectionPool:
                 self.idle.remove(connection)
 
     def sweep(self) -> None:
-        """Expire what is past its deadline; to be called every SWEEP_SECONDS."""
+        """Expire connections past their deadline; call this every SWEEP_SECONDS."""
         self.now = self.loop.time()
         for connection in list(self._connections):
             connection.look()
@@ -4808,7 +4807,7 @@ class ConnectionPool:
         return (TunnelConnection if self.tunnel else TlsConnection)(self, self._context)
 
     async def _candidates(self) -> list[str]:
-        """Return all addresses, those whose turn it is first, those that are dead last."""
+        """Return all addresses in rotation, dead ones last."""
         async with self._resolving:
             if self.loop.time() >= self._resolved_at + RESOLVE_SECONDS:
                 await self._resolve()
@@ -4818,7 +4817,7 @@ class ConnectionPool:
         return sorted(in_turn, key=lambda address: self._dead_until.get(address, 0.0) > now)
 
     async def _resolve(self) -> None:
-        """Keep the addresses that are known if the name cannot be resolved now."""
+        """Resolve the name; if that fails, keep the addresses already known, if any."""
         try:
             found = await self.loop.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
         except OSError as problem:
@@ -4833,7 +4832,7 @@ class ConnectionPool:
 def tls_context(ca_bundle: str | None) -> ssl.SSLContext:
     """Verify chain and host name against the bundle that boto3 would use.
 
-    Python 3.13 is strict about the form of certificates, boto3 is not: both lanes accept the same.
+    Python 3.13 is strict about the form of certificates, boto3 is not; both lanes must agree.
     """
     context = ssl.create_default_context(cafile=ca_bundle)
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
@@ -4845,12 +4844,12 @@ def tls_context(ca_bundle: str | None) -> ssl.SSLContext:
 # ======================================================================================
 #
 # botocore decides what a request looks like. It builds and signs one PutObject, which a handler
-# keeps from being sent; what it signed is taken apart into a RequestTemplate. The gate opens only
-# if our signer arrives at botocore's own signature from the same parts.
+# intercepts before it is sent; the signed request is taken apart into a RequestTemplate. The gate
+# opens only if our signer computes the same signature from the same parts.
 #
-# A put takes an idle connection (or opens one), writes, awaits one future. A PUT may be repeated
-# safely, so a connection that turns out to have been closed while idle costs one repetition on a
-# new one, and a wrong clock one with the store's time. All else is Rejected and left to the caller.
+# A put takes an idle connection (or opens one), writes, and awaits one future. A PUT is idempotent,
+# so it is repeated once: on a new connection if the idle one turns out to be closed, with the
+# store's time if the clock is wrong. Everything else is Rejected and left to the caller.
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 PROBE_KEY = ".pfu-template"
@@ -4858,8 +4857,8 @@ PROBE_BODY = b"pfu"
 CREDENTIALS_SECONDS = 5.0
 CLOCK_SKEW_SECONDS = 300.0
 FORBIDDEN = 403
-CLOCK_WITNESSES = 2  # answers in a row that contradict a clock which the store has accepted
-CLOCK_SURE = 10  # answers with a clock that was set right, before that is told
+CLOCK_WITNESSES = 2  # answers in a row that contradict a clock that the store has accepted
+CLOCK_SURE = 10  # requests taken with a corrected clock before the user is told
 OWN_HEADERS = frozenset(
     (
         *("authorization", "connection", "content-length", "expect", "host", "user-agent"),
@@ -4898,7 +4897,7 @@ class CapturedRequest(NamedTuple):
 
 
 class NoContent:
-    """The body of the answer that botocore is given for the request that is not sent."""
+    """The empty body of the answer that botocore gets for the intercepted request."""
 
     def stream(self, **_: Any) -> Iterator[bytes]:
         return iter(())
@@ -4913,7 +4912,7 @@ def capture_template(
     """Have botocore build a PutObject with these arguments, and open the gate if it is plain.
 
     Sends nothing. The client should have made a call before, so that it knows the bucket's region.
-    `credentials_source` must give what the client signs with.
+    `credentials_source` must return the credentials that the client signs with.
     """
     from botocore.exceptions import BotoCoreError, ClientError
 
@@ -4986,7 +4985,7 @@ def client_refusal(client: Any) -> str | None:
 
 
 def proxy_of(config: Any, url: str) -> str | None:
-    """Decide as botocore.endpoint.EndpointCreator does; without a ``config`` by the environment."""
+    """As botocore.endpoint.EndpointCreator decides; without a ``config``, by the environment."""
     from botocore.utils import get_environ_proxies
 
     given = config and config.proxies
@@ -5015,7 +5014,7 @@ def request_refusal(captured: CapturedRequest) -> str | None:
 
 
 def signing_refusal(captured: CapturedRequest, credentials: Credentials) -> str | None:
-    """Sign the same request again, and compare."""
+    """Sign the same request again and compare."""
     headers = {"host": captured.host, **captured.headers}
     signed = is_authorization(headers["authorization"])
     if not signed or signed["access_key"] != credentials.access_key:
@@ -5056,7 +5055,7 @@ def template_of(client: Any, captured: CapturedRequest) -> RequestTemplate:
 
 
 def proxy_for(config: Any, url: str) -> Proxy | None:
-    """The proxy by which botocore would reach a URL, and what it says to it."""
+    """The proxy that botocore would use for a URL, and the headers it would send to it."""
     from botocore.httpsession import ProxyConfiguration
 
     proxy = proxy_of(config, url)
@@ -5079,12 +5078,11 @@ def header_names(client: Any, operation: str) -> frozenset[str]:
 
 
 class FastLane:
-    """Puts objects with as little CPU as possible. One in each process, used on one event loop.
+    """Puts objects with as little CPU as possible. One per process, on one event loop.
 
     open(), then put() from as many coroutines as the limiter allows, then close().
-    `credentials_source` may block and is called in a thread.
-
-    `requests` counts what was sent. The source raises FatalError where it has no credentials.
+    `credentials_source` may block, so it is called in a thread; it raises FatalError if it has no
+    credentials. `requests` counts what was sent.
     """
 
     def __init__(
@@ -5097,17 +5095,17 @@ class FastLane:
     ) -> None:
         self.requests = 0
         self._looks: set[asyncio.Task[Any]] = set()
-        self._taken_since = 0  # the clock was set right; one node with a wrong one takes few
+        self._taken_since = 0  # the clock was corrected; a node with a wrong one takes few
         self._traffic = traffic or Traffic()
         self._stall_seconds = min(STALL_SECONDS, max(patience, LEAST_STALL_SECONDS))
-        self._skews: list[float] = []  # told since something was taken with the present clock
-        self._accepted: float | None = None  # the offset with which something was taken last
+        self._skews: list[float] = []  # seen since something was taken with the current offset
+        self._accepted: float | None = None  # the offset with which something was last taken
         self._template = template
         self._credentials_source = credentials_source
         self._clock = clock
 
     async def open(self) -> None:
-        """To be called on the loop that will put."""
+        """Call this on the loop that put() will run on."""
         loop = asyncio.get_running_loop()
         self._credentials = await loop.run_in_executor(None, self._credentials_source)
         self._writer = HeadWriter(self._template, self._credentials, self._clock)
@@ -5118,8 +5116,8 @@ class FastLane:
         self._tasks = [loop.create_task(self._sweep()), loop.create_task(self._refresh())]
 
     async def close(self) -> None:
-        """Close all connections, whatever they do."""
-        tasks = {*self._tasks, *self._looks}  # threads wait for the looks
+        """Close all connections, busy or not."""
+        tasks = {*self._tasks, *self._looks}  # threads are waiting for look()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -5132,7 +5130,7 @@ class FastLane:
 
     @property
     def clock_offset(self) -> float:
-        """Seconds that the store's clock was found to be ahead of the one here."""
+        """Seconds by which the store's clock is ahead of the local one."""
         return self._writer.clock_offset
 
     async def put(
@@ -5146,10 +5144,10 @@ class FastLane:
         checksum: bool = False,
         posted: Posted | None = None,
     ) -> str:
-        """Return the ETag, in its quotes. Raises Rejected; the body must not change until then.
+        """Return the ETag, with its quotes. Raises Rejected. The body must not change meanwhile.
 
         `query` is percent-encoded, as `partNumber=3&uploadId=...`. `posted` is a first try, by
-        post(), that had no success.
+        post(), that failed.
         """
 
         def head() -> bytes:
@@ -5163,7 +5161,7 @@ class FastLane:
     def post(
         self, key: str, headers: Headers, body: bytes, posted: Posted, *, checksum: bool = False
     ) -> bool:
-        """Send a small object at once, and return; False if it has to wait for something."""
+        """Send a small object and return at once. False: nothing was sent, use put()."""
         pool = self._pool
         if not pool.idle or pool.pacer.rate:
             return False
@@ -5181,7 +5179,7 @@ class FastLane:
     async def look(self, key: str, headers: Headers) -> Mapping[str, str]:
         """Return the headers of the answer to HEAD, names in lower case; none without an object.
 
-        Raises Rejected for whatever boto3 had better be asked.
+        Raises Rejected for anything better left to boto3.
         """
 
         def head() -> bytes:
@@ -5219,7 +5217,7 @@ class FastLane:
         return answer
 
     def took(self, offset: float) -> None:
-        """Something was taken that was signed with this clock."""
+        """Something signed with this clock offset was taken."""
         if offset != self._writer.clock_offset:
             return
         self._accepted = offset
@@ -5258,10 +5256,10 @@ class FastLane:
             raise
 
     def _corrects_clock(self, rejected: Rejected, offset: float) -> bool:
-        """Whether the request was signed by a wrong clock that has been set right since.
+        """Whether the request was signed by a wrong clock that has now been corrected.
 
-        One answer is enough before the store has accepted the clock; then one node of it may be
-        wrong, and several in a row have to say the same, with nothing taken between.
+        One answer is enough until the store has accepted the clock. From then on a single node may
+        be wrong, so several in a row have to agree, with nothing taken in between.
         """
         writer = self._writer
         if rejected.status != FORBIDDEN or rejected.date is None:
@@ -5287,18 +5285,18 @@ class FastLane:
             await asyncio.sleep(CREDENTIALS_SECONDS)
             try:
                 self.use(await loop.run_in_executor(None, self._credentials_source))
-            except Exception:  # noqa: BLE001, S112  those at hand serve until they are refused
+            except Exception:  # noqa: BLE001, S112  the old ones are used until refused
                 continue
 
     def use(self, credentials: Credentials) -> None:
-        """Sign with these from now on. To be called on the loop."""
+        """Sign with these from now on. Call this on the loop."""
         if credentials != self._credentials:
             self._credentials = credentials
             self._writer.use(credentials)
 
 
 def clock_skew(date: str, now: float) -> float:
-    """Return how many seconds a Date header is ahead; 0.0 if it is none."""
+    """Return how many seconds a Date header is ahead; 0.0 if it is not a date."""
     try:
         return email.utils.parsedate_to_datetime(date).timestamp() - now
     except (TypeError, ValueError):
@@ -7886,22 +7884,22 @@ def _ask(question: Callable[[], Any], absent: Any) -> tuple[Any, str]:
 # Engines: pages in, outcomes out
 # ======================================================================================
 #
-# A PageRunner lives on an event loop, with as many slots as requests may be in flight; each slot
-# takes one file after the other. Pages are exchanged for outcomes: exchange() hands in a page and
-# returns, as soon as there is room for the next one, all outcomes that have come since. The slots
-# never stop between two pages, so there is no barrier; a runner holds two pages at the most.
+# A PageRunner runs on an event loop, with as many slots as requests may be in flight; each slot
+# takes one file after another. Pages are exchanged for outcomes: exchange() hands in a page and, as
+# soon as there is room for the next one, returns all outcomes that have come in since. The slots
+# never stop between pages, so there is no barrier; a runner holds at most two pages.
 #
-# A large file is several tasks: one begins its multipart upload, one for each part, one completes
-# it. What follows from an outcome is the batch run's business: see WorkList.
+# A large file is several tasks: one begins its multipart upload, one sends each part, one completes
+# it. The batch run decides what follows from an outcome: see WorkList.
 #
-# An Engine keeps its runners fed. Mode concurrent is one runner on a loop in the thread that also
-# keeps the ledger: two threads would take the GIL from each other at every system call. Mode
-# parallel is one runner in each of several processes, on a loop that runs on between two pages;
-# each is a ProcessPoolExecutor of one: a worker that dies breaks its own pool alone, the engine
-# knows which files it had, and they are done again.
+# An Engine keeps its runners fed. Mode concurrent is one runner, on a loop in the thread that also
+# writes the ledger: two threads would fight over the GIL at every system call. Mode parallel is one
+# runner in each of several processes, on a loop that keeps running between pages. Each process is a
+# ProcessPoolExecutor of one: a worker that dies breaks only its own pool, and the engine, which
+# knows which files it had, retries them.
 #
-# Engine and runners see each other's figures in shared memory, many times a second: so one limiter
-# serves all processes, a stop is noticed at once, and the live view moves between two pages.
+# Engine and runners read each other's figures in shared memory, many times a second: so one limiter
+# serves all processes, a stop is noticed at once, and the live view moves between pages.
 
 
 class Task(NamedTuple):
@@ -7912,23 +7910,23 @@ class Task(NamedTuple):
     key: str
     size: int  # bytes, as scanned
     permissions: str  # as scanned, or as stored
-    stored: Stored | None = None  # what the store has, of that size: only what differs is sent
+    stored: Stored | None = None  # what the store has, if of this size: only what differs is sent
 
 
 class BeginTask(NamedTuple):
-    """A large file whose upload is to be begun, or gone on with."""
+    """A large file whose upload is to be started or resumed."""
 
     id: str
     file: Task
-    known: UploadModel | None  # what the ledger knows of an earlier one
-    parts: tuple[StoredPart, ...]  # those of it that were acknowledged
-    anew: bool  # do not go on with the earlier one
-    most_parts: int  # that the store takes, as far as is known
-    asked_at: int  # seconds since the epoch; no upload was begun for this file before
+    known: UploadModel | None  # an earlier upload, as the ledger has it
+    parts: tuple[StoredPart, ...]  # its parts that were acknowledged
+    anew: bool  # do not resume the earlier one
+    most_parts: int  # that the store accepts, as far as is known
+    asked_at: int  # seconds since the epoch; no upload of this file began earlier
 
     @property
     def size(self) -> int:
-        """Bytes that it brings into memory."""
+        """Bytes that it loads into memory."""
         return 0
 
 
@@ -7942,7 +7940,7 @@ class PartTask(NamedTuple):
     number: int  # from 1
     offset: int  # bytes
     size: int  # bytes
-    snapshot: Snapshot  # of the file when its upload was begun
+    snapshot: Snapshot  # of the file when its upload began
 
 
 class CompleteTask(NamedTuple):
@@ -7955,12 +7953,12 @@ class CompleteTask(NamedTuple):
     snapshot: Snapshot
     racy: int
     part_size: int  # bytes
-    fingerprint: str  # what Create said
+    fingerprint: str  # of the upload, as it was created
     size: int = 0
 
 
 class ProofTask(NamedTuple):
-    """An object that the store says it has taken."""
+    """An object that the store has acknowledged: is it there?"""
 
     id: str
     key: str
@@ -7969,7 +7967,7 @@ class ProofTask(NamedTuple):
 
 
 class NameTask(NamedTuple):
-    """An object that the store has taken, and may keep under another name."""
+    """An object that the store has acknowledged, and may keep under another name."""
 
     id: str
     key: str
@@ -7979,22 +7977,22 @@ class NameTask(NamedTuple):
 
 
 class AbortTask(NamedTuple):
-    """A multipart upload that is not wanted any more."""
+    """A multipart upload that is no longer wanted."""
 
     id: str
     key: str
-    upload_id: str | None  # None: those that a killed run may have begun at created_at or later
+    upload_id: str | None  # None: any that a killed run began at created_at or later
     created_at: int
     size: int = 0
 
 
 AnyTask = Union[Task, BeginTask, PartTask, CompleteTask, ProofTask, NameTask, AbortTask]
-LOOKS = ProofTask, NameTask  # at what was sent: they go before all else
-LOOK_WAITS, LOOK_SECONDS = 200, 0.005  # until fewer requests than the limit are in flight
+LOOKS = ProofTask, NameTask  # at what was sent: they go before everything else
+LOOK_WAITS, LOOK_SECONDS = 200, 0.005  # for fewer requests in flight than the limit
 
 
 class Begun(NamedTuple):
-    """A multipart upload has been begun, or may be gone on with."""
+    """A multipart upload has begun, or can be resumed."""
 
     id: str
     upload_id: str
@@ -8015,14 +8013,14 @@ class PartDone(NamedTuple):
 
     id: str
     part: StoredPart
-    fast: bool  # it went by the fast lane
+    fast: bool  # it went through the fast lane
 
 
 class Named(NamedTuple):
     """The answer to a NameTask."""
 
     id: str
-    kept_as: str  # empty: nobody knows
+    kept_as: str  # empty: unknown
 
 
 class Proven(NamedTuple):
@@ -8032,7 +8030,7 @@ class Proven(NamedTuple):
 
 
 class Aborted(NamedTuple):
-    """A multipart upload is no more."""
+    """A multipart upload is gone."""
 
     id: str
 
@@ -8056,18 +8054,18 @@ class EngineOptions:
     """How an engine works; the same in every process."""
 
     threshold: int = DEFAULT_THRESHOLD  # bytes; files above it go up in parts
-    part_size: int = DEFAULT_PART_SIZE  # bytes, of a part at least
-    is_part_size_given: bool = False  # not pfu's choice: unfinished uploads with another are no use
+    part_size: int = DEFAULT_PART_SIZE  # bytes per part, at least
+    is_part_size_given: bool = False  # by the user: unfinished uploads with another are not resumed
     memory: int = DEFAULT_MEMORY  # bytes of bodies in flight in one process
     root: Root | None = None  # None: files are opened by their paths, wherever they lead
     content_types: tuple[tuple[Glob, str], ...] = ()  # the last one that matches decides
     nice: int = 19
-    renew_by_upload: bool = False  # send a file whose metadata cannot be renewed otherwise
-    ignore_ctime: bool = False  # of a file that is read: it moves by itself here
-    threads: int = THREADS  # at most, in one process
+    renew_by_upload: bool = False  # send the file if its metadata cannot be renewed otherwise
+    ignore_ctime: bool = False  # of a file being read: it changes by itself here
+    threads: int = THREADS  # at most, per process
 
     def content_type(self, file: Task) -> str:
-        """The media type of a file: by these rules, else by the end of its name."""
+        """The media type of a file: by these rules, else by its extension."""
         if stat.S_ISDIR(int(file.permissions or "0", 8)):
             return DIRECTORY_TYPE
         if self.content_types and self.root:
@@ -8081,8 +8079,8 @@ class EngineOptions:
 class Gauges:
     """Figures that one runner and the parent share, without locks: each has one writer."""
 
-    # probes: how many tries at a time while the store is away, else 0. others: only those that are
-    # on trial are to be sent. all_taken: by all runners. left: files of the run not done yet
+    # probes: how many requests at a time while the store is away, else 0. others: send only files
+    # on trial. all_taken: by all runners. left: files of the run not done yet
     FROM_PARENT = ("stopping", "limit", "cut_at", "rate", "probes", "others", "all_taken", "left")
     FROM_RUNNER = (
         *("taken", "moved", "answered", "passing"),
@@ -8108,7 +8106,7 @@ class Gauges:
 
 
 class ByteBudget:
-    """Bytes that may be in memory at once. First come, first served; one body always passes."""
+    """Limits the bytes in memory. First come, first served; a single body is always let in."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -8117,14 +8115,14 @@ class ByteBudget:
         self._spare: list[bytearray] = []
 
     def take(self, size: int) -> bool:
-        """Take ``size`` bytes, if they fit now and nobody waits."""
+        """Take ``size`` bytes, if they fit now and nobody is waiting."""
         if self._queue or not self._fits(size):
             return False
         self._grant(size)
         return True
 
     def _grant(self, size: int) -> None:
-        """A buffer that was kept is memory too, unless it is what the ``size`` bytes are for."""
+        """Spare buffers count as memory too, except the one that the ``size`` bytes will use."""
         self._used += size
         while self._spare:
             last = len(self._spare[-1])
@@ -8134,14 +8132,14 @@ class ByteBudget:
             self._spare.pop(0)
 
     def buffer(self, size: int) -> bytearray:
-        """A buffer of ``size`` bytes or more, for who has taken them; one that was used, if any."""
+        """A buffer of at least ``size`` bytes, a spare one if possible. Take the bytes first."""
         if self._spare and len(self._spare[-1]) >= size:
             return self._spare.pop()
         self._spare.clear()
         return bytearray(size)
 
     def keep(self, buffer: bytearray) -> None:
-        """Take a buffer back; it is to be used again as long as there is room for it."""
+        """Take a buffer back, to be reused as long as there is room for it."""
         self._spare.append(buffer)
 
     async def wait_for(self, size: int) -> None:
@@ -8168,18 +8166,18 @@ class ReadingPlace:
 
     A file in the page cache is read in 10 us, and a thread would cost 40 us more; a file on a cold
     disk or on NFS may take 5 ms, in which the loop could have sent hundreds. So reads begin on the
-    loop, move to threads when they take SLOW_READ on average, and are tried on the loop again
-    after a number of reads that doubles each time they prove to be slow still.
+    loop, move to threads once they average over SLOW_READ, and are tried on the loop again after a
+    number of reads that doubles each time they are still slow.
     """
 
     def __init__(self) -> None:
         self._average = 0.0
-        self.in_threads = 0  # so many of the next files
+        self.in_threads = 0  # this many of the next files
         self._pause = INLINE_PROBE
-        self._on_loop = 0  # reads, since they were in threads
+        self._on_loop = 0  # reads there, since the last in threads
 
     def is_loop(self, size: int) -> bool:
-        """Whether the next file, of ``size`` bytes, is to be read on the loop."""
+        """Whether to read the next file, of ``size`` bytes, on the loop."""
         if size > INLINE_BYTES:
             return False
         if self.in_threads:
@@ -8187,11 +8185,11 @@ class ReadingPlace:
         return not self.in_threads
 
     def took(self, seconds: float) -> None:
-        """Tell how long a read on the loop took."""
+        """Record how long a read on the loop took."""
         self._average += READ_WEIGHT * (min(seconds, LONGEST_READ) - self._average)
         self._on_loop += 1
         if self._average > SLOW_READ:
-            self._average = 0.6 * SLOW_READ  # the next slow one is enough
+            self._average = 0.6 * SLOW_READ  # one more slow read is enough
             self.in_threads, self._on_loop = self._pause, 0
             self._pause *= 2
         elif self._on_loop >= self._pause:
@@ -8199,7 +8197,7 @@ class ReadingPlace:
 
 
 class Threads(ThreadPoolExecutor):
-    """Threads that make do with those there are, where the system has no further one."""
+    """A pool that makes do with the threads it has if the system grants no more."""
 
     def _adjust_thread_count(self) -> None:
         try:
@@ -8222,31 +8220,31 @@ class PageRunner:
         self.budget = ByteBudget(options.memory)
         self._reading = ReadingPlace()
         self._outcomes: list[AnyOutcome] = []
-        self._refused: dict[str, Outcome] = {}  # of a part, by upload id
-        self._is_awaited = False  # something follows from an outcome
+        self._refused: dict[str, Outcome] = {}  # outcome of a refused part, by upload id
+        self._is_awaited = False  # an outcome has a follow-up
         self._waiting_bytes = 0
         self._busy = 0
         self._limit = 0
-        self._is_calm = False  # nothing keeps any file back
+        self._is_calm = False  # no file is to be held back
         self._slots: set[asyncio.Task[None]] = set()
         self._reporting: asyncio.Future[None] | None = None
         self._more = True
         self._watching: asyncio.Task[None] | None = None
         self._trouble = ""
         self._early_reports = EARLY_REPORTS
-        self._long = 0  # questions that may rightly take minutes
+        self._long = 0  # requests in progress that may take minutes
 
     # -- what an engine uses
 
     def start_thread(self) -> None:
-        """Have one thread at least, before other processes take what the system has left."""
+        """Start one thread at least, before other processes take the last ones."""
         self._threads.submit(int)
 
     async def exchange(self, page: Sequence[AnyTask], more: bool, shared: Any = None) -> Report:
         """Take in a page; report when there is room for another one, or after REPORT_SECONDS.
 
-        ``more``: a further page is ready. If not, report when all is done, or when something
-        follows from what was done.
+        ``more``: another page is ready. If not, report when all is done, or when an outcome has a
+        follow-up.
         """
         if shared is not None:
             self.uploader.adopt(shared)
@@ -8254,7 +8252,7 @@ class PageRunner:
             await self._open()
         for task in page:
             self._waiting_bytes += task.size
-            if self.gauges["others"] or isinstance(task, LOOKS):  # past those that wait
+            if self.gauges["others"] or isinstance(task, LOOKS):  # ahead of the queue
                 transfer = self._take(task)
                 transfer.is_chosen = True
                 self._start(self._do(transfer))
@@ -8264,7 +8262,7 @@ class PageRunner:
         self._look_at_gauges()
         if not self._is_reportable():
             self._reporting = self._loop.create_future()
-            self._early_reports -= 1  # the sooner the store is proven the better
+            self._early_reports -= 1  # the sooner the store is proven, the better
             is_early = self._early_reports > 0
             seconds = REPORT_SECONDS if more and not is_early else IDLE_REPORT_SECONDS
             timer = self._loop.call_later(seconds, self._report)
@@ -8284,7 +8282,7 @@ class PageRunner:
             yield notes.popleft()
 
     async def close(self) -> None:
-        """Give up connections and threads; what is in flight is abandoned."""
+        """Close connections and threads; what is in flight is abandoned."""
         self._limit = -1
         tasks = {*self._slots, *([self._watching] if self._watching else [])}
         for _ in range(CANCEL_ATTEMPTS):
@@ -8311,7 +8309,7 @@ class PageRunner:
 
     def _is_reportable(self) -> bool:
         if self._outcomes and self.gate.is_closed:
-            return True  # what follows is decided by it
+            return True  # the parent decides what comes next
         if self._more:
             return self._has_room()
         return self._is_awaited or self._waiting.qsize() + self._busy == 0
@@ -8343,7 +8341,7 @@ class PageRunner:
             gauges[name] = getattr(meter, name)
 
     def _look_at_gauges(self) -> None:
-        """Follow the parent: its limit, and its wish to stop."""
+        """Do as the parent says: limits, rate, stop."""
         self.uploader.traffic.meter.cut_at = self.gauges["cut_at"]
         self.uploader.traffic.pacer.rate = self.gauges["rate"]
         self._limit = int(self.gauges["limit"])
@@ -8381,20 +8379,20 @@ class PageRunner:
         return TRANSFERS[type(task)](task, self)
 
     def next_transfer(self) -> Transfer | None:
-        """For the slot that asks, if it is to go on and anything waits."""
+        """The next one for a slot; None if nothing is waiting or the slot should end."""
         if self._waiting.empty() or len(self._slots) > self._limit:
             return None
         return self._take(self._waiting.get_nowait())
 
     def is_plain(self, transfer: Transfer) -> bool:
-        """Whether a Chain may begin with it."""
+        """Whether a Chain may take it."""
         task = transfer.task
         is_new = type(task) is Task and task.stored is None and task.size <= INLINE_BYTES
         return is_new and self._is_calm and not (self._reading.in_threads or self.gate.is_closed)
 
     async def _do(self, transfer: Transfer) -> None:
         task = transfer.task
-        for _ in range(LOOK_WAITS if isinstance(task, LOOKS) else 0):  # a slot ends in its favour
+        for _ in range(LOOK_WAITS if isinstance(task, LOOKS) else 0):  # a slot ends to make room
             if self._in_flight < self._limit:
                 break
             await asyncio.sleep(LOOK_SECONDS)
@@ -8403,11 +8401,11 @@ class PageRunner:
             await self.budget.wait_for(size)
         upload_id = task.upload_id if isinstance(task, PartTask) else ""
         try:
-            refused = self._refused.get(upload_id)  # another part of it was, and so would this be
+            refused = self._refused.get(upload_id)  # another part was; this one would be too
             outcome = refused._replace(id=task.id) if refused else await transfer.run()
         except MemoryError:
             outcome = Outcome(task.id, OutcomeKind.FATAL, OUT_OF_MEMORY, 1)
-        except Exception as error:  # noqa: BLE001  a slot outlives whatever a file does to it
+        except Exception as error:  # noqa: BLE001  no file may end a slot
             outcome = Outcome(task.id, OutcomeKind.FAILED, internal_error(error), 1)
         self.budget.give_back(size)
         self._is_awaited |= type(task) is not Task
@@ -8427,13 +8425,13 @@ class PageRunner:
     # -- what a Transfer needs
 
     async def read(self, function: Callable[[], T], size: int) -> T:
-        """Run what reads ``size`` bytes, here or in a thread."""
+        """Call a function that reads ``size`` bytes, here or in a thread."""
         if not self._reading.is_loop(size):
             return await self.in_thread(function)
         return self.read_here(function)
 
     def read_here(self, function: Callable[[], T]) -> T:
-        """Run what reads, and see how long it takes."""
+        """Call a function that reads, and time it."""
         began = time.monotonic()
         try:
             return function()
@@ -8441,11 +8439,11 @@ class PageRunner:
             self._reading.took(time.monotonic() - began)
 
     async def in_thread(self, function: Callable[[], T]) -> T:
-        """Run what blocks."""
+        """Call a function that blocks."""
         return await self._loop.run_in_executor(self._threads, function)
 
     async def ask(self, function: Callable[[], T], *, is_long: bool = False) -> T:
-        """Run, in a thread, what waits for the store, rightly for minutes if ``is_long``."""
+        """Call, in a thread, a function that waits for the store; for minutes if ``is_long``."""
         self._long += is_long
         try:
             return await self._answered(self.in_thread(function))
@@ -8453,7 +8451,7 @@ class PageRunner:
             self._long -= is_long
 
     async def send(self, upload: Upload, posted: Posted | None = None) -> Receipt:
-        """Have the uploader store an object, after a first try that failed if it was posted."""
+        """Have the uploader store an object; ``posted`` is a first try that failed."""
         if posted is None:
             acknowledged = self.uploader.send(upload, self._threads)
         else:
@@ -8463,12 +8461,12 @@ class PageRunner:
         return receipt
 
     def count_file(self) -> None:
-        """A file whose bytes are counted already is in the store."""
+        """A file is in the store; its bytes have been counted already."""
         self.gate.taken += 1
         self._files += 1
 
     def posted_was_taken(self, posted: Posted, size: int) -> None:
-        """The store has a small file that was posted."""
+        """A small file that was posted is in the store."""
         self.gate.answered += 1
         self._was_taken(size, posted.began)
         self._files += 1
@@ -8497,7 +8495,7 @@ class PageRunner:
         return receipt
 
     async def _answered(self, answer: Awaitable[T]) -> T:
-        """What a provider raises that is not pfu's own is what it says of the file."""
+        """Await an answer. A provider's own exceptions become TransferError: the file fails."""
         self._in_flight += 1
         try:
             told = await answer
@@ -8514,32 +8512,32 @@ class PageRunner:
         return told
 
     def flies(self, count: int) -> None:
-        """So many requests more are in flight."""
+        """``count`` more requests are in flight."""
         self._in_flight += count
 
     def hear(self, error: RetryableError) -> None:
-        """One passing answer more."""
+        """One more passing answer."""
         self.gauges["passing"] += 1
         self._trouble = error.told(error.operation)
 
     @property
     def is_stopping(self) -> bool:
-        """Whether nothing new is to be begun."""
+        """Whether nothing new should be started."""
         return bool(self.gauges["stopping"])
 
 
 NO_THREAD, NO_THREAD_HINT = "start new thread", "raise the process limit: ulimit -u"
 
 
-CLOSED_SECONDS = 2.0  # that a runner waits for the parent's word on a row of refusals
-RECALL_SECONDS = 0.3  # for what waits in the runners to come back
+CLOSED_SECONDS = 2.0  # that a runner waits for the parent's decision on a row of refusals
+RECALL_SECONDS = 0.3  # for files waiting in the runners to come back
 
 
 class Gate:
-    """Who may send while the store is away, or while it refuses one file after the other.
+    """Decides who may send while the store is away, or refuses one file after another.
 
-    Away: a few, as probes. Refused: the others that the parent has chosen; a runner that has seen
-    ROW refusals closes its gate by itself, as the parent hears of them only later.
+    Away: a few, as probes. Refusing: only files that the parent has chosen; a runner that has seen
+    ROW refusals closes its gate by itself, as the parent learns of them only later.
     """
 
     def __init__(self, gauges: Gauges) -> None:
@@ -8549,10 +8547,10 @@ class Gate:
         self._pausing: dict[asyncio.Future[None], asyncio.TimerHandle] = {}
         self._row: set[str] = set()
         self._closed_until = 0.0
-        self.answered = self.taken = 0  # requests that had a word, files and parts that are stored
+        self.answered = self.taken = 0  # requests answered; files and parts stored
         self.is_condemned = False  # credentials or bucket are no good
         self._asking = asyncio.Lock()
-        self._votes: dict[str, Counter[str]] = {}  # who met a word about credentials or bucket
+        self._votes: dict[str, Counter[str]] = {}  # tasks that got a code of this kind
         self._good_until = 0.0
         self._all_taken = 0.0
 
@@ -8562,7 +8560,7 @@ class Gate:
 
     @property
     def is_closed(self) -> bool:
-        """To all that are not chosen."""
+        """Whether only chosen files may send."""
         return self._gauges["others"] > 0 or time.monotonic() < self._closed_until
 
     @property
@@ -8571,16 +8569,16 @@ class Gate:
 
     @property
     def all_taken(self) -> float:
-        """How many files and parts the run has in the store."""
+        """How many files and parts this run has stored."""
         return self._gauges["all_taken"]
 
     @property
     def is_alone(self) -> bool:
-        """Whether one file is all that is left of the run."""
+        """Whether a single file is left of the run."""
         return self._gauges["left"] == 1
 
     def look(self) -> None:
-        """Follow the gauges; called many times a second."""
+        """Act on the gauges; called many times a second."""
         if self._gauges["all_taken"] != self._all_taken:
             self._all_taken = self._gauges["all_taken"]
             self._row.clear()
@@ -8595,7 +8593,7 @@ class Gate:
             self._wake(self._waiting.popleft())
 
     def refused(self, task_id: str) -> None:
-        """One more in the row."""
+        """One more refusal in the row."""
         self.answered += 1
         self._row.add(task_id.partition("/")[0])
         if len(self._row) >= ROW:
@@ -8603,7 +8601,7 @@ class Gate:
             self._closed_until = time.monotonic() + CLOSED_SECONDS
 
     async def enter(self, transfer: Transfer) -> bool:
-        """Wait for the turn to send; whether it came before the run stops, or has to."""
+        """Wait for a turn to send. False: the run stops, or the parent wants the task back."""
         while not (self.is_stopping or self.is_condemned):
             is_full = self.is_away and len(self._probing - {transfer}) >= self._gauges["probes"]
             if not is_full and (transfer.is_chosen or not self.is_closed):
@@ -8619,11 +8617,11 @@ class Gate:
         return False
 
     def leave(self, transfer: Transfer) -> None:
-        """It has got an answer that ends it."""
+        """It has its final answer."""
         self._probing.discard(transfer)
 
     async def pause(self, seconds: float) -> None:
-        """Until then, or until the run stops."""
+        """Wait for ``seconds``, or until the run stops."""
         loop = asyncio.get_running_loop()
         turn = loop.create_future()
         self._pausing[turn] = loop.call_later(seconds, self._wake, turn)
@@ -8637,7 +8635,7 @@ class Gate:
             turn.set_result(None)
 
     def vote(self, task_id: str, code: str) -> bool:
-        """Whether enough have met this code, with nothing taken since, to ask the store."""
+        """Whether enough have got this code, with nothing taken since, to ask the store."""
         votes = self._votes.setdefault(code, Counter())
         votes[task_id] += 1
         at_once = min(self._gauges["left"] or FATAL_KEYS, max(self._gauges["limit"], 1))
@@ -8645,7 +8643,7 @@ class Gate:
         return is_enough and time.monotonic() >= self._good_until
 
     async def condemns(self, task_id: str, code: str, ask: Callable[[], Awaitable[bool]]) -> bool:
-        """Whether what the store says of credentials or bucket holds for all files."""
+        """Whether a code about credentials or bucket applies to all files."""
         async with self._asking:  # the others wait for the answer
             if not self.is_condemned and self.vote(task_id, code):
                 self.is_condemned = await ask()
@@ -8655,7 +8653,7 @@ class Gate:
 
 
 class Transfer(ABC):
-    """What is done about one task: sent again where the policy says so."""
+    """Carries out one task, with retries where the policy says so."""
 
     __slots__ = (
         *("attempts", "began", "begun", "is_chosen", "options", "others", "own", "own_since"),
@@ -8668,14 +8666,14 @@ class Transfer(ABC):
         self.task = task
         self.runner = runner
         self.options = runner.options
-        self.is_chosen = isinstance(task, LOOKS)  # it goes past those that wait
+        self.is_chosen = isinstance(task, LOOKS)  # it goes ahead of the queue
         self.begun: tuple[Upload, Posted | None] | None = None  # by a Chain
         self.attempts = 0
         self.readings = 0
         self.kind = OutcomeKind.UPLOADED  # or RENEWED, if its bytes are known to be the same
-        self.sent = False  # the store may have something of it that the ledger does not know
-        self.own = 0  # tries in vain while others were taken
-        self.others = -1.0  # how many were at the last one
+        self.sent = False  # the store may have something that the ledger does not know of
+        self.own = 0  # failed tries while others were taken
+        self.others = -1.0  # how many had been taken at the last try
         self.began = self.own_since = time.monotonic()
 
     @property
@@ -8684,7 +8682,7 @@ class Transfer(ABC):
         return 0
 
     async def run(self) -> AnyOutcome:
-        """Never raises for what concerns this task alone."""
+        """Never raises for a problem of this task alone."""
         gate: Gate = self.runner.gate
         try:
             while self.begun or await gate.enter(self):
@@ -8706,7 +8704,7 @@ class Transfer(ABC):
             gate.leave(self)
 
     async def _weigh(self, error: PfuError) -> Outcome | None:
-        """What comes of a try that failed; None: another one."""
+        """The outcome of a failed try; None: try again."""
         if isinstance(error, (VanishedError, NotRegularError)):
             return self._vanished(error)
         if isinstance(error, ChangedError):
@@ -8728,7 +8726,7 @@ class Transfer(ABC):
         return self._failed(OutcomeKind.FAILED if is_own else OutcomeKind.REFUSED, error)
 
     async def _wait_out(self, error: RetryableError) -> Outcome | None:
-        """Patience belongs to the run; a file that alone fails and fails, ends by itself."""
+        """Patience is per run; a file that keeps failing while others succeed fails alone."""
         runner, now = self.runner, time.monotonic()
         runner.hear(error)
         others, self.others = self.others, runner.gate.all_taken
@@ -8746,19 +8744,19 @@ class Transfer(ABC):
         return None
 
     async def _fails_alone(self, now: float) -> bool:
-        """Nothing else is there to compare with: a plain request tells the file from the store."""
+        """With no other file to compare with, a plain request shows if only the file fails."""
         is_due = self.attempts >= OWN_TRIES and now - self.began >= OWN_SECONDS
         if not is_due or not self.runner.gate.is_alone or not self.runner.gate.is_away:
             return False
         return await self.runner.in_thread(self.runner.uploader.answers)
 
     async def _doubt(self, error: FatalError) -> Outcome | None:
-        """What the store says of credentials or bucket is believed only of several files."""
+        """A code about credentials or bucket is believed only once several files get it."""
         gate, uploader = self.runner.gate, self.runner.uploader
         if not error.code:
             return self._failed(OutcomeKind.FATAL, error)
         refuses = uploader.refuses_all
-        if error.code == PROXY_REFUSES:  # it is not the store that speaks
+        if error.code == PROXY_REFUSES:  # it is not from the store
             refuses = lambda: uploader.refuses_all() or not uploader.answers()  # noqa: E731
         ask = functools.partial(self.runner.in_thread, refuses)
         if await gate.condemns(self.task.id, error.code, ask):
@@ -8773,7 +8771,7 @@ class Transfer(ABC):
     async def _try(self) -> AnyOutcome: ...
 
     def _vanished(self, error: SourceError) -> Outcome:
-        """One file of a tree may vanish; if the tree has, none has."""
+        """A file may vanish from the tree; if ROOT itself is gone, that is fatal."""
         try:
             if self.options.root:
                 self.options.root.check_is_there()
@@ -8804,9 +8802,9 @@ class Transfer(ABC):
         )
 
     def _has_same_bytes(self, upload: Upload, stored: Stored) -> str | None:
-        """The digest of the file if the store has these bytes already.
+        """The file's digest if the store has these bytes already, else None.
 
-        Where nothing that can be compared is known, its time decides.
+        If no comparable digest is known, the modification time decides.
         """
         source, size = upload.source, upload.size
         if stored.is_stale and stored.is_untouched(upload.status):
@@ -8836,11 +8834,11 @@ class Transfer(ABC):
             source.check_unchanged(read_again, before)
 
     def _renew(self, upload: Upload, stored: Stored) -> Outcome | None:
-        """Have the store renew the metadata of a large object; None: it has to be sent.
+        """Have the store renew the metadata of a large object; None: send the file.
 
-        Where it refuses, the object stays as it is: what has changed is not worth all bytes.
+        If it refuses, the object stays as it is: new metadata are not worth sending all bytes.
         """
-        self.sent = True  # until the store says that it has done nothing
+        self.sent = True  # unless the store says that it did nothing
         try:
             receipt = self.runner.uploader.renew(upload, stored.etag, stored.last_modified)
         except UploadGoneError:
@@ -8857,7 +8855,7 @@ class Transfer(ABC):
         return renewed._replace(part_size=stored.part_size)
 
     def _settle(self, upload: Upload) -> Outcome | None:
-        """What becomes of a file whose bytes the store may have; None: they are to be sent."""
+        """The outcome for a file whose bytes the store may have already; None: send them."""
         stored: Stored | None = self.file.stored
         self.kind = OutcomeKind.UPLOADED
         if stored is None:
@@ -8871,12 +8869,12 @@ class Transfer(ABC):
             return same._replace(part_size=stored.part_size)
         if upload.body is not None:
             self.kind = OutcomeKind.RENEWED
-            return None  # to send a small object again takes one request, and no other right
+            return None  # resending a small object takes one request, no extra permission
         return self._renew(known, stored)
 
     @property
     def file(self) -> Task:
-        """The file that it is about."""
+        """The file that the task is about."""
         file: Task = self.task.file
         return file
 
@@ -8911,7 +8909,7 @@ class Transfer(ABC):
 
 
 class FileTransfer(Transfer):
-    """One file's way into the store: read, hash, send."""
+    """Reads, hashes and sends one file."""
 
     __slots__ = ()
     readings_allowed = READ_ATTEMPTS
@@ -8952,7 +8950,7 @@ class FileTransfer(Transfer):
         return self._outcome(upload, self.kind, receipt, sent=True)
 
     def _end(self, upload: Upload, receipt: Receipt) -> Outcome:
-        """A large file whose uploader takes no parts: is it still the one that was sent?"""
+        """A large file that was sent whole: did it change meanwhile? Raises ChangedError."""
         size = part_size_for(upload.size, upload.part_size)
         sha256 = receipt.sha256 or self._digest(upload, size)
         self._check_read(upload.source, lambda: self._digest(upload, size), sha256)
@@ -8960,7 +8958,7 @@ class FileTransfer(Transfer):
         return sent._replace(part_size=size)
 
     def read(self) -> tuple[Upload, Outcome | None]:
-        """Open, read and hash. A large file is only opened, and hashed where that may spare it."""
+        """Open, read and hash. A large file is only opened, and hashed if that may save sending."""
         source = self._open(self.task.path, self.task.permissions)
         try:
             body = None
@@ -8980,10 +8978,10 @@ class FileTransfer(Transfer):
 
 
 class Chain:
-    """Small files one after the other by Uploader.post(), with no coroutine between two of them.
+    """Sends small files one after another by Uploader.post(), with no coroutine in between.
 
-    Where the answer to a file comes in, the next one is read and sent. All that is not plain ends
-    the chain, and the file that it was about goes on as any other: one place decides on failures.
+    When the answer to a file comes in, the next one is read and sent. Anything out of the ordinary
+    ends the chain, and its file goes the normal way: one place decides on failures.
     """
 
     __slots__ = ("_over", "_runner", "_size", "_transfer", "_upload")
@@ -8992,7 +8990,7 @@ class Chain:
         self._runner = runner
 
     async def run(self, transfer: Transfer) -> Transfer | None:
-        """Begin with this file. Returns what the slot has to do in the other way, if anything."""
+        """Begin with this file. Returns what is left for the slot to do the normal way, if any."""
         self._over: asyncio.Future[Transfer | None] = asyncio.get_running_loop().create_future()
         self._begin(transfer)
         return await self._over
@@ -9010,7 +9008,7 @@ class Chain:
             if runner.uploader.post(self._upload, self._ended):
                 return
             transfer.begun = self._upload, None
-        except Exception:  # noqa: BLE001, S110  it is met again, and told, in the other way
+        except Exception:  # noqa: BLE001, S110  it recurs, and is reported, the normal way
             pass
         self._leave(transfer)
 
@@ -9049,20 +9047,20 @@ class Chain:
 
 
 class LargeTransfer(Transfer):
-    """A step of a large file's way. Each looks whether the file is as it was at the first."""
+    """One step of a large file's upload. Each checks that the file is as it was at first."""
 
     __slots__ = ()
 
     @property
     def uploader(self) -> MultipartUploader:
-        """The engine hands such tasks to nobody else."""
+        """The engine gives such tasks to no other kind."""
         assert isinstance(self.runner.uploader, MultipartUploader)
         return self.runner.uploader
 
     def _open_again(self, path: str, snapshot: Snapshot) -> SourceFile:
-        """Raises ChangedError if the file has not the size and time that it had.
+        """Raises ChangedError if the file's size or modification time has changed.
 
-        Whether its bytes are the same, if its ctime has moved, is found out when all are sent.
+        If only its ctime has, the bytes are compared when all parts are sent.
         """
         source = self._open(path)
         if Snapshot.of(source.status)[:2] != snapshot[:2]:
@@ -9072,7 +9070,7 @@ class LargeTransfer(Transfer):
 
 
 class BeginTransfer(LargeTransfer):
-    """Begins a multipart upload, or finds out how far an earlier one came."""
+    """Begins a multipart upload, or finds out how far an earlier one got."""
 
     __slots__ = ()
 
@@ -9095,7 +9093,7 @@ class BeginTransfer(LargeTransfer):
             source.close()
 
     def _go_on(self, upload: Upload) -> AnyOutcome | None:
-        """What can be made of the earlier upload; None where it cannot be used, or is not there."""
+        """Resume or finish the earlier upload; None: there is none, or none that can be used."""
         known: UploadModel | None = self.task.known
         if known is None or known.upload_id is None or self.task.anew:
             return None
@@ -9114,13 +9112,13 @@ class BeginTransfer(LargeTransfer):
             there = {part[:3]: part.sha256 for part in stored}
             parts = tuple(p for p in parts if there.get(p[:3], "no") in ("", p.sha256))
         except DeniedError:
-            pass  # PutObject is permission enough; the store will tell when it is completed
+            pass  # PutObject must be enough; the store checks the parts at completion
         except UploadGoneError:
             return self._completed(upload, known, parts, told)
         if (known.inode, known.changed_at) != (now.inode, now.changed):
             parts = same_parts(upload.source, parts, known.part_size)
             if upload.source.has_moved():
-                now = now._replace(inode=-1)  # then all is compared again at the end
+                now = now._replace(inode=-1)  # then all is compared again on completion
         begun = self._begun(upload, known.upload_id, known.part_size, parts)
         racy = known.racy | begun.racy
         return begun._replace(racy=racy, fingerprint=known.fingerprint, snapshot=now)
@@ -9128,7 +9126,7 @@ class BeginTransfer(LargeTransfer):
     def _completed(
         self, upload: Upload, known: UploadModel, parts: Sequence[StoredPart], told: str
     ) -> Outcome | None:
-        """The end of an upload that was completed, though nobody heard of it."""
+        """The outcome of an upload that was completed, though its answer was lost."""
         is_as_told = known.fingerprint == told
         asked = upload if is_as_told else upload._replace(metadata={})
         receipt = self.uploader.is_complete(asked, known.upload_id or "", parts)
@@ -9143,7 +9141,7 @@ class BeginTransfer(LargeTransfer):
         return done if is_as_told else renewed(self.uploader, upload, done)
 
     def _found(self, upload: Upload) -> Outcome | None:
-        """The end of an upload whose object has the very bytes of the file, by a digest."""
+        """The outcome if a digest proves that the object has the file's bytes, else None."""
         if not isinstance(self.uploader, InspectableUploader):
             return None
         try:
@@ -9218,12 +9216,12 @@ class PartTransfer(LargeTransfer):
 
 
 class CompleteTransfer(LargeTransfer):
-    """Has the store make the object of its parts, if the file is still the one they are of."""
+    """Has the store assemble the object from its parts, if the file has not changed."""
 
     __slots__ = ()
 
     async def _try(self) -> Outcome:
-        """A store may send white space meanwhile: all of it has a limit."""
+        """A store may send white space while it works, so the whole has a time limit."""
         try:
             completing = self.runner.ask(self._complete, is_long=True)
             outcome = await asyncio.wait_for(completing, COMPLETE_SECONDS)
@@ -9250,7 +9248,7 @@ class CompleteTransfer(LargeTransfer):
             source.close()
 
     def _compare_again(self, source: SourceFile) -> None:
-        """If its ctime or inode has moved since its upload was begun, are these its bytes?"""
+        """Compare the bytes if ctime or inode changed since the start. Raises ChangedError."""
         task: CompleteTask = self.task
         source.check_end()
         if Snapshot.of(source.status) == task.snapshot or self.options.ignore_ctime:
@@ -9261,7 +9259,7 @@ class CompleteTransfer(LargeTransfer):
 
 
 class ProofTransfer(Transfer):
-    """Looks whether the store has what it says."""
+    """Checks that the store has what it acknowledged."""
 
     __slots__ = ()
 
@@ -9274,7 +9272,7 @@ class ProofTransfer(Transfer):
 
 
 class NameTransfer(Transfer):
-    """Looks under which name the store has what it took."""
+    """Finds out under which name the store keeps an object."""
 
     __slots__ = ()
 
@@ -9286,7 +9284,7 @@ class NameTransfer(Transfer):
 
 
 class AbortTransfer(LargeTransfer):
-    """Gives up what is left of a multipart upload."""
+    """Aborts what is left of a multipart upload."""
 
     __slots__ = ()
 
@@ -9311,7 +9309,7 @@ TRANSFERS: Mapping[type, type[Transfer]] = {
 
 
 def again(task: AnyTask) -> AnyTask:
-    """The task as it is to be done once more, when nobody knows how far it came."""
+    """The task to be redone, when it is not known how far it got."""
     if isinstance(task, BeginTask) and task.known is None:
         asked = UploadModel(task.file.id, None, task.asked_at, "", "", "", task.file.key)
         return task._replace(known=asked)
@@ -9321,7 +9319,7 @@ def again(task: AnyTask) -> AnyTask:
 def abort_uploads(
     uploader: MultipartUploader, key: str, upload_id: str | None, created_at: int
 ) -> None:
-    """Abort an upload, and any that were begun after it, or after its id was to be recorded.
+    """Abort an upload, and any that began at ``created_at`` or later; without an id, only those.
 
     Raises TransferError if one that is known by its id is not aborted.
     """
@@ -9337,7 +9335,7 @@ def abort_uploads(
 def read_part(
     source: SourceFile, offset: int, size: int, buffer: bytearray | None
 ) -> tuple[Body, str]:
-    """The bytes of a part, and their SHA-256 in hex; without a buffer they stay in the file."""
+    """A part's bytes, and their SHA-256 in hex; without a buffer they stay in the file."""
     view = memoryview(buffer if buffer is not None else bytearray(HASH_BYTES))
     digest = hashlib.sha256()
     for start in range(0, size, HASH_BYTES):
@@ -9352,7 +9350,7 @@ def read_part(
 
 
 def renewed(uploader: Uploader, upload: Upload, done: Outcome) -> Outcome:
-    """The end of an upload that was begun with metadata that are not true any more."""
+    """The outcome of an upload whose metadata went out of date: renew them."""
     try:
         receipt = uploader.renew(upload, done.etag, None)
     except TransferError as error:
@@ -9365,7 +9363,7 @@ def renewed(uploader: Uploader, upload: Upload, done: Outcome) -> Outcome:
 def same_parts(
     source: SourceFile, parts: Sequence[StoredPart], part_size: int
 ) -> tuple[StoredPart, ...]:
-    """Those of ``parts`` whose bytes are the file's. Raises SourceError."""
+    """Those of ``parts`` whose bytes match the file's. Raises SourceError."""
     same = []
     for part in parts:
         offset = (part.number - 1) * part_size
@@ -9399,7 +9397,7 @@ class Runner(ABC):
         self.in_flight: dict[str, AnyTask] = {}
         self.recalled: list[AnyTask] = []  # came back untouched
         self.shared: Any = None  # for Uploader.adopt(), with the next page
-        self._buried: Counter[str] = Counter()  # figures of those that died
+        self._buried: Counter[str] = Counter()  # figures of workers that died
 
     def submit(self, page: Sequence[AnyTask], more: bool) -> Any:
         """Hand in a page; the result is the report."""
@@ -9408,7 +9406,7 @@ class Runner(ABC):
         return self._exchange(page, more, shared)
 
     def collect(self, future: Any) -> Report:
-        """The report. Raises WorkerDiedError; in_flight then has what the worker had."""
+        """The report. Raises WorkerDiedError; in_flight then holds what the worker had."""
         report: Report = future.result()
         ended = []
         for outcome in report.outcomes:
@@ -9420,11 +9418,11 @@ class Runner(ABC):
         return report._replace(outcomes=ended)
 
     def figure(self, name: str) -> float:
-        """One of the runner's gauges, over all its lives."""
+        """One of the runner's gauges, summed over restarts."""
         return self._buried[name] + self.gauges[name]
 
     def bury(self) -> None:
-        """Keep the figures of a runner that died."""
+        """Keep the figures of a worker that died."""
         for name in Gauges.FROM_RUNNER:
             self._buried[name] += self.gauges[name]  # type: ignore[assignment]
             self.gauges[name] = 0
@@ -9433,29 +9431,29 @@ class Runner(ABC):
 
     @abstractmethod
     def wait(self, futures: Iterable[Any], seconds: float) -> Iterable[Any]:
-        """Those that are done, of any runners of this kind, after ``seconds`` at the latest."""
+        """Those that are done, of any runners of this kind; waits up to ``seconds`` for one."""
 
     @abstractmethod
     def _exchange(self, page: Sequence[AnyTask], more: bool, shared: Any) -> Any: ...
 
     @property
     def has_started(self) -> bool:
-        """Whether it was ready, once, to take in pages."""
+        """Whether it was ever ready for pages."""
         return True
 
     def check_start(self) -> None:  # noqa: B027
-        """Raises FatalError if it does not come to life."""
+        """Raises FatalError if it does not start."""
 
     @abstractmethod
     def restart(self) -> None:
-        """Begin anew after a death. Raises FatalError where that cannot be."""
+        """Start again after a death. Raises FatalError if that fails."""
 
     @abstractmethod
     def close(self, *, kill: bool) -> None:
-        """End; with ``kill`` at once, whatever it does."""
+        """End; with ``kill`` at once, busy or not."""
 
 
-LOOP_DESCRIPTORS = 8  # a loop that finds none left complains when it is thrown away
+LOOP_DESCRIPTORS = 8  # a loop that cannot get them complains when it is discarded
 
 
 class LocalRunner(Runner):
@@ -9486,17 +9484,17 @@ class LocalRunner(Runner):
         self._loop.close()
 
 
-# With `python -c` the working directory is first on sys.path, as "". Whoever may write there must
-# not get his code run, so this goes before the rest; sys itself is in no file.
+# With `python -c` the working directory is first on sys.path, as "". Code that others put there
+# must not run, so this goes before the rest; sys itself is built in.
 FORGET_CWD = "import sys; sys.path[:] = filter(None, sys.path); "
 
 
 @contextlib.contextmanager
 def _keeping_to_sys_path() -> Iterator[None]:
-    """Processes that multiprocessing starts by ``python -c`` import nothing from where they are.
+    """Keep processes started by multiprocessing from importing from the working directory.
 
-    Their sys.path becomes this process's, but what sets it so is imported before that. The flags
-    for it are Python 3.11's (-P), or shut out PYTHONPATH as well (-I).
+    They are started by ``python -c`` and get this process's sys.path, but the code that sets it is
+    imported before that. Python's own flags need 3.11 (-P), or shut out PYTHONPATH as well (-I).
     """
     util: Any = multiprocessing.util
     launch = util.spawnv_passfds
@@ -9524,7 +9522,7 @@ class WorkerRunner(Runner):
         self._start()
 
     def _start(self) -> None:
-        """Raises FatalError where the system has no process left."""
+        """Raises FatalError if the system has no process left."""
         self._began = time.monotonic()
         others = set(multiprocessing.active_children())
         try:
@@ -9581,7 +9579,7 @@ class WorkerRunner(Runner):
 
 
 class WorkerLoop:
-    """The loop of a worker process. It runs on while no page is being exchanged."""
+    """The loop of a worker process. It keeps running while no page is being exchanged."""
 
     def __init__(self, uploader: Uploader, options: EngineOptions, gauges: Gauges) -> None:
         self._runner = PageRunner(uploader, options, gauges)
@@ -9590,16 +9588,16 @@ class WorkerLoop:
         threading.Thread(target=self._loop.run_forever, name="pfu-loop", daemon=True).start()
 
     def exchange(self, page: Sequence[AnyTask], more: bool, shared: Any) -> Report:
-        """PageRunner.exchange(), from the thread that the pool calls."""
+        """PageRunner.exchange(), called from the pool's thread."""
         exchanging = self._runner.exchange(page, more, shared)
         return asyncio.run_coroutine_threadsafe(exchanging, self._loop).result()
 
 
-_worker: WorkerLoop | None = None  # the one of a worker process; its pool has no place for it
+_worker: WorkerLoop | None = None  # set in a worker process; its pool has no place for it
 
 
 def _start_worker(uploader: Uploader, options: EngineOptions, gauges: Gauges, parent: int) -> None:
-    """In the child: signals to stop are the parent's to heed, and so is the end."""
+    """In the child: the parent handles signals to stop, and the child ends with it."""
     global _worker
     with _ending_without_threads():
         _belong_to(parent)
@@ -9612,7 +9610,7 @@ def _start_worker(uploader: Uploader, options: EngineOptions, gauges: Gauges, pa
 
 @contextlib.contextmanager
 def _ending_without_threads() -> Iterator[None]:
-    """Without a thread or memory left, end without a traceback: the parent sees it."""
+    """If threads or memory run out, exit without a traceback: the parent notices."""
     try:
         yield
     except (RuntimeError, MemoryError):
@@ -9628,7 +9626,7 @@ def _belong_to(parent: int) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """End this process, whatever it does, when ``parent`` has ended."""
+    """End this process, busy or not, when ``parent`` has ended."""
     while os.getppid() == parent:
         time.sleep(ORPHAN_SECONDS)
     os._exit(ExitCode.STOPPED)
@@ -9640,14 +9638,14 @@ def _exchange_in_worker(page: Sequence[AnyTask], more: bool, shared: Any) -> Rep
 
 
 def spare_collector() -> None:
-    """Keep the cycle collector off what lives as long as the process, and from working often."""
+    """Keep the cycle collector off objects that live as long as the process, and run it less."""
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
 
 
 @contextlib.contextmanager
 def spared_collector() -> Iterator[None]:
-    """The same for a time, unless the program that runs the job has seen to it already."""
+    """The same for a time, unless the program that runs the job has done so already."""
     if gc.get_freeze_count():
         yield
         return
@@ -9664,7 +9662,7 @@ def start_method() -> str:
     """How workers start: fork where it is safe (they share the parent's memory), else spawn.
 
     A fork copies locks as they are: one that another thread holds is never released in the
-    child. So it is safe as long as there is no other thread, but the watchdog, which holds none.
+    child. So it is safe only if there is no other thread than the watchdog, which holds none.
     """
     others = {t.name for t in threading.enumerate() if t is not threading.current_thread()}
     alone = sys.platform == "linux" and others <= {WATCHDOG}
@@ -9675,11 +9673,11 @@ def start_method() -> str:
 
 
 def lower_priority(nice: int) -> None:
-    """Go to priority ``nice``, 0 to 19, unless the process is there or below already.
+    """Lower the priority to ``nice``, 0 to 19, unless it is that low already.
 
     Linux schedules each session as a group (sched(7), "The autogroup feature"): a nice value
-    counts within its session only. Where pfu leads one, as a job of cron does, the session steps
-    back as well.
+    counts only within its session. If pfu leads one, as a cron job may, the session's priority is
+    lowered as well.
     """
     if not hasattr(os, "nice") or nice <= os.nice(0):
         return
@@ -9690,7 +9688,7 @@ def lower_priority(nice: int) -> None:
 
 
 def spare_addresses() -> None:
-    """Where RLIMIT_AS is set, keep glibc's malloc(3) from taking 64 MiB of it for each thread."""
+    """If RLIMIT_AS is set, keep glibc's malloc(3) from taking 64 MiB of it per thread."""
     if soft_limit("RLIMIT_AS") < UNLIMITED:
         with contextlib.suppress(ImportError, AttributeError, OSError):  # another libc
             import ctypes
@@ -9699,14 +9697,14 @@ def spare_addresses() -> None:
 
 
 class Preparation:
-    """Uploader.prepare() beside other work: in a child process, or in a thread.
+    """Runs Uploader.prepare() in the background: in a child process, or in a thread.
 
-    In a process it takes no time from the scan, and what it imports is gone when it ends; but it
-    costs 0.1 s more where the process cannot be forked, so there it is a thread.
+    A process takes no time from the scan, and its imports are gone when it ends; but where it
+    cannot be forked it costs 0.1 s more, so there it is a thread.
     """
 
     def __init__(self, uploader: Uploader, patience: float = FIRST_SECONDS) -> None:
-        """``patience``: seconds that the store may take until it answers first."""
+        """``patience``: seconds that the store may take until its first answer."""
         self._uploader = uploader
         self.trouble = ""  # why it takes so long
         self._answer, answering = multiprocessing.Pipe()
@@ -9726,12 +9724,12 @@ class Preparation:
             self._beside.start()
         except (OSError, RuntimeError) as error:
             raise FatalError("start process", "", str(error)) from error
-        self._answering = answering  # open here, so that the other end is never at an end
+        self._answering = answering  # kept open here, so that reading never hits end of file
         self._told: Any = None
         self._is_keeping = False
 
     def is_done(self, seconds: float) -> bool:
-        """Whether result() has something to say, after ``seconds`` at the latest."""
+        """Whether result() is ready; waits up to ``seconds`` for it."""
         while self._told is None and self._answer.poll(seconds):
             told = self._answer.recv()
             if not isinstance(told, str):
@@ -9745,7 +9743,7 @@ class Preparation:
         self.is_done(0.0)
         self._is_keeping = bool(self._told and self._told[3])
         if not self._is_keeping:
-            self._beside.join()  # no thread may hold a lock of OpenSSL's at a fork
+            self._beside.join()  # no thread may hold an OpenSSL lock at a fork
         if not self._told:  # the process was killed, or cannot send what it found
             return self._uploader.prepare()
         notes: list[str]
@@ -9757,7 +9755,7 @@ class Preparation:
         return notes
 
     def news(self, *, again: bool) -> Any:
-        """What Uploader.shared() says now, if that is new; ``again``: it is to be asked anew."""
+        """What Uploader.shared() returns now, if that is new; ``again``: have it called again."""
         if not self._is_keeping:
             return None
         with contextlib.suppress(OSError, EOFError):
@@ -9768,7 +9766,7 @@ class Preparation:
         return None
 
     def close(self) -> None:
-        """Give it up."""
+        """Stop waiting for it; a process is killed."""
         if isinstance(self._beside, multiprocessing.process.BaseProcess):
             self._beside.kill()
             self._beside.join()
@@ -9780,17 +9778,17 @@ class Preparation:
 def _prepare(
     uploader: Uploader, patience: float, answering: Any
 ) -> tuple[list[str], PfuError | None]:
-    """Tells, through the pipe, what it waits for."""
+    """Reports, through the pipe, what it is waiting for."""
     try:
         return patiently(uploader.prepare, patience, lambda e: answering.send(str(e))), None
     except PfuError as error:
         return [], error
-    except Exception as error:  # noqa: BLE001  said by the run, not by a traceback
+    except Exception as error:  # noqa: BLE001  reported by the run, not by a traceback
         return [], FatalError("prepare", uploader.destination, internal_error(error))
 
 
 def _prepare_in_thread(uploader: Uploader, patience: float, answering: Any) -> None:
-    with contextlib.suppress(OSError):  # nobody waits for it any more
+    with contextlib.suppress(OSError):  # nobody is waiting for it any more
         answering.send((None, *_prepare(uploader, patience, answering), False))
 
 
@@ -9801,13 +9799,13 @@ def _prepare_in_process(uploader: Uploader, patience: float, answering: Any, par
     shared = None if problem else uploader.shared()
     try:
         answering.send((uploader.__getstate__(), notes, problem, shared is not None))
-    except Exception:  # noqa: BLE001  it cannot be pickled: the parent does it itself
+    except Exception:  # noqa: BLE001  not picklable: the parent prepares by itself
         with contextlib.suppress(OSError):
             answering.send(())
         return
     while shared is not None:
         again = answering.poll(CREDENTIALS_SECONDS)
-        with contextlib.suppress(PfuError):  # those at hand serve until they are refused
+        with contextlib.suppress(PfuError):  # the old ones are used until refused
             if again:
                 answering.recv()
             before, shared = shared, uploader.shared(again=again)
@@ -9820,7 +9818,7 @@ OtherTasks = Callable[[int, "set[str]"], "list[AnyTask]"]
 
 
 def pause(seconds: float) -> tuple[Any, ...]:
-    """Nothing is done meanwhile."""
+    """Sleep; no future is done."""
     time.sleep(seconds)
     return ()
 
@@ -9831,7 +9829,7 @@ def is_taken(outcome: AnyOutcome) -> bool:
 
 
 class Engine:
-    """Feeds runners with pages and yields what they report; steers how much is in flight."""
+    """Feeds runners with pages and yields what they report; controls how much is in flight."""
 
     def __init__(
         self,
@@ -9845,7 +9843,7 @@ class Engine:
         self.clock = clock or RunClock()
         self.row = RefusedRow()
         self.files_left = 0  # of the run, as far as is known
-        self.tries_others = False  # nothing else is to be sent
+        self.tries_others = False  # nothing else may be sent
         self.wants_shared = False  # see Traffic
         self._recalled_at = 0.0
         self.deaths = 0
@@ -9866,10 +9864,10 @@ class Engine:
     ) -> Iterator[list[AnyOutcome]]:
         """Yield outcomes, report by report, until ``next_page`` has no more and all are done.
 
-        ``next_page`` may have nothing now, and something after outcomes have been yielded; it is
-        told whether it is asked for the first runner. ``tick`` is called several times a second;
-        once it returns True no further page is taken, and what is in flight has STOP_SECONDS to
-        finish. ``others`` gives tasks of other directories, see RefusedRow.
+        ``next_page`` may have nothing now, and something after outcomes have been yielded; its
+        argument says whether it is for the first runner. ``tick`` is called several times a second;
+        once it returns True, no more pages are taken, and what is in flight has STOP_SECONDS to
+        finish. ``others`` returns tasks from other directories, see RefusedRow.
         """
         self._others = others or (lambda count, directories: [])
         idle = list(self.runners)
@@ -9911,7 +9909,7 @@ class Engine:
             waiting[runner.submit(page, bool(page))] = runner
 
     def _take_redo(self) -> Sequence[AnyTask]:
-        """What came back comes first."""
+        """Tasks that came back; they go first."""
         redo, self._redo = self._redo, []
         for runner in self.runners:
             redo += runner.recalled
@@ -9919,7 +9917,7 @@ class Engine:
         return redo
 
     def _weigh(self, outcomes: Sequence[AnyOutcome]) -> None:
-        """Whether it is the run that is refused."""
+        """Find out whether the store refuses the whole run."""
         for outcome in outcomes:
             file_id = outcome.id.partition("/")[0]
             if isinstance(outcome, PartDone) or is_taken(outcome):
@@ -9933,7 +9931,7 @@ class Engine:
         self.tries_others = self.row.is_full and not self._is_stopping
 
     def _choose(self) -> list[AnyTask]:
-        """Others, once what was waiting in the runners has come back; and what follows of them."""
+        """Files to try, once the runners have returned what was waiting; then their follow-ups."""
         row, free = self.row, set(self.row.directories)
         chosen: list[AnyTask] = []
         follows = self._others(-1, row.on_trial)
@@ -9950,17 +9948,17 @@ class Engine:
         if len(chosen) < row.room:
             chosen += self._others(row.room - len(chosen), free)
         if not chosen and any(runner.in_flight for runner in self.runners):
-            return []  # what a slow runner gives back may be of another directory
+            return []  # a slow runner may yet return files from other directories
         row.try_others({task.id.partition("/")[0] for task in chosen})
         return chosen
 
     def share(self, shared: Any) -> None:
-        """Something for Uploader.adopt(), in every process."""
+        """Pass this to Uploader.adopt(), in every process."""
         for runner in self.runners:
             runner.shared = shared
 
     def _steer(self, working: int) -> None:
-        """Tell the limiter what was done, and the runners what holds for all."""
+        """Pass what was done to the limiter, and what applies to all to the runners."""
         now, clock = time.monotonic(), self.clock
         taken = self.total("taken")
         moved, answered, passing = map(self.total, ("moved", "answered", "passing"))
@@ -9976,7 +9974,7 @@ class Engine:
         self._share_limit()
 
     def _teach(self, now: float, is_away: bool) -> None:
-        """The limiter learns nothing of a time in which nothing was taken."""
+        """The limiter ignores times in which nothing was taken."""
         tally = Tally._make(map(self.total, Tally._fields))
         if is_away:
             self._absorbed = tally
@@ -10011,9 +10009,9 @@ class Engine:
         return report.outcomes, report.has_room
 
     def _bury(self, runner: Runner) -> list[AnyOutcome]:
-        """After a death: begin the worker anew, and its files, but not for ever.
+        """After a death: restart the worker and redo its files; after WORKER_DEATHS one fails.
 
-        Raises FatalError where workers cannot even start.
+        Raises FatalError if workers cannot even start.
         """
         lost, runner.in_flight = list(map(again, runner.in_flight.values())), {}
         self._failed_starts = 0 if runner.has_started else self._failed_starts + 1
@@ -10031,7 +10029,7 @@ class Engine:
         return [Outcome(task.id, OutcomeKind.FAILED, cause, 1) for task in hopeless]
 
     def waits_for(self) -> str:
-        """What is under way, as a user reads it."""
+        """What is in flight, in words for the user."""
         tasks = [task for runner in self.runners for task in list(runner.in_flight.values())]
         keys = {task.key for task in tasks if not isinstance(task, (BeginTask, CompleteTask))}
         keys |= {task.file.key for task in tasks if isinstance(task, (BeginTask, CompleteTask))}
