@@ -5562,7 +5562,7 @@ class Uploader(ABC):
     endpoint: str = ""  # if it is not the provider's own
     prefix: str = ""  # starts every key; empty, or with a trailing slash
     fast_lane_off: str | None = NO_FAST_LANE  # why there is no fast lane
-    is_first_run: bool = False  # the ledger has nothing there: prepare() should look what is there
+    first_root: str = ""  # ROOT, if its ledger is new: prepare() should look for objects of it
     patience: float = PATIENCE_SECONDS  # for requests made outside an engine: a listing
     process_state: ClassVar[frozenset[str]] = frozenset({"traffic"})  # attributes not to pickle
 
@@ -6065,7 +6065,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         client = self._client_of("s3")
         found = self._find_bucket(client)
         notes = self._check_private(client) if found else self._create_bucket(client)
-        if found and self.is_first_run:
+        if found and self.first_root:
             notes += self._look_around(client)
         self._open_gate(client)
         url = urllib.parse.urlsplit(client.meta.endpoint_url)
@@ -6074,15 +6074,18 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         return notes
 
     def _look_around(self, client: Any) -> list[str]:
-        """Report objects that the ledger does not know; nothing if listing is not allowed."""
+        """Report objects that look like files of ROOT; nothing if listing is not allowed."""
         try:
             with translated("list", self.destination):
                 page = client.list_objects_v2(
-                    Bucket=self.bucket, Prefix=self.prefix, MaxKeys=1, **self.options.access()
+                    Bucket=self.bucket, Prefix=self.prefix, **self.options.access()
                 )
         except TransferError:
             return []
-        if not page.get("Contents"):
+        is_file = os.path.isfile(self.first_root)
+        folder = os.path.dirname(self.first_root) if is_file else self.first_root
+        keys = (item["Key"][len(self.prefix) :] for item in page.get("Contents", ()))
+        if not any(key and os.path.lexists(f"{folder}/{key}") for key in keys):
             return []
         hint = (
             "specify the ledger that has them with --db, or run --verify, which adopts those that "
@@ -11271,7 +11274,7 @@ class BatchJobModel(BatchJobRow):
             self._ledger.forget_files(place)
         is_known = self._ledger.has_uploads(place)
         is_new = not is_known and not self._ledger.has_files(place)
-        self.uploader.is_first_run = is_new and self.options.scan.shard is None
+        self.uploader.first_root = self.root_dir if is_new and not self.options.scan.shard else ""
         if is_known and place.root_dir and base_of(place.root_dir) != base_of(self.root_dir):
             self._take_over(place.root_dir)
         place.root_dir = self.root_dir

@@ -15,6 +15,7 @@ import gc
 import marshal
 import os
 import random
+import select
 import signal
 import socket
 import struct
@@ -139,7 +140,7 @@ def main(program: str, place: str) -> None:
     listener.listen(16)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     print(flush=True)
-    while True:
+    while listener in select.select([sys.stdin, listener], [], [])[0]:  # until who started it ends
         connection, _ = listener.accept()
         if os.fork():
             connection.close()

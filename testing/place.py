@@ -142,7 +142,7 @@ class ForkServer:
         self._place = os.path.join(self._folder, "socket")
         program = HERE / "testing" / "forkserver.py"
         command = [sys.executable, str(program), compiled_program(), self._place]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE)
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self._process.stdout
         self._process.stdout.readline()
         atexit.register(self.close)

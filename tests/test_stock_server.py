@@ -180,6 +180,21 @@ class TestPlaceOfTheLedger:
         place.path = elsewhere.parent
         assert place.run("--mode", mode).err == ""
 
+    def test_a_single_file_is_asked_for_too(self, place: Place) -> None:
+        place.file("f")
+        for ledger, said in ("a.db", False), ("b.db", True):
+            run = place.run(place.root / "f", f"s3://{BUCKET}/p", "--db", ledger, to=None)
+            assert (run.code, "not in this ledger" in run.err) == (0, said), run.err
+
+    def test_objects_of_other_jobs_are_no_reason(self, place: Place) -> None:
+        place.files(3)
+        assert place.run("--mode", "concurrent").code == 0
+        other = place.path / "other"
+        other.mkdir()
+        (other / "its own").write_bytes(b"x")
+        run = place.run(other, f"s3://{BUCKET}/p", "--db", "other.db", to=None)
+        assert (run.code, run.err) == (0, "")
+
     def test_where_no_one_may_list_nothing_is_said(self, place: Place) -> None:
         place.files(3)
         assert place.run("--mode", "concurrent").code == 0
