@@ -1,11 +1,13 @@
 """Compare pfu with other S3 uploaders on this machine: speed, CPU and memory.
 
 One command starts a sink (nginx with its Lua module, on 127.0.0.1 only), makes sample trees, and
-lets pfu (both modes) and whichever of s5cmd, rclone and aws are found upload them in turns:
+lets pfu (both modes) and whichever of s5cmd, rclone and aws are found upload them in turns, and the
+libraries obstore, awscrt and fast-s3 if a Python that has them is named (see peers.py):
 
     python bench/compare.py                          # everything that is installed, 5 rounds
     python bench/compare.py --cases small --schemes http,https --rounds 5 --json result.json
     python bench/compare.py --tools pfu-parallel,s5cmd --s5cmd ~/bin/s5cmd --scale 0.1
+    python bench/compare.py --libraries ~/libraries/bin/python  # obstore, awscrt, fast-s3 as well
     python bench/compare.py --busy                   # what a busy machine loses to pfu
 
 How it is measured
@@ -59,7 +61,8 @@ BUCKET = "bench"
 REGION = "us-east-1"
 SCHEMES = ("http", "https", "http30", "https30")
 PEERS = ("s5cmd", "rclone", "aws")
-TOOLS = ("pfu-parallel", "pfu-concurrent", *PEERS)
+LIBRARIES = ("obstore", "awscrt", "fast-s3")
+TOOLS = ("pfu-parallel", "pfu-concurrent", *PEERS, *LIBRARIES)
 BASELINE = "s5cmd"
 SAMPLE_SECONDS = 0.05
 ORPHAN_SECONDS = 5.0  # how long a run's left-over processes may take to end by themselves
@@ -114,6 +117,7 @@ CASES = {
     for case in (
         Case("small", 50, 1000, KIB, 8 * KIB, SCHEMES, "50,000 files of 1 to 8 KiB"),
         Case("medium", 10, 60, 1, 512 * KIB, ("http", "https"), "600 files of up to 512 KiB"),
+        Case("many", 20, 300, 1, 512 * KIB, ("http",), "6,000 files of up to 512 KiB"),
         Case("big4", 1, 4, GIB, GIB, ("http", "https"), "4 files of 1 GiB"),
         Case("big1", 1, 1, 4 * GIB, 4 * GIB, ("http",), "1 file of 4 GiB"),
     )
@@ -720,7 +724,7 @@ def sampled(group: int, wanted: bool) -> Iterator[MemorySampler]:
 #
 # Each does what it does by default, but for output (none of them prints a line a file) and for
 # rclone, which is spared every request, hash and comparison that the others do not make. None
-# lists or looks before it writes.
+# lists or looks before it writes. The libraries keep no ledger and send no metadata.
 
 
 @dataclass(frozen=True)
@@ -739,6 +743,8 @@ class Tool:
         if self.name == "aws":
             options = ["--only-show-errors", "--endpoint-url", url]
             return [*self.program, "s3", "cp", "--recursive", *options, str(root), target]
+        if self.name in LIBRARIES:
+            return [*self.program, str(root), BUCKET]
         return [*self.program, *self.pfu_options(root, url), "--nice", "0"]
 
     def pfu_options(self, root: Path, url: str) -> list[str]:
@@ -793,12 +799,27 @@ def find_tool(name: str, options: argparse.Namespace) -> Tool | None:
         if not options.pfu.exists():
             fail(f"{options.pfu}: not there (--pfu FILE)")
         return Tool(name, program, version_of([*program, "--version"]))
+    if name in LIBRARIES:
+        return find_library(name, options)
     path = shutil.which(str(getattr(options, name) or name))
     if path is None:
         say(f"{name}: not found, left out (--{name} PATH)")
         return None
     path = os.path.abspath(path)
     return Tool(name, [path], version_of([path, "version" if name != "aws" else "--version"]))
+
+
+def find_library(name: str, options: argparse.Namespace) -> Tool | None:
+    if not options.libraries:
+        return None
+    python = os.path.abspath(options.libraries)
+    version = f"import importlib.metadata; print(importlib.metadata.version({name!r}))"
+    found = version_of([python, "-c", version])
+    if found == "unknown":
+        say(f"{name}: {python} does not have it, left out")
+        return None
+    program = [python, str(Path(__file__).resolve().with_name("peers.py")), name]
+    return Tool(name, program, found)
 
 
 def version_of(command: list[str]) -> str:
@@ -1272,6 +1293,7 @@ def parser() -> argparse.ArgumentParser:
     add("--timeout", type=float, default=900, metavar="S", help="kill a run after S seconds")
     add("--python", default=sys.executable, help="the Python with boto3 that runs pfu")
     add("--pfu", type=Path, default=here.parent / "pfu.py", metavar="FILE", help="pfu.py")
+    add("--libraries", metavar="PYTHON", help=f"a Python that has {', '.join(LIBRARIES)}")
     for name in PEERS:
         add(f"--{name}", metavar="PATH", help=f"the {name} program (default: from PATH)")
     return made
