@@ -75,7 +75,7 @@ runtest() {
     # Tests mostly wait, so four processes pay off even on two cores.
     (
         activate || exit
-        [ $# -gt 0 ] || _pfu_say "running all tests: this takes some minutes"
+        [ $# -gt 0 ] || _pfu_say "running the tests: this takes some minutes (every case: runtest --full)"
         _pfu_python -m pytest -n 4 --dist worksteal "$@"
     )
 }

@@ -10,6 +10,7 @@ import sys
 
 sys.path.pop(0)  # testing/ is no place for modules of others
 
+import contextlib
 import functools
 import gc
 import marshal
@@ -22,7 +23,7 @@ import struct
 import traceback
 import types
 from importlib import import_module
-from typing import Any
+from typing import Any, Callable, NoReturn
 
 import boto3
 import botocore.awsrequest
@@ -94,22 +95,73 @@ def stream_like(stream: Any, descriptor: int) -> Any:
     return new
 
 
-def serve(connection: socket.socket, module: Any) -> None:
-    """Start one run, and tell how it ends."""
-    request, streams, _, _ = socket.recv_fds(connection, 1 << 20, 3)
+class Server:
+    """Forks a process for each run; its own end comes when standard input ends."""
+
+    def __init__(self, module: Any, place: str) -> None:
+        self.module = module
+        self.running: dict[int, socket.socket] = {}
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(place)
+        self.listener.listen(16)
+        self.ended, woken = socket.socketpair()
+        self.woken = woken
+        woken.setblocking(False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(woken.fileno())
+
+    def serve(self) -> None:
+        while True:
+            ready = select.select([sys.stdin, self.listener, self.ended], [], [])[0]
+            if sys.stdin in ready:
+                return
+            if self.ended in ready:
+                self.ended.recv(4096)
+                self.reap()
+            if self.listener in ready:
+                self.start(self.listener.accept()[0])
+
+    def reap(self) -> None:
+        while self.running:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if not pid:
+                return
+            with self.running.pop(pid) as connection, contextlib.suppress(OSError):
+                connection.sendall(struct.pack("i", os.waitstatus_to_exitcode(status)))
+
+    def start(self, connection: socket.socket) -> None:
+        request, streams, _, _ = socket.recv_fds(connection, 1 << 20, 3)
+        pid = os.fork()
+        if pid:
+            for descriptor in streams:
+                os.close(descriptor)
+            connection.sendall(struct.pack("i", pid))
+            self.running[pid] = connection
+            return
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for kept in (connection, self.listener, self.ended, self.woken, *self.running.values()):
+            kept.close()
+        end_with(functools.partial(be_the_program, self.module, request, streams))
+
+
+def end_with(run: Callable[[], object]) -> NoReturn:
+    status = 1
+    try:
+        run()
+    except SystemExit as end:
+        status = int(end.code or 0)
+    except BaseException:  # noqa: BLE001
+        traceback.print_exc()
+    sys.stdout.flush()
+    os._exit(status)
+
+
+def be_the_program(module: Any, request: bytes, streams: list[int]) -> None:
     folder, arguments, environment, changes, leads = marshal.loads(request)
-    pid = os.fork()
-    if pid:
-        for descriptor in streams:
-            os.close(descriptor)
-        connection.sendall(struct.pack("i", pid))
-        connection.sendall(struct.pack("i", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])))
-        os._exit(0)
-    connection.close()
-    for number, descriptor in enumerate(streams):
-        os.dup2(descriptor, number)
-        os.close(descriptor)
-    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+    for descriptor, (source, name) in enumerate(zip(streams, ("stdin", "stdout", "stderr"))):
+        os.dup2(source, descriptor)
+        os.close(source)
         setattr(sys, name, stream_like(getattr(sys, name), descriptor))
         setattr(sys, f"__{name}__", getattr(sys, name))
     if leads:
@@ -131,31 +183,12 @@ def main(program: str, place: str) -> None:
         import_module(name)
     remember()
     warm_up()
-    module = load(program)
+    server = Server(load(program), place)
     gc.collect()
     gc.freeze()
     gc.get_freeze_count = lambda: 1  # it would look at each of them
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(place)
-    listener.listen(16)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     print(flush=True)
-    while listener in select.select([sys.stdin, listener], [], [])[0]:  # until who started it ends
-        connection, _ = listener.accept()
-        if os.fork():
-            connection.close()
-            continue
-        listener.close()
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        status = 1
-        try:
-            serve(connection, module)
-        except SystemExit as end:
-            status = int(end.code or 0)
-        except BaseException:  # noqa: BLE001
-            traceback.print_exc()
-        sys.stdout.flush()
-        os._exit(status)
+    server.serve()
 
 
 main(*sys.argv[1:])

@@ -6,12 +6,13 @@ import itertools
 import re
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import pfu
-from conftest import Row, chosen_ways
+from conftest import Row, chosen_ways, thinned
 from testing.trials import EVEN, MODES, WAYS, Way
 
 HOME = Path(__file__).resolve().parent.parent
@@ -106,3 +107,30 @@ class TestCases:
             ("test", f"row={number}"): {("parallel",): []} for number in range(3)
         }
         assert [way for _, way in chosen_ways(rows)] == [("parallel",)] * 3
+
+    @pytest.mark.parametrize(
+        "tables, kept",
+        [
+            ({"n": "012"}, ["0", "1", "2"]),
+            ({"n": "012345"}, ["0", "2", "4"]),
+            ({"x": "01", "y": "01"}, ["00", "11"]),
+            ({"x": "01", "y": "012"}, ["00", "02", "11"]),
+            ({"x,y": ["00", "11", "22", "33"]}, ["00", "22"]),
+            ({"x": "01", "mode": "cp", "y": "01"}, ["0c0", "1c1", "0p0", "1p1"]),
+        ],
+    )
+    def test_of_a_long_table_every_second_row_runs(
+        self, tables: dict[str, Any], kept: list[str]
+    ) -> None:
+        names = ",".join(tables).split(",")
+        items: list[Any] = [
+            SimpleNamespace(
+                nodeid="test[x]",
+                fixturenames=["tmp_path"],
+                callspec=SimpleNamespace(params=dict(zip(names, "".join(values)))),
+                iter_markers=lambda _: [SimpleNamespace(args=[name]) for name in tables],
+            )
+            for values in itertools.product(*tables.values())
+        ]
+        left: list[Any] = thinned(items)
+        assert sorted("".join(item.callspec.params.values()) for item in left) == sorted(kept)
