@@ -24,7 +24,9 @@ How it is measured
   cores, so what an uploader spends it takes from the sink too: the same for all.
 
 The sink reads every body to its end before it answers, and throws it away. It can be reached by
-http and https, and by both with 30 ms added to each request (http30, https30).
+http and https, by both with 30 ms added to each request (http30, https30), and by both through
+Squid, if that is installed (--schemes httpsquid,httpssquid): under a name that Squid alone knows,
+because some tools ask no proxy for 127.0.0.1.
 
 Needs Linux, Python 3.9, nginx with its Lua module, and openssl. Nothing leaves the machine.
 """
@@ -60,6 +62,8 @@ KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 BUCKET = "bench"
 REGION = "us-east-1"
 SCHEMES = ("http", "https", "http30", "https30")
+PROXIED = {"httpsquid": "http", "httpssquid": "https"}
+NAME_BEHIND_PROXY = "sink.bench"
 PEERS = ("s5cmd", "rclone", "aws")
 LIBRARIES = ("obstore", "awscrt", "fast-s3")
 TOOLS = ("pfu-parallel", "pfu-concurrent", *PEERS, *LIBRARIES)
@@ -433,9 +437,17 @@ class Sink:
     process: subprocess.Popen[bytes]
     ports: dict[str, int]
     ca_bundle: Path
+    proxy: str = ""  # the URL of Squid, if it runs
 
     def url(self, scheme: str) -> str:
+        if behind := PROXIED.get(scheme):
+            return f"{behind}://{NAME_BEHIND_PROXY}:{self.ports[behind]}"
         return f"{scheme.rstrip('30')}://127.0.0.1:{self.ports[scheme]}"
+
+    def proxies(self, scheme: str) -> dict[str, str]:
+        """What to set in the environment."""
+        names = ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")
+        return dict.fromkeys(names, self.proxy) if scheme in PROXIED else {}
 
     def count(self, reset: bool = False) -> dict[str, int]:
         """Objects, parts, bytes and requests since the last reset; `reset` sets them to 0."""
@@ -465,6 +477,52 @@ def running_sink(home: Path, niceness: int = 0) -> Iterator[Sink]:
         yield sink
     finally:
         stop(process, signal.SIGTERM)
+
+
+SQUID_CONF = """
+http_port 127.0.0.1:{port}
+hosts_file {home}/hosts
+http_access allow all
+cache deny all
+access_log none
+cache_log /dev/null
+{user}
+pid_filename none
+pinger_enable off
+shutdown_lifetime 0 seconds
+max_filedescriptors 8192
+"""
+
+
+@contextlib.contextmanager
+def with_squid(sink: Sink) -> Iterator[Sink]:
+    """The same sink, which Squid reaches too."""
+    squid = shutil.which("squid") or shutil.which("squid", path="/usr/sbin")
+    if squid is None:
+        fail("squid is missing; on Debian: apt-get install squid")
+    (port,) = free_ports(1)
+    user = "cache_effective_user nobody" if os.geteuid() == 0 else ""  # it does not run as root
+    with tempfile.TemporaryDirectory(prefix="compare-squid-") as name:
+        home = Path(name)
+        home.chmod(0o755)
+        names = f"{NAME_BEHIND_PROXY} {BUCKET}.{NAME_BEHIND_PROXY}"
+        (home / "hosts").write_text(f"127.0.0.1 {names}\n")
+        (home / "squid.conf").write_text(SQUID_CONF.format(home=home, port=port, user=user))
+        command = [squid, "-n", f"compare{os.getpid()}", "-N", "-f", f"{home}/squid.conf"]
+        process = start(command, home, dict(os.environ))
+        try:
+            wait_for_port(port)
+            yield replace(sink, proxy=f"http://127.0.0.1:{port}")
+        finally:
+            stop(process, signal.SIGTERM)
+
+
+def wait_for_port(port: int) -> None:
+    for _ in range(100):
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+            return
+        time.sleep(0.1)
+    fail("squid did not start")
 
 
 def nginx_with_lua() -> tuple[str, list[str]]:
@@ -529,7 +587,8 @@ def make_certificates(home: Path) -> None:
         "basicConstraints=critical,CA:TRUE\nkeyUsage=keyCertSign\nsubjectKeyIdentifier=hash\n"
     )
     (home / "server.ext").write_text(
-        "subjectAltName=IP:127.0.0.1,DNS:localhost\n"
+        f"subjectAltName=IP:127.0.0.1,DNS:localhost,DNS:{NAME_BEHIND_PROXY},"
+        f"DNS:{BUCKET}.{NAME_BEHIND_PROXY}\n"
         "keyUsage=digitalSignature,keyEncipherment\n"
         "extendedKeyUsage=serverAuth\n"
         "authorityKeyIdentifier=keyid\n"
@@ -912,7 +971,10 @@ class Bench:
         """One whole upload by `tool`, timed, and checked at the sink."""
         url = self.sink.url(scheme)
         directory = Path(tempfile.mkdtemp(dir=self.home))
-        variables = environment(url, self.sink.ca_bundle, directory)
+        variables = {
+            **environment(url, self.sink.ca_bundle, directory),
+            **self.sink.proxies(scheme),
+        }
         self.sink.count(reset=True)
         sink_before, machine_before = self.sink.cpu_seconds(), machine_cpu_seconds()
         began = time.monotonic()
@@ -1281,7 +1343,8 @@ def parser() -> argparse.ArgumentParser:
     )
     add = made.add_argument
     add("--cases", type=names(list(CASES)), default=list(CASES), help=", ".join(CASES))
-    add("--schemes", type=names(SCHEMES), help="http, https, http30, https30 (default: by case)")
+    schemes = [*SCHEMES, *PROXIED]
+    add("--schemes", type=names(schemes), help=f"{', '.join(schemes)} (default: by case)")
     add("--tools", type=names(TOOLS), default=list(TOOLS), help=", ".join(TOOLS))
     add("--rounds", type=int, default=5, help="timed runs of each tool (default 5)")
     add("--aws-rounds", type=int, default=1, help="timed runs of aws (default 1, no warm-up)")
@@ -1346,7 +1409,10 @@ def run(options: argparse.Namespace) -> int:
     busy: list[Busy] = []
     with working_directories(options) as (trees, home):
         (home / "sink").mkdir()
-        with running_sink(home / "sink", 19 if options.busy else 0) as sink:
+        with contextlib.ExitStack() as running:
+            sink = running.enter_context(running_sink(home / "sink", 19 if options.busy else 0))
+            if PROXIED.keys() & (options.schemes or ()):
+                sink = running.enter_context(with_squid(sink))
             bench = Bench(options, sink, home)
             if options.busy:
                 busy = compare_busy(bench, tools, trees)
