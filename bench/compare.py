@@ -93,6 +93,7 @@ class Case:
     largest: int
     schemes: tuple[str, ...]  # those it runs on unless --schemes says otherwise
     text: str
+    again: bool = False  # what is measured is a second run, which finds nothing changed
 
     def scaled(self, factor: float) -> Case:
         """A tree of `factor` times the bytes: of fewer files, or of smaller if few."""
@@ -122,6 +123,7 @@ CASES = {
         Case("small", 50, 1000, KIB, 8 * KIB, SCHEMES, "50,000 files of 1 to 8 KiB"),
         Case("medium", 10, 60, 1, 512 * KIB, ("http", "https"), "600 files of up to 512 KiB"),
         Case("many", 20, 300, 1, 512 * KIB, ("http",), "6,000 files of up to 512 KiB"),
+        Case("again", 50, 200, KIB, 8 * KIB, ("http",), "a rerun of 10,000 unchanged files", True),
         Case("big4", 1, 4, GIB, GIB, ("http", "https"), "4 files of 1 GiB"),
         Case("big1", 1, 1, 4 * GIB, 4 * GIB, ("http",), "1 file of 4 GiB"),
     )
@@ -219,7 +221,7 @@ http {{
     uwsgi_temp_path {home}/uwsgi;
     scgi_temp_path {home}/scgi;
     lua_shared_dict counts 1m;
-    lua_shared_dict uploads 8m;
+    lua_shared_dict uploads 32m;
     lua_socket_buffer_size 64k;
     lua_socket_log_errors off;
     ssl_certificate {home}/server.pem;
@@ -252,7 +254,8 @@ SINK_LUA = r"""
 local counts, uploads = ngx.shared.counts, ngx.shared.uploads
 local ETAG = '"d41d8cd98f00b204e9800998ecf8427e"'
 local XMLNS = ' xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
-local REMEMBERED = 2000 -- objects that HEAD knows: tools look at some of the first
+-- Objects that HEAD and listings know: tools look at some of the first, or a rerun at all.
+local REMEMBERED = counts:get("remember") or 2000
 local IN_MEMORY = 1048576
 local PIECE = 65536
 
@@ -382,6 +385,44 @@ local BLOCKED = "<BlockPublicAcls>true</BlockPublicAcls><IgnorePublicAcls>true</
   .. "<BlockPublicPolicy>true</BlockPublicPolicy>"
   .. "<RestrictPublicBuckets>true</RestrictPublicBuckets>"
 
+local function list()
+  local prefix, delimiter = args.prefix, args.delimiter
+  if not prefix or prefix == true then prefix = "" end
+  if delimiter == true then delimiter = nil end
+  local after = args["continuation-token"] or args["start-after"] or args.marker or ""
+  local keys, lines, count, last = {}, {}, 0, nil
+  for _, name in ipairs(uploads:get_keys(0)) do
+    local found = name:match("^object /[^/]+/(.*)$")
+    if found and found > after and found:sub(1, #prefix) == prefix then keys[#keys + 1] = found end
+  end
+  table.sort(keys)
+  local seen = nil
+  for _, found in ipairs(keys) do
+    local stop = delimiter and found:find(delimiter, #prefix + 1, true)
+    local folder = stop and found:sub(1, stop)
+    if not folder or folder ~= seen then
+      if count == 1000 then break end
+      count = count + 1
+      if folder then
+        lines[count] = "<CommonPrefixes><Prefix>" .. folder .. "</Prefix></CommonPrefixes>"
+      else
+        local object = uploads:get("object /" .. bucket .. "/" .. found)
+        local size, etag = object:match("^(%d+) ([^\n]+)")
+        lines[count] = "<Contents><Key>" .. found .. "</Key><LastModified>"
+          .. os.date("!%Y-%m-%dT%H:%M:%S.000Z") .. "</LastModified><ETag>" .. etag
+          .. "</ETag><Size>" .. size .. "</Size><StorageClass>STANDARD</StorageClass></Contents>"
+      end
+    end
+    seen, last = folder, found
+  end
+  local more = last and last ~= keys[#keys]
+  return xml("ListBucketResult", "<Name>" .. bucket .. "</Name><Prefix>" .. prefix .. "</Prefix>"
+    .. "<KeyCount>" .. count .. "</KeyCount><MaxKeys>1000</MaxKeys><IsTruncated>"
+    .. tostring(more and true or false) .. "</IsTruncated>"
+    .. (more and "<NextContinuationToken>" .. last .. "</NextContinuationToken>" or "")
+    .. table.concat(lines))
+end
+
 local function get()
   if not bucket then return xml("ListAllMyBucketsResult", "<Buckets></Buckets>") end
   if args.uploadId then
@@ -402,8 +443,7 @@ local function get()
   if args.uploads then
     return xml("ListMultipartUploadsResult", "<IsTruncated>false</IsTruncated>")
   end
-  return xml("ListBucketResult", "<Name>" .. bucket .. "</Name><KeyCount>0</KeyCount>"
-    .. "<MaxKeys>1000</MaxKeys><IsTruncated>false</IsTruncated>")
+  return list()
 end
 
 local function tell()
@@ -414,7 +454,8 @@ local function tell()
   local body = "{" .. table.concat(names, ",") .. "}"
   if method == "POST" then
     counts:flush_all()
-    uploads:flush_all()
+    if args.remember then counts:set("remember", tonumber(args.remember)) end
+    if not args.keep then uploads:flush_all() end
   end
   return answer(200, body)
 end
@@ -449,11 +490,14 @@ class Sink:
         names = ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")
         return dict.fromkeys(names, self.proxy) if scheme in PROXIED else {}
 
-    def count(self, reset: bool = False) -> dict[str, int]:
-        """Objects, parts, bytes and requests since the last reset; `reset` sets them to 0."""
+    def count(self, reset: bool = False, query: str = "") -> dict[str, int]:
+        """Objects, parts, bytes and requests since the last reset; `reset` sets them to 0.
+
+        `query`: remember=N objects, instead of the first 2,000; keep=1 those that are remembered.
+        """
         connection = http.client.HTTPConnection("127.0.0.1", self.ports["http"], timeout=10)
         with contextlib.closing(connection):
-            connection.request("POST" if reset else "GET", "/_count")
+            connection.request("POST" if reset else "GET", f"/_count?{query}")
             counts: dict[str, int] = json.load(connection.getresponse())
         return counts
 
@@ -792,16 +836,19 @@ class Tool:
     program: list[str]
     version: str
 
-    def command(self, root: Path, url: str) -> list[str]:
+    def command(self, root: Path, url: str, again: bool = False) -> list[str]:
+        """`again`: so that a second run sends only what has changed."""
         target = f"s3://{BUCKET}/"
         if self.name == "s5cmd":
             options = ["--log", "error", "--endpoint-url", url]
-            return [*self.program, *options, "cp", f"{root}/", target]
+            return [*self.program, *options, "sync" if again else "cp", f"{root}/", target]
         if self.name == "rclone":
-            return [*self.program, "copy", str(root), f"bench:{BUCKET}", *RCLONE_OPTIONS]
+            how = RCLONE_AGAIN if again else RCLONE_OPTIONS
+            return [*self.program, "copy", str(root), f"bench:{BUCKET}", *how]
         if self.name == "aws":
             options = ["--only-show-errors", "--endpoint-url", url]
-            return [*self.program, "s3", "cp", "--recursive", *options, str(root), target]
+            verb = ["sync"] if again else ["cp", "--recursive"]
+            return [*self.program, "s3", *verb, *options, str(root), target]
         if self.name in LIBRARIES:
             return [*self.program, str(root), BUCKET]
         return [*self.program, *self.pfu_options(root, url), "--nice", "0"]
@@ -812,6 +859,7 @@ class Tool:
         return [str(root), f"s3://{BUCKET}", *options]
 
 
+RCLONE_AGAIN = ("--transfers", "64", "--checkers", "64", "--s3-no-check-bucket")
 RCLONE_OPTIONS = (
     *("--transfers", "64", "--checkers", "64", "--retries", "1"),
     *("--no-check-dest", "--ignore-checksum"),
@@ -967,18 +1015,22 @@ class Bench:
     sink: Sink
     home: Path
 
-    def upload(self, tool: Tool, tree: Tree, scheme: str, sample: bool) -> Run:
-        """One whole upload by `tool`, timed, and checked at the sink."""
+    def upload(self, tool: Tool, tree: Tree, scheme: str, sample: bool, again: bool = False) -> Run:
+        """One whole upload by `tool`, or its rerun, timed, and checked at the sink."""
         url = self.sink.url(scheme)
         directory = Path(tempfile.mkdtemp(dir=self.home))
         variables = {
             **environment(url, self.sink.ca_bundle, directory),
             **self.sink.proxies(scheme),
         }
-        self.sink.count(reset=True)
+        command = tool.command(tree.root, url, again)
+        self.sink.count(reset=True, query=f"remember={tree.files}" if again else "")
+        if again:
+            await_group(start(command, directory, variables), 0, self.options.timeout)
+            self.sink.count(reset=True, query="keep=1")
         sink_before, machine_before = self.sink.cpu_seconds(), machine_cpu_seconds()
         began = time.monotonic()
-        process = start(tool.command(tree.root, url), directory, variables)
+        process = start(command, directory, variables)
         try:
             with sampled(process.pid, sample) as sampler:
                 spent = await_group(process, began, self.options.timeout)
@@ -987,6 +1039,7 @@ class Bench:
         sink_cpu = self.sink.cpu_seconds() - sink_before
         other_cpu = machine_cpu_seconds() - machine_before - sink_cpu - spent.cpu
         counts = self.sink.count()
+        sent = replace(tree, files=0, bytes=0) if again else tree
         run = Run(
             wall=spent.wall,
             cpu=spent.cpu,
@@ -994,7 +1047,7 @@ class Bench:
             other_cpu=max(0.0, other_cpu),
             requests=counts["requests"],
             peak_pss=sampler.peak,
-            failure=why_failed(spent, counts, tree, directory),
+            failure=why_failed(spent, counts, sent, directory),
             summary=pfu_summary(directory) if tool.name.startswith("pfu") else {},
         )
         shutil.rmtree(directory, ignore_errors=True)
@@ -1002,18 +1055,20 @@ class Bench:
 
     def series(self, tools: list[Tool], case: Case, tree: Tree, scheme: str) -> list[Series]:
         """Warm-up and rounds of all tools in turns."""
+        if case.again:
+            tools = [tool for tool in tools if tool.name not in LIBRARIES]
         found = [Series(case.name, scheme, tool.name, tree.files, tree.bytes) for tool in tools]
         for number in range(self.options.rounds + 1):
             for tool, series in zip(tools, found):
-                self.one_round(tool, tree, series, number)
+                self.one_round(tool, tree, series, number, case.again)
         return found
 
-    def one_round(self, tool: Tool, tree: Tree, series: Series, number: int) -> None:
+    def one_round(self, tool: Tool, tree: Tree, series: Series, number: int, again: bool) -> None:
         last = self.options.aws_rounds if tool.name == "aws" else self.options.rounds
         if number > last or (tool.name == "aws" and number == 0 and last == 1):
             return
         warm_up = number == 0
-        run = self.upload(tool, tree, series.scheme, sample=warm_up or last == 1)
+        run = self.upload(tool, tree, series.scheme, warm_up or last == 1, again)
         if warm_up:
             series.warm_up = run
         else:
