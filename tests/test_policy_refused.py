@@ -165,12 +165,13 @@ class TestRuns:
 
     @BOTH_MODES
     def test_credentials_that_end_stop_the_run(self, place: Place, mode: str) -> None:
-        place.files(400)
+        place.files(1500)
         place.server.faults.append(Fault(Action("error", 403, "ExpiredToken"), after=150))
         run = place.run("--mode", mode, "--concurrency", 32, "--json")
         assert run.code == (1 if run.json["uploaded"] else 2), run.err
         assert (run.json["failed"], "ExpiredToken" in run.json["error"]) == (0, True)
-        assert place.server.count("PutObject") < 300  # what was in flight, by either lane
+        # What was in flight by either lane, and what a slow machine takes until it is sure.
+        assert place.server.count("PutObject") < 150 + 10 * 32
 
     @BOTH_MODES
     def test_credentials_that_end_amid_a_large_file_stop_the_run(
