@@ -721,7 +721,7 @@ class OutcomeKind(IntEnum):
     FAILED = 2
     REFUSED = 3  # failed: the store refuses it, and may refuse others for the same reason
     VANISHED = 4  # no longer there, or no longer a regular file
-    RELEASED = 5  # not started, or interrupted: the run is stopping
+    RELEASED = 5  # not started, or interrupted: the engine wants it back
     UNSENT = 6  # failed after many tries while others succeeded: retried once at the end
     FATAL = 7  # no file can be uploaded any more: the run stops, the next one resumes
     CHANGED = 8  # a large file changed during the upload
@@ -760,11 +760,6 @@ class Outcome(NamedTuple):
     path: str = ""  # of a failure, like the next one
     cause: str = ""  # the error without the file: what several may share
     status: int = 0  # HTTP, of a failure
-
-    @property
-    def is_untouched(self) -> bool:
-        """Whether none of it was sent."""
-        return self.kind is OutcomeKind.RELEASED and not self.attempts
 
 
 @dataclass
@@ -4025,6 +4020,12 @@ class RefusedRow:
         """These are being tried now; none: there are no others."""
         self.on_trial.update(file_ids)
         self._tried = self._tried + len(file_ids) if file_ids else OTHERS
+
+    def lost(self, file_ids: Iterable[str]) -> None:
+        """The worker died that had these: there is no answer, so others may be tried."""
+        without_answer = self.on_trial.intersection(file_ids)
+        self.on_trial -= without_answer
+        self._tried -= len(without_answer)
 
     @property
     def is_lost(self) -> bool:
@@ -8604,7 +8605,7 @@ class Gate:
             self._closed_until = time.monotonic() + CLOSED_SECONDS
 
     async def enter(self, transfer: Transfer) -> bool:
-        """Wait for a turn to send. False: the run stops, or the parent wants the task back."""
+        """Wait for a turn to send. False: the parent wants the task back."""
         while not (self.is_stopping or self.is_condemned):
             is_full = self.is_away and len(self._probing - {transfer}) >= self._gauges["probes"]
             if not is_full and (transfer.is_chosen or not self.is_closed):
@@ -8612,8 +8613,8 @@ class Gate:
                     self._probing.add(transfer)
                 return True
             self._probing.discard(transfer)
-            if self._gauges["others"] and not transfer.attempts:
-                break  # the parent wants it back
+            if self._gauges["others"]:
+                break
             turn = asyncio.get_running_loop().create_future()
             self._waiting.append(turn)
             await turn
@@ -8650,9 +8651,12 @@ class Gate:
         async with self._asking:  # the others wait for the answer
             if not self.is_condemned and self.vote(task_id, code):
                 self.is_condemned = await ask()
-                self._votes.clear()
                 self._good_until = time.monotonic() + FATAL_SECONDS
             return self.is_condemned
+
+    def is_common(self, code: str) -> bool:
+        """Whether it is all that the store says, which cannot be one bad node of many."""
+        return sum(self._votes.get(code, {}).values()) >= ROW
 
 
 class Transfer(ABC):
@@ -8765,7 +8769,7 @@ class Transfer(ABC):
         if await gate.condemns(self.task.id, error.code, ask):
             return self._failed(OutcomeKind.FATAL, error)
         self.own += 1
-        if self.own >= OWN_TRIES:
+        if self.own >= OWN_TRIES or gate.is_common(error.code):
             return self._failed(OutcomeKind.REFUSED, error)
         await gate.pause(min(full_jitter(self.attempts), 1.0))
         return None
@@ -9398,7 +9402,8 @@ class Runner(ABC):
         """``is_here``: in this process."""
         self.gauges = Gauges(is_shared=not is_here)
         self.in_flight: dict[str, AnyTask] = {}
-        self.recalled: list[AnyTask] = []  # came back untouched
+        self.recalled: list[AnyTask] = []  # came back without a result
+        self.sent: set[str] = set()  # ids of those of which the store may have something
         self.shared: Any = None  # for Uploader.adopt(), with the next page
         self._buried: Counter[str] = Counter()  # figures of workers that died
 
@@ -9414,8 +9419,9 @@ class Runner(ABC):
         ended = []
         for outcome in report.outcomes:
             task = self.in_flight.pop(outcome.id)
-            if isinstance(outcome, Outcome) and outcome.is_untouched:
+            if isinstance(outcome, Outcome) and outcome.kind is OutcomeKind.RELEASED:
                 self.recalled.append(task)
+                self.sent.update([task.id] if outcome.sent else [])
             else:
                 ended.append(outcome)
         return report._replace(outcomes=ended)
@@ -9897,7 +9903,7 @@ class Engine:
                 yield outcomes
                 self._weigh(outcomes)
             if self._is_stopping:
-                yield [Outcome(task.id, OutcomeKind.RELEASED) for task in self._take_redo()]
+                yield self._give_back()
             idle = [runner for runner in self.runners if runner not in waiting.values()]
 
     def _feed(self, runner: Runner, next_page: PageSource, waiting: dict[Any, Runner]) -> None:
@@ -9910,6 +9916,11 @@ class Engine:
             page = self._take_redo() or next_page(is_first)
         if page or runner.in_flight:
             waiting[runner.submit(page, bool(page))] = runner
+
+    def _give_back(self) -> list[AnyOutcome]:
+        sent = set().union(*(runner.sent for runner in self.runners))
+        ids = [task.id for task in self._take_redo()]
+        return [Outcome(name, OutcomeKind.RELEASED, sent=name in sent) for name in ids]
 
     def _take_redo(self) -> Sequence[AnyTask]:
         """Tasks that came back; they go first."""
@@ -10017,6 +10028,7 @@ class Engine:
         Raises FatalError if workers cannot even start.
         """
         lost, runner.in_flight = list(map(again, runner.in_flight.values())), {}
+        self.row.lost(task.id.partition("/")[0] for task in lost)
         self._failed_starts = 0 if runner.has_started else self._failed_starts + 1
         if runner.has_started:
             self._deaths_of.update(task.id for task in lost)

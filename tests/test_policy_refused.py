@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sqlite3
 from collections import Counter
 from typing import Any
@@ -13,7 +14,14 @@ import pytest
 import pfu
 from testing.faults import Action, Fault
 from testing.jobs import s3_job
-from testing.place import BOTH_MODES, Place, assert_accounts, rewrite_in_place
+from testing.place import (
+    BOTH_MODES,
+    Place,
+    Started,
+    assert_accounts,
+    children_of,
+    rewrite_in_place,
+)
 from testing.protocol import Request
 
 REFUSALS = [
@@ -56,6 +64,14 @@ class TestRow:
             row.refused(file_id, "no")
         row.try_others([])
         assert row.is_lost
+
+    def test_those_whose_worker_died_are_not_on_trial(self) -> None:
+        row = pfu.RefusedRow()
+        for file_id in self.ids(1, pfu.ROW):
+            row.refused(file_id, "no")
+        row.try_others(others := [self.ids(n, 1)[0] for n in (2, 3, 4)])
+        row.lost([others[1], *self.ids(1, 5)])
+        assert (row.on_trial, row.room) == ({others[0], others[2]}, pfu.OTHERS - 2)
 
     def test_one_file_is_one_refusal(self) -> None:
         row = pfu.RefusedRow()
@@ -123,6 +139,57 @@ class TestRuns:
         ]
         summary = s3_job(at_hand, mode=mode, workers=2, concurrency=64).run()
         assert (summary.exit_code, summary.uploaded, summary.failed) == (1, 20, 60)
+
+    @BOTH_MODES
+    def test_files_that_were_tried_before_the_row_keep_no_run_alive(
+        self, place: Place, mode: str
+    ) -> None:
+        """They wait for what comes of others, of which there are none."""
+        place.files(40)
+        busy = Fault(Action("error", 503, "ServiceUnavailable"), "PutObject", times=40)
+        place.server.faults += [busy, Fault(REFUSALS[3], "PutObject")]
+        run = place.run("--mode", mode, "--concurrency", 64, "--json")
+        assert (run.code, run.json["uploaded"]) == (1, 0), run.err
+        assert "AccessDenied" in run.err
+
+    @BOTH_MODES
+    @pytest.mark.parametrize("size", [100, 6 << 20])
+    def test_bad_words_about_credentials_with_which_the_bucket_answers(
+        self, place: Place, mode: str, size: int
+    ) -> None:
+        """The store refuses every write, for ever: the same as with any other word."""
+        count = 600 if size < 1000 else 24
+        for number in range(count):
+            place.file(f"d{number % 7}/f{number:03}", os.urandom(size))
+        for operation in ("PutObject", "UploadPart"):
+            expired = Action("error", 403, "ExpiredToken")
+            place.server.faults.append(Fault(expired, operation, after=count // 4))
+        options = "--part-size", "5M", "--concurrency", 32, "--json"
+        run = place.run("--mode", mode, *options)
+        assert run.code == 1 and run.json["uploaded"] <= count // 4, run.err
+        assert "ExpiredToken" in run.err
+        sent = place.server.count("PutObject") + place.server.count("UploadPart")
+        assert sent < count // 4 + 10 * 32
+
+    def test_workers_that_die_while_others_are_tried(self, place: Place) -> None:
+        """Their files are no longer on trial: others are, or the same ones once more."""
+        for number in range(200):
+            place.file(f"forbidden/f{number:03}", b"x")
+        place.file("d/f", b"taken, had the worker lived")
+        run: list[Started] = []
+
+        def kill() -> None:
+            for child in children_of(run[0].pid):
+                os.kill(child, signal.SIGKILL)
+
+        place.server.faults += [
+            Fault(REFUSALS[3], "PutObject", "/forbidden/"),
+            Fault(Action("call", function=kill), "PutObject", "/d/", times=1),
+        ]
+        run.append(place.start("--mode", "parallel", "--concurrency", 32, "--json"))
+        out, err = run[0].communicate(timeout=60)
+        summary = json.loads(out)
+        assert (run[0].wait(), summary["uploaded"], summary["failed"]) == (1, 1, 200), err
 
     def test_large_files_that_are_refused(self, place: Place) -> None:
         for number in range(40):
