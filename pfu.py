@@ -6083,8 +6083,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
                 )
         except TransferError:
             return []
-        is_file = os.path.isfile(self.first_root)
-        folder = os.path.dirname(self.first_root) if is_file else self.first_root
+        folder = base_of(self.first_root)
         keys = (item["Key"][len(self.prefix) :] for item in page.get("Contents", ()))
         if not any(key and os.path.lexists(f"{folder}/{key}") for key in keys):
             return []
@@ -8247,8 +8246,9 @@ class PageRunner:
     async def exchange(self, page: Sequence[AnyTask], more: bool, shared: Any = None) -> Report:
         """Take in a page; report when there is room for another one, or after REPORT_SECONDS.
 
-        ``more``: another page is ready. If not, report when all is done, or when an outcome has a
-        follow-up.
+        A step of a large file is reported at once: it has a follow-up, and what is not in the
+        ledger is lost if the program is killed. ``more``: another page is ready. If not, report
+        when all is done.
         """
         if shared is not None:
             self.uploader.adopt(shared)
@@ -8314,9 +8314,9 @@ class PageRunner:
     def _is_reportable(self) -> bool:
         if self._outcomes and self.gate.is_closed:
             return True  # the parent decides what comes next
-        if self._more:
-            return self._has_room()
-        return self._is_awaited or self._waiting.qsize() + self._busy == 0
+        if self._is_awaited:
+            return True
+        return self._has_room() if self._more else self._waiting.qsize() + self._busy == 0
 
     def _has_room(self) -> bool:
         return self._waiting.qsize() < PAGE_ROWS and self._waiting_bytes < PAGE_BYTES

@@ -149,7 +149,11 @@ def killed(
     with pytest.raises(Killed):
         s3_job(place, Witness(lambda: recorded(place) >= parts), **options).run()
     place.server.faults.clear()
-    return place.server.part_acknowledgements(BUCKET)
+    before: Counter[tuple[str, str, int]] | None = None
+    while before != (acknowledged := place.server.part_acknowledgements(BUCKET)):
+        before = acknowledged
+        time.sleep(0.05)  # the server is still busy with what it got
+    return acknowledged
 
 
 def assert_all_is_there(place: Place, *failed: str, unfinished: tuple[str, ...] = ()) -> None:
