@@ -7515,7 +7515,29 @@ def guard_client(client: Any, service: str) -> None:
     events.register_first(f"needs-retry.{service}", again)
     events.register_first("needs-retry.s3.HeadBucket", ask_for_region_once)
     check_proxy(client.meta.config, url)
-    bound_answers(client._endpoint.http_session)
+    session = bound_answers(client._endpoint.http_session)
+    make = session._get_ssl_context
+    session._get_ssl_context = lambda: loaded_once(make())  # of a proxy
+    loaded_once(session._manager.connection_pool_kw["ssl_context"])
+
+
+def loaded_once(context: ssl.SSLContext) -> ssl.SSLContext:
+    """Have a context read each certificate file once only, before its first handshake.
+
+    urllib3 has it read them for each new connection, while other threads use it, which OpenSSL
+    does not allow: the program may crash (openssl#24480, boto/botocore#3164).
+    """
+    lock, done = threading.Lock(), []
+
+    def once(load: Callable[..., None], *arguments: Any, **named: Any) -> None:
+        with lock:
+            if (load, arguments, named) not in done:
+                load(*arguments, **named)
+                done.append((load, arguments, named))
+
+    for name in ("load_verify_locations", "load_cert_chain"):
+        setattr(context, name, functools.partial(once, getattr(context, name)))
+    return context
 
 
 def heed_status(response: Any, **_: Any) -> None:

@@ -430,8 +430,32 @@ def tls_place(tmp_path: Path, certificates: Path, ca: str) -> Iterator[Place]:
         yield place
 
 
+COUNTS_CERTIFICATES = """
+client_refusal = lambda client: "the test says so"
+def reads(context, *arguments, read=ssl.SSLContext.load_verify_locations, **named):
+    with open("read", "a") as file:
+        print(f"{os.getpid()}-{id(context)}", file=file)
+    read(context, *arguments, **named)
+ssl.SSLContext.load_verify_locations = reads
+"""
+
+
 class TestOverTls:
     """Over TLS."""
+
+    @BOTH_MODES
+    def test_the_safe_lane_reads_no_certificate_in_a_context_that_is_in_use(
+        self, tmp_path: Path, certificates: Path, mode: str
+    ) -> None:
+        """OpenSSL does not allow it; a run of four files in parts crashed at its end by it."""
+        with tls_place(tmp_path, certificates, "ca.pem") as place:
+            place.files(60)
+            place.changes = COUNTS_CERTIFICATES
+            run = place.run("--mode", mode, "--json")
+            assert (run.code, run.json["uploaded"], run.json["fast_lane"]) == (0, 60, 0), run.err
+            assert place.server.connections > 10
+            read = (place.path / "read").read_text().split()
+            assert len(read) == len(set(read)) > 1
 
     @BOTH_MODES
     def test_a_run_over_tls(self, tmp_path: Path, certificates: Path, mode: str) -> None:
