@@ -216,7 +216,7 @@ COMPLETE_SECONDS = 600  # the read timeout, for assembling an object from up to 
 WATCH_SECONDS = 300.0  # without anything read, sent or answered: the run is stopped
 GIVE_UP_SECONDS = 30.0  # later it is aborted
 APPLICATION_ID = 0x70667531  # "pfu1", written into the header of the ledger file
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 MAX_INTEGER = (1 << 63) - 1  # SQLite's largest
 KILLED = "killed"  # BatchJob.error of a run that was killed
 NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
@@ -545,7 +545,7 @@ class BaseModel(ABC):
     """
 
     table: ClassVar[str]
-    indexes: ClassVar[Mapping[str, Sequence[str]]] = {}
+    indexes: ClassVar[Mapping[str, str]] = {}  # name: columns, and which rows
 
     @classmethod
     def columns(cls) -> tuple[str, ...]:
@@ -560,8 +560,8 @@ class BaseModel(ABC):
             for f in dataclasses.fields(cls)  # type: ignore[arg-type]
         )
         indexes = [
-            f"CREATE INDEX IF NOT EXISTS {name} ON {cls.table}({', '.join(columns)})"
-            for name, columns in cls.indexes.items()
+            f"CREATE INDEX IF NOT EXISTS {name} ON {cls.table}{what}"
+            for name, what in cls.indexes.items()
         ]
         return [f"CREATE TABLE IF NOT EXISTS {cls.table}({body})", *indexes]
 
@@ -629,6 +629,9 @@ def _column(name: str, annotation: str) -> Column:
     return Column(name, sql, frozenset(types), frozenset(map(int, STATUSES.get(annotation, ()))))
 
 
+UNFINISHED = f"status<>{FileStatus.SUCCESS:d}"  # the rows of an index, and of what may use it
+
+
 @dataclass
 class FileModel(BaseModel):
     """One file and one destination.
@@ -640,8 +643,8 @@ class FileModel(BaseModel):
     """
 
     table: ClassVar[str] = "FileStat"
-    indexes: ClassVar[Mapping[str, Sequence[str]]] = {
-        "FileStat_pages": ("status", "file_size", "id")
+    indexes: ClassVar[Mapping[str, str]] = {
+        "FileStat_unfinished": f"(status, file_size, id) WHERE {UNFINISHED}"
     }
 
     id: str  # hash of endpoint, destination and path below the root
@@ -840,7 +843,7 @@ class BatchJobRow(BaseModel):
     """One run, as the ledger keeps it. The counts are written again and again while it goes on."""
 
     table: ClassVar[str] = "BatchJob"
-    indexes: ClassVar[Mapping[str, Sequence[str]]] = {"BatchJob_created": ("created_at",)}
+    indexes: ClassVar[Mapping[str, str]] = {"BatchJob_created": "(created_at)"}
 
     id: str
     status: JobStatus
@@ -1089,7 +1092,7 @@ JOBS_TO_FORGET = (
 # failures never come before tonight's data.
 TURNS = ("sha256 IS NULL AND error IS NULL", "sha256 NOTNULL AND error IS NULL", "error NOTNULL")
 PAGE_SQL = FileModel.select_sql(
-    "WHERE status=? AND (file_size, id) > (?, ?) AND batch_id=? AND {} "
+    f"WHERE {UNFINISHED} AND status=? AND (file_size, id) > (?, ?) AND batch_id=? AND {{}} "
     "ORDER BY file_size, id LIMIT ?"
 )
 BEGIN_SQL = FileModel.update_sql(("status",))
@@ -1194,6 +1197,7 @@ class Ledger:
             self._db.close()
             self._db = copy
         with self._transaction() as db:
+            db.execute("DROP INDEX IF EXISTS FileStat_pages")
             for model in TABLES:
                 there = {row[1] for row in self._rows(f"PRAGMA table_info({model.table})")}
                 for column in columns_of(model).values() if there else ():
@@ -1510,7 +1514,7 @@ class Ledger:
         """Files and bytes still pending in this run."""
         sql = (
             "SELECT count(*), CAST(coalesce(sum(file_size), 0) AS INTEGER) FROM FileStat "
-            "WHERE status IN (?, ?) AND batch_id=?"
+            f"WHERE {UNFINISHED} AND status IN (?, ?) AND batch_id=?"
         )
         where = (FileStatus.PENDING, FileStatus.IN_PROGRESS, batch_id)
         files, size = self._rows(sql, where)[0]
@@ -1698,14 +1702,14 @@ class Ledger:
         with self._transaction() as db:
             db.execute(
                 "UPDATE FileStat SET status=?, etag=NULL, sha256=NULL "
-                "WHERE status=? AND batch_id=?",
+                f"WHERE {UNFINISHED} AND status=? AND batch_id=?",
                 (FileStatus.PENDING, FileStatus.IN_PROGRESS, batch_id),
             )
 
     def failures(self, batch_id: str, count: int) -> list[tuple[str, str]]:
         """Paths and reasons of the first ``count`` failed files of a run."""
         columns = ("file_path", "error")
-        where = "WHERE status=? AND batch_id=? ORDER BY file_size, id LIMIT ?"
+        where = f"WHERE {UNFINISHED} AND status=? AND batch_id=? ORDER BY file_size, id LIMIT ?"
         sql = FileModel.select_sql(where, columns)
         rows = self._checked(FileModel, sql, (FileStatus.FAILED, batch_id, count), columns)
         return [
@@ -1714,7 +1718,8 @@ class Ledger:
 
     def count(self, batch_id: str, status: FileStatus) -> int:
         """How many files of a run have ``status``."""
-        sql = "SELECT count(*) FROM FileStat WHERE status=? AND batch_id=?"
+        condition = "" if status is FileStatus.SUCCESS else f"{UNFINISHED} AND "
+        sql = f"SELECT count(*) FROM FileStat WHERE {condition}status=? AND batch_id=?"
         return int(self._rows(sql, (status, batch_id))[0][0])
 
 

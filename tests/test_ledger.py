@@ -56,7 +56,7 @@ class TestStates:
         @dataclass
         class Row(pfu.BaseModel):
             table = "T"
-            indexes = {"T_n": ("n", "id")}  # noqa: RUF012
+            indexes = {"T_n": "(n, id)"}  # noqa: RUF012
             id: str
             n: int
             text: str | None = None
@@ -100,7 +100,7 @@ class TestPages:
         for turn in pfu.TURNS:
             sql = "EXPLAIN QUERY PLAN " + pfu.PAGE_SQL.format(turn)
             plan = str(ledger._rows(sql, (0, 5, "a", "job", 10)))
-            assert "FileStat_pages (status=? AND (file_size,id)>(?,?))" in plan
+            assert "FileStat_unfinished (status=? AND (file_size,id)>(?,?))" in plan
             assert "TEMP B-TREE" not in plan
 
     def test_pages_are_bounded_by_bytes_too(self, tmp_path: Path) -> None:
