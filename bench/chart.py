@@ -207,6 +207,12 @@ def tree_text(load: Workload, adjective: str = "") -> str:
 def section_text(section: Section) -> str:
     if section.one_tree:
         return tree_text(section.workloads[0], section.kind + " ")
+    return short_text(section, by_number=False)
+
+
+def short_text(section: Section, by_number: bool) -> str:
+    if by_number:
+        return f"{section.workloads[0].files:,} {section.kind} files"
     return f"{section.kind.capitalize()} files"
 
 
@@ -230,8 +236,9 @@ def title_text(found: Sequence[Section]) -> str:
 
 def subtitle_texts(found: Sequence[Section]) -> list[str]:
     """What the title leaves out, the sections where pfu is slower among it."""
+    kinds = [each.kind for each in found]
     told = [
-        f"{each.kind.capitalize()} files: {ratios_text(speed)} times"
+        f"{short_text(each, kinds.count(each.kind) > 1)}: {ratios_text(speed)} times"
         f"{' (slower)' if speed[-1] < 1 else ''}."
         for each in found[1:]
         if (speed := each.ratios(0))
@@ -313,7 +320,7 @@ class Style:
 
 
 TITLE = Style(20, 14, 50, weight="bold")
-LEAD = Style(15, 10.5, 76, MUTED)
+LEAD = Style(15, 10.5, 70, MUTED)
 SECTION = Style(19, 12.5, 52, weight="bold")
 HEAD = Style(16, 10.5, 64, MUTED)
 FOUND = Style(15, 10.5, 64, FINDING, "bold")
