@@ -5083,6 +5083,49 @@ def header_names(client: Any, operation: str) -> frozenset[str]:
     return frozenset(name.lower() for name in names)
 
 
+class StoreClock:
+    """How far the store's clock is ahead, by its answers; each lane has one.
+
+    One answer is enough until the store has accepted the clock. From then on a single node may be
+    wrong, so several in a row have to agree, with nothing taken in between.
+    """
+
+    def __init__(self) -> None:
+        self.offset = 0.0  # seconds
+        self._taken = 0  # since the clock was corrected; a node with a wrong one takes few
+        self._skews: list[float] = []  # seen since something was taken with the current offset
+        self._accepted: float | None = None  # the offset with which something was last taken
+
+    def took(self, offset: float) -> str:
+        """Something signed with this offset was taken. Returns what the user should know."""
+        if offset != self.offset:
+            return ""
+        self._accepted = offset
+        self._skews.clear()
+        self._taken += 1
+        if self._taken != CLOCK_SURE or abs(offset) <= CLOCK_SKEW_SECONDS:
+            return ""
+        told = f"{abs(offset) / 60:.0f} min {'behind' if offset > 0 else 'ahead of'}"
+        return f"this machine's clock is {told} the store's: correct it"
+
+    def corrects(self, status: int | None, date: str | None, offset: float, now: float) -> bool:
+        """Whether a request signed with ``offset`` is worth another try, with a better one.
+
+        ``status`` and ``date`` are those of the answer, ``now`` the time of this machine.
+        """
+        if status != FORBIDDEN or date is None:
+            return False
+        skew = clock_skew(date, now)
+        if offset == self.offset and abs(skew - offset) > CLOCK_SKEW_SECONDS:
+            self._skews.append(skew)
+            agree = [told for told in self._skews if abs(told - skew) < CLOCK_SKEW_SECONDS]
+            if len(agree) >= (CLOCK_WITNESSES if self._accepted == offset else 1):
+                self.offset = skew
+                self._skews.clear()
+                self._taken = 0
+        return self.offset != offset
+
+
 class FastLane:
     """Puts objects with as little CPU as possible. One per process, on one event loop.
 
@@ -5101,11 +5144,9 @@ class FastLane:
     ) -> None:
         self.requests = 0
         self._looks: set[asyncio.Task[Any]] = set()
-        self._taken_since = 0  # the clock was corrected; a node with a wrong one takes few
+        self._store_clock = StoreClock()
         self._traffic = traffic or Traffic()
         self._stall_seconds = min(STALL_SECONDS, max(patience, LEAST_STALL_SECONDS))
-        self._skews: list[float] = []  # seen since something was taken with the current offset
-        self._accepted: float | None = None  # the offset with which something was last taken
         self._template = template
         self._credentials_source = credentials_source
         self._clock = clock
@@ -5224,14 +5265,8 @@ class FastLane:
 
     def took(self, offset: float) -> None:
         """Something signed with this clock offset was taken."""
-        if offset != self._writer.clock_offset:
-            return
-        self._accepted = offset
-        self._skews.clear()
-        self._taken_since += 1
-        if self._taken_since == CLOCK_SURE and abs(offset) > CLOCK_SKEW_SECONDS:
-            told = f"{abs(offset):.0f} s {'behind' if offset > 0 else 'ahead of'}"
-            self._traffic.notes.append(f"this machine's clock is {told} the store's: correct it")
+        if note := self._store_clock.took(offset):
+            self._traffic.notes.append(note)
 
     async def _on_idle(
         self, make_head: Callable[[], bytes], body: Body, sha256_hex: str, check: Check
@@ -5262,23 +5297,12 @@ class FastLane:
             raise
 
     def _corrects_clock(self, rejected: Rejected, offset: float) -> bool:
-        """Whether the request was signed by a wrong clock that has now been corrected.
-
-        One answer is enough until the store has accepted the clock. From then on a single node may
-        be wrong, so several in a row have to agree, with nothing taken in between.
-        """
-        writer = self._writer
-        if rejected.status != FORBIDDEN or rejected.date is None:
-            return False
-        skew = clock_skew(rejected.date, self._clock())
-        if offset == writer.clock_offset and abs(skew - offset) > CLOCK_SKEW_SECONDS:
-            self._skews.append(skew)
-            agree = [told for told in self._skews if abs(told - skew) < CLOCK_SKEW_SECONDS]
-            if len(agree) >= (CLOCK_WITNESSES if self._accepted == offset else 1):
-                writer.clock_offset = skew
-                self._skews.clear()
-                self._taken_since = 0
-        return writer.clock_offset != offset
+        """Whether the request was signed by a wrong clock that has now been corrected."""
+        clock, now = self._store_clock, self._clock()
+        is_corrected = clock.corrects(rejected.status, rejected.date, offset, now)
+        if clock.offset != self._writer.clock_offset:
+            self._writer.clock_offset = clock.offset
+        return is_corrected
 
     async def _sweep(self) -> None:
         while True:
@@ -5997,6 +6021,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         self._renewed_at = -RENEWAL_SECONDS
         self._is_plain = False  # whether an http:// endpoint speaks TLS was checked
         self._is_keeper = False  # this process requests the credentials
+        self._store_clock = StoreClock()  # of the safe lane
         self._is_asking_boto3 = False
         self._tried_without: set[str] = set()  # a checksum, by operation
         self._heads_have_etags = False  # answers to HeadObject, as far as known
@@ -6265,6 +6290,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
                 config=config,
             )
             guard_client(client, service)
+            heed_clock(client, service, self._store_clock, self.traffic.notes)
             if self.endpoint:  # only AWS has the names that botocore insists on
                 client.meta.events.unregister("before-parameter-build.s3", validate_bucket_name)
             return client
@@ -7543,6 +7569,41 @@ def loaded_once(context: ssl.SSLContext) -> ssl.SSLContext:
     for name in ("load_verify_locations", "load_cert_chain"):
         setattr(context, name, functools.partial(once, getattr(context, name)))
     return context
+
+
+def heed_clock(client: Any, service: str, clock: StoreClock, notes: deque[str]) -> None:
+    """Have a boto3 client sign with the store's time, once this machine's turns out to be wrong."""
+    signer = client._request_signer
+    make = signer.get_auth_instance
+
+    def signing(*arguments: Any, **named: Any) -> Any:
+        auth = make(*arguments, **named)
+        prepare: Any = getattr(auth, "_modify_request_before_signing", None)
+
+        def prepare_in_time(request: Any) -> None:
+            request.context["clock_offset"] = clock.offset
+            if clock.offset:
+                now = time.gmtime(time.time() + clock.offset)
+                request.context["timestamp"] = time.strftime("%Y%m%dT%H%M%SZ", now)
+            prepare(request)
+
+        if prepare:
+            auth._modify_request_before_signing = prepare_in_time
+        return auth
+
+    def again(response: Any, request_dict: Any, attempts: int, **_: Any) -> float | None:
+        offset = request_dict["context"].get("clock_offset")
+        if response is None or offset is None:
+            return None
+        answer = response[0]
+        if 200 <= answer.status_code < 300 and (note := clock.took(offset)):
+            notes.append(note)
+        date = answer.headers.get("date")
+        is_better = clock.corrects(answer.status_code, date, offset, time.time())
+        return 0 if is_better and attempts == 1 else None
+
+    signer.get_auth_instance = signing
+    client.meta.events.register_first(f"needs-retry.{service}", again)
 
 
 def heed_status(response: Any, **_: Any) -> None:

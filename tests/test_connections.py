@@ -292,6 +292,23 @@ class TestConnections:
 
         with_store(strict, scenario, clock=lambda: time.time() - 7200)
 
+    def test_one_answer_corrects_a_clock_until_it_was_accepted(self) -> None:
+        """From then on two in a row have to agree, which one bad node among others does not."""
+        at_ten, at_eleven = (formatdate(hour * 3600, usegmt=True) for hour in (10, 11))
+        now = 10 * 3600.0
+        clock = pfu.StoreClock()
+        assert not clock.corrects(403, at_ten, 0.0, now)
+        assert not clock.corrects(400, at_eleven, 0.0, now)
+        assert clock.corrects(403, at_eleven, 0.0, now)
+        assert clock.offset == 3600
+        assert clock.corrects(403, at_eleven, 0.0, now)  # of a request that was under way
+        clock.took(3600.0)
+        for _ in range(5):
+            assert not clock.corrects(403, at_ten, 3600.0, now)
+            clock.took(3600.0)
+        assert [clock.corrects(403, at_ten, 3600.0, now) for _ in range(2)] == [False, True]
+        assert clock.offset == 0
+
     def test_forbidden_with_a_right_clock_is_not_repeated(self) -> None:
         async def scenario(store: LaneStore, lane: pfu.FastLane) -> None:
             with pytest.raises(pfu.Rejected, match="403"):

@@ -444,6 +444,33 @@ def run_side_by_side(trials: list[Trial], meanwhile: Patch, *arguments: object) 
     return {trial.way: trial.end_of(trial.pids[0]) for trial in trials}
 
 
+class TestClocks:
+    """A clock of this machine that is wrong, by either lane."""
+
+    @EVERY_WAY
+    @pytest.mark.parametrize("seconds", [3600.0, -7200.0])
+    def test_a_wrong_clock_is_put_right(self, trial: Trial, seconds: float) -> None:
+        trial.tree(90)
+        trial.server.clock_offset = seconds
+        way = "60 min behind" if seconds > 0 else "120 min ahead of"
+        told = f"this machine's clock is {way} the store's: correct it"
+        assert_said(trial.run("--concurrency", 4), 0, told)
+        trial.server.clock_offset = 0.0
+        assert_recovers(trial)
+
+    @EVERY_WAY
+    def test_a_clock_that_jumps_under_way_is_put_right(self, trial: Trial) -> None:
+        trial.tree(90)
+
+        def jump() -> None:
+            trial.server.clock_offset = 3600.0
+
+        trial.in_the_middle(jump)
+        assert_said(trial.run("--concurrency", 4), 0, "60 min behind")
+        trial.server.clock_offset = 0.0
+        assert_recovers(trial)
+
+
 class TestProcesses:
     """Processes that are killed or stopped."""
 
