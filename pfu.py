@@ -2023,7 +2023,8 @@ def check_in_place(path: str, opened: os.stat_result) -> None:
 def _lock_file(file: IO[Any], path: str) -> bool:
     """Whether this process has locked the file now.
 
-    Raises UsageError if the file system has no locks, such as NFS without lockd.
+    Raises UsageError if the file system has no locks, such as NFS without lockd, or if no file can
+    be opened.
     """
     try:
         if os.name == "nt":
@@ -2034,6 +2035,9 @@ def _lock_file(file: IO[Any], path: str) -> bool:
             import fcntl
 
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError as error:
+        cause = why_no_descriptors(1) or str(error)
+        raise UsageError("lock", path, cause, OPEN_FILES_HINT) from error
     except OSError as error:
         if error.errno in NO_LOCKS:
             raise UsageError("lock", path, os_cause(error), NO_LOCKS_HINT) from error

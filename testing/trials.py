@@ -56,7 +56,6 @@ EVERY_WAY = pytest.mark.parametrize("trial", WAYS, ids="-".join, indirect=True)
 PARALLEL = [way for way in WAYS if way.mode == "parallel"]
 SMALL, LARGE = ([way for way in WAYS if way.size == size] for size in WAY_SIZES)
 FAST_SMALL = [way for way in SMALL if way.lane == "fast"]
-OTHERS = [way for way in WAYS if way not in FAST_SMALL]
 EVEN = [way for way in WAYS if sum(map(bool, map(str.count, way, ("p", "safe", "large")))) % 2 == 0]
 ODD = [way for way in WAYS if way not in EVEN]  # any two of mode, lane and size meet in both
 TWO = [Way("concurrent", "fast", "small"), Way("parallel", "safe", "large")]

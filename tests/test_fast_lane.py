@@ -432,7 +432,9 @@ def tls_place(tmp_path: Path, certificates: Path, ca: str) -> Iterator[Place]:
 
 COUNTS_CERTIFICATES = """
 client_refusal = lambda client: "the test says so"
+kept = []  # so that no two have the same id
 def reads(context, *arguments, read=ssl.SSLContext.load_verify_locations, **named):
+    kept.append(context)
     with open("read", "a") as file:
         print(f"{os.getpid()}-{id(context)}", file=file)
     read(context, *arguments, **named)

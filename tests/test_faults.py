@@ -458,18 +458,6 @@ class TestClocks:
         trial.server.clock_offset = 0.0
         assert_recovers(trial)
 
-    @EVERY_WAY
-    def test_a_clock_that_jumps_under_way_is_put_right(self, trial: Trial) -> None:
-        trial.tree(90)
-
-        def jump() -> None:
-            trial.server.clock_offset = 3600.0
-
-        trial.in_the_middle(jump)
-        assert_said(trial.run("--concurrency", 4), 0, "60 min behind")
-        trial.server.clock_offset = 0.0
-        assert_recovers(trial)
-
 
 class TestProcesses:
     """Processes that are killed or stopped."""
