@@ -3316,6 +3316,11 @@ class Stamp(NamedTuple):
     second: int
 
 
+def timestamp_of(seconds: float) -> str:
+    """X-Amz-Date: seconds since the epoch, as Signature Version 4 writes them."""
+    return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(seconds))
+
+
 class Stamper:
     """Gives the stamp of the current second; derives a signing key once a day."""
 
@@ -3329,7 +3334,7 @@ class Stamper:
     def stamp(self, credentials: Credentials, now: float) -> Stamp:
         """`now` is the local clock; the offset to the store's clock is added to it."""
         second = int(now + self.clock_offset)
-        timestamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(second))
+        timestamp = timestamp_of(second)
         date = timestamp[:8]
         if self._key_of != (credentials, date):
             self._key = signing_key(credentials.secret_key, date, self.region, self.service)
@@ -7587,8 +7592,7 @@ def heed_clock(client: Any, service: str, clock: StoreClock, notes: deque[str]) 
         def prepare_in_time(request: Any) -> None:
             request.context["clock_offset"] = clock.offset
             if clock.offset:
-                now = time.gmtime(time.time() + clock.offset)
-                request.context["timestamp"] = time.strftime("%Y%m%dT%H%M%SZ", now)
+                request.context["timestamp"] = timestamp_of(time.time() + clock.offset)
             prepare(request)
 
         if prepare:
@@ -8404,10 +8408,8 @@ class PageRunner:
         self._watching = asyncio.ensure_future(self._watch())
 
     def _is_reportable(self) -> bool:
-        if self._outcomes and self.gate.is_closed:
+        if self._is_awaited or (self._outcomes and self.gate.is_closed):
             return True  # the parent decides what comes next
-        if self._is_awaited:
-            return True
         return self._has_room() if self._more else self._waiting.qsize() + self._busy == 0
 
     def _has_room(self) -> bool:
@@ -9513,7 +9515,8 @@ class Runner(ABC):
             task = self.in_flight.pop(outcome.id)
             if isinstance(outcome, Outcome) and outcome.kind is OutcomeKind.RELEASED:
                 self.recalled.append(task)
-                self.sent.update([task.id] if outcome.sent else [])
+                if outcome.sent:
+                    self.sent.add(task.id)
             else:
                 ended.append(outcome)
         return report._replace(outcomes=ended)

@@ -141,10 +141,8 @@ class TestRuns:
         assert (summary.exit_code, summary.uploaded, summary.failed) == (1, 20, 60)
 
     @BOTH_MODES
-    def test_files_that_were_tried_before_the_row_keep_no_run_alive(
-        self, place: Place, mode: str
-    ) -> None:
-        """They wait for what comes of others, of which there are none."""
+    def test_a_run_ends_if_all_that_is_left_has_been_tried(self, place: Place, mode: str) -> None:
+        """Such files wait until others have been tried, and there are no others."""
         place.files(40)
         busy = Fault(Action("error", 503, "ServiceUnavailable"), "PutObject", times=40)
         place.server.faults += [busy, Fault(REFUSALS[3], "PutObject")]
@@ -154,10 +152,10 @@ class TestRuns:
 
     @BOTH_MODES
     @pytest.mark.parametrize("size", [100, 6 << 20])
-    def test_bad_words_about_credentials_with_which_the_bucket_answers(
+    def test_a_credentials_error_for_each_write_while_the_bucket_answers(
         self, place: Place, mode: str, size: int
     ) -> None:
-        """The store refuses every write, for ever: the same as with any other word."""
+        """It is a refusal like any other."""
         count = 600 if size < 1000 else 24
         for number in range(count):
             place.file(f"d{number % 7}/f{number:03}", os.urandom(size))
