@@ -3327,13 +3327,12 @@ class Stamper:
     def __init__(self, region: str, service: str = SERVICE) -> None:
         self.region = region
         self.service = service
-        self.clock_offset = 0.0
         self._key_of: tuple[Credentials, str] | None = None
         self._key = b""
 
     def stamp(self, credentials: Credentials, now: float) -> Stamp:
-        """`now` is the local clock; the offset to the store's clock is added to it."""
-        second = int(now + self.clock_offset)
+        """`now` is the store's time, in seconds since the epoch."""
+        second = int(now)
         timestamp = timestamp_of(second)
         date = timestamp[:8]
         if self._key_of != (credentials, date):
@@ -3565,7 +3564,7 @@ def is_printable(text: str) -> bool:
 
 
 class HeadWriter:
-    """Writes signed heads; `credentials` and `clock_offset` may change between any two."""
+    """Writes signed heads; credentials and `clock`, the store's time, may change at any moment."""
 
     def __init__(
         self,
@@ -3578,16 +3577,6 @@ class HeadWriter:
         self._stamper = Stamper(template.region, template.service)
         self._formats: dict[tuple[tuple[str, ...], bool, bool, str], HeadFormat] = {}
         self.use(credentials)
-
-    @property
-    def clock_offset(self) -> float:
-        """Seconds by which the store's clock is ahead of the local one."""
-        return self._stamper.clock_offset
-
-    @clock_offset.setter
-    def clock_offset(self, seconds: float) -> None:
-        self._stamper.clock_offset = seconds
-        self._renew(self._clock())
 
     def use(self, credentials: Credentials) -> None:
         self._credentials = credentials
@@ -3628,7 +3617,7 @@ class HeadWriter:
 
     def _renew(self, now: float) -> None:
         self._stamp = self._stamper.stamp(self._credentials, now)
-        self._from = self._stamp.second - self.clock_offset
+        self._from = self._stamp.second
         self._until = self._from + 1
 
     def _format(self, kind: RequestKind) -> HeadFormat:
@@ -5093,22 +5082,31 @@ def header_names(client: Any, operation: str) -> frozenset[str]:
 
 
 class StoreClock:
-    """How far the store's clock is ahead, by its answers; each lane has one.
+    """The store's time: this machine's, corrected once the store's answers show that it is wrong.
 
+    A correction counts from the first request taken with it; until then, whatever is taken or
+    refused in spite of it takes it back, for a Date may be that of a proxy with a wrong clock.
     One answer is enough until the store has accepted the clock. From then on a single node may be
     wrong, so several in a row have to agree, with nothing taken in between.
     """
 
-    def __init__(self) -> None:
-        self.offset = 0.0  # seconds
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self.offset = 0.0  # seconds by which the store's clock is ahead
+        self._clock = clock
         self._taken = 0  # since the clock was corrected; a node with a wrong one takes few
         self._skews: list[float] = []  # seen since something was taken with the current offset
         self._accepted: float | None = None  # the offset with which something was last taken
 
+    def now(self) -> float:
+        """The store's time, in seconds since the epoch."""
+        return self._clock() + self.offset
+
     def took(self, offset: float) -> str:
         """Something signed with this offset was taken. Returns what the user should know."""
         if offset != self.offset:
-            return ""
+            if self._accepted == self.offset:
+                return ""
+            self._turn_to(offset)
         self._accepted = offset
         self._skews.clear()
         self._taken += 1
@@ -5117,22 +5115,29 @@ class StoreClock:
         told = f"{abs(offset) / 60:.0f} min {'behind' if offset > 0 else 'ahead of'}"
         return f"this machine's clock is {told} the store's: correct it"
 
-    def corrects(self, status: int | None, date: str | None, offset: float, now: float) -> bool:
+    def corrects(self, status: int | None, date: str | None, offset: float) -> bool:
         """Whether a request signed with ``offset`` is worth another try, with a better one.
 
-        ``status`` and ``date`` are those of the answer, ``now`` the time of this machine.
+        ``status`` and ``date`` are those of the answer.
         """
         if status != FORBIDDEN or date is None:
             return False
-        skew = clock_skew(date, now)
-        if offset == self.offset and abs(skew - offset) > CLOCK_SKEW_SECONDS:
+        skew = clock_skew(date, self._clock())
+        if offset != self.offset:
+            return True
+        if abs(skew - offset) > CLOCK_SKEW_SECONDS:
             self._skews.append(skew)
             agree = [told for told in self._skews if abs(told - skew) < CLOCK_SKEW_SECONDS]
             if len(agree) >= (CLOCK_WITNESSES if self._accepted == offset else 1):
-                self.offset = skew
-                self._skews.clear()
-                self._taken = 0
+                self._turn_to(skew)
+        elif self._accepted != offset:
+            self._turn_to(self._accepted or 0.0)
         return self.offset != offset
+
+    def _turn_to(self, offset: float) -> None:
+        self.offset = offset
+        self._skews.clear()
+        self._taken = 0
 
 
 class FastLane:
@@ -5147,24 +5152,23 @@ class FastLane:
         self,
         template: RequestTemplate,
         credentials_source: Callable[[], Credentials],
-        clock: Callable[[], float] = time.time,
+        store_clock: StoreClock | None = None,
         traffic: Traffic | None = None,
         patience: float = PATIENCE_SECONDS,
     ) -> None:
         self.requests = 0
         self._looks: set[asyncio.Task[Any]] = set()
-        self._store_clock = StoreClock()
+        self._store_clock = store_clock or StoreClock()
         self._traffic = traffic or Traffic()
         self._stall_seconds = min(STALL_SECONDS, max(patience, LEAST_STALL_SECONDS))
         self._template = template
         self._credentials_source = credentials_source
-        self._clock = clock
 
     async def open(self) -> None:
         """Call this on the loop that put() will run on."""
         loop = asyncio.get_running_loop()
         self._credentials = await loop.run_in_executor(None, self._credentials_source)
-        self._writer = HeadWriter(self._template, self._credentials, self._clock)
+        self._writer = HeadWriter(self._template, self._credentials, self._store_clock.now)
         is_tls = self._template.scheme == "https"
         context = tls_context(self._template.ca_bundle) if is_tls else None
         self._pool = ConnectionPool(self._template, context, self._traffic.pacer)
@@ -5183,11 +5187,6 @@ class FastLane:
     @property
     def connections(self) -> int:
         return len(self._pool)
-
-    @property
-    def clock_offset(self) -> float:
-        """Seconds by which the store's clock is ahead of the local one."""
-        return self._writer.clock_offset
 
     async def put(
         self,
@@ -5226,7 +5225,7 @@ class FastLane:
         except ValueError:
             return False
         self.requests += 1
-        posted.offset = self._writer.clock_offset
+        posted.offset = self._store_clock.offset
         connection = pool.idle.pop()
         connection.arrived = None
         connection.exchange(head, body, posted)
@@ -5256,7 +5255,7 @@ class FastLane:
         check: Check = check_answer,
         posted: Posted | None = None,
     ) -> Answer:
-        offset = self._writer.clock_offset if posted is None else posted.offset
+        offset = self._store_clock.offset if posted is None else posted.offset
         try:
             if posted and posted.problem:
                 raise posted.problem
@@ -5264,9 +5263,15 @@ class FastLane:
         except ConnectionStale:
             answer = await self._send(await self._pool.connect(), head(), body, sha256_hex, check)
         except Rejected as rejected:
-            if not self._corrects_clock(rejected, offset):
+            if not self._store_clock.corrects(rejected.status, rejected.date, offset):
                 raise
-            answer = await self._on_idle(head, body, sha256_hex, check)
+            offset = self._store_clock.offset
+            try:
+                answer = await self._on_idle(head, body, sha256_hex, check)
+            except Rejected as again:
+                if self._store_clock.corrects(again.status, again.date, offset):
+                    raise rejected from again  # so the clock was not why
+                raise
         except ValueError as problem:
             raise Rejected(None, str(problem)) from problem
         self.took(offset)
@@ -5304,14 +5309,6 @@ class FastLane:
         except asyncio.CancelledError:
             connection.abort()
             raise
-
-    def _corrects_clock(self, rejected: Rejected, offset: float) -> bool:
-        """Whether the request was signed by a wrong clock that has now been corrected."""
-        clock, now = self._store_clock, self._clock()
-        is_corrected = clock.corrects(rejected.status, rejected.date, offset, now)
-        if clock.offset != self._writer.clock_offset:
-            self._writer.clock_offset = clock.offset
-        return is_corrected
 
     async def _sweep(self) -> None:
         while True:
@@ -6030,7 +6027,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         self._renewed_at = -RENEWAL_SECONDS
         self._is_plain = False  # whether an http:// endpoint speaks TLS was checked
         self._is_keeper = False  # this process requests the credentials
-        self._store_clock = StoreClock()  # of the safe lane
+        self._store_clock = StoreClock()
         self._is_asking_boto3 = False
         self._tried_without: set[str] = set()  # a checksum, by operation
         self._heads_have_etags = False  # answers to HeadObject, as far as known
@@ -6440,6 +6437,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             lane = FastLane(
                 self._template,
                 self._credentials,
+                self._store_clock,
                 traffic=self.traffic,
                 patience=self.patience,
             )
@@ -7592,7 +7590,7 @@ def heed_clock(client: Any, service: str, clock: StoreClock, notes: deque[str]) 
         def prepare_in_time(request: Any) -> None:
             request.context["clock_offset"] = clock.offset
             if clock.offset:
-                request.context["timestamp"] = timestamp_of(time.time() + clock.offset)
+                request.context["timestamp"] = timestamp_of(clock.now())
             prepare(request)
 
         if prepare:
@@ -7607,8 +7605,8 @@ def heed_clock(client: Any, service: str, clock: StoreClock, notes: deque[str]) 
         if 200 <= answer.status_code < 300 and (note := clock.took(offset)):
             notes.append(note)
         date = answer.headers.get("date")
-        is_better = clock.corrects(answer.status_code, date, offset, time.time())
-        return 0 if is_better and attempts == 1 else None
+        is_better = clock.corrects(answer.status_code, date, offset)
+        return 0 if is_better and attempts <= 2 else None
 
     signer.get_auth_instance = signing
     client.meta.events.register_first(f"needs-retry.{service}", again)

@@ -76,7 +76,8 @@ class S3Server:
     """The server; all its settings below may be changed while it runs.
 
     endpoint: URL. faults: see Fault. deny, not_implemented: operations answered 403 and 501.
-    expired_tokens: session tokens answered ExpiredToken. clock_offset: seconds its clock is ahead.
+    expired_tokens: session tokens answered ExpiredToken. clock_offset: seconds its clock is ahead;
+    date_offset: seconds by which only the Date of its answers is, as behind a proxy.
     verify_signatures, verify_payloads: off only to prove that a test would notice.
     log: every request. connections: accepted so far. peak_in_flight: requests served at once.
     crashes: tracebacks of the server's own errors; leaving the context raises them.
@@ -102,7 +103,7 @@ class S3Server:
         self.deny: set[str] = set()
         self.not_implemented: set[str] = set()
         self.expired_tokens: set[str] = set()
-        self.clock_offset = 0.0
+        self.clock_offset = self.date_offset = 0.0
         self.random = random.Random(seed)
         self.crashes: list[str] = []
         self.connections = self.in_flight = self.peak_in_flight = 0
@@ -161,6 +162,9 @@ class S3Server:
 
     def now(self) -> float:
         return time.time() + self.clock_offset
+
+    def date(self) -> float:
+        return self.now() + self.date_offset
 
     def add_bucket(self, name: str, owner: str | None = None) -> StoredBucket:
         with self._lock:
@@ -265,7 +269,7 @@ class S3Server:
         except S3Error as error:
             answer = error_answer(None, error)
             answer.headers["connection"] = "close"
-            await connection.send(answer.encode(self.now()))
+            await connection.send(answer.encode(self.date()))
             return False
         self.in_flight += 1
         self.peak_in_flight = max(self.peak_in_flight, self.in_flight)
@@ -363,7 +367,7 @@ class S3Server:
         self, connection: Connection, request: Request, answer: Answer, done: bool
     ) -> bool:
         """Sends and records; under one lock, so that who has the answer finds the record."""
-        octets = answer.encode(self.now(), request.method == "HEAD")
+        octets = answer.encode(self.date(), request.method == "HEAD")
         done = done and answer.status < 300 and not connection.reader.at_eof()
         with self._lock:
             connection.writer.write(octets)
@@ -395,7 +399,7 @@ class S3Server:
             return False
         self._record(request, 200, False)
         promise = Answer(200, headers={"content-length": str(1 << 20)})
-        await connection.send(promise.encode(self.now(), head_only=True))
+        await connection.send(promise.encode(self.date(), head_only=True))
         while not connection.reader.at_eof():
             await asyncio.sleep(action.seconds)
             await connection.send(b" ")
@@ -412,11 +416,11 @@ class S3Server:
             return False
         if action.kind in ("half_headers", "half_body"):
             self._record(request, answer.status, False)
-            await connection.send(half(answer, action.kind, self.now()))
+            await connection.send(half(answer, action.kind, self.date()))
             return False
         if action.kind == "trickle":
             self._record(request, answer.status, False)
-            for octet in answer.encode(self.now()):
+            for octet in answer.encode(self.date()):
                 await asyncio.sleep(action.seconds)
                 await connection.send(bytes([octet]))
             return False

@@ -275,6 +275,8 @@ class TestConnections:
         with_store(fine, scenario)
 
     def test_wrong_clock_is_corrected_once(self) -> None:
+        clock = pfu.StoreClock(lambda: time.time() - 7200)
+
         async def strict(store: LaneStore, request: LaneRequest, reader: Any, writer: Any) -> None:
             await read_body(request, reader)
             skew = abs(seconds_of(request.headers["x-amz-date"]) - time.time())
@@ -286,28 +288,46 @@ class TestConnections:
         async def scenario(store: LaneStore, lane: pfu.FastLane) -> None:
             assert set(await asyncio.gather(*[put(lane) for _ in range(5)])) == {'"e"'}
             assert lane.requests == 10
-            assert lane.clock_offset == pytest.approx(7200, abs=3)
+            assert clock.offset == pytest.approx(7200, abs=3)
             await put(lane)
             assert lane.requests == 11
 
-        with_store(strict, scenario, clock=lambda: time.time() - 7200)
+        with_store(strict, scenario, store_clock=clock)
 
     def test_one_answer_corrects_a_clock_until_it_was_accepted(self) -> None:
         """From then on two in a row have to agree, which one bad node among others does not."""
         at_ten, at_eleven = (formatdate(hour * 3600, usegmt=True) for hour in (10, 11))
-        now = 10 * 3600.0
-        clock = pfu.StoreClock()
-        assert not clock.corrects(403, at_ten, 0.0, now)
-        assert not clock.corrects(400, at_eleven, 0.0, now)
-        assert clock.corrects(403, at_eleven, 0.0, now)
+        clock = pfu.StoreClock(lambda: 10 * 3600.0)
+        assert not clock.corrects(403, at_ten, 0.0)
+        assert not clock.corrects(400, at_eleven, 0.0)
+        assert clock.corrects(403, at_eleven, 0.0)
         assert clock.offset == 3600
-        assert clock.corrects(403, at_eleven, 0.0, now)  # of a request that was under way
+        assert clock.corrects(403, at_eleven, 0.0)  # of a request that was under way
         clock.took(3600.0)
         for _ in range(5):
-            assert not clock.corrects(403, at_ten, 3600.0, now)
+            assert not clock.corrects(403, at_ten, 3600.0)
             clock.took(3600.0)
-        assert [clock.corrects(403, at_ten, 3600.0, now) for _ in range(2)] == [False, True]
+        assert [clock.corrects(403, at_ten, 3600.0) for _ in range(2)] == [False, True]
         assert clock.offset == 0
+
+    @pytest.mark.parametrize("proof", ["refused", "taken"])
+    @pytest.mark.parametrize("accepted", [False, True])
+    def test_a_correction_that_nothing_bears_out_is_taken_back(
+        self, accepted: bool, proof: str
+    ) -> None:
+        """A proxy whose own clock is wrong writes the Date of every answer."""
+        at_eleven = formatdate(11 * 3600, usegmt=True)
+        clock = pfu.StoreClock(lambda: 10 * 3600.0)
+        if accepted:
+            clock.took(0.0)
+        for _ in range(2):
+            clock.corrects(403, at_eleven, 0.0)
+        assert clock.now() == 11 * 3600
+        if proof == "refused":
+            assert clock.corrects(403, at_eleven, 3600.0)
+        else:
+            clock.took(0.0)  # of a request that was under way
+        assert clock.now() == 10 * 3600
 
     def test_forbidden_with_a_right_clock_is_not_repeated(self) -> None:
         async def scenario(store: LaneStore, lane: pfu.FastLane) -> None:

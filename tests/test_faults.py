@@ -458,6 +458,19 @@ class TestClocks:
         trial.server.clock_offset = 0.0
         assert_recovers(trial)
 
+    @EVERY_WAY
+    def test_a_wrong_date_of_a_proxy_is_not_believed(self, trial: Trial) -> None:
+        trial.server.date_offset = 3600.0
+        trial.server.faults.append(
+            Fault(Action("error", 403, "AccessDenied"), trial.operation, key="f00[0-2]$")
+        )
+        trial.tree(90)
+        run = trial.run("--concurrency", 2)
+        assert_said(run, 1, "AccessDenied")
+        files = 90 if trial.way.size == "small" else 30
+        assert len(trial.server.objects(BUCKET)) >= files - 3, run.err
+        assert_recovers(trial)
+
 
 class TestProcesses:
     """Processes that are killed or stopped."""
