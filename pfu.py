@@ -5099,7 +5099,11 @@ class StoreClock:
 
     def now(self) -> float:
         """The store's time, in seconds since the epoch."""
-        return self._clock() + self.offset
+        return self.at(self.offset)
+
+    def at(self, offset: float) -> float:
+        """The same by an ``offset``, which may no longer be the present one."""
+        return self._clock() + offset
 
     def took(self, offset: float) -> str:
         """Something signed with this offset was taken. Returns what the user should know."""
@@ -5255,19 +5259,24 @@ class FastLane:
         check: Check = check_answer,
         posted: Posted | None = None,
     ) -> Answer:
-        offset = self._store_clock.offset if posted is None else posted.offset
+        offset = 0.0 if posted is None else posted.offset
+
+        def signed() -> bytes:
+            nonlocal offset
+            offset = self._store_clock.offset
+            return head()
+
         try:
             if posted and posted.problem:
                 raise posted.problem
-            answer = await self._on_idle(head, body, sha256_hex, check)
+            answer = await self._on_idle(signed, body, sha256_hex, check)
         except ConnectionStale:
-            answer = await self._send(await self._pool.connect(), head(), body, sha256_hex, check)
+            answer = await self._send(await self._pool.connect(), signed(), body, sha256_hex, check)
         except Rejected as rejected:
             if not self._store_clock.corrects(rejected.status, rejected.date, offset):
                 raise
-            offset = self._store_clock.offset
             try:
-                answer = await self._on_idle(head, body, sha256_hex, check)
+                answer = await self._on_idle(signed, body, sha256_hex, check)
             except Rejected as again:
                 if self._store_clock.corrects(again.status, again.date, offset):
                     raise rejected from again  # so the clock was not why
@@ -7588,9 +7597,9 @@ def heed_clock(client: Any, service: str, clock: StoreClock, notes: deque[str]) 
         prepare: Any = getattr(auth, "_modify_request_before_signing", None)
 
         def prepare_in_time(request: Any) -> None:
-            request.context["clock_offset"] = clock.offset
-            if clock.offset:
-                request.context["timestamp"] = timestamp_of(clock.now())
+            offset = request.context["clock_offset"] = clock.offset  # others may change it
+            if offset:
+                request.context["timestamp"] = timestamp_of(clock.at(offset))
             prepare(request)
 
         if prepare:

@@ -329,6 +329,24 @@ class TestConnections:
             clock.took(0.0)  # of a request that was under way
         assert clock.now() == 10 * 3600
 
+    def test_what_was_signed_late_counts_for_the_clock_it_was_signed_with(self) -> None:
+        """A request that waits for a connection is signed once it has one."""
+        now = time.time()
+        clock = pfu.StoreClock(lambda: now)
+
+        async def scenario(store: LaneStore, lane: pfu.FastLane) -> None:
+            connect = lane._pool.connect
+
+            async def connect_late() -> pfu.Connection:
+                clock.corrects(403, formatdate(now + 3600, usegmt=True), 0.0)
+                return await connect()
+
+            lane._pool.connect = connect_late  # type: ignore[method-assign]
+            await put(lane)
+            assert clock.offset == pytest.approx(3600, abs=1)
+
+        with_store(fine, scenario, store_clock=clock)
+
     def test_forbidden_with_a_right_clock_is_not_repeated(self) -> None:
         async def scenario(store: LaneStore, lane: pfu.FastLane) -> None:
             with pytest.raises(pfu.Rejected, match="403"):
