@@ -79,6 +79,7 @@ import operator
 import os
 import random
 import re
+import select
 import selectors
 import shlex
 import shutil
@@ -763,6 +764,7 @@ class Outcome(NamedTuple):
     path: str = ""  # of a failure, like the next one
     cause: str = ""  # the error without the file: what several may share
     status: int = 0  # HTTP, of a failure
+    seconds: float = 0.0  # since its transfer began
 
 
 @dataclass
@@ -1954,6 +1956,31 @@ TABLES: tuple[type[BaseModel], ...] = (
 )
 
 
+class NameList:
+    """Paths, sorted and each once, in a temporary file that is gone with the process."""
+
+    def __init__(self) -> None:
+        self._db = sqlite3.connect("", isolation_level=None)  # SQLite's own file, already removed
+
+    def add(self, paths: Iterable[bytes]) -> None:
+        """Raises LedgerError if there is no room for them."""
+        try:
+            self._db.execute("CREATE TABLE Name(path BLOB PRIMARY KEY) WITHOUT ROWID")
+            self._db.execute("BEGIN")
+            rows = ((path,) for path in paths)
+            self._db.executemany("INSERT OR IGNORE INTO Name VALUES(?)", rows)
+        except SQL_ERRORS as error:
+            hint = "is there room for temporary files? SQLITE_TMPDIR names another directory"
+            raise LedgerError("sort", "list of files", str(error), hint) from error
+
+    def __iter__(self) -> Iterator[bytes]:
+        return (row[0] for row in self._db.execute("SELECT path FROM Name ORDER BY path"))
+
+    def close(self) -> None:
+        """Give back the room."""
+        self._db.close()
+
+
 class LedgerLock:
     """The right to write to a ledger, held until close() or the end of the process.
 
@@ -2085,6 +2112,13 @@ RESERVED_DESCRIPTORS = 64  # file descriptors for everything but connections
 UNLIMITED_DESCRIPTORS = 1 << 16
 OWN_LEDGER = "pfu's own ledger"  # or its log, or its metrics file
 EXCLUDED = "excluded"
+DIRECTORY = "directory"  # named in a list of files
+CACHE_TAG = "CACHEDIR.TAG"
+CACHE_SIGNATURE = b"Signature: 8a477f597d28d172789f06886806bc55"
+LIST_PIECE = 64 * KIB
+LONGEST_LINE = 64 * KIB  # of a list of files; Linux takes paths of 4 KiB
+UTF16_MARKS = codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE
+SAVE_AS_UTF8 = "save it as UTF-8"
 OTHER_SYSTEM = "other file system"
 LINK_SUFFIX = ".rclonelink"  # rclone's --links: an object that holds the target of a link
 is_shard_ledger = re.compile(r"pfu\.\d+-of-\d+\.db(-wal|-shm|-journal|\.lock)?").fullmatch
@@ -2181,8 +2215,8 @@ def rules_of_file(path: str) -> list[Rule]:
     Raises UsageError.
     """
     content = read_given("read patterns", path)
-    if b"\0" in content or content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise UsageError("read patterns", path, "it is not UTF-8 text", "save it as UTF-8")
+    if b"\0" in content or content.startswith(UTF16_MARKS):
+        raise UsageError("read patterns", path, "it is not UTF-8 text", SAVE_AS_UTF8)
     content = content[len(codecs.BOM_UTF8) :] if content.startswith(codecs.BOM_UTF8) else content
     lines = os.fsdecode(content).split("\n")
     rules = []
@@ -2192,7 +2226,7 @@ def rules_of_file(path: str) -> list[Rule]:
             continue
         if re.search("[\udc80-\udcff]", line):
             cause = f"line {number} is not UTF-8: {line}"
-            raise UsageError("read patterns", path, cause, "save it as UTF-8")
+            raise UsageError("read patterns", path, cause, SAVE_AS_UTF8)
         takes = line.startswith("!")
         try:
             rules.append(Rule(takes, Glob.of(line[takes:])))
@@ -2227,11 +2261,20 @@ class ScanOptions:
     min_size: int = 0  # bytes
     max_size: int = -1  # bytes; -1: no limit
     shard: Shard | None = None
+    exclude_if_present: tuple[str, ...] = ()  # names: directories that contain one are skipped
+    exclude_caches: bool = False  # skip directories with a valid CACHEDIR.TAG
+    files_from: str = ""  # a file that lists what to look at, one path a line; "-": standard input
+    files_from0: str = ""  # the same, each path ended by a NUL
     own_files: tuple[str, ...] = ()  # written by pfu, besides the ledger: skipped
 
     def __post_init__(self) -> None:
         """Raises UsageError."""
         check_fields(self, SCAN_RULES)
+
+    @property
+    def name_list(self) -> str:
+        """The file that lists what to look at, if any."""
+        return self.files_from or self.files_from0
 
     @property
     def takes_by_default(self) -> bool:
@@ -2266,6 +2309,11 @@ SCAN_RULES: tuple[OptionRule, ...] = (
     ("max_age", lambda o: not o.max_age or o.max_age >= o.min_age, "is less than --min-age"),
     ("min_size", lambda o: o.min_size >= 0, "must not be negative"),
     ("max_size", lambda o: o.max_size == -1 or o.max_size >= o.min_size, "is less than --min-size"),
+    (
+        "files_from0",
+        lambda o: not (o.files_from and o.files_from0),
+        "cannot be combined with --files-from",
+    ),
     ("shard", lambda o: not o.shard or 0 < o.shard.number <= o.shard.total, "does not exist"),
 )
 
@@ -2330,11 +2378,107 @@ class OpenDirectory:
         """The path below the root of an entry."""
         return self.below_root + os.fsencode(name)
 
+    def is_cache(self) -> bool:
+        """Whether it is marked as a cache (https://bford.info/cachedir/)."""
+        at = CACHE_TAG if self.fd is not None else self.path + CACHE_TAG
+        try:
+            fd = os.open(at, FILE_FLAGS | NO_FOLLOW, dir_fd=self.fd)
+            try:
+                return os.read(fd, len(CACHE_SIGNATURE)) == CACHE_SIGNATURE
+            finally:
+                os.close(fd)
+        except OSError:
+            return False
+
     def close(self) -> None:
         """Close what the directory holds open."""
         self.entries.close()  # type: ignore[attr-defined]
         if self.fd is not None:
             os.close(self.fd)
+
+
+class NamedEntry:
+    """An os.DirEntry for a name that was not read from its directory."""
+
+    def __init__(self, name: str, directory: OpenDirectory) -> None:
+        self.name = name
+        self._at = name if directory.fd is not None else directory.path + name
+        self._fd = directory.fd
+
+    def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
+        """Raises OSError."""
+        return os.stat(self._at, dir_fd=self._fd, follow_symlinks=follow_symlinks)
+
+    def _is(self, kind: int, *, follow_symlinks: bool) -> bool:
+        try:
+            return stat.S_IFMT(self.stat(follow_symlinks=follow_symlinks).st_mode) == kind
+        except FileNotFoundError:
+            return False
+
+    def is_there(self) -> bool:
+        """Whether there is anything of that name."""
+        try:
+            return bool(self.stat(follow_symlinks=False))
+        except OSError:
+            return False
+
+    def is_file(self, *, follow_symlinks: bool = True) -> bool:
+        """Whether it is a regular file."""
+        return self._is(stat.S_IFREG, follow_symlinks=follow_symlinks)
+
+    def is_dir(self, *, follow_symlinks: bool = True) -> bool:
+        """Whether it is a directory."""
+        return self._is(stat.S_IFDIR, follow_symlinks=follow_symlinks)
+
+    def is_symlink(self) -> bool:
+        """Whether it is a symbolic link."""
+        return self._is(stat.S_IFLNK, follow_symlinks=False)
+
+
+def listed_paths(options: ScanOptions, heed_stop: Callable[[], None]) -> Iterator[bytes]:
+    """The paths in the list of files, without ``.`` and doubled slashes.
+
+    ``heed_stop`` is called while a pipe has nothing. Raises UsageError.
+    """
+    ending, rest, is_first = b"\0" if options.files_from0 else b"\n", b"", True
+    for piece in _list_pieces(options.name_list, heed_stop):
+        if is_first and not options.files_from0 and piece.startswith(UTF16_MARKS):
+            raise UsageError("read list of files", options.name_list, "it is UTF-16", SAVE_AS_UTF8)
+        if b"\0" in piece and not options.files_from0:
+            hint = "if each path ends with a NUL, pass it as --files-from0"
+            raise UsageError("read list of files", options.name_list, "it contains NUL bytes", hint)
+        if is_first and piece.startswith(codecs.BOM_UTF8):
+            piece = piece[len(codecs.BOM_UTF8) :]
+        *lines, rest = (rest + piece).split(ending)
+        is_first = False
+        if len(rest) > LONGEST_LINE:
+            cause = f"it has a path of more than {LONGEST_LINE:,} bytes"
+            raise UsageError("read list of files", options.name_list, cause)
+        yield from filter(None, map(cleaned_path, lines))
+    if path := cleaned_path(rest):
+        yield path
+
+
+def cleaned_path(path: bytes) -> bytes:
+    """Without ``.`` and doubled slashes; empty for ROOT itself."""
+    parts = b"/".join(part for part in path.split(b"/") if part not in (b"", b"."))
+    return b"/" + parts if path.startswith(b"/") else parts
+
+
+def _list_pieces(path: str, heed_stop: Callable[[], None]) -> Iterator[bytes]:
+    try:
+        fd = os.dup(0) if path == "-" else os.open(path, os.O_RDONLY | NO_WAIT)
+        with os.fdopen(fd, "rb", buffering=0):
+            is_plain = stat.S_ISREG(os.fstat(fd).st_mode)
+            while True:
+                while not is_plain and not select.select([fd], [], [], TICK_SECONDS)[0]:
+                    heed_stop()
+                piece = os.read(fd, LIST_PIECE)
+                if not piece:
+                    return
+                yield piece
+    except OSError as error:
+        raise UsageError("read list of files", path, os_cause(error)) from error
 
 
 class Scan:
@@ -2373,7 +2517,9 @@ class Scan:
         places = [_place(path + end) for path, ends in own for end in ends]
         self._own_files = {inode: (device, inode) for device, inode in places}
         self.is_single = False
-        self.is_whole = True  # every directory could be read to the end
+        self.is_whole = not self.options.name_list  # every directory is read, and to its end
+        self.heed_stop: Callable[[], None] = lambda: None  # raises PfuError while it must wait
+        self._is_reading_list = False
         self.root_place = -1, -1  # device and inode of the root, or of a single file's parent
         self._permissions: dict[int, str] = {}
         self._stack: list[OpenDirectory] = []
@@ -2392,13 +2538,16 @@ class Scan:
         except OSError as error:
             raise UsageError("read root", self.root, os_cause(error)) from error
         self.is_single = not self._stack
+        if self.is_single and self.options.name_list:
+            cause = "it is not a directory, which the paths of a list are relative to"
+            raise UsageError("read root", self.root, cause)
         if self.is_single:
             self.root_place = _place(os.path.dirname(self.root))
             yield from self._single(status)
             return
         self.root_place = self._stack[0].place
         try:
-            yield from self._walk()
+            yield from self._listed() if self.options.name_list else self._walk()
         finally:
             while self._stack:
                 self._stack.pop().close()
@@ -2420,7 +2569,9 @@ class Scan:
 
     @property
     def where(self) -> str:
-        """The directory being read."""
+        """The directory or list being read."""
+        if self._is_reading_list:
+            return self.options.name_list
         return self._stack[-1].path if self._stack else self.root
 
     def _is_own(self, name: str, place: tuple[int, int]) -> bool:
@@ -2452,6 +2603,67 @@ class Scan:
             found = self._visit(entry, directory)
             if found:
                 yield found
+
+    def _listed(self) -> Iterator[Found]:
+        """What the list names, and nothing else; directories are opened as in a walk."""
+        with contextlib.closing(NameList()) as names:
+            self._is_reading_list = True
+            names.add(listed_paths(self.options, self.heed_stop))
+            self._is_reading_list = False
+            for path in names:
+                found = self._look_up(path)
+                if found:
+                    yield found
+
+    def _look_up(self, path: bytes) -> Found | None:
+        """One path of the list, without ``.`` and doubled slashes."""
+        if path.startswith(b"/"):
+            return self._named(path, "it is absolute: paths in the list are relative to ROOT")
+        parts = path.split(b"/")
+        if b".." in parts:
+            return self._named(path, "paths with .. are refused: they may lead out of ROOT")
+        try:
+            if cause := self._go_to(parts[:-1]):
+                return self._named(path, cause)
+            directory = self._stack[-1]
+            if len(self._stack) < len(parts):
+                return None  # skipped with one of its directories
+            entry: Any = NamedEntry(os.fsdecode(parts[-1]), directory)
+            mode = entry.stat(follow_symlinks=False).st_mode
+            if stat.S_ISDIR(mode) and not self.options.directory_markers:
+                return self._skipping(DIRECTORY)
+        except OSError as error:
+            hint = " (the list has Windows line ends)" if path.endswith(b"\r") else ""
+            return self._named(path, os_cause(error) + hint)
+        return self._visit(entry, directory)
+
+    def _go_to(self, parts: Sequence[bytes]) -> str:
+        """Open the directories on the way, as far as they are taken. Returns why that failed."""
+        below = b"".join(part + b"/" for part in parts)
+        while not below.startswith(self._stack[-1].below_root):
+            self._stack.pop().close()
+        for part in parts[len(self._stack) - 1 :]:
+            directory = self._stack[-1]
+            entry: Any = NamedEntry(os.fsdecode(part), directory)
+            mode = entry.stat(follow_symlinks=self.options.follow_symlinks).st_mode
+            if not stat.S_ISDIR(mode):
+                where = printable(os.fsdecode(directory.below_root + part))
+                return f"{where} is not a directory but a {kind_of(mode)}"
+            if self.options.rules and not self._is_taken(entry, directory):
+                self._skipping(EXCLUDED)
+                return ""
+            found = self._descend(entry, directory)
+            if self._stack[-1] is directory:
+                return found.problem if found else ""
+        return ""
+
+    def _named(self, path: bytes, problem: str) -> Found:
+        """A path of the list that cannot be looked up."""
+        folder, slash, name = path.rpartition(b"/")
+        file_id = Ids(self._identity, folder + slash).of(os.fsdecode(name))
+        text = os.fsdecode(path)
+        key = self.prefix + "/".join(map(encode_name, text.split("/")))
+        return Found(file_id, os.path.join(self.root, "") + text, key, problem=problem)
 
     def _visit(self, entry: os.DirEntry[str], directory: OpenDirectory) -> Found | None:
         try:
@@ -2589,6 +2801,11 @@ class Scan:
             above.place == below.place for above in self._stack
         ):
             return "symbolic link into its own parents"
+        for name in self.options.exclude_if_present:
+            if NamedEntry(name, below).is_there():
+                return f"directory with {name}"
+        if self.options.exclude_caches and below.is_cache():
+            return "cache directory"
         return ""
 
     def _is_mount(self, directory: OpenDirectory, entry: os.DirEntry[str]) -> bool:
@@ -4278,6 +4495,13 @@ class Pacer:
         self.turns = 0  # given so far
         self._free_at = 0.0
         self._lock = threading.Lock()
+
+    def turn_to(self, rate: float, now: float) -> None:
+        """From now on ``rate`` applies, to turns that were given too."""
+        with self._lock:
+            owed = max(0.0, self._free_at - now) * self.rate  # bytes
+            self._free_at = now + owed / rate if owed and rate else min(self._free_at, now)
+            self.rate = rate
 
     def delay(self, nbytes: int, now: float) -> float:
         """Seconds to wait before ``nbytes`` are sent; ``now`` is monotonic time."""
@@ -8448,7 +8672,9 @@ class PageRunner:
     def _look_at_gauges(self) -> None:
         """Do as the parent says: limits, rate, stop."""
         self.uploader.traffic.meter.cut_at = self.gauges["cut_at"]
-        self.uploader.traffic.pacer.rate = self.gauges["rate"]
+        pacer = self.uploader.traffic.pacer
+        if pacer.rate != self.gauges["rate"]:
+            pacer.turn_to(self.gauges["rate"], time.monotonic())
         self._limit = int(self.gauges["limit"])
         is_kept_back = self.gauges["stopping"] or self.gauges["probes"] or self.gauges["others"]
         self._is_calm = not is_kept_back and not self.gauges["rate"]
@@ -8893,7 +9119,8 @@ class Transfer(ABC):
         path = getattr(file, "path", "")
         status = error.status if isinstance(error, TransferError) else 0
         told = Outcome(self.task.id, kind, str(error), self.attempts, sent=self.sent)
-        return told._replace(path=path, cause=cause, status=status)
+        seconds = time.monotonic() - self.began
+        return told._replace(path=path, cause=cause, status=status, seconds=seconds)
 
     def _open(self, path: str, permissions: str = "0") -> SourceFile:
         return open_source(self.runner.tree, path, permissions, self.runner.uploader.traffic.beat)
@@ -9013,6 +9240,7 @@ class Transfer(ABC):
             status.st_uid,
             status.st_gid,
             sent=sent,
+            seconds=time.monotonic() - self.began,
         )
 
 
@@ -9946,10 +10174,10 @@ class Engine:
         self,
         runners: Sequence[Runner],
         limiter: Limiter,
-        rate: float = 0.0,
+        rate: Callable[[], float] = lambda: 0.0,
         clock: RunClock | None = None,
     ) -> None:
-        """``rate``: bytes a second that may be sent, all runners together; 0: no limit."""
+        """``rate``: bytes a second that may be sent now, all runners together; 0: no limit."""
         self.runners = runners
         self.clock = clock or RunClock()
         self.row = RefusedRow()
@@ -10081,9 +10309,10 @@ class Engine:
         clock.absorb(Signs(taken + moved, answered, passing), now)
         is_away = clock.is_away(now)
         self._teach(now, is_away)
+        rate = self._rate() / max(working, 1)
         for runner in self.runners:
             gauges = runner.gauges
-            gauges["rate"] = self._rate / max(working, 1)
+            gauges["rate"] = rate
             gauges["probes"] = is_away * max(1, PROBES // len(self.runners))
             gauges["others"], gauges["all_taken"] = float(self.tries_others), taken
             gauges["left"] = self.files_left
@@ -10173,6 +10402,19 @@ class Engine:
 # ======================================================================================
 
 
+class Timetable(NamedTuple):
+    """A bandwidth that depends on the time of the week, as in rclone's --bwlimit."""
+
+    turns: tuple[tuple[int, int], ...]  # minute since Monday 00:00, bytes per second; in order
+
+    def rate(self, now: float) -> int:
+        """Bytes per second at ``now``, seconds since the epoch, by local time; 0: no limit."""
+        local = time.localtime(now)
+        minute = (local.tm_wday * 24 + local.tm_hour) * 60 + local.tm_min
+        past = [rate for begins, rate in self.turns if begins <= minute]
+        return past[-1] if past else self.turns[-1][1]
+
+
 @dataclass(frozen=True)
 class RunOptions:
     """The settings of a run. All defaults are those of the command line."""
@@ -10182,7 +10424,7 @@ class RunOptions:
     concurrency: int = 0  # requests in flight, all processes together; 0: automatic
     part_size: int = 0  # bytes; larger files are split into parts of this size; 0: automatic
     max_memory: int = DEFAULT_MEMORY  # bytes, all processes together
-    bwlimit: int = 0  # bytes per second, all processes together; 0: no limit
+    bwlimit: int | Timetable = 0  # bytes per second, all processes together; 0: no limit
     max_duration: float = 0.0  # seconds; 0: no limit
     patience: float | None = None  # seconds that the store may be unavailable; None: automatic
     nice: int = 19
@@ -10199,6 +10441,17 @@ class RunOptions:
     def __post_init__(self) -> None:
         """Raises UsageError."""
         check_fields(self, RUN_RULES)
+
+    def rate(self) -> int:
+        """Bytes per second that may be sent now, all processes together; 0: no limit."""
+        limit = self.bwlimit
+        return limit.rate(time.time()) if isinstance(limit, Timetable) else limit
+
+    @property
+    def rates(self) -> list[int]:
+        """All the limits on bandwidth, whenever they apply."""
+        limit = self.bwlimit
+        return [rate for _, rate in limit.turns] if isinstance(limit, Timetable) else [limit]
 
     def processes(self) -> int:
         """The number of uploading processes; at most one per request."""
@@ -10296,7 +10549,7 @@ RUN_RULES: tuple[OptionRule, ...] = (
     ),
     (
         "bwlimit",
-        lambda o: not o.bwlimit or is_within(o.bwlimit, LEAST_RATE, MAX_INTEGER),
+        lambda o: all(not rate or is_within(rate, LEAST_RATE, MAX_INTEGER) for rate in o.rates),
         "is less than 1K per second",
     ),
     ("max_duration", lambda o: o.max_duration >= 0, "must not be negative"),
@@ -10506,8 +10759,42 @@ class FailureGroups:
         self._paths.clear()
 
 
+class FileEnd(NamedTuple):
+    """How a file ended. What was uploaded is recorded in the ledger by then."""
+
+    path: str
+    key: str
+    outcome: str  # see ENDS, or "failed"
+    bytes: int  # size of the file
+    seconds: float  # since its transfer began
+    etag: str | None
+    sha256: str | None  # hex; of an object in N parts: hash of the parts' hashes, then -N
+    reason: str  # of a failure, or of metadata that are not up to date
+
+    @classmethod
+    def of(cls, file: FileModel, outcome: Outcome) -> FileEnd:
+        """``outcome`` was applied to ``file``."""
+        told = ENDS.get(outcome.kind, "failed")
+        reason = "" if outcome.kind is OutcomeKind.VANISHED else outcome.error
+        ends = file.file_path, file.object_key, told, file.file_size
+        return cls(*ends, round(outcome.seconds, 6), file.etag, file.sha256, reason)
+
+
+ENDS = {
+    OutcomeKind.UPLOADED: "uploaded",
+    OutcomeKind.RENEWED: "metadata updated",
+    OutcomeKind.UNCHANGED: "unchanged",
+    OutcomeKind.VANISHED: "vanished",
+}
+
+
 class Observer:
     """Receives the events of a run. All methods may be overridden; none must be."""
+
+    wants_files = False  # whether ended() is called
+
+    def ended(self, end: FileEnd) -> None:
+        """A file that needed work has ended."""
 
     def note(self, text: str) -> None:
         """Something a user may want to know."""
@@ -10694,8 +10981,8 @@ class LargeFile:
     """A file that is being uploaded in parts."""
 
     __slots__ = (
-        *("begun", "file", "in_flight", "is_fast", "is_gone", "known", "missing", "problem"),
-        *("restarts", "unsent", "was_known"),
+        *("begun", "file", "in_flight", "is_fast", "is_gone", "known", "missing", "opened_at"),
+        *("problem", "restarts", "unsent", "was_known"),
     )
 
     def __init__(self, file: FileModel, known: UploadModel | None) -> None:
@@ -10710,6 +10997,12 @@ class LargeFile:
         self.restarts = 0
         self.is_gone = False  # the store no longer knows the upload
         self.is_fast = True  # no part went through the safe lane
+        self.opened_at = time.monotonic()
+
+    def as_ended(self, outcome: Outcome, **changed: Any) -> Outcome:
+        """The outcome of the whole file, by that of its last step."""
+        seconds = time.monotonic() - self.opened_at
+        return outcome._replace(id=self.file.id, seconds=seconds, **changed)
 
 
 RESTARTS = {OutcomeKind.CHANGED: READ_ATTEMPTS - 1, OutcomeKind.GONE: 1, OutcomeKind.CRAMPED: 1}
@@ -10748,6 +11041,8 @@ class WorkList:
         self._root = ledger.renamed[0] if ledger.renamed else job.root_dir
         self._below_root = self._root.rstrip("/") + "/"
         self._ended: list[Outcome] = []  # of files that need not be sent
+        self.tells = False  # whether a caller takes what take_told() returns
+        self._told: list[FileEnd] = []
         self._later: deque[FileModel] = deque()  # temporary failures: retried once at the end
         self._was_tried: set[str] = set()  # of those, and of those handed out of turn
         self._turn = 0
@@ -10830,6 +11125,11 @@ class WorkList:
             self._record(ended)
             self._ledger.lose_objects(self._job, self._spelling.lost)
         return ended
+
+    def take_told(self) -> list[FileEnd]:
+        """Files that have ended since the last call."""
+        told, self._told = self._told, []
+        return told
 
     def last(self, is_stopping: Callable[[], bool]) -> Iterator[list[AnyOutcome]]:
         """The outcomes left to process when nothing is in progress any more."""
@@ -10984,6 +11284,8 @@ class WorkList:
                 self._weigh(file, outcome)
                 file.apply(outcome)
                 files.append(file)
+            if self.tells and outcome.kind not in GIVEN_BACK:
+                self._told.append(FileEnd.of(file, outcome))
         self._ledger.record(files, gone)
 
     def _weigh(self, file: FileModel, outcome: Outcome) -> None:
@@ -11099,7 +11401,7 @@ class WorkList:
             self._abort(large)
         else:
             self._ledger.forget_upload(file_id)
-        return outcome._replace(id=file_id)
+        return large.as_ended(outcome)
 
     def _give_up(self, large: LargeFile, problem: Outcome) -> Outcome | None:
         """A large file cannot be uploaded as it was started: start over, or give up.
@@ -11118,7 +11420,7 @@ class WorkList:
         del self._large[large.file.id]
         if kind is OutcomeKind.VANISHED:
             self._abort(large)
-        return self._put_off(problem._replace(id=large.file.id, kind=kind))
+        return self._put_off(large.as_ended(problem, kind=kind))
 
     def _is_stale(self, large: LargeFile, problem: Outcome) -> bool:
         """Whether an upload resumed from an earlier run is refused; at most once a run."""
@@ -11545,7 +11847,8 @@ class BatchJobModel(BatchJobRow):
 
     def refuse_empty(self, scan: Scan, files: int) -> None:
         """Raises UsageError if ROOT has become empty."""
-        if not files and not scan.elsewhere and self._ledger.has_uploads(self.place):
+        may_be_empty = scan.elsewhere or self.options.scan.name_list
+        if not files and not may_be_empty and self._ledger.has_uploads(self.place):
             cause = "it is empty, but earlier runs uploaded files from it"
             raise UsageError("read root", self.root_dir, cause, "is it mounted?")
 
@@ -11582,6 +11885,7 @@ class BatchJobModel(BatchJobRow):
         """A walk over the root, for this destination."""
         identity = f"{self.endpoint} {self.destination}"
         self._scan = Scan(self._source, identity, self.uploader.prefix, self.options.scan, self.db)
+        self._scan.heed_stop = self.heed_stop
         due = self.place.swept_at + min(SWEEP_SECONDS, self.options.keep_history)
         if not self._ledger.read_only and due <= self.created_at:
             self._seen = self._ledger.room_for_rows()
@@ -11626,6 +11930,7 @@ class BatchJobModel(BatchJobRow):
                     self._failed += 1
                     if not self._ledger.read_only:  # a dry run reports it elsewhere
                         self._groups.add(found.path, found.problem)
+                        self._tell_failed(found)
                 self._moved += change.reason in MOVED_ALONE
                 if change.reason == OLDER_LEDGER:
                     self.note(OLDER_LEDGER_NOTE)
@@ -11634,6 +11939,11 @@ class BatchJobModel(BatchJobRow):
         if again and not self._ledger.read_only:
             self._ledger.seen_again(again)
         return changes
+
+    def _tell_failed(self, found: Found) -> None:
+        if self.observer.wants_files:
+            ends = found.path, found.key, "failed", found.file_size
+            self.observer.ended(FileEnd(*ends, 0.0, None, None, found.problem))
 
     def _mark_seen(self, rows: Iterable[tuple[Any, ...]]) -> None:
         seen, place = self._seen, Known._fields.index("row")
@@ -11684,7 +11994,7 @@ class BatchJobModel(BatchJobRow):
     def _make_engine(self) -> Engine:
         limiter = self.options.limiter(self.uploader.fast_lane_off is None)
         options = dataclasses.replace(self.options.engine(), root=self._root)
-        limits = limiter, self.options.bwlimit, RunClock(self.patience)
+        limits = limiter, self.options.rate, RunClock(self.patience)
         if self.options.mode == "concurrent":
             return Engine([LocalRunner(self.uploader, options)], *limits)
         method = start_method()
@@ -11703,6 +12013,7 @@ class BatchJobModel(BatchJobRow):
             *(self._ledger, self, self.uploader, self.options, files), whole=self._is_whole()
         )
         engine.files_left = files
+        work.tells = self.observer.wants_files
         uploading = engine.upload(work.next_page, lambda: self._tick(engine), work.take_others)
         for outcomes in itertools.chain(uploading, work.last(self.is_stopping)):
             with self._ledger.together():  # what is recorded is counted, whatever happens next
@@ -11712,6 +12023,8 @@ class BatchJobModel(BatchJobRow):
                     if isinstance(end, Outcome) and end.kind is OutcomeKind.FATAL:
                         self.stop(end.error, ExitCode.CANNOT_START)
                 self._write_counts()
+            for told in work.take_told():
+                self.observer.ended(told)
             engine.files_left = work.left
             if work.proof.problem:
                 self.stop(work.proof.problem, ExitCode.CANNOT_START)
@@ -12670,6 +12983,51 @@ class LogFile(logging.handlers.RotatingFileHandler):
         return self.problem
 
 
+class Events:
+    """What happens in a run, as JSON lines for programs: --events.
+
+    Whether the file is writable is checked at the start; later errors stop nothing.
+    """
+
+    def __init__(self, path: str) -> None:
+        """``path``: appended to; ``-`` is standard output. Raises UsageError."""
+        self.name = "standard output" if path == "-" else absolute(path)
+        self._progress_at = 0.0
+        if path == "-":
+            fd = os.dup(sys.stdout.fileno())
+        else:
+            try:
+                fd = open_own(self.name, os.O_APPEND)
+            except LedgerError as error:
+                raise UsageError("open events", self.name, error.cause) from error
+        self._file: IO[str] | None = os.fdopen(fd, "a", encoding="utf-8")
+
+    def write(self, kind: str, told: Mapping[str, Any], *, at_once: bool = True) -> str:
+        """Write one line. Returns why that failed, once; nothing is written from then on."""
+        if self._file is None:
+            return ""
+        try:
+            line = json_text({"event": kind, "time": round(time.time(), 3), **told})
+            self._file.write(MASK.hide(line) + "\n")
+            if at_once:
+                self._file.flush()
+        except OSError as error:
+            self._file = None
+            return f"cannot write events to {self.name}: {os_cause(error)}"
+        return ""
+
+    def progress(self, told: Mapping[str, Any]) -> str:
+        """The same, once a second at most."""
+        now = time.monotonic()
+        if now - self._progress_at < EVENT_SECONDS:
+            return ""
+        self._progress_at = now
+        return self.write("progress", told)
+
+
+EVENT_SECONDS = 1.0
+
+
 def can_erase(stream: IO[str]) -> bool:
     """Whether ``stream`` is a terminal on which lines can be redrawn."""
     return stream.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
@@ -12925,6 +13283,7 @@ class Console(Observer):
         """``plans``: list the files of a dry run on standard output."""
         self.last_words: Callable[[str], None] = lambda reason: None  # when the run is aborted
         self.log: LogFile | None = None
+        self.events: Events | None = None
         self.quiet = quiet
         self.plans = plans
         self.verbose = verbose
@@ -12955,6 +13314,21 @@ class Console(Observer):
         else:
             self.log = log
 
+    def event(self, kind: str, told: Mapping[str, Any], *, at_once: bool = True) -> None:
+        """A line for --events."""
+        if self.events and (problem := self.events.write(kind, told, at_once=at_once)):
+            self.problem(problem)
+
+    @property
+    def wants_files(self) -> bool:  # type: ignore[override]
+        """Whether there is anything to tell of each file."""
+        return self.verbose or self.events is not None
+
+    def ended(self, end: FileEnd) -> None:
+        self.event("file", end._asdict(), at_once=False)
+        reason = f": {end.reason}" if end.reason else ""
+        self.detail(f"{end.outcome}: {printable(end.path)}{printable(reason)}")
+
     def made_ledger(self, path: str) -> None:
         """Who looks on may see that it is the wrong place; cron's mail is not about it."""
         told = f"new ledger: {path}"
@@ -12980,6 +13354,10 @@ class Console(Observer):
         self.detail(f"{bytes_text(size)} already stored as parts")
 
     def progress(self, progress: Progress) -> None:
+        if self.events:
+            whole = {"files_to_upload": self._view.files, "bytes_to_upload": self._view.size}
+            if problem := self.events.progress({**progress._asdict(), **whole}):
+                self.problem(problem)
         if self._block:
             self._view.move(progress, time.monotonic())
             self._block.show(self._view.lines)
@@ -12989,9 +13367,12 @@ class Console(Observer):
             self._say_now("waiting", f"for the store (Ctrl-C to stop): {printable(reason)}")
 
     def planned(self, change: Change) -> None:
+        found = change.found
+        ends = found.path, found.key, "failed" if found.problem else "pending", found.file_size
+        end = FileEnd(*ends, 0.0, None, None, found.problem or change.reason)
+        self.event("file", end._asdict(), at_once=False)
         if not self.plans:
             return
-        found = change.found
         reason = found.problem or change.reason
         if change.keeps_hash:
             reason += "; compared first, only its metadata is updated if the contents are the same"
@@ -13402,6 +13783,29 @@ def parse_size(text: str) -> int:
     return int(max(size, float(size > 0)))  # 0 means no limit, so less than a byte becomes 1
 
 
+DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+
+
+def parse_bandwidth(text: str) -> int | Timetable:
+    """``20M``, ``off``, or a timetable: ``08:00,1M Mon-18:30,off``. Raises ArgumentTypeError."""
+    if "," not in text:
+        return 0 if text == "off" else parse_size(text)
+    turns: dict[int, int] = {}
+    for word in text.split():
+        match = re.fullmatch(r"(?:([A-Za-z]{3})-)?([01]?[0-9]|2[0-3]):([0-5][0-9]),(.+)", word)
+        day = match and match[1] and match[1].capitalize()
+        if not match or (day and day not in DAYS):
+            cause = "is not [DAY-]HH:MM,RATE, e.g. 08:00,1M or Sat-08:00,off"
+            raise argparse.ArgumentTypeError(f"{word!r} {cause}")
+        rate = 0 if match[4] == "off" else parse_size(match[4])
+        for number in [DAYS.index(day)] if day else range(len(DAYS)):
+            begins = (number * 24 + int(match[2])) * 60 + int(match[3])
+            if begins in turns:
+                raise argparse.ArgumentTypeError(f"{word!r} is at the time of another")
+            turns[begins] = rate
+    return Timetable(tuple(sorted(turns.items())))
+
+
 def parse_time(text: str) -> float:
     """Seconds of ``90``, ``90s``, ``15m``, ``2h``, ``1d``. Raises ArgumentTypeError."""
     match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([smhd]?)", text.strip(), re.ASCII)
@@ -13437,6 +13841,13 @@ def parse_glob(text: str) -> Glob:
         return Glob.of(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r}: {error}") from error
+
+
+def parse_name(text: str) -> str:
+    """The name of a file, not a path. Raises ArgumentTypeError."""
+    if text in ("", ".", "..") or "/" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is not the name of a file")
+    return text
 
 
 def parse_content_type(text: str) -> tuple[Glob, str]:
@@ -13591,6 +14002,20 @@ def _add_choice_options(group: argparse._ArgumentGroup) -> None:
             default=[],
             help=text,
         )
+    add(
+        "--exclude-if-present",
+        metavar="NAME",
+        action="append",
+        type=parse_name,
+        default=[],
+        help="skip directories below ROOT that contain NAME, e.g. .nobackup",
+    )
+    add("--exclude-caches", action="store_true", help="skip directories marked by CACHEDIR.TAG")
+    for option, text in (
+        ("--files-from", "upload only the paths listed in FILE, relative to ROOT (-: stdin)"),
+        ("--files-from0", "the same, each path ended by a NUL, as find -print0 writes them"),
+    ):
+        add(option, metavar="FILE", default="", help=text)
     add("--min-age", metavar="TIME", type=parse_time, default=0.0, help="only older files, e.g. 1h")
     add("--max-age", metavar="TIME", type=parse_time, default=0.0, help="only newer files, e.g. 7d")
     add("--min-size", metavar="SIZE", type=parse_size, default=0, help="only files from SIZE up")
@@ -13674,9 +14099,9 @@ def _add_limit_options(group: argparse._ArgumentGroup) -> None:
     add(
         "--bwlimit",
         metavar="RATE",
-        type=parse_size,
+        type=parse_bandwidth,
         default=0,
-        help="bandwidth limit in bytes per second, e.g. 20M (default: none)",
+        help="bytes per second, e.g. 20M, or by time: '08:00,1M Sat-00:00,off' (default: none)",
     )
     add("--max-duration", metavar="TIME", type=parse_time, default=0.0, help="stop after TIME")
     add(
@@ -13707,9 +14132,10 @@ def _add_output_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--json", action="store_true", help="print the result as one JSON object")
     add("--log-file", metavar="FILE", help="also log messages to FILE (self-rotating)")
+    add("--events", metavar="FILE", default="", help="append JSON lines to FILE (-: stdout)")
     add("--metrics-file", metavar="FILE", help="write Prometheus metrics of the upload")
     add("--quiet", action="store_true", help="print problems only")
-    add("--verbose", action="store_true", help="print more details")
+    add("--verbose", action="store_true", help="print a line for each file, and more details")
     add("--version", action="version", version=f"pfu {__version__}")
 
 
@@ -13727,8 +14153,14 @@ def check_options(options: argparse.Namespace) -> None:
         refuse("--sandbox", "starts empty: there is nothing to verify or clean up")
     if options.verify and options.dry_run:
         refuse("--verify", "cannot be combined with --dry-run")
+    if options.verify and (options.files_from or options.files_from0):
+        refuse("--verify", "cannot be combined with a list of files: it compares the whole tree")
     if options.sandbox and (options.endpoint_url or options.profile):
         refuse("--sandbox", "uses its own endpoint and credentials")
+    if options.events == "-" and options.json:
+        refuse("--events -", "cannot be combined with --json: both print to standard output")
+    if options.events and (options.verify or options.cleanup or options.status):
+        refuse("--events", "applies to uploads only")
     if options.quiet and options.verbose:
         refuse("--quiet", "cannot be combined with --verbose")
     if options.mode == "concurrent" and options.workers > 1:
@@ -13779,7 +14211,8 @@ def run_options(options: argparse.Namespace) -> RunOptions:
         for given in options.rules
         for rule in ([given] if isinstance(given, Rule) else rules_of_file(given))
     ]
-    own = tuple(filter(None, (options.log_file, options.metrics_file)))
+    events = "" if options.events == "-" else options.events
+    own = tuple(filter(None, (options.log_file, options.metrics_file, events)))
     scan = {**chosen(options, ScanOptions), "rules": tuple(rules), "own_files": own}
     return RunOptions(scan=ScanOptions(**scan), **chosen(options, RunOptions))
 
@@ -14036,6 +14469,8 @@ def provider_of(text: str) -> Callable[[str | None], Uploader]:
 def upload(options: argparse.Namespace, console: Console, sandbox: Sandbox | None) -> ExitCode:
     """Upload, or do a dry run; print the summary."""
     job = job_of(options, console, sandbox)
+    begins = {"version": __version__, "batch_id": job.id, "mode": job.mode}
+    console.event("start", {**begins, "root": job.root_dir, "dry_run": options.dry_run})
     with stopping_on_signals(job, console):
         summary = job.dry_run() if options.dry_run else job.run()
     console.finish()
@@ -14043,10 +14478,11 @@ def upload(options: argparse.Namespace, console: Console, sandbox: Sandbox | Non
         console.problem(f"stopped: {printable(summary.error)}")
     conclude(options, console, summary)
     nothing_began = summary.exit_code == ExitCode.CANNOT_START and not summary.uploaded
-    if not options.json and not options.quiet and not nothing_began:
+    prints = not options.json and not options.quiet and options.events != "-"
+    if prints and not nothing_began:
         text = plan_text if options.dry_run else summary_text
         console.say(text(summary, colours=has_colours(sys.stdout)))
-    if sandbox and not (options.dry_run or options.quiet or options.json):
+    if sandbox and prints and not options.dry_run:
         assert isinstance(job.uploader, S3Uploader)
         console.say("\n".join(sandbox.contents(job.uploader)))
     return ExitCode(summary.exit_code)
@@ -14061,6 +14497,7 @@ def conclude(options: argparse.Namespace, console: Console, summary: Summary) ->
             write_metrics(options.metrics_file, summary, absolute(options.db))
         except UsageError as error:
             console.problem(str(error))
+    console.event("end", dataclasses.asdict(summary))
     if options.json:
         console.say(json_text(dataclasses.asdict(summary)))
 
@@ -14144,13 +14581,15 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
     options = make_parser().parse_all(sys.argv[1:] if arguments is None else arguments, os.environ)
     options.db = options.db or default_ledger(options.shard)
     live = can_erase(sys.stderr) and not options.json
-    plans = not options.quiet and not options.json
+    plans = not options.quiet and not options.json and options.events != "-"
     console = Console(quiet=options.quiet, verbose=options.verbose, live=live, plans=plans)
 
     console.last_words = functools.partial(give_up, options, console)
     try:
         if options.log_file:
             console.log = LogFile(options.log_file)
+        if options.events:
+            console.events = Events(options.events)
         return run_command(options, console)
     except PfuError as error:
         code, reason = error.exit_code, str(error)

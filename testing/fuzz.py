@@ -510,7 +510,7 @@ def assert_sane(options: argparse.Namespace) -> None:
     assert 0 <= run.workers <= 256 and 0 <= run.concurrency <= 4096
     assert run.mode == "parallel" or run.workers <= 1
     assert run.part_size == 0 or 5 * MIB <= run.part_size <= 5 << 30
-    assert min(run.max_memory, run.bwlimit, run.max_duration) >= 0
+    assert min(run.max_memory, *run.rates, run.max_duration) >= 0
     assert run.engine().part_size >= 5 * MIB and run.processes() >= 1
     assert not s3.endpoint_url or is_endpoint(s3.endpoint_url)
     assert not s3.sse_kms_key_id or s3.sse == "aws:kms"

@@ -558,8 +558,55 @@ class TestPace:
         assert 0.95 <= sent / 10 / 20e6 <= 1.05
         assert pacer.slice_size <= 20e6 * pfu.PACE_SLICE
 
+    @pytest.mark.parametrize("text, seconds", [("off", 0.0), ("2K", 0.45), ("512", 1.8)])
+    def test_a_new_rate_applies_to_turns_that_were_given(self, text: str, seconds: float) -> None:
+        """Of 1 KiB sent at 1 KiB per second, a tenth was paid for by the time before."""
+        pacer, rate = pfu.Pacer(), pfu.parse_bandwidth(text)
+        assert isinstance(rate, int)
+        pacer.turn_to(1024.0, 50.0)
+        assert pacer.delay(1024, 50.0) == 0.0
+        pacer.turn_to(rate, 50.0)
+        assert pacer.delay(1, 50.0) == pytest.approx(seconds)
+
     def test_a_pacer_without_a_rate_never_waits(self) -> None:
         assert pfu.Pacer().delay(1 << 40, 1.0) == 0
+
+    @pytest.mark.parametrize(
+        "table, when, rate",
+        [
+            ("08:00,1M 18:00,off", "Mon 07:59", 0),
+            ("08:00,1M 18:00,off", "Mon 08:00", MIB),
+            ("08:00,1M 18:00,off", "Sun 17:59", MIB),
+            ("18:00,off 08:00,1M", "Sun 18:00", 0),
+            ("Mon-08:00,1M", "Mon 07:59", MIB),  # since last week
+            ("Mon-08:00,1M Fri-18:30,2M", "Mon 07:59", 2 * MIB),
+            ("Mon-08:00,1M fri-18:30,2M", "Fri 18:29", MIB),
+            ("12:00,1M Sat-00:00,off Sun-23:59,3K", "Sat 11:59", 0),
+            ("12:00,1M Sat-00:00,off Sun-23:59,3K", "Sat 12:00", MIB),
+            ("12:00,1M Sat-00:00,off Sun-23:59,3K", "Mon 00:00", 3 * KIB),
+        ],
+    )
+    def test_a_timetable(self, table: str, when: str, rate: int) -> None:
+        timetable = pfu.parse_bandwidth(table)
+        assert isinstance(timetable, pfu.Timetable)
+        day, clock = when.split()
+        first_monday = time.mktime((2026, 6, 1, 0, 0, 0, 0, 0, -1))
+        hours, minutes = map(int, clock.split(":"))
+        now = first_monday + pfu.DAYS.index(day) * 86400 + hours * 3600 + minutes * 60
+        assert timetable.rate(now) == rate
+
+    @pytest.mark.parametrize("mode", ["parallel", "concurrent"])
+    def test_a_change_takes_effect_at_once(self, place: Place, mode: str) -> None:
+        """A minute's limit would take half a minute; it ends after a second."""
+        for number in range(30):
+            place.file(f"f{number}", os.urandom(64 * KIB))
+        place.changes = (
+            "Timetable.rate = lambda self, now, begun=time.time():"
+            " self.turns[0][1] if now < begun + 2 else 0"
+        )
+        run = place.run("--mode", mode, "--bwlimit", "00:00,64K", "--json")
+        assert (run.code, place.stored() == place.local()) == (0, True), run.err
+        assert 1.0 < run.json["elapsed_seconds"] < 12
 
     @pytest.mark.parametrize("mode, content", [("parallel", "small"), ("concurrent", "large")])
     def test_bwlimit_holds_for_all_processes_together(
