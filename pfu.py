@@ -3024,6 +3024,13 @@ class FreeTree:
         """The target of a link and its lstat result. Raises OSError, FatalError."""
         return os.fsencode(os.readlink(path)), os.lstat(path)
 
+    def remove(self, path: str, reason_to_keep: Callable[[os.stat_result], str]) -> str:
+        """Remove a file, unless its lstat result is a reason not to. Returns why it is kept.
+
+        Raises OSError, FatalError.
+        """
+        return "it may have been reached through a symbolic link"
+
     def close(self) -> None:
         """Close all directories; no thread may still be reading."""
 
@@ -3067,6 +3074,20 @@ class Tree(FreeTree):
         with self._lent(folder) as fd:
             target = os.fsencode(os.readlink(name, dir_fd=fd))
             return target, os.stat(name, dir_fd=fd, follow_symlinks=False)
+
+    def remove(self, path: str, reason_to_keep: Callable[[os.stat_result], str]) -> str:
+        """All directories are opened anew: one that was kept may have been moved out of ROOT."""
+        *folders, name = path[self._cut :].split("/")
+        with contextlib.ExitStack() as opened:
+            fd = self._open_root()
+            opened.callback(os.close, fd)
+            for folder in folders:
+                fd = os.open(folder, DIRECTORY_FLAGS | NO_FOLLOW, dir_fd=fd)
+                opened.callback(os.close, fd)
+            reason = reason_to_keep(os.stat(name, dir_fd=fd, follow_symlinks=False))
+            if not reason:
+                os.unlink(name, dir_fd=fd)
+            return reason
 
     def close(self) -> None:
         with self._lock:
@@ -8306,6 +8327,28 @@ class NameTask(NamedTuple):
     size: int = 0
 
 
+class RemoveTask(NamedTuple):
+    """A file that the ledger has as stored: is it, and is it still the same? Then remove it."""
+
+    id: str
+    key: str
+    found: Found  # as it was read
+    etag: str
+    sha256: str
+    size: int = 0
+
+    def reason_to_keep(self, stored: Inspected | None) -> str:
+        """Why the object does not show that it is this file; empty if it does."""
+        if stored is None:
+            return "the store does not have it"
+        if not stored.is_of(self.found):
+            return "the store does not show its size, time and permissions"
+        told = {self.etag, self.sha256} - {""}
+        if not told & {stored.etag, stored.sha256}:
+            return "the store has another object under its key"
+        return ""
+
+
 class AbortTask(NamedTuple):
     """A multipart upload that is no longer wanted."""
 
@@ -8316,7 +8359,7 @@ class AbortTask(NamedTuple):
     size: int = 0
 
 
-AnyTask = Union[Task, BeginTask, PartTask, CompleteTask, ProofTask, NameTask, AbortTask]
+AnyTask = Union[Task, BeginTask, PartTask, CompleteTask, ProofTask, NameTask, RemoveTask, AbortTask]
 LOOKS = ProofTask, NameTask  # at what was sent: they go before everything else
 LOOK_WAITS, LOOK_SECONDS = 200, 0.005  # for fewer requests in flight than the limit
 
@@ -8359,13 +8402,20 @@ class Proven(NamedTuple):
     id: str
 
 
+class Removed(NamedTuple):
+    """What became of a file that was to be removed."""
+
+    id: str
+    reason: str  # why it is still there; empty: it is not
+
+
 class Aborted(NamedTuple):
     """A multipart upload is gone."""
 
     id: str
 
 
-AnyOutcome = Union[Outcome, Begun, PartDone, Proven, Named, Aborted]
+AnyOutcome = Union[Outcome, Begun, PartDone, Proven, Named, Removed, Aborted]
 
 
 class Report(NamedTuple):
@@ -8392,6 +8442,8 @@ class EngineOptions:
     nice: int = 19
     renew_by_upload: bool = False  # send the file if its metadata cannot be renewed otherwise
     ignore_ctime: bool = False  # of a file being read: it changes by itself here
+    ignore_inode: bool = False
+    remove_linked_files: bool = False  # as well as those with one hard link
     threads: int = THREADS  # at most, per process
 
     def content_type(self, file: Task) -> str:
@@ -9619,6 +9671,46 @@ class NameTransfer(Transfer):
         return Named(task.id, await self.runner.ask(ask))
 
 
+class RemoveTransfer(Transfer):
+    """Removes a file that the store shows, and that is still as it was read."""
+
+    __slots__ = ()
+
+    async def _try(self) -> Removed:
+        return Removed(self.task.id, await self.runner.ask(self._remove))
+
+    def _remove(self) -> str:
+        uploader, task = self.runner.uploader, self.task
+        assert isinstance(uploader, InspectableUploader)
+        try:
+            stored = uploader.inspect(task.key)
+        except DeniedError as error:
+            return f"the store does not say what it has: {error.cause}"
+        reason: str = task.reason_to_keep(stored)
+        if not reason and is_odd(task.key):  # a store may have one object for two such keys
+            kept_as = uploader.kept_as(task.key, task.found.file_size, 0.0)
+            reason = "" if kept_as == task.key else "the store may keep it under another name"
+        try:
+            return reason or self.runner.tree.remove(task.found.path, self._reason_to_keep)
+        except OSError as error:
+            return os_cause(error)
+
+    def _reason_to_keep(self, status: os.stat_result) -> str:
+        found, options = self.task.found, self.options
+        told = [
+            (status.st_size, found.file_size),
+            (ledger_time(status), found.last_modified),
+            (f"0{status.st_mode:o}", found.permissions),
+            (found.changed_at if options.ignore_ctime else ledger_ctime(status), found.changed_at),
+            (found.inode if options.ignore_inode else ledger_inode(status), found.inode),
+        ]
+        if any(now != before for now, before in told):
+            return "it has changed since it was read"
+        if status.st_nlink > 1 and not options.remove_linked_files:
+            return "it has more than one hard link"
+        return ""
+
+
 class AbortTransfer(LargeTransfer):
     """Aborts what is left of a multipart upload."""
 
@@ -9640,6 +9732,7 @@ TRANSFERS: Mapping[type, type[Transfer]] = {
     CompleteTask: CompleteTransfer,
     ProofTask: ProofTransfer,
     NameTask: NameTransfer,
+    RemoveTask: RemoveTransfer,
     AbortTask: AbortTransfer,
 }
 
@@ -10268,7 +10361,7 @@ class Engine:
                 self.row.taken()
             elif isinstance(outcome, Outcome) and outcome.kind is OutcomeKind.REFUSED:
                 self.row.refused(file_id, outcome.cause)
-            elif isinstance(outcome, Outcome):
+            elif isinstance(outcome, (Outcome, Removed)):
                 self.row.on_trial.discard(file_id)
         if self.row.is_full and not self.tries_others:
             self._recalled_at = time.monotonic() + RECALL_SECONDS
@@ -10432,6 +10525,8 @@ class RunOptions:
     checksum: bool = False  # hash files that look unchanged
     ignore_ctime: bool = False  # a new ctime does not make a file suspect
     ignore_inode: bool = False  # nor does a new inode number
+    remove_source_files: bool = False  # once the store shows them
+    remove_linked_files: bool = False  # those with more than one hard link too
     renew_by_upload: bool = False  # send a file if its metadata cannot be updated otherwise
     root_as: str = ""  # the ledger's name for ROOT; empty: its own
     keep_history: float = KEPT_HISTORY  # seconds
@@ -10441,6 +10536,11 @@ class RunOptions:
     def __post_init__(self) -> None:
         """Raises UsageError."""
         check_fields(self, RUN_RULES)
+
+    @property
+    def reads_all(self) -> bool:
+        """Whether files that look unchanged are hashed; no file is removed unread."""
+        return self.checksum or self.remove_source_files
 
     def rate(self) -> int:
         """Bytes per second that may be sent now, all processes together; 0: no limit."""
@@ -10475,6 +10575,8 @@ class RunOptions:
             nice=self.nice,
             renew_by_upload=self.renew_by_upload,
             ignore_ctime=self.ignore_ctime,
+            ignore_inode=self.ignore_inode,
+            remove_linked_files=self.remove_linked_files,
             threads=min(THREADS, max(2, threads)),
         )
 
@@ -10560,6 +10662,21 @@ RUN_RULES: tuple[OptionRule, ...] = (
         f"must be between 0 and {LOWEST_PRIORITY}",
     ),
     ("keep_history", lambda o: o.keep_history >= 0, "must not be negative"),
+    (
+        "remove_source_files",
+        lambda o: not (o.remove_source_files and o.scan.follow_symlinks),
+        "cannot be combined with --follow-symlinks: no target of a link is removed",
+    ),
+    (
+        "remove_source_files",
+        lambda o: HAS_DIR_FD or not o.remove_source_files,
+        "is not possible on this system",
+    ),
+    (
+        "remove_linked_files",
+        lambda o: not o.remove_linked_files or o.remove_source_files,
+        "requires --remove-source-files",
+    ),
 )
 
 
@@ -10672,6 +10789,7 @@ class Summary:
         0  # of a dry run's pending files, those that are sent only if their bytes differ
     )
     unchanged: int = 0
+    removed: int = 0  # files here, because the store has them
     skipped: int = 0
     failed: int = 0
     pending: int = 0
@@ -11057,6 +11175,11 @@ class WorkList:
         self._page_share = 2 * options.processes()
         takes_parts = isinstance(uploader, MultipartUploader)
         self._threshold = options.engine().threshold if takes_parts else sys.maxsize
+        self.removed = 0  # files
+        self.kept: Counter[str] = Counter()  # files that were to be removed, by reason
+        self._removes = options.remove_source_files
+        self._removals: deque[RemoveTask] = deque()
+        self._removing: dict[str, RemoveTask] = {}
         self._position = (-1, "")
         self._taken: dict[str, FileModel] = {}
         self._large: dict[str, LargeFile] = {}
@@ -11071,6 +11194,8 @@ class WorkList:
 
         Work for boto3 goes to the first runner only: its client takes 30 MB.
         """
+        if len(self._removals) >= PAGE_ROWS:
+            return self._take_removals()
         page = self._take_ready() if is_first else []
         page += self._take_parts()
         if not page:
@@ -11080,7 +11205,12 @@ class WorkList:
         if not page and is_first:
             is_end = len(self._taken) == len(self.proof.held) + len(self._spelling.held)
             page = self._prove(is_end=is_end) or self._take_later()
-        return page
+        return page or self._take_removals()
+
+    def _take_removals(self) -> list[AnyTask]:
+        page = [self._removals.popleft() for _ in range(min(len(self._removals), PAGE_ROWS))]
+        self._removing.update((task.id, task) for task in page)
+        return [*page]
 
     def _prove(self, *, is_end: bool = False) -> list[AnyTask]:
         """The task that proves the store, once there is an object for it."""
@@ -11227,6 +11357,9 @@ class WorkList:
     def _follow(self, outcome: AnyOutcome) -> Outcome | None:
         """Process an outcome. Returns that of a finished file."""
         file_id, _, step = outcome.id.partition("/")
+        if step == "remove":
+            self._end_removal(self._removing.pop(outcome.id), outcome)
+            return None
         if step == "abort":
             if isinstance(outcome, Aborted):
                 self._ledger.forget_upload(file_id)
@@ -11242,6 +11375,32 @@ class WorkList:
             self._ready.append(self._open(self._taken[file_id]))
             return None
         return self._follow_large(self._large[file_id], outcome)
+
+    def _want_removed(self, file: FileModel) -> None:
+        """The store is asked about each file, and the file is looked at again."""
+        if not self._removes or not stat.S_ISREG(int(file.permissions, 8)):
+            return
+        if file.racy:
+            self.kept["it was modified less than 2 s before it was read"] += 1
+        else:
+            facts = (getattr(file, name) for name in ("uid", "gid", "inode", "changed_at"))
+            ends = file.id, file.file_path, file.object_key
+            found = Found(*ends, file.file_size, file.last_modified, file.permissions, *facts)
+            what = f"{file.id}/remove", file.object_key, found, file.etag or "", file.sha256 or ""
+            self._removals.append(RemoveTask(*what))
+
+    def _end_removal(self, task: RemoveTask, end: AnyOutcome) -> None:
+        if isinstance(end, Outcome) and end.kind in GIVEN_BACK:
+            return
+        reason = end.reason if isinstance(end, Removed) else getattr(end, "error", "")
+        self.removed += not reason
+        if reason:
+            self.kept[reason] += 1
+        if self.tells:
+            told = "not removed" if reason else "removed"
+            found = task.found
+            ends = found.path, found.key, told, found.file_size, 0.0, task.etag, task.sha256
+            self._told.append(FileEnd(*ends, reason))
 
     def _put_off(self, outcome: Outcome) -> Outcome | None:
         """A first temporary failure does not finish a file."""
@@ -11284,6 +11443,8 @@ class WorkList:
                 self._weigh(file, outcome)
                 file.apply(outcome)
                 files.append(file)
+                if outcome.kind in STORED:
+                    self._want_removed(file)
             if self.tells and outcome.kind not in GIVEN_BACK:
                 self._told.append(FileEnd.of(file, outcome))
         self._ledger.record(files, gone)
@@ -11847,7 +12008,8 @@ class BatchJobModel(BatchJobRow):
 
     def refuse_empty(self, scan: Scan, files: int) -> None:
         """Raises UsageError if ROOT has become empty."""
-        may_be_empty = scan.elsewhere or self.options.scan.name_list
+        options = self.options
+        may_be_empty = scan.elsewhere or options.scan.name_list or options.remove_source_files
         if not files and not may_be_empty and self._ledger.has_uploads(self.place):
             cause = "it is empty, but earlier runs uploaded files from it"
             raise UsageError("read root", self.root_dir, cause, "is it mounted?")
@@ -11900,7 +12062,7 @@ class BatchJobModel(BatchJobRow):
         """Those of a batch that need work; the others are counted as unchanged."""
         known = self._ledger.known([found.id for found in batch])
         suspects: list[tuple[Found, Known | None]] = []
-        looks_closer = self.options.force or self.options.checksum or self._is_taken_over
+        looks_closer = self.options.force or self.options.reads_all or self._is_taken_over
         for found in batch:
             row: Any = known.get(found.id)
             if (
@@ -12034,6 +12196,9 @@ class BatchJobModel(BatchJobRow):
             engine.notes.clear()
         self.summary.fast_lane += work.fast_files
         self.summary.renewed += work.renewed
+        self.summary.removed += work.removed
+        for reason, count in work.kept.most_common(TOLD_CAUSES):
+            self.note(f"{count_of(count, 'file')} not removed: {printable(reason)}")
         self._tell_comparison(work)
         if work.failed_abort:
             hint = "the next run or --cleanup will try again"
@@ -12234,7 +12399,7 @@ def compare(
     if taken_over:
         return Change(found, "recorded under another ROOT", keeps_hash, known.late)
     reason = reason or what_changed(found, known, options)
-    if reason is None and options.checksum:
+    if reason is None and options.reads_all:
         reason = "to be hashed"
     if reason is None and known.stale:
         reason = "stored metadata is outdated"
@@ -13511,6 +13676,7 @@ def _outcome_counts(summary: Summary) -> list[Count]:
 def _other_counts(summary: Summary) -> list[Count]:
     return [
         Count(summary.renewed, "of which metadata only"),
+        Count(summary.removed, "removed here"),
         Count(summary.unchanged, "unchanged"),
         Count(summary.skipped, "skipped", skipped_text(summary)),
         Count(summary.failed, "failed", "listed above; all are in the ledger", "red"),
@@ -14033,6 +14199,16 @@ def _add_choice_options(group: argparse._ArgumentGroup) -> None:
     add("--root-as", metavar="PATH", default="", help="PATH of ROOT in the ledger, for snapshots")
     add("--ignore-ctime", action="store_true", help="do not check ctime for changes")
     add("--ignore-inode", action="store_true", help="do not check inode numbers for changes")
+    add(
+        "--remove-source-files",
+        action="store_true",
+        help="remove each file once the store shows it, see README",
+    )
+    add(
+        "--remove-linked-files",
+        action="store_true",
+        help="remove those with more than one hard link too",
+    )
     add("--force", action="store_true", help="upload all files, unchanged ones too")
     add("--checksum", action="store_true", help="detect changes by hash, not just size and times")
     add(
@@ -14157,6 +14333,10 @@ def check_options(options: argparse.Namespace) -> None:
         refuse("--verify", "cannot be combined with a list of files: it compares the whole tree")
     if options.sandbox and (options.endpoint_url or options.profile):
         refuse("--sandbox", "uses its own endpoint and credentials")
+    if options.remove_source_files and options.sandbox:
+        refuse("--remove-source-files", "cannot be combined with --sandbox, which keeps nothing")
+    if options.remove_source_files and options.verify:
+        refuse("--remove-source-files", "cannot be combined with --verify")
     if options.events == "-" and options.json:
         refuse("--events -", "cannot be combined with --json: both print to standard output")
     if options.events and (options.verify or options.cleanup or options.status):

@@ -1,0 +1,269 @@
+"""--remove-source-files: what is removed is in the store, whatever happens."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+
+import pytest
+
+from testing.faults import Action, Fault
+from testing.place import MIB, PART, Place, assert_accounts, rewrite_in_place
+from testing.server import S3Server
+
+MODES = pytest.mark.parametrize("mode", ["concurrent", "parallel"])
+REMOVE = "--remove-source-files"
+BUCKET = "bkt"
+
+
+def left(place: Place) -> set[str]:
+    return {
+        str(path.relative_to(place.root))
+        for path in place.root.rglob("*")
+        if path.is_symlink() or not path.is_dir()
+    }
+
+
+def assert_in_store(server: S3Server, before: dict[str, bytes], gone: set[str]) -> None:
+    """Every byte of every file that is gone."""
+    objects = server.objects(BUCKET)
+    for name in gone:
+        stored = objects[f"p/{name}"]
+        assert stored.size == len(before[name])
+        if stored.body is not None:
+            assert stored.body == before[name]
+        else:
+            assert stored.digest(5 * MIB)
+
+
+class TestRemoves:
+    """What it removes."""
+
+    @MODES
+    def test_what_is_stored(self, place: Place, mode: str) -> None:
+        place.files(30)
+        place.file("empty", b"")
+        place.file("large", os.urandom(11 * MIB))
+        place.file("sp ace/ü.txt", b"u")
+        before = place.local()
+        run = place.run(*PART, REMOVE, "--mode", mode, "--json")
+        assert (run.code, left(place), run.json["notes"]) == (0, set(), []), run.err
+        assert (run.json["uploaded"], run.json["removed"]) == (33, 33)
+        assert place.stored() == before
+        assert_accounts(run.json)
+        assert all(path.is_dir() for path in place.root.rglob("*")), "directories stay"
+        again = place.run(REMOVE, "--mode", mode, "--json")
+        assert (again.code, again.json["seen"]) == (0, 0), "an empty tree is what it leaves"
+
+    @MODES
+    def test_unchanged_files_of_earlier_runs(self, place: Place, mode: str) -> None:
+        place.files(12)
+        place.file("large", os.urandom(6 * MIB))
+        before = place.local()
+        assert place.run(*PART).code == 0
+        run = place.run(*PART, REMOVE, "--mode", mode, "--json")
+        assert (run.code, run.json["uploaded"], run.json["removed"]) == (0, 0, 13), run.err
+        assert (left(place), place.stored()) == (set(), before)
+
+    def test_other_bytes_under_the_old_time_are_sent_first(self, place: Place) -> None:
+        path = place.file("f", b"before")
+        assert place.run().code == 0
+        rewrite_in_place(path)
+        now = path.read_bytes()
+        run = place.run(REMOVE, "--json")
+        assert (run.json["uploaded"], run.json["removed"]) == (1, 1)
+        assert place.stored() == {"f": now}
+
+    def test_files_in_a_list(self, place: Place) -> None:
+        place.files(3)
+        name = sorted(place.local())[0]
+        (place.path / "list").write_text(name)
+        run = place.run(REMOVE, "--files-from", "list")
+        assert (run.code, set(place.stored())) == (0, {name})
+        assert len(left(place)) == 2
+
+    def test_a_single_file(self, place: Place) -> None:
+        path = place.file("f")
+        run = place.run(str(path), "s3://bkt/p", REMOVE, to=None)
+        assert (run.code, left(place), set(place.stored())) == (0, set(), {"f"})
+
+    def test_events_and_summary(self, place: Place) -> None:
+        place.file("f")
+        run = place.run(REMOVE, "--events", "events")
+        assert "1 removed here" in run.out
+        assert '"outcome": "removed"' in (place.path / "events").read_text()
+
+
+class TestKeeps:
+    """What it keeps."""
+
+    @MODES
+    def test_links_and_what_has_several_names(self, place: Place, mode: str) -> None:
+        place.file("plain")
+        place.file("hard", b"h")
+        os.link(place.root / "hard", place.root / "other")
+        (place.root / "soft").symlink_to("plain")
+        (place.root / "empty").mkdir()
+        run = place.run(REMOVE, "--links", "--directory-markers", "--mode", mode, "--json")
+        assert (run.code, left(place)) == (0, {"hard", "other", "soft"}), run.err
+        assert run.json["notes"] == ["2 files not removed: it has more than one hard link"]
+        assert (place.root / "empty").is_dir()
+        more = place.run(REMOVE, "--remove-linked-files", "--mode", mode)
+        assert (more.code, len(left(place))) == (0, 2), "its other name has a new ctime now"
+        more = place.run(REMOVE, "--remove-linked-files", "--mode", mode)
+        assert (more.code, left(place)) == (0, {"soft"})
+
+    def test_a_root_that_is_a_link_to_a_file(self, place: Place) -> None:
+        place.file("f")
+        (place.path / "link").symlink_to(place.root / "f")
+        run = place.run(str(place.path / "link"), "s3://bkt/p", REMOVE, "--json", to=None)
+        assert (run.code, left(place)) == (0, {"f"})
+        assert "reached through a symbolic link" in run.json["notes"][0]
+
+    @MODES
+    def test_failed_and_skipped_files(self, place: Place, mode: str) -> None:
+        for name in ("f", "denied", "excluded"):
+            place.file(name)
+        place.server.faults.append(Fault(Action("error", 403, "AccessDenied"), key="denied"))
+        run = place.run(REMOVE, "--exclude", "excluded", "--mode", mode)
+        assert (run.code, left(place)) == (1, {"denied", "excluded"})
+
+    @MODES
+    @pytest.mark.parametrize("what", ["content", "touch", "mode", "replaced", "grown"])
+    def test_a_file_that_changes_before_it_is_removed(
+        self, place: Place, mode: str, what: str
+    ) -> None:
+        """When HEAD comes for it, the file is another."""
+        path = place.file("f", b"before")
+        new = path.with_name("new")
+        changes: dict[str, Callable[[], object]] = {
+            "content": lambda: rewrite_in_place(path),
+            "touch": lambda: os.utime(path),
+            "mode": lambda: path.chmod(0o600),
+            "replaced": lambda: new.write_bytes(b"before") and new.rename(path),
+            "grown": lambda: path.write_bytes(b"before and after"),
+        }
+
+        class Meanwhile(Fault):
+            def matches(self, request: object, generator: object) -> bool:
+                if getattr(request, "operation", "") == "HeadObject" and self.applied == 0:
+                    self.applied += 1
+                    time.sleep(0.02)  # ctime has a granularity
+                    changes[what]()
+                return False
+
+        place.server.faults.append(Meanwhile(Action("honest")))
+        run = place.run(REMOVE, "--mode", mode, "--json")
+        assert (run.code, left(place)) == (0, {"f"}), run.err
+        assert run.json["notes"] == ["1 file not removed: it has changed since it was read"]
+
+    def test_a_file_modified_just_before_it_was_read(self, place: Place) -> None:
+        path = place.file("f")
+        os.utime(path)
+        run = place.run(REMOVE, "--json")
+        assert left(place) == {"f"}
+        assert "modified less than 2 s before it was read" in run.json["notes"][0]
+        time.sleep(2.1)
+        assert place.run(REMOVE).code == 0 and left(place) == set()
+
+    @pytest.mark.parametrize("status, code", [(404, "NotFound"), (403, "AccessDenied")])
+    def test_a_store_that_does_not_show_it(self, place: Place, status: int, code: str) -> None:
+        for number in range(40):
+            place.file(f"f{number}")
+        place.server.faults.append(
+            Fault(Action("error", status, code), "HeadObject", key="p/f", after=1)
+        )
+        run = place.run(REMOVE, "--mode", "concurrent", "--json")
+        assert len(left(place)) >= 39 and run.json["removed"] <= 1
+        assert any("not removed: the store does not" in note for note in run.json["notes"]), run.err
+
+    def test_somebody_else_has_stored_another_object_since(self, place: Place) -> None:
+        place.file("f", b"mine")
+        assert place.run().code == 0
+        place.file("f", b"them")
+        assert place.run("--db", "theirs.db").code == 0
+        place.file("f", b"mine")
+        run = place.run(REMOVE, "--json")
+        assert left(place) == {"f"}
+        assert "has another object under its key" in run.json["notes"][0]
+
+    def test_a_directory_that_must_not_be_written(self, place: Place) -> None:
+        place.file("d/f")
+        place.changes = "os.unlink = lambda *a, **k: os.stat('/nowhere/at/all')"
+        run = place.run(REMOVE, "--mode", "concurrent", "--json")
+        assert (run.code, left(place)) == (0, {"d/f"})
+        assert "1 file not removed: No such file or directory" in run.json["notes"]
+
+    def test_a_directory_that_became_a_link(self, place: Place) -> None:
+        """The file outside has the same name, size and time."""
+        inside = place.file("d/f", b"x")
+        outside = place.path / "outside"
+
+        class Meanwhile(Fault):
+            def matches(self, request: object, generator: object) -> bool:
+                if getattr(request, "operation", "") == "HeadObject" and not outside.exists():
+                    inside.parent.rename(outside)
+                    inside.parent.symlink_to(outside)
+                return False
+
+        place.server.faults.append(Meanwhile(Action("honest")))
+        run = place.run(REMOVE, "--json")
+        assert run.code == 0 and (outside / "f").exists()
+        assert "1 file not removed" in run.json["notes"][0]
+
+    @pytest.mark.parametrize(
+        "options, says",
+        [
+            ("--sandbox", "cannot be combined with --sandbox"),
+            ("--verify", "cannot be combined with --verify"),
+            ("--follow-symlinks", "no target of a link is removed"),
+        ],
+    )
+    def test_what_does_not_go_together(self, place: Place, options: str, says: str) -> None:
+        place.file("f")
+        place.endpoint = "" if options == "--sandbox" else place.endpoint
+        run = place.run(REMOVE, *options.split())
+        assert run.code == 2 and says in run.err and left(place) == {"f"}
+
+    def test_linked_files_are_part_of_it(self, place: Place) -> None:
+        run = place.run("--remove-linked-files")
+        assert run.code == 2 and "requires --remove-source-files" in run.err
+
+    def test_a_dry_run_removes_nothing(self, place: Place) -> None:
+        place.file("f")
+        assert place.run(REMOVE, "--dry-run").code == 0
+        assert left(place) == {"f"} and not place.stored()
+
+
+class TestStops:
+    """Killed, stopped, or without a store."""
+
+    @MODES
+    @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+    @pytest.mark.parametrize("share", [0.1, 0.6])
+    def test_stopped_amid_it(self, place: Place, mode: str, number: int, share: float) -> None:
+        place.files(600, size=20)
+        place.file("large", os.urandom(6 * MIB))
+        before = place.local()
+        started = place.start(*PART, REMOVE, "--mode", mode)
+        while len(left(place)) > len(before) * (1 - share):
+            time.sleep(0.002)
+        os.kill(started.pid, number)
+        started.wait()
+        time.sleep(0.3)
+        assert_in_store(place.server, before, {*before} - left(place))
+        run = place.run(*PART, REMOVE, "--mode", mode, "--json")
+        assert (run.code, left(place)) == (0, set()), run.err
+        assert_in_store(place.server, before, {*before})
+
+    @MODES
+    def test_a_store_that_goes_away(self, place: Place, mode: str) -> None:
+        place.files(60)
+        before = place.local()
+        place.server.faults.append(Fault(Action("error", 503, "SlowDown"), "HeadObject", after=5))
+        run = place.run(REMOVE, "--patience", "2s", "--mode", mode)
+        assert_in_store(place.server, before, {*before} - left(place))
+        place.server.faults.clear()
+        assert place.run(REMOVE).code == 0 and left(place) == set(), run.err
