@@ -99,7 +99,7 @@ class TestSchema:
         assert place.run("--mode", "concurrent").code == 0
         stalled = Fault(Action("slow", seconds=60), "HeadObject", after=pfu.SCAN_BATCH)
         place.server.faults.append(stalled)
-        run = place.start("--verify", "--checksum")
+        run = place.start("--verify", "--checksum", "--nice", "0")
         wait_until(lambda: stalled.applied)
         told = place.run("--status", "--json", to=None).json[0]
         assert (told["mode"], told["status"]) == ("verify", "scanning")
