@@ -53,6 +53,7 @@ import array
 import asyncio
 import base64
 import binascii
+import calendar
 import codecs
 import contextlib
 import dataclasses
@@ -983,6 +984,7 @@ class Inspected(NamedTuple):
     metadata: Mapping[str, str]
     stored_at: int  # nanoseconds since the epoch
     part_size: int = 0  # bytes; 0: not in parts, or not reported
+    lacks_lock: bool = False  # which this run asks for; or the store does not report it
 
     def is_of(self, found: Found) -> bool:
         """Whether its metadata is that of a file: size, time and permissions."""
@@ -3554,6 +3556,11 @@ class Stamp(NamedTuple):
     second: int
 
 
+def iso_time(seconds: float) -> str:
+    """Seconds since the epoch as 2027-01-31T00:00:00Z."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
 def timestamp_of(seconds: float) -> str:
     """X-Amz-Date: seconds since the epoch, as Signature Version 4 writes them."""
     return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(seconds))
@@ -6082,6 +6089,13 @@ class InspectableUploader(Uploader):
 # -- S3
 
 
+class Retention(NamedTuple):
+    """How long an object may be neither overwritten nor deleted."""
+
+    text: str  # as the user wrote it
+    until: float  # seconds since the epoch
+
+
 @dataclass(frozen=True)
 class S3Options:
     """How to reach a bucket and what to ask of it. None: boto3's default."""
@@ -6097,6 +6111,9 @@ class S3Options:
     sse_kms_key_id: str | None = None
     cache_control: str | None = None
     tags: tuple[tuple[str, str], ...] = ()  # of every object
+    object_lock_mode: str | None = None
+    retain: Retention | None = None
+    legal_hold: bool = False
     requester_pays: bool = False
 
     def __post_init__(self) -> None:
@@ -6113,8 +6130,16 @@ class S3Options:
             "SSEKMSKeyId": self.sse_kms_key_id,
             "CacheControl": self.cache_control,
             "Tagging": urllib.parse.urlencode(self.tags, quote_via=urllib.parse.quote),
+            "ObjectLockMode": self.object_lock_mode,
+            "ObjectLockRetainUntilDate": self.retain and iso_time(self.retain.until),
+            "ObjectLockLegalHoldStatus": "ON" if self.legal_hold else None,
         }
         return {**self.access(), **{name: value for name, value in arguments.items() if value}}
+
+    @property
+    def locks(self) -> bool:
+        """Whether objects are to be locked."""
+        return bool(self.object_lock_mode or self.legal_hold)
 
     def owner(self) -> dict[str, str]:
         """Arguments of every call, in boto3's terms."""
@@ -6127,6 +6152,7 @@ class S3Options:
         return {**self.owner(), **payer}
 
 
+LOCK_MODES = "GOVERNANCE", "COMPLIANCE"
 NO_HEADER = "contains characters not allowed in a header"
 S3_RULES: tuple[OptionRule, ...] = (
     ("storage_class", lambda o: is_printable(o.storage_class or ""), NO_HEADER),
@@ -6145,6 +6171,14 @@ S3_RULES: tuple[OptionRule, ...] = (
         lambda o: len(dict(o.tags)) == len(o.tags),
         "has the same key twice",
     ),
+    (
+        "object_lock_mode",
+        lambda o: o.object_lock_mode in (None, *LOCK_MODES),
+        f"must be {' or '.join(LOCK_MODES)}",
+    ),
+    ("object_lock_mode", lambda o: not o.object_lock_mode or o.retain, "requires --retain"),
+    ("retain", lambda o: not o.retain or o.object_lock_mode, "requires --object-lock-mode"),
+    ("retain", lambda o: not o.retain or o.retain.until > time.time(), "is in the past"),
     (
         "expected_bucket_owner",
         lambda o: re.fullmatch("[0-9A-Za-z]*", o.expected_bucket_owner or ""),
@@ -6356,6 +6390,8 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         client = self._client_of("s3")
         found = self._find_bucket(client)
         notes = self._check_private(client) if found else self._create_bucket(client)
+        if found and self.options.locks:
+            notes += self._check_lockable(client)
         if found and self.first_root:
             notes += self._look_around(client)
         self._open_gate(client)
@@ -6449,7 +6485,8 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         without an ACL if BlockPublicAcls is set (RADOS gateway); ignoring ACLs is enough.
         """
         ownership = {} if self.endpoint else {"ObjectOwnership": "BucketOwnerEnforced"}
-        arguments: dict[str, Any] = {"Bucket": self.bucket, **ownership}
+        lock = {"ObjectLockEnabledForBucket": True} if self.options.locks else {}
+        arguments: dict[str, Any] = {"Bucket": self.bucket, **ownership, **lock}
         region = client.meta.region_name
         if region not in ("us-east-1", "aws-global"):
             arguments["CreateBucketConfiguration"] = {"LocationConstraint": region}
@@ -6469,6 +6506,47 @@ class S3Uploader(MultipartUploader, InspectableUploader):
                     raise
                 return [f"bucket {self.bucket}: this store does not support public access blocks"]
         return []
+
+    def _check_lockable(self, client: Any) -> list[str]:
+        """Raises UsageError if the bucket has no Object Lock."""
+        way, hint = f"bucket {self.bucket}", "it can only be enabled for the whole bucket"
+        try:
+            with translated("read Object Lock of", self.bucket):
+                told = client.get_object_lock_configuration(
+                    Bucket=self.bucket, **self.options.owner()
+                )
+            is_on = told.get("ObjectLockConfiguration", {}).get("ObjectLockEnabled") == "Enabled"
+        except TransferError as error:
+            if kind_of_error(error) in (Kind.PASSING, Kind.FATAL):
+                raise
+            if error.status != 404:
+                return [f"{way}: cannot tell whether it has Object Lock: {error.cause}"]
+            is_on = False
+        if not is_on:
+            raise UsageError("lock objects in", self.bucket, "it has no Object Lock", hint)
+        return []
+
+    def prove(self, found: Found) -> list[str]:
+        """Also that the object is locked, if it should be."""
+        notes = super().prove(found)
+        if not self.options.locks:
+            return notes
+        ask = {"Bucket": self.bucket, "Key": found.key, **self.options.access()}
+        try:
+            with self._calling("read the lock of", f"s3://{self.bucket}/{found.key}") as client:
+                if self.options.object_lock_mode:
+                    told = client.get_object_retention(**ask).get("Retention", {}).get("Mode")
+                else:
+                    told = client.get_object_legal_hold(**ask).get("LegalHold", {}).get("Status")
+        except TransferError as error:
+            if kind_of_error(error) in (Kind.PASSING, Kind.FATAL):
+                raise
+            if error.status in (FORBIDDEN, 405, 501):
+                return [*notes, f"cannot tell whether objects are locked: {error.cause}"]
+            told = None
+        if told != (self.options.object_lock_mode or "ON"):
+            raise FatalError("lock", found.key, "the store accepted it and has not locked it")
+        return notes
 
     def _check_private(self, client: Any) -> list[str]:
         verdict = privacy(client, self.bucket, self.options.owner())
@@ -6955,6 +7033,8 @@ class S3Uploader(MultipartUploader, InspectableUploader):
     def fingerprint(self, upload: Upload) -> str:
         """Hashes of the arguments of CreateMultipartUpload."""
         told = {**self._object(upload), "Metadata": {}}, upload.metadata
+        if self.options.retain:  # the same wish is another date every night
+            told[0]["ObjectLockRetainUntilDate"] = self.options.retain.text
         texts = (json.dumps(half, sort_keys=True).encode() for half in told)
         return "/".join(hashlib.sha256(text).hexdigest() for text in texts)
 
@@ -7354,7 +7434,10 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         sha256 = hex_of_checksum(head.get("ChecksumSHA256", ""))
         size, etag = head["ContentLength"], str(head.get("ETag") or "").strip('"')
         part_size = self._first_part(key, size) if "-" in sha256 or "-" in etag else 0
-        return Inspected(size, etag, sha256, metadata, stored_at, part_size)
+        locks = head.get("ObjectLockMode"), head.get("ObjectLockLegalHoldStatus") == "ON"
+        wanted = self.options.object_lock_mode, self.options.legal_hold
+        lacks_lock = any(wish and not lock for wish, lock in zip(wanted, locks))
+        return Inspected(size, etag, sha256, metadata, stored_at, part_size, lacks_lock)
 
     def _first_part(self, key: str, size: int) -> int:
         """Bytes of an object's first part; 0 if the store ignores partNumber."""
@@ -7581,6 +7664,8 @@ def head_of(fields: Mapping[str, str]) -> Mapping[str, Any]:
         "ETag": fields["etag"],
         "ChecksumSHA256": fields.get(CHECKSUM_HEADER, ""),
         "LastModified": email.utils.parsedate_to_datetime(modified) if modified else None,
+        "ObjectLockMode": fields.get("x-amz-object-lock-mode"),
+        "ObjectLockLegalHoldStatus": fields.get("x-amz-object-lock-legal-hold"),
         "Metadata": {n[len(start) :]: value for n, value in fields.items() if n.startswith(start)},
     }
 
@@ -8346,6 +8431,8 @@ class RemoveTask(NamedTuple):
         told = {self.etag, self.sha256} - {""}
         if not told & {stored.etag, stored.sha256}:
             return "the store has another object under its key"
+        if stored.lacks_lock:
+            return "the store does not show its lock (s3:GetObjectRetention, s3:GetObjectLegalHold)"
         return ""
 
 
@@ -13980,6 +14067,18 @@ def parse_time(text: str) -> float:
     return float(match[1]) * TIME_UNITS[match[2]]
 
 
+def parse_retention(text: str) -> Retention:
+    """``30d`` from now on, or a date or time in UTC. Raises ArgumentTypeError."""
+    for form in ("%Y-%m-%d", "%Y-%m-%dT%H:%M:%SZ"):
+        with contextlib.suppress(ValueError):
+            return Retention(text, float(calendar.timegm(time.strptime(text, form))))
+    try:
+        return Retention(text, time.time() + parse_time(text))
+    except argparse.ArgumentTypeError:
+        told = f"invalid retention {text!r}: use e.g. 30d or 2027-01-31"
+        raise argparse.ArgumentTypeError(told) from None
+
+
 def in_range(low: int, high: int) -> Callable[[str], int]:
     """A parser of whole numbers from ``low`` to ``high``."""
 
@@ -14097,6 +14196,7 @@ def make_parser() -> Parser:
     )
     _add_destination_options(parser.add_argument_group("destination"))
     _add_object_options(parser.add_argument_group("stored objects"))
+    _add_lock_options(parser.add_argument_group("object lock"))
     _add_choice_options(parser.add_argument_group("file selection"))
     _add_engine_options(parser.add_argument_group("transfer and ledger"))
     _add_other_actions(parser.add_argument_group("instead of uploading"))
@@ -14149,6 +14249,18 @@ def _add_object_options(group: argparse._ArgumentGroup) -> None:
         default=[],
         help="tag every object, up to 10 tags",
     )
+
+
+def _add_lock_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--object-lock-mode", choices=LOCK_MODES, help="lock every object; with --retain")
+    add(
+        "--retain",
+        metavar="TIME|DATE",
+        type=parse_retention,
+        help="how long, e.g. 30d, or until when, e.g. 2027-01-31",
+    )
+    add("--legal-hold", action="store_true", help="put a legal hold on every object")
 
 
 def _add_choice_options(group: argparse._ArgumentGroup) -> None:

@@ -33,7 +33,8 @@ ERRORS = {
     "InvalidURI KeyTooLongError MalformedXML MetadataTooLarge XAmzContentSHA256Mismatch",
     403: "AccessDenied InvalidAccessKeyId RequestTimeTooSkewed SignatureDoesNotMatch",
     404: "NoSuchBucket NoSuchBucketPolicy NoSuchKey NoSuchPublicAccessBlockConfiguration "
-    "NoSuchUpload OwnershipControlsNotFoundError",
+    "NoSuchObjectLockConfiguration NoSuchUpload ObjectLockConfigurationNotFoundError "
+    "OwnershipControlsNotFoundError",
     409: "BucketAlreadyExists BucketAlreadyOwnedByYou",
     411: "MissingContentLength",
     412: "PreconditionFailed",
@@ -135,6 +136,9 @@ OPERATIONS = operation_table(
     "GetBucketLocation GET bucket location -",
     "PutPublicAccessBlock PUT bucket publicAccessBlock -",
     "GetPublicAccessBlock GET bucket publicAccessBlock -",
+    "GetObjectLockConfiguration GET bucket object-lock -",
+    "GetObjectRetention GET key retention -",
+    "GetObjectLegalHold GET key legal-hold -",
     "GetBucketPolicyStatus GET bucket policyStatus -",
     "PutBucketOwnershipControls PUT bucket ownershipControls -",
     "GetBucketOwnershipControls GET bucket ownershipControls -",

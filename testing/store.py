@@ -39,7 +39,7 @@ CHECKSUM = "x-amz-checksum-sha256"
 MIN_PART_SIZE = 5 << 20
 KEPT_HEADERS = re.compile(
     r"x-amz-meta-.*|x-amz-storage-class|x-amz-server-side-encryption.*|x-amz-tagging$|x-amz-acl"
-    r"|x-amz-checksum-.*|content-(type|encoding|disposition|language)|cache-control|expires"
+    r"|x-amz-object-lock-.*|x-amz-checksum-.*|content-(type|encoding|disposition|language)|cache-control|expires"
 )
 NOT_RETURNED = {"x-amz-tagging", "x-amz-acl", "x-amz-checksum-algorithm", "x-amz-checksum-type"}
 
@@ -126,6 +126,7 @@ class StoredBucket:
     ownership: str | None = "BucketOwnerEnforced"
     public_access_block: dict[str, bool] | None = field(default_factory=ALL_BLOCKED.copy)
     policy_public: bool | None = None
+    object_lock: bool = False
     acl_groups: list[str] = field(default_factory=list)
     objects: dict[str, StoredObject] = field(default_factory=dict)
     uploads: dict[str, StoredUpload] = field(default_factory=dict)
@@ -263,6 +264,12 @@ class Store:
         acl_is_off = bucket.ownership == "BucketOwnerEnforced"
         if acl_is_off and kept.get("x-amz-acl") not in (None, "bucket-owner-full-control"):
             raise S3Error("AccessControlListNotSupported")
+        locks = any(name.startswith("x-amz-object-lock-") for name in kept)
+        if locks and not bucket.object_lock:
+            raise S3Error("InvalidRequest", "Bucket is missing Object Lock Configuration")
+        summed = {"content-md5", CHECKSUM, "x-amz-checksum-algorithm"} & request.headers.keys()
+        if locks and not summed and request.operation == "PutObject":
+            raise S3Error("InvalidRequest", "Content-MD5 OR x-amz-checksum- is required")
         kept.setdefault("content-type", "binary/octet-stream")
         return kept
 
@@ -440,6 +447,8 @@ class Store:
         self.buckets[request.bucket] = StoredBucket(
             request.bucket, self.account, location, request.headers, ownership
         )
+        lock = request.headers.get("x-amz-bucket-object-lock-enabled", "false")
+        self.buckets[request.bucket].object_lock = lock.lower() == "true"
         return Answer(headers={"location": f"/{request.bucket}"})
 
     def head_bucket(self, request: Request) -> Answer:
@@ -460,6 +469,25 @@ class Store:
         if flags is None:
             raise S3Error("NoSuchPublicAccessBlockConfiguration")
         return document("PublicAccessBlockConfiguration", list(flags.items()))
+
+    def get_object_lock_configuration(self, request: Request) -> Answer:
+        if not self.bucket(request.bucket).object_lock:
+            raise S3Error("ObjectLockConfigurationNotFoundError")
+        return document("ObjectLockConfiguration", [("ObjectLockEnabled", "Enabled")])
+
+    def get_object_retention(self, request: Request) -> Answer:
+        headers = self._object(request).headers
+        mode = headers.get("x-amz-object-lock-mode")
+        if not mode:
+            raise S3Error("NoSuchObjectLockConfiguration")
+        until = headers["x-amz-object-lock-retain-until-date"]
+        return document("Retention", [("Mode", mode), ("RetainUntilDate", until)])
+
+    def get_object_legal_hold(self, request: Request) -> Answer:
+        headers = self._object(request).headers
+        if "x-amz-object-lock-legal-hold" not in headers:
+            raise S3Error("NoSuchObjectLockConfiguration")
+        return document("LegalHold", [("Status", headers["x-amz-object-lock-legal-hold"])])
 
     def get_bucket_policy_status(self, request: Request) -> Answer:
         public = self.bucket(request.bucket).policy_public
