@@ -413,6 +413,18 @@ class TooManyPartsError(DeniedError):
     """The store allows fewer parts per object than S3 does."""
 
 
+class KeptError(TransferError):
+    """The store has an object of this name, which is not to be overwritten: --no-overwrite.
+
+    ``same``: it has the file's bytes and metadata; ``etag`` is its. ``resent``: an earlier request
+    may have stored it.
+    """
+
+    same = resent = False
+    etag = ""
+    upload: Upload  # what was to be stored
+
+
 class FatalError(TransferError):
     """No file can be uploaded any more. With a store's ``code``, several are needed to stop."""
 
@@ -669,7 +681,7 @@ class FileModel(BaseModel):
     uid: int | None = None  # NULL, like changed_at, in rows from an older pfu
     gid: int | None = None
     part_size: int | None = None  # bytes of the parts that sha256 was computed from
-    stale: int | None = None  # 1: the store has these bytes, with outdated metadata
+    stale: int | None = None  # 1: the store has these bytes, with outdated metadata; 2: see keep()
     destination_id: int | None = None  # Destination.id
     missing_since: int | None = None  # seconds since the epoch: first missed by a complete scan
 
@@ -700,6 +712,8 @@ class FileModel(BaseModel):
         """Apply an engine's report on the file."""
         if outcome.kind in STORED:
             self.succeed(outcome)
+        elif outcome.kind is OutcomeKind.KEPT:
+            self.keep(outcome)
         elif outcome.kind in GIVEN_BACK:
             self.release(sent=outcome.sent)
         else:
@@ -714,8 +728,14 @@ class FileModel(BaseModel):
         self.error, self.attempts = None, self.attempts + outcome.attempts
         self.sha256, self.part_size = outcome.sha256 or None, outcome.part_size or None
         self.stale = int(outcome.stale) or None
-        if outcome.kind is not OutcomeKind.UNCHANGED:
+        if outcome.kind is not OutcomeKind.UNCHANGED or not self.etag:
             self.etag, self.uploaded_at = outcome.etag, outcome.uploaded_at
+
+    def keep(self, outcome: Outcome) -> None:
+        """The store has another object under its key, which --no-overwrite spared."""
+        self.succeed(outcome)
+        self.etag = self.sha256 = self.uploaded_at = self.part_size = None
+        self.stale = SPARED
 
 
 class OutcomeKind(IntEnum):
@@ -734,10 +754,13 @@ class OutcomeKind(IntEnum):
     LARGE = 10  # the file has grown and must now go up in parts
     RENEWED = 11  # the store already has these bytes; its metadata is now up to date
     CRAMPED = 12  # a large file has more parts than the store allows
+    KEPT = 13  # the store has another object under its key, which is not to be overwritten
 
 
+SPARED = 2  # of FileModel.stale
 STORED = frozenset((OutcomeKind.UPLOADED, OutcomeKind.UNCHANGED, OutcomeKind.RENEWED))
 SENT_WHOLE = frozenset((OutcomeKind.UPLOADED, OutcomeKind.RENEWED))
+SKIPPED = {OutcomeKind.VANISHED: "vanished", OutcomeKind.KEPT: "in the store already"}
 GIVEN_BACK = frozenset((OutcomeKind.RELEASED, OutcomeKind.FATAL))
 
 
@@ -3689,6 +3712,7 @@ class Rejected(Exception):
     """
 
     by_proxy = False
+    resent = False  # an earlier request, without an answer, may have stored the object
 
     def __init__(
         self,
@@ -5523,7 +5547,12 @@ class FastLane:
                 raise posted.problem
             answer = await self._on_idle(signed, body, sha256_hex, check)
         except ConnectionStale:
-            answer = await self._send(await self._pool.connect(), signed(), body, sha256_hex, check)
+            connection = await self._pool.connect()
+            try:
+                answer = await self._send(connection, signed(), body, sha256_hex, check)
+            except Rejected as rejected:
+                rejected.resent = True
+                raise
         except Rejected as rejected:
             if not self._store_clock.corrects(rejected.status, rejected.date, offset):
                 raise
@@ -6115,6 +6144,7 @@ class S3Options:
     retain: Retention | None = None
     legal_hold: bool = False
     requester_pays: bool = False
+    no_overwrite: bool = False  # objects that the store has already are left as they are
 
     def __post_init__(self) -> None:
         """Raises UsageError."""
@@ -6324,6 +6354,9 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         self._terms = self._acknowledged_terms = Terms()
         self._asked_why: Terms | None = None  # for which the reason of a 403 to HEAD was requested
         self._took_checksum = False  # with an object or a part
+        self._proving = threading.Lock()
+        self._condition_is_proven = False  # the store heeds If-None-Match
+        self._ignores_condition: FatalError | None = None
 
     def _name_destination(self) -> None:
         self.destination = f"s3://{self.bucket}/{self.prefix}".rstrip("/")
@@ -6628,6 +6661,9 @@ class S3Uploader(MultipartUploader, InspectableUploader):
                 config=config,
             )
             guard_client(client, service)
+            if self.options.no_overwrite:
+                for operation in CONDITIONAL:  # not as an argument: boto3 knows it since 1.35 only
+                    client.meta.events.register(f"before-call.s3.{operation}", add_condition)
             heed_clock(client, service, self._store_clock, self.traffic.notes)
             if self.endpoint:  # only AWS has the names that botocore insists on
                 client.meta.events.unregister("before-parameter-build.s3", validate_bucket_name)
@@ -6791,6 +6827,9 @@ class S3Uploader(MultipartUploader, InspectableUploader):
     ) -> Receipt:
         """The same; the first try of the fast lane may have been posted."""
         lane = self._open_lane()
+        if self._must_prove_condition and upload.body is not None:
+            ask = functools.partial(self._prove_condition, upload)
+            return await asyncio.get_running_loop().run_in_executor(threads, ask)
         if lane is None or upload.body is None:
             return await super().send(upload, threads)
         terms = posted.terms if posted else self._terms
@@ -6801,14 +6840,18 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         )
         way = self._way(upload.source.path, upload.key)
         by_boto3 = functools.partial(Uploader.send, self, upload, threads)
-        receipt = await self._by_lane(lane, way, put, by_boto3, terms)
+        try:
+            receipt = await self._by_lane(lane, way, put, by_boto3, terms)
+        except Rejected as rejected:
+            look = functools.partial(self._kept_error, upload, resent=rejected.resent)
+            raise await asyncio.get_running_loop().run_in_executor(threads, look) from rejected
         self.traffic.fast_files += receipt.fast
         return receipt
 
     def post(self, upload: Upload, ended: Callable[[Posted, Receipt | None], None]) -> bool:
         """By the fast lane, if it has a connection that is idle."""
         lane, terms = self._open_lane(), self._terms
-        if lane is None or upload.body is None:
+        if lane is None or upload.body is None or self._must_prove_condition:
             return False
 
         def answered(posted: Posted, answer: Answer | None) -> None:
@@ -6830,6 +6873,70 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         names, values = tuple(upload.metadata), (upload.content_type, *upload.metadata.values())
         sums = md5_of(upload.body or b"", terms)
         return Headers(header_names_of(names, terms.md5), (*values, *sums))
+
+    def _kept_error(self, upload: Upload, *, resent: bool = False) -> KeptError:
+        """What the store has already, by HEAD: is it this file? Raises TransferError."""
+        way = self._way(upload.source.path, upload.key)
+        kept = KeptError("upload", way, "the store has an object of this name")
+        kept.upload, kept.resent = upload, resent
+        try:
+            stored = self.inspect(upload.key)
+        except DeniedError:
+            return kept
+        if stored and stored.size == upload.size and upload.body is not None:
+            is_alike = upload.metadata.items() <= stored.metadata.items()
+            md5 = hashlib.md5(upload.body, usedforsecurity=False).hexdigest()
+            digests = {WHOLE_SHA256: upload.sha256, Form("md5", 0): md5}
+            kept.same = is_alike and any(digests.get(f) == told for f, told in stored.forms())
+            kept.etag = stored.etag
+        return kept
+
+    @contextlib.contextmanager
+    def _sparing(self, upload: Upload) -> Iterator[None]:
+        """Raises KeptError for 412."""
+        try:
+            yield
+        except TransferError as error:
+            if error.status != PRECONDITION_FAILED or not self.options.no_overwrite:
+                raise
+            raise self._kept_error(upload) from error
+
+    def _check_free(self, upload: Upload) -> None:
+        """Raises KeptError if the store has an object of this name; nothing if that is secret."""
+        with contextlib.suppress(DeniedError):
+            if self.options.no_overwrite and self._head(upload.key):
+                raise self._kept_error(upload)
+
+    @property
+    def _must_prove_condition(self) -> bool:
+        return self.options.no_overwrite and not self._condition_is_proven
+
+    def _prove_condition(self, upload: Upload) -> Receipt:
+        """Store the first object of this process twice: the second time must be refused.
+
+        Raises FatalError if the store ignores the condition: it would overwrite anything.
+        """
+        with self._proving:
+            if self._condition_is_proven:
+                return self.put(upload)
+            if self._ignores_condition:
+                raise self._ignores_condition
+            self._check_free(upload)
+            receipt: Receipt | None = None
+            try:
+                receipt = self.put(upload)
+                self.put(upload)
+                cause = "the store ignores If-None-Match"
+            except KeptError:
+                self._condition_is_proven = True
+                if receipt:
+                    return receipt
+                raise
+            except UnsupportedError as error:
+                cause = f"the store refuses If-None-Match: {error.cause}"
+            hint = "then --no-overwrite cannot be kept: leave it out, or choose another prefix"
+            self._ignores_condition = FatalError("use", self.destination, cause, hint)
+            raise self._ignores_condition
 
     def _acknowledge(self, terms: Terms) -> None:
         """The fast lane works, with these terms."""
@@ -6865,6 +6972,8 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         try:
             etag = await put
         except Rejected as rejected:
+            if rejected.status == PRECONDITION_FAILED and self.options.no_overwrite:
+                raise
             self._weigh_rejection(rejected, way)
             try:
                 receipt = await by_boto3()
@@ -6970,7 +7079,8 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         """One PutObject: the body is in memory, larger files are sent in parts."""
 
         def send(checksum: bool) -> Receipt:
-            with self._calling("upload", self._way(upload.source.path, upload.key)) as client:
+            way = self._way(upload.source.path, upload.key)
+            with self._sparing(upload), self._calling("upload", way) as client:
                 assert upload.body is not None
                 answer = client.put_object(
                     Body=PartBody(memoryview(upload.body), upload.sha256),
@@ -7041,6 +7151,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
     def begin(self, upload: Upload) -> str:
         """CreateMultipartUpload. Returns an UploadHandle, as text."""
 
+        self._check_free(upload)
         mark = uuid.uuid4().hex[:UPLOAD_MARK_DIGITS]
         told = {**self._object(upload), "Metadata": {**upload.metadata, UPLOAD_MARK: mark}}
 
@@ -7118,9 +7229,11 @@ class S3Uploader(MultipartUploader, InspectableUploader):
 
         try:
             wanted = UploadHandle.read(upload_id).checksum
-            answer = self._with_checksum("complete", end, wanted=wanted)
+            with self._sparing(upload):
+                self._check_free(upload)
+                answer = self._with_checksum("complete", end, wanted=wanted)
             etag = etag_of(answer)
-        except (UploadGoneError, RetryableError):
+        except (UploadGoneError, RetryableError, KeptError):
             receipt = self.is_complete(upload, upload_id, parts)
             if receipt is None:
                 raise
@@ -7133,6 +7246,8 @@ class S3Uploader(MultipartUploader, InspectableUploader):
 
         Then a check of the object: some stores acknowledge, and keep the old metadata.
         """
+        if self.options.no_overwrite:
+            raise UnsupportedError("update metadata of", upload.key, "--no-overwrite")
         if len(self._denied_copies) >= MAX_DENIED_COPIES:
             raise self._denied_copies[-1]
         try:
@@ -7874,6 +7989,14 @@ def has_checksum_settings() -> bool:
     from botocore.config import Config
 
     return NO_MORE_CHECKSUMS.keys() <= getattr(Config, "OPTION_DEFAULTS", NO_MORE_CHECKSUMS).keys()
+
+
+CONDITIONAL = "PutObject", "CompleteMultipartUpload"
+
+
+def add_condition(params: dict[str, Any], **_: Any) -> None:
+    """Have the store refuse to overwrite an object, with 412."""
+    params["headers"]["If-None-Match"] = "*"
 
 
 def guard_client(client: Any, service: str) -> None:
@@ -9187,6 +9310,8 @@ class Transfer(ABC):
         if isinstance(error, LeasedError) and time.monotonic() - self.began < LEASE_SECONDS:
             await self.runner.gate.pause(min(1.0, full_jitter(self.attempts)))
             return None
+        if isinstance(error, KeptError):
+            return self._kept(error)
         if isinstance(error, UploadGoneError):
             return self._failed(OutcomeKind.GONE, error)
         if isinstance(error, TooManyPartsError):
@@ -9242,6 +9367,15 @@ class Transfer(ABC):
 
     @abstractmethod
     async def _try(self) -> AnyOutcome: ...
+
+    def _kept(self, error: KeptError) -> Outcome:
+        """If it is this very file, an earlier try may have stored it: its answer was lost."""
+        self.runner.gate.answered += 1
+        self.runner.gate.taken += 1  # as far as patience is concerned
+        kind = OutcomeKind.UNCHANGED if error.same else OutcomeKind.KEPT
+        if error.same and (error.resent or self.attempts > 1):
+            kind = OutcomeKind.UPLOADED
+        return self._outcome(error.upload, kind, Receipt(error.etag), sent=error.same)
 
     def _vanished(self, error: SourceError) -> Outcome:
         """A file may vanish from the tree; if ROOT itself is gone, that is fatal."""
@@ -10897,6 +11031,11 @@ class Summary:
     error: str | None = None  # why the run stopped early
     exit_code: int = ExitCode.CANNOT_START
 
+    def skip(self, reason: str) -> None:
+        """One more file was skipped."""
+        self.skipped += 1
+        self.skipped_by_reason[reason] = self.skipped_by_reason.get(reason, 0) + 1
+
 
 class Progress(NamedTuple):
     """The progress of an upload, all processes together. Only resent data is counted twice."""
@@ -10990,6 +11129,7 @@ ENDS = {
     OutcomeKind.RENEWED: "metadata updated",
     OutcomeKind.UNCHANGED: "unchanged",
     OutcomeKind.VANISHED: "vanished",
+    OutcomeKind.KEPT: "kept",
 }
 
 
@@ -11666,7 +11806,7 @@ class WorkList:
         if kind in RESTARTS:
             kind = OutcomeKind.FAILED
         del self._large[large.file.id]
-        if kind is OutcomeKind.VANISHED:
+        if kind in (OutcomeKind.VANISHED, OutcomeKind.KEPT):
             self._abort(large)
         return self._put_off(large.as_ended(problem, kind=kind))
 
@@ -12173,7 +12313,10 @@ class BatchJobModel(BatchJobRow):
         changes, again = [], []
         for found, known in suspects:
             change = compare(found, known, self.options, taken_over=self._is_taken_over)
-            if change is not None:
+            if change is not None and change.reason == NOT_OVERWRITTEN and self._spares:
+                self.summary.skip(SKIPPED[OutcomeKind.KEPT])
+                self.summary.unchanged -= 1  # as what needs no work is counted
+            elif change is not None:
                 changes.append(change)
                 if found.problem:
                     self._failed += 1
@@ -12189,6 +12332,10 @@ class BatchJobModel(BatchJobRow):
             self._ledger.seen_again(again)
         return changes
 
+    @property
+    def _spares(self) -> bool:
+        return isinstance(self.uploader, S3Uploader) and self.uploader.options.no_overwrite
+
     def _tell_failed(self, found: Found) -> None:
         if self.observer.wants_files:
             ends = found.path, found.key, "failed", found.file_size
@@ -12201,7 +12348,8 @@ class BatchJobModel(BatchJobRow):
             seen[row[place] >> 3] |= 1 << (row[place] & 7)
 
     def _count_skipped(self, scan: Scan) -> None:
-        self.summary.skipped_by_reason.update(scan.skipped)
+        reasons = Counter(self.summary.skipped_by_reason)
+        self.summary.skipped_by_reason = dict(reasons + scan.skipped)
         skipped = sum(scan.skipped.values())
         self.summary.skipped += skipped
         self.summary.seen += skipped
@@ -12319,11 +12467,10 @@ class BatchJobModel(BatchJobRow):
             summary.unchanged += 1
             self._settled_files += 1
             self._settled_bytes += outcome.file_size
-        elif kind is OutcomeKind.VANISHED:
-            summary.skipped += 1
+        elif kind in SKIPPED:
             self._settled_files += 1
-            reasons = summary.skipped_by_reason
-            reasons["vanished"] = reasons.get("vanished", 0) + 1
+            self._settled_bytes += outcome.file_size
+            summary.skip(SKIPPED[kind])
         else:
             self._failed += kind not in GIVEN_BACK
             if kind not in GIVEN_BACK:
@@ -12489,7 +12636,7 @@ def compare(
     if reason is None and options.reads_all:
         reason = "to be hashed"
     if reason is None and known.stale:
-        reason = "stored metadata is outdated"
+        reason = NOT_OVERWRITTEN if known.stale == SPARED else "stored metadata is outdated"
     return Change(found, reason, keeps_hash, known.late) if reason else None
 
 
@@ -12507,6 +12654,7 @@ def what_changed(found: Found, known: Known, options: RunOptions) -> str | None:
     return next((reason for reason, is_so in told if is_so), None)
 
 
+NOT_OVERWRITTEN = "another object was in the store"
 CTIME_MOVED, INODE_MOVED = "ctime moved", "inode moved"
 MOVED_ALONE = frozenset((CTIME_MOVED, INODE_MOVED))
 MANY_MOVED = 1000  # files read again in vain, before the options against it are named
@@ -14217,6 +14365,7 @@ def _add_destination_options(group: argparse._ArgumentGroup) -> None:
     add("--create-bucket", action="store_true", help="create the bucket, private, if missing")
     add("--allow-public", action="store_true", help="upload even if the bucket is public")
     add("--expected-bucket-owner", metavar="ID", help="account ID that must own the bucket")
+    add("--no-overwrite", action="store_true", help="skip files whose key is in the store already")
     add("--requester-pays", action="store_true", help="accept charges of a requester-pays bucket")
     add(
         "--provider",
