@@ -6552,7 +6552,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         except TransferError as error:
             if kind_of_error(error) in (Kind.PASSING, Kind.FATAL):
                 raise
-            if error.status != 404:
+            if error.status == FORBIDDEN:
                 return [f"{way}: cannot tell whether it has Object Lock: {error.cause}"]
             is_on = False
         if not is_on:
@@ -6574,7 +6574,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         except TransferError as error:
             if kind_of_error(error) in (Kind.PASSING, Kind.FATAL):
                 raise
-            if error.status in (FORBIDDEN, 405, 501):
+            if error.status == FORBIDDEN:
                 return [*notes, f"cannot tell whether objects are locked: {error.cause}"]
             told = None
         if told != (self.options.object_lock_mode or "ON"):
@@ -8551,9 +8551,6 @@ class RemoveTask(NamedTuple):
             return "the store does not have it"
         if not stored.is_of(self.found):
             return "the store does not show its size, time and permissions"
-        told = {self.etag, self.sha256} - {""}
-        if not told & {stored.etag, stored.sha256}:
-            return "the store has another object under its key"
         if stored.lacks_lock:
             return "the store does not show its lock (s3:GetObjectRetention, s3:GetObjectLegalHold)"
         return ""
@@ -9908,6 +9905,8 @@ class RemoveTransfer(Transfer):
         except DeniedError as error:
             return f"the store does not say what it has: {error.cause}"
         reason: str = task.reason_to_keep(stored)
+        if stored and not reason and not self._is_of_these_bytes(stored):
+            reason = "the store has another object under its key"
         if not reason and is_odd(task.key):  # a store may have one object for two such keys
             kept_as = uploader.kept_as(task.key, task.found.file_size, 0.0)
             reason = "" if kept_as == task.key else "the store may keep it under another name"
@@ -9915,6 +9914,18 @@ class RemoveTransfer(Transfer):
             return reason or self.runner.tree.remove(task.found.path, self._reason_to_keep)
         except OSError as error:
             return os_cause(error)
+
+    def _is_of_these_bytes(self, stored: Inspected) -> bool:
+        """By what it was acknowledged with; a store may report another ETag or digest later."""
+        told = {self.task.etag, self.task.sha256} - {""}
+        if told & {stored.etag, stored.sha256}:
+            return True
+        forms = {form for form, _ in stored.forms()}
+        source = self._open(self.task.found.path, self.task.found.permissions)
+        try:
+            return bool(forms and stored.proves(digests_of(source, forms)))
+        finally:
+            source.close()
 
     def _reason_to_keep(self, status: os.stat_result) -> str:
         found, options = self.task.found, self.options

@@ -114,8 +114,12 @@ class TestLocks:
 class TestRefuses:
     """Nothing is taken for locked that is not."""
 
-    def test_a_bucket_without_object_lock(self, place: Place) -> None:
+    @pytest.mark.parametrize("status, code", [(0, ""), (501, "NotImplemented"), (405, "")])
+    def test_a_bucket_without_object_lock(self, place: Place, status: int, code: str) -> None:
         place.file("f")
+        if status:
+            action = Action("error", status, code)
+            place.server.faults.append(Fault(action, "GetObjectLockConfiguration"))
         run = place.run(*LOCK)
         assert run.code == 2 and f"lock objects in {BUCKET}: it has no Object Lock" in run.err
         assert not place.stored()
@@ -136,11 +140,8 @@ class TestRefuses:
         assert not locked.rows("SELECT * FROM FileStat WHERE status=2")
 
     @pytest.mark.parametrize("operation", ["GetObjectLockConfiguration", "GetObjectRetention"])
-    @pytest.mark.parametrize("status, code", [(403, "AccessDenied"), (501, "NotImplemented")])
-    def test_what_must_not_be_asked_is_a_note(
-        self, locked: Place, operation: str, status: int, code: str
-    ) -> None:
-        locked.server.faults.append(Fault(Action("error", status, code), operation))
+    def test_what_must_not_be_asked_is_a_note(self, locked: Place, operation: str) -> None:
+        locked.server.faults.append(Fault(Action("error", 403, "AccessDenied"), operation))
         run = locked.run(*LOCK, "--json")
         assert run.code == 0, run.err
         assert len(run.json["notes"]) == 1 and "cannot tell whether" in run.json["notes"][0]
