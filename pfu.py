@@ -6308,6 +6308,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             "_refusals",
             "_connections",
             "_denied_copies",
+            "_proving",
         }
     )
 
@@ -11130,7 +11131,7 @@ class FileEnd(NamedTuple):
     def of(cls, file: FileModel, outcome: Outcome) -> FileEnd:
         """``outcome`` was applied to ``file``."""
         told = ENDS.get(outcome.kind, "failed")
-        reason = "" if outcome.kind is OutcomeKind.VANISHED else outcome.error
+        reason = "" if outcome.kind in SKIPPED else outcome.cause or outcome.error
         ends = file.file_path, file.object_key, told, file.file_size
         return cls(*ends, round(outcome.seconds, 6), file.etag, file.sha256, reason)
 
