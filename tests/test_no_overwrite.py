@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import os
+import time
 
 import pytest
 
 from testing.faults import Action, Fault
 from testing.place import IS_SAFE_LANE, MIB, PART, Place, assert_accounts
+from testing.store import StoredObject
 
 BUCKET = "bkt"
 EVERY_WAY = pytest.mark.parametrize(
@@ -100,6 +104,20 @@ class TestKeeps:
         run = place.run(*PART, KEEP, "--json")
         assert run.code == 0, run.err
         assert before == {k: o.headers for k, o in place.server.objects(BUCKET).items()}
+        assert_accounts(run.json)
+
+    @pytest.mark.parametrize("mode", ["concurrent", "parallel"])
+    def test_an_object_that_comes_while_parts_are_sent(self, place: Place, mode: str) -> None:
+        place.file("large", os.urandom(11 * MIB))
+        other = hashlib.md5(b"theirs").hexdigest()
+        theirs = StoredObject(b"theirs", 6, "", other, {"content-type": "text/plain"}, time.time())
+        bucket = place.server.bucket(BUCKET)
+        assert bucket
+        store = functools.partial(bucket.put, "p/large", theirs)
+        place.server.faults.append(Fault(Action("call", function=store), "UploadPart", times=1))
+        run = place.run(*PART, KEEP, "--mode", mode, "--json")
+        assert (run.code, run.json["skipped_by_reason"]) == (0, {THERE: 1}), run.err
+        assert (place.stored(), bucket.uploads) == ({"large": b"theirs"}, {})
         assert_accounts(run.json)
 
     def test_nothing_spared_is_removed(self, place: Place) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from testing.faults import Action, Fault
-from testing.place import MIB, PART, Place, assert_accounts, rewrite_in_place
+from testing.place import MIB, PART, Place, assert_accounts, children_of, rewrite_in_place
 from testing.server import S3Server
 
 MODES = pytest.mark.parametrize("mode", ["concurrent", "parallel"])
@@ -267,3 +267,15 @@ class TestStops:
         assert_in_store(place.server, before, {*before} - left(place))
         place.server.faults.clear()
         assert place.run(REMOVE).code == 0 and left(place) == set(), run.err
+
+    def test_a_worker_that_dies(self, place: Place) -> None:
+        place.files(1200, size=20)
+        before = place.local()
+        started = place.start(REMOVE, "--mode", "parallel", "--workers", "2")
+        while len(left(place)) > 900:
+            time.sleep(0.002)
+        os.kill(children_of(started.pid)[-1], signal.SIGKILL)
+        started.communicate(timeout=60)
+        assert started.wait() == 0
+        assert_in_store(place.server, before, {*before} - left(place))
+        assert place.run(REMOVE).code == 0 and left(place) == set()
