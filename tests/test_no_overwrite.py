@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import signal
 import time
+from typing import Any
 
 import pytest
 
@@ -150,6 +152,47 @@ class TestLostAnswers:
             stored = objects[row["object_key"]]
             assert row["status"] == 2 and row["etag"] == stored.etag.strip('"')
             assert row["sha256"] == stored.digest(row["part_size"])
+
+
+class TestStops:
+    """Killed once the store has done something, and before pfu hears of it."""
+
+    @EVERY_WAY
+    @pytest.mark.parametrize(
+        ("operation", "after"),
+        [
+            ("PutObject", 1),
+            ("PutObject", 25),
+            ("CreateMultipartUpload", 0),
+            ("UploadPart", 2),
+            ("CompleteMultipartUpload", 0),
+        ],
+    )
+    def test_killed_amid_it(
+        self, place: Place, mode: str, lane: str, operation: str, after: int
+    ) -> None:
+        by_lane(place, lane)
+        place.files(60)
+        for name in ("large", "other-large"):
+            place.file(name, os.urandom(11 * MIB))
+        spared = {*sorted(place.local())[:20], "other-large"}
+        theirs(place, *spared)
+        started: list[Any] = []
+        kill = Action("call", function=lambda: os.killpg(started[0].pid, signal.SIGKILL))
+        fault = Fault(kill, operation, after=after, times=1)
+        place.server.faults.append(fault)
+        started.append(place.start(*PART, KEEP, "--mode", mode, leads="session"))
+        started[0].communicate(timeout=60)
+        assert started[0].returncode == -signal.SIGKILL and fault.applied == 1
+        run = place.run(*PART, KEEP, "--mode", mode, "--json")
+        assert (run.code, run.json["skipped_by_reason"]) == (0, {THERE: 21}), run.err
+        assert_accounts(run.json)
+        stored, local = place.stored(), place.local()
+        assert {name for name, body in stored.items() if body == b"theirs"} == spared
+        assert all(stored[name] == local[name] for name in local.keys() - spared)
+        assert not any(bucket.uploads for bucket in [place.server.bucket(BUCKET)] if bucket)
+        again = place.run(*PART, KEEP, "--mode", mode, "--json")
+        assert (again.code, again.json["unchanged"], again.json["skipped"]) == (0, 41, 21)
 
 
 class TestStores:
