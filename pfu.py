@@ -50,7 +50,6 @@ if (here := sys.version_info) < (3, 9):  # pfu needs Python 3.9 or later: run it
 
 import argparse
 import array
-import asyncio
 import base64
 import binascii
 import calendar
@@ -58,7 +57,6 @@ import codecs
 import contextlib
 import dataclasses
 import difflib
-import email.utils
 import errno
 import functools
 import gc
@@ -74,8 +72,6 @@ import logging
 import logging.handlers
 import math
 import mimetypes
-import multiprocessing
-import multiprocessing.util
 import operator
 import os
 import random
@@ -87,7 +83,6 @@ import shutil
 import signal
 import socket
 import sqlite3
-import ssl
 import stat
 import subprocess
 import tempfile
@@ -107,13 +102,12 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for_futures
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
-from typing import IO, Any, Callable, ClassVar, NamedTuple, TypeVar, Union
+from typing import IO, TYPE_CHECKING, Any, Callable, ClassVar, NamedTuple, TypeVar, Union
 
 __version__ = "0.2.0"
 
@@ -141,6 +135,34 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+
+class Later:
+    """A module, under a name of this one, that is imported by the first who asks it for something.
+
+    A run that has nothing to upload needs none of them.
+    """
+
+    def __init__(self, name: str, module: str) -> None:
+        self._name, self._module = name, module
+
+    def __getattr__(self, wanted: str) -> Any:
+        module = globals()[self._name] = importlib.import_module(self._module)
+        return getattr(module, wanted)
+
+
+if TYPE_CHECKING:
+    import asyncio
+    import concurrent.futures.process as process_pool
+    import email.utils as email_utils
+    import multiprocessing
+    import ssl
+else:
+    asyncio = Later("asyncio", "asyncio")
+    email_utils = Later("email_utils", "email.utils")
+    multiprocessing = Later("multiprocessing", "multiprocessing")
+    process_pool = Later("process_pool", "concurrent.futures.process")
+    ssl = Later("ssl", "ssl")
 
 if __name__ in ("__main__", "__mp_main__"):  # a provider's module imports this one by its name
     sys.modules.setdefault("pfu", sys.modules[__name__])
@@ -4647,8 +4669,8 @@ class Posted:
         self._ended(self, None)
 
 
-class Connection(asyncio.BufferedProtocol):
-    """One keep-alive connection over TCP. Belongs to its pool."""
+class Connection:
+    """One keep-alive connection over TCP, an asyncio.BufferedProtocol. Belongs to its pool."""
 
     slice_size = SLICE
 
@@ -5072,6 +5094,7 @@ class ConnectionPool:
             connection.abort()
 
     async def _open(self, address: str) -> Connection:
+        connection: Connection
         _, connection = await self.loop.create_connection(self._protocol, address, self.port)
         try:
             await connection.ready
@@ -5081,10 +5104,11 @@ class ConnectionPool:
         connection.deadline = self.now + IDLE_SECONDS
         return connection
 
-    def _protocol(self) -> Connection:
+    def _protocol(self) -> Any:
         if self._context is None:
-            return Connection(self)
-        return (TunnelConnection if self.tunnel else TlsConnection)(self, self._context)
+            return protocol_of(Connection)(self)
+        kind = TunnelConnection if self.tunnel else TlsConnection
+        return protocol_of(kind)(self, self._context)
 
     async def _candidates(self) -> list[str]:
         """Return all addresses in rotation, dead ones last."""
@@ -5107,6 +5131,12 @@ class ConnectionPool:
         else:
             self._addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
         self._resolved_at = self.loop.time()
+
+
+@functools.cache
+def protocol_of(kind: type[Connection]) -> Any:
+    """The same class for asyncio, which is imported late."""
+    return type(kind.__name__, (kind, asyncio.BufferedProtocol), {})
 
 
 def tls_context(ca_bundle: str | None) -> ssl.SSLContext:
@@ -5624,7 +5654,7 @@ class FastLane:
 def clock_skew(date: str, now: float) -> float:
     """Return how many seconds a Date header is ahead; 0.0 if it is not a date."""
     try:
-        return email.utils.parsedate_to_datetime(date).timestamp() - now
+        return email_utils.parsedate_to_datetime(date).timestamp() - now
     except (TypeError, ValueError):
         return 0.0
 
@@ -7779,7 +7809,7 @@ def head_of(fields: Mapping[str, str]) -> Mapping[str, Any]:
         "ContentLength": int(fields["content-length"]),
         "ETag": fields["etag"],
         "ChecksumSHA256": fields.get(CHECKSUM_HEADER, ""),
-        "LastModified": email.utils.parsedate_to_datetime(modified) if modified else None,
+        "LastModified": email_utils.parsedate_to_datetime(modified) if modified else None,
         "ObjectLockMode": fields.get("x-amz-object-lock-mode"),
         "ObjectLockLegalHoldStatus": fields.get("x-amz-object-lock-legal-hold"),
         "Metadata": {n[len(start) :]: value for n, value in fields.items() if n.startswith(start)},
@@ -10161,7 +10191,7 @@ def _keeping_to_sys_path() -> Iterator[None]:
     They are started by ``python -c`` and get this process's sys.path, but the code that sets it is
     imported before that. Python's own flags need 3.11 (-P), or shut out PYTHONPATH as well (-I).
     """
-    util: Any = multiprocessing.util
+    util: Any = importlib.import_module("multiprocessing.util")
     launch = util.spawnv_passfds
 
     def launch_without(path: Any, arguments: Sequence[str], *others: Any) -> Any:
@@ -10192,7 +10222,7 @@ class WorkerRunner(Runner):
         others = set(multiprocessing.active_children())
         try:
             with _keeping_to_sys_path(), contextlib.ExitStack() as failing:
-                self._pool = ProcessPoolExecutor(
+                self._pool = process_pool.ProcessPoolExecutor(
                     1,
                     mp_context=multiprocessing.get_context(self._method),
                     initializer=_start_worker,
@@ -10208,7 +10238,7 @@ class WorkerRunner(Runner):
     def _exchange(self, page: Sequence[AnyTask], more: bool, shared: Any) -> Future[Report]:
         try:
             return self._pool.submit(_exchange_in_worker, page, more, shared)
-        except BrokenProcessPool as error:
+        except process_pool.BrokenProcessPool as error:
             died: Future[Report] = Future()
             died.set_exception(error)
             return died
@@ -10219,7 +10249,7 @@ class WorkerRunner(Runner):
     def collect(self, future: Any) -> Report:
         try:
             return super().collect(future)
-        except BrokenProcessPool as error:
+        except process_pool.BrokenProcessPool as error:
             raise WorkerDiedError("run worker", "", "it died") from error
 
     @property
@@ -10835,14 +10865,17 @@ class RunOptions:
         room, scarce = min(zip(rooms.values(), rooms))
         if self.mode == "concurrent":
             return self, ""
-        lack = what_workers_lack()
-        if not lack and wanted <= room:
+        if wanted <= room:
             return self, ""
-        told = lack or f"not enough {scarce} for {count_of(wanted, 'worker')}"
-        if lack or room < 2:
-            alone = dataclasses.replace(self, mode="concurrent", workers=0)
-            return alone, f"{told}: using mode concurrent"
+        told = f"not enough {scarce} for {count_of(wanted, 'worker')}"
+        if room < 2:
+            return self.alone(told)
         return dataclasses.replace(self, workers=room), f"{told}: using {room}"
+
+    def alone(self, cause: str) -> tuple[RunOptions, str]:
+        """These options for one process; and the same in words."""
+        options = dataclasses.replace(self, mode="concurrent", workers=0)
+        return options, f"{cause}: using mode concurrent"
 
     def limiter(self, has_fast_lane: bool) -> Limiter:
         """The limiter of the run. Fixed by ``concurrency``, or if threads do all the work."""
@@ -11963,8 +11996,11 @@ class BatchJobModel(BatchJobRow):
     def _fit(self) -> None:
         """Limit processes to what the machine has room for. Raises UsageError."""
         spare_addresses()
-        self.options, told = self.options.fitted()
-        self.mode = self.summary.mode = self.options.mode
+        self._change_options(*self.options.fitted())
+
+    def _change_options(self, options: RunOptions, told: str) -> None:
+        self.options = options
+        self.mode = self.summary.mode = options.mode
         if told:
             self.note(told)
 
@@ -12401,12 +12437,15 @@ class BatchJobModel(BatchJobRow):
             self.observer.note(note)
 
     def _make_engine(self) -> Engine:
+        if self.options.mode == "parallel" and (lack := what_workers_lack()):
+            self._change_options(*self.options.alone(lack))
         limiter = self.options.limiter(self.uploader.fast_lane_off is None)
         options = dataclasses.replace(self.options.engine(), root=self._root)
         limits = limiter, self.options.rate, RunClock(self.patience)
         if self.options.mode == "concurrent":
             return Engine([LocalRunner(self.uploader, options)], *limits)
         method = start_method()
+        importlib.import_module("asyncio")  # which forked workers share
         with contextlib.ExitStack() as started:
             runners: list[Runner] = []
             for _ in range(self.options.processes()):
@@ -12789,7 +12828,9 @@ class MemoryGauge:
 
     @staticmethod
     def _now() -> int:
-        pids = [os.getpid(), *(p.pid for p in multiprocessing.active_children() if p.pid)]
+        pids = [os.getpid()]
+        if "multiprocessing" in sys.modules:
+            pids += [p.pid for p in multiprocessing.active_children() if p.pid]
         try:
             return sum(map(proportional_set_size, pids))
         except OSError:

@@ -76,6 +76,24 @@ def tiny_memory(monkeypatch: pytest.MonkeyPatch, lane: str) -> list[type]:
     return kinds
 
 
+LATE = {"asyncio", "boto3", "concurrent.futures.process", "email.utils", "multiprocessing", "ssl"}
+
+
+@BOTH_MODES
+def test_a_run_with_nothing_to_do_imports_little(place: Place, mode: str) -> None:
+    place.files(3)
+    place.environment["PYTHONPROFILEIMPORTTIME"] = "1"
+
+    def imported() -> set[str]:
+        run = run_with(place, lambda: None, "--mode", mode)
+        assert run.code == 0, run.err
+        lines = [line for line in run.err.splitlines() if line.startswith("import time:")]
+        return {line.rpartition("|")[2].strip() for line in lines}
+
+    assert imported() & LATE
+    assert not imported() & LATE
+
+
 class TestMemory:
     """Memory."""
 
