@@ -32,7 +32,10 @@ import botocore.endpoint_provider
 import botocore.hooks
 import botocore.session
 
-LATE = "ctypes", "encodings.idna", "multiprocessing.popen_fork", "multiprocessing.sharedctypes"
+LATE = (
+    *("asyncio", "concurrent.futures.process", "ctypes", "email.utils", "encodings.idna"),
+    *("multiprocessing.popen_fork", "multiprocessing.sharedctypes"),
+)
 KEYS = {"aws_access_key_id": "x", "aws_secret_access_key": "x"}
 
 
