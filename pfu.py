@@ -703,7 +703,8 @@ class FileModel(BaseModel):
     uid: int | None = None  # NULL, like changed_at, in rows from an older pfu
     gid: int | None = None
     part_size: int | None = None  # bytes of the parts that sha256 was computed from
-    stale: int | None = None  # 1: the store has these bytes, with outdated metadata; 2: see keep()
+    # 1: the store has these bytes, with outdated metadata; 2: see keep(); 3: pfu removed the file
+    stale: int | None = None
     destination_id: int | None = None  # Destination.id
     missing_since: int | None = None  # seconds since the epoch: first missed by a complete scan
 
@@ -779,7 +780,7 @@ class OutcomeKind(IntEnum):
     KEPT = 13  # the store has another object under its key, which is not to be overwritten
 
 
-SPARED = 2  # of FileModel.stale
+OUTDATED, SPARED, MOVED = 1, 2, 3  # FileModel.stale
 STORED = frozenset((OutcomeKind.UPLOADED, OutcomeKind.UNCHANGED, OutcomeKind.RENEWED))
 SENT_WHOLE = frozenset((OutcomeKind.UPLOADED, OutcomeKind.RENEWED))
 SKIPPED = {OutcomeKind.VANISHED: "vanished", OutcomeKind.KEPT: "in the store already"}
@@ -950,6 +951,9 @@ LATE = None, FAILED_BEFORE, KEPT_OTHERWISE  # by Known.late
 def directory_of(file_id: str) -> str:
     """The prefix that the ids of a directory's files share."""
     return file_id[:FOLDER_DIGITS]
+
+
+NOT_THERE = os.strerror(errno.ENOENT)
 
 
 class Known(NamedTuple):
@@ -1389,9 +1393,11 @@ class Ledger:
             db.execute("DELETE FROM FileStat WHERE destination_id=?", (place.id,))
 
     def has_uploads(self, place: DestinationModel) -> bool:
-        """Whether any file has been uploaded there."""
-        sql = "SELECT 1 FROM FileStat WHERE status=? AND destination_id=? LIMIT 1"
-        return bool(self._rows(sql, (FileStatus.SUCCESS, place.id)))
+        """Whether any file has been uploaded there, and was not removed here by pfu."""
+        sql = (
+            "SELECT 1 FROM FileStat WHERE status=? AND destination_id=? AND stale IS NOT ? LIMIT 1"
+        )
+        return bool(self._rows(sql, (FileStatus.SUCCESS, place.id, MOVED)))
 
     def has_files(self, place: DestinationModel) -> bool:
         """Whether any file is recorded there."""
@@ -1425,7 +1431,9 @@ class Ledger:
             path = self._alias(found.path)
             path = path if path.isascii() else sql_path(path)
             if keeps_hash:
-                rehash.append((path, FileStatus.PENDING, batch_id, 0, late, None, found.id))
+                status = FileStatus.FAILED if found.problem else FileStatus.PENDING
+                told = found.problem or late
+                rehash.append((path, status, batch_id, 0, told, None, found.id))
             else:
                 anew.append(_found_row(found, path, batch_id, now, place.id, late))
         anew.sort()
@@ -1538,6 +1546,20 @@ class Ledger:
         rows = self._checked(FileModel, FileModel.select_sql(where, columns), ids, columns)
         return {row[0]: StoredRow._make(row) for row in rows}
 
+    def moved(self, place: DestinationModel) -> Iterator[Found]:
+        """Files that pfu removed here, as they were stored, but for those that are back."""
+        columns = ("id", "file_path", "object_key", *StoredRow._fields[1:6], "inode", "changed_at")
+        where = (
+            "WHERE id > ? AND stale=? AND status=? AND destination_id=? AND NOT EXISTS "
+            "(SELECT 1 FROM Listed WHERE key=object_key AND found=1) ORDER BY id LIMIT ?"
+        )
+        sql, last = FileModel.select_sql(where, columns), ""
+        facts = (MOVED, FileStatus.SUCCESS, place.id, SCAN_BATCH)
+        while rows := self._checked(FileModel, sql, (last, *facts), columns):
+            for file_id, path, *rest in rows:
+                yield Found(file_id, self._real_path(python_path(path)), *rest)
+            last = rows[-1][0]
+
     def doubt(self, ids: Iterable[str], changed: Iterable[str]) -> None:
         """The store does not have ``ids`` as recorded: they are uploaded again.
 
@@ -1623,6 +1645,20 @@ class Ledger:
         self._not_folded += len(files)
         if self._not_folded >= FOLD_ROWS:
             self.fold()
+
+    def record_moved(self, ids: Iterable[str]) -> None:
+        """These files were removed here, as the store has them."""
+        moved = [(MOVED, file_id) for file_id in ids]
+        with self._transaction() as db:
+            db.executemany(FileModel.update_sql(("stale",)), moved)
+            db.executemany(f"UPDATE {OutcomeRow.table} SET stale=? WHERE file_id=?", moved)
+
+    def record_lost(self, lost: Iterable[tuple[str, str]]) -> None:
+        """The store does not have these files any more: ids, and what is said of them."""
+        self.fold()
+        rows = [(FileStatus.FAILED, error, None, None, file_id) for file_id, error in lost]
+        with self._transaction() as db:
+            db.executemany(FileModel.update_sql(("status", "error", "etag", "sha256")), rows)
 
     def lose_objects(self, job: BatchJobRow, keys: set[str]) -> None:
         """Mark files pending that may have been overwritten by what was sent as ``keys``."""
@@ -2008,12 +2044,12 @@ class NameList:
 
     def __init__(self) -> None:
         self._db = sqlite3.connect("", isolation_level=None)  # SQLite's own file, already removed
+        self._db.execute("CREATE TABLE Name(path BLOB PRIMARY KEY) WITHOUT ROWID")
+        self._db.execute("BEGIN")
 
     def add(self, paths: Iterable[bytes]) -> None:
         """Raises LedgerError if there is no room for them."""
         try:
-            self._db.execute("CREATE TABLE Name(path BLOB PRIMARY KEY) WITHOUT ROWID")
-            self._db.execute("BEGIN")
             rows = ((path,) for path in paths)
             self._db.executemany("INSERT OR IGNORE INTO Name VALUES(?)", rows)
         except SQL_ERRORS as error:
@@ -2310,17 +2346,18 @@ class ScanOptions:
     shard: Shard | None = None
     exclude_if_present: tuple[str, ...] = ()  # names: directories that contain one are skipped
     exclude_caches: bool = False  # skip directories with a valid CACHEDIR.TAG
-    files_from: str = ""  # a file that lists what to look at, one path a line; "-": standard input
-    files_from0: str = ""  # the same, each path ended by a NUL
+    files_from: Sequence[str] = ()  # files that list what to look at, one path a line; "-": stdin
+    files_from0: Sequence[str] = ()  # the same, each path ended by a NUL
     own_files: tuple[str, ...] = ()  # written by pfu, besides the ledger: skipped
+    read_files: tuple[str, ...] = ()  # lists and patterns: never removed
 
     def __post_init__(self) -> None:
         """Raises UsageError."""
         check_fields(self, SCAN_RULES)
 
     @property
-    def name_list(self) -> str:
-        """The file that lists what to look at, if any."""
+    def name_lists(self) -> Sequence[str]:
+        """The files that list what to look at, if any."""
         return self.files_from or self.files_from0
 
     @property
@@ -2482,28 +2519,29 @@ class NamedEntry:
         return self._is(stat.S_IFLNK, follow_symlinks=False)
 
 
-def listed_paths(options: ScanOptions, heed_stop: Callable[[], None]) -> Iterator[bytes]:
-    """The paths in the list of files, without ``.`` and doubled slashes.
+def listed_paths(path: str, ending: bytes, heed_stop: Callable[[], None]) -> Iterator[bytes]:
+    """The paths in a list of files, without ``.`` and doubled slashes.
 
-    ``heed_stop`` is called while a pipe has nothing. Raises UsageError.
+    ``ending``: of each path, a line feed or NUL. ``heed_stop`` is called again and again. Raises
+    UsageError.
     """
-    ending, rest, is_first = b"\0" if options.files_from0 else b"\n", b"", True
-    for piece in _list_pieces(options.name_list, heed_stop):
-        if is_first and not options.files_from0 and piece.startswith(UTF16_MARKS):
-            raise UsageError("read list of files", options.name_list, "it is UTF-16", SAVE_AS_UTF8)
-        if b"\0" in piece and not options.files_from0:
+    rest, is_first = b"", ending == b"\n"
+    for piece in _list_pieces(path, heed_stop):
+        if is_first and piece.startswith(UTF16_MARKS):
+            raise UsageError("read list of files", path, "it is UTF-16", SAVE_AS_UTF8)
+        if b"\0" in piece and ending != b"\0":
             hint = "if each path ends with a NUL, pass it as --files-from0"
-            raise UsageError("read list of files", options.name_list, "it contains NUL bytes", hint)
+            raise UsageError("read list of files", path, "it contains NUL bytes", hint)
         if is_first and piece.startswith(codecs.BOM_UTF8):
             piece = piece[len(codecs.BOM_UTF8) :]
         *lines, rest = (rest + piece).split(ending)
         is_first = False
         if len(rest) > LONGEST_LINE:
             cause = f"it has a path of more than {LONGEST_LINE:,} bytes"
-            raise UsageError("read list of files", options.name_list, cause)
+            raise UsageError("read list of files", path, cause)
         yield from filter(None, map(cleaned_path, lines))
-    if path := cleaned_path(rest):
-        yield path
+    if last := cleaned_path(rest):
+        yield last
 
 
 def cleaned_path(path: bytes) -> bytes:
@@ -2513,6 +2551,8 @@ def cleaned_path(path: bytes) -> bytes:
 
 
 def _list_pieces(path: str, heed_stop: Callable[[], None]) -> Iterator[bytes]:
+    if path == "-" and sys.stdin is None:
+        raise UsageError("read list of files", path, "standard input is closed")
     try:
         fd = os.dup(0) if path == "-" else os.open(path, os.O_RDONLY | NO_WAIT)
         with os.fdopen(fd, "rb", buffering=0):
@@ -2520,6 +2560,7 @@ def _list_pieces(path: str, heed_stop: Callable[[], None]) -> Iterator[bytes]:
             while True:
                 while not is_plain and not select.select([fd], [], [], TICK_SECONDS)[0]:
                     heed_stop()
+                heed_stop()
                 piece = os.read(fd, LIST_PIECE)
                 if not piece:
                     return
@@ -2564,9 +2605,10 @@ class Scan:
         places = [_place(path + end) for path, ends in own for end in ends]
         self._own_files = {inode: (device, inode) for device, inode in places}
         self.is_single = False
-        self.is_whole = not self.options.name_list  # every directory is read, and to its end
-        self.heed_stop: Callable[[], None] = lambda: None  # raises PfuError while it must wait
-        self._is_reading_list = False
+        self.is_whole = not self.options.name_lists  # every directory is read, and to its end
+        self.heed_stop: Callable[[], None] = lambda: None  # raises PfuError
+        self.beats = 0  # grows while lists are read, or waited for
+        self._list_read = ""
         self.root_place = -1, -1  # device and inode of the root, or of a single file's parent
         self._permissions: dict[int, str] = {}
         self._stack: list[OpenDirectory] = []
@@ -2585,7 +2627,7 @@ class Scan:
         except OSError as error:
             raise UsageError("read root", self.root, os_cause(error)) from error
         self.is_single = not self._stack
-        if self.is_single and self.options.name_list:
+        if self.is_single and self.options.name_lists:
             cause = "it is not a directory, which the paths of a list are relative to"
             raise UsageError("read root", self.root, cause)
         if self.is_single:
@@ -2594,7 +2636,7 @@ class Scan:
             return
         self.root_place = self._stack[0].place
         try:
-            yield from self._listed() if self.options.name_list else self._walk()
+            yield from self._listed() if self.options.name_lists else self._walk()
         finally:
             while self._stack:
                 self._stack.pop().close()
@@ -2617,8 +2659,8 @@ class Scan:
     @property
     def where(self) -> str:
         """The directory or list being read."""
-        if self._is_reading_list:
-            return self.options.name_list
+        if self._list_read:
+            return self._list_read
         return self._stack[-1].path if self._stack else self.root
 
     def _is_own(self, name: str, place: tuple[int, int]) -> bool:
@@ -2653,19 +2695,25 @@ class Scan:
 
     def _listed(self) -> Iterator[Found]:
         """What the list names, and nothing else; directories are opened as in a walk."""
+        ending = b"\0" if self.options.files_from0 else b"\n"
         with contextlib.closing(NameList()) as names:
-            self._is_reading_list = True
-            names.add(listed_paths(self.options, self.heed_stop))
-            self._is_reading_list = False
+            for path_of_list in self.options.name_lists:
+                self._list_read = path_of_list
+                names.add(listed_paths(path_of_list, ending, self._heed_stop))
+            self._list_read = ""
             for path in names:
                 found = self._look_up(path)
                 if found:
                     yield found
 
+    def _heed_stop(self) -> None:
+        self.beats += 1
+        self.heed_stop()
+
     def _look_up(self, path: bytes) -> Found | None:
         """One path of the list, without ``.`` and doubled slashes."""
         if path.startswith(b"/"):
-            return self._named(path, "it is absolute: paths in the list are relative to ROOT")
+            return self._named(path[1:], "in the list it is absolute, not relative to ROOT")
         parts = path.split(b"/")
         if b".." in parts:
             return self._named(path, "paths with .. are refused: they may lead out of ROOT")
@@ -3062,6 +3110,7 @@ class FreeTree:
     def __init__(self, *, follow_symlinks: bool = False) -> None:
         """``follow_symlinks``: also in the last component of a path."""
         self._flags = FILE_FLAGS if follow_symlinks else FILE_FLAGS | NO_FOLLOW
+        self.settles = False  # see settle()
 
     def open(self, path: str) -> int:
         """A descriptor of the file, for reading. Raises OSError; FatalError if the root is gone."""
@@ -3101,11 +3150,14 @@ class Tree(FreeTree):
     def open(self, path: str) -> int:
         folder, _, name = path[self._cut :].rpartition("/")
         try:
-            return self._open(folder, name)
+            fd = self._open(folder, name)
         except OSError as error:  # a folder may have been replaced by another one since
             if error.errno not in (errno.ENOENT, errno.ESTALE) or not self._forget(folder):
                 raise
-            return self._open(folder, name)
+            fd = self._open(folder, name)
+        if self.settles:
+            settle(fd)
+        return fd
 
     def _open(self, folder: str, name: str) -> int:
         if threading.get_ident() == self._owner:
@@ -3223,6 +3275,20 @@ def tree_of(root: Root | None) -> FreeTree:
     if root is None or follows or not HAS_DIR_FD:
         return FreeTree(follow_symlinks=follows)
     return Tree(root)
+
+
+def settle(fd: int) -> None:
+    """Write back what was written to a file, so that the next write moves its times.
+
+    A write through a mapping moves them only for a page that is clean; Linux writes dirty ones back
+    after some 30 s (vm.dirty_expire_centisecs).
+    """
+    with contextlib.suppress(OSError):
+        if time.time() - os.fstat(fd).st_mtime < SETTLED_SECONDS:
+            os.fsync(fd)
+
+
+SETTLED_SECONDS = 120
 
 
 def read_at(fd: int, size: int, offset: int) -> bytes:
@@ -6154,6 +6220,10 @@ class Retention(NamedTuple):
     text: str  # as the user wrote it
     until: float  # seconds since the epoch
 
+    def least(self, now: float) -> float:
+        """The earliest end that an object may show: uploads of earlier nights began with theirs."""
+        return now + (self.until - now) / 2 if self.text.endswith("d") else self.until - 1
+
 
 @dataclass(frozen=True)
 class S3Options:
@@ -6249,7 +6319,9 @@ S3_RULES: tuple[OptionRule, ...] = (
 
 def is_tag(name: str, value: str) -> bool:
     """Within S3's limits ("Categorizing your storage using tags")."""
-    return 0 < len(name) <= 128 and len(value) <= 256 and f"{name}{value}".isprintable()
+    is_free = not name.lower().startswith("aws:")
+    has_room = 0 < len(name) <= 128 and len(value) <= 256
+    return is_free and has_room and f"{name}{value}".isprintable()
 
 
 # USD for 1,000 PUT requests in us-east-1 (https://aws.amazon.com/s3/pricing/)
@@ -6595,22 +6667,32 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         notes = super().prove(found)
         if not self.options.locks:
             return notes
-        ask = {"Bucket": self.bucket, "Key": found.key, **self.options.access()}
         try:
-            with self._calling("read the lock of", f"s3://{self.bucket}/{found.key}") as client:
-                if self.options.object_lock_mode:
-                    told = client.get_object_retention(**ask).get("Retention", {}).get("Mode")
-                else:
-                    told = client.get_object_legal_hold(**ask).get("LegalHold", {}).get("Status")
+            is_locked = self._is_locked(found.key)
         except TransferError as error:
             if kind_of_error(error) in (Kind.PASSING, Kind.FATAL):
                 raise
             if error.status == FORBIDDEN:
                 return [*notes, f"cannot tell whether objects are locked: {error.cause}"]
-            told = None
-        if told != (self.options.object_lock_mode or "ON"):
-            raise FatalError("lock", found.key, "the store accepted it and has not locked it")
+            is_locked = False
+        if not is_locked:
+            raise FatalError("lock", found.key, "the store accepted it and has not locked it so")
         return notes
+
+    def _is_locked(self, key: str) -> bool:
+        """Whether an object has the retention and the hold that it was sent with."""
+        ask, options = {"Bucket": self.bucket, "Key": key, **self.options.access()}, self.options
+        with self._calling("read the lock of", f"s3://{self.bucket}/{key}") as client:
+            if options.retain:
+                told = client.get_object_retention(**ask).get("Retention", {})
+                until = told.get("RetainUntilDate")
+                least = options.retain.least(time.time())
+                if told.get("Mode") != options.object_lock_mode or not until:
+                    return False
+                if until.timestamp() < least:
+                    return False
+            held = options.legal_hold and client.get_object_legal_hold(**ask)
+            return not held or held.get("LegalHold", {}).get("Status") == "ON"
 
     def _check_private(self, client: Any) -> list[str]:
         verdict = privacy(client, self.bucket, self.options.owner())
@@ -8566,6 +8648,10 @@ class NameTask(NamedTuple):
     size: int = 0
 
 
+LOST = "the store does not have it any more"
+REPLACED = "the store has another object under its key"
+
+
 class RemoveTask(NamedTuple):
     """A file that the ledger has as stored: is it, and is it still the same? Then remove it."""
 
@@ -8574,12 +8660,15 @@ class RemoveTask(NamedTuple):
     found: Found  # as it was read
     etag: str
     sha256: str
+    kind: OutcomeKind  # what its transfer came to
     size: int = 0
 
     def reason_to_keep(self, stored: Inspected | None) -> str:
         """Why the object does not show that it is this file; empty if it does."""
         if stored is None:
-            return "the store does not have it"
+            return LOST
+        if stored.size != self.found.file_size:
+            return REPLACED
         if not stored.is_of(self.found):
             return "the store does not show its size, time and permissions"
         if stored.lacks_lock:
@@ -8681,6 +8770,7 @@ class EngineOptions:
     renew_by_upload: bool = False  # send the file if its metadata cannot be renewed otherwise
     ignore_ctime: bool = False  # of a file being read: it changes by itself here
     ignore_inode: bool = False
+    removes: bool = False  # files here that the store has
     remove_linked_files: bool = False  # as well as those with one hard link
     threads: int = THREADS  # at most, per process
 
@@ -8921,6 +9011,7 @@ class PageRunner:
 
     async def _open(self) -> None:
         self.tree = tree_of(self.options.root)
+        self.tree.settles = self.options.removes
         self._loop = asyncio.get_running_loop()
         self.gate = Gate(self.gauges)
         self._waiting: asyncio.Queue[AnyTask] = asyncio.Queue()
@@ -9937,7 +10028,7 @@ class RemoveTransfer(Transfer):
             return f"the store does not say what it has: {error.cause}"
         reason: str = task.reason_to_keep(stored)
         if stored and not reason and not self._is_of_these_bytes(stored):
-            reason = "the store has another object under its key"
+            reason = REPLACED
         if not reason and is_odd(task.key):  # a store may have one object for two such keys
             kept_as = uploader.kept_as(task.key, task.found.file_size, 0.0)
             reason = "" if kept_as == task.key else "the store may keep it under another name"
@@ -9968,10 +10059,16 @@ class RemoveTransfer(Transfer):
             (found.inode if options.ignore_inode else ledger_inode(status), found.inode),
         ]
         if any(now != before for now, before in told):
-            return "it has changed since it was read"
+            return HAS_CHANGED
         if status.st_nlink > 1 and not options.remove_linked_files:
-            return "it has more than one hard link"
+            return HAS_LINKS
         return ""
+
+
+TOO_YOUNG = "it was modified less than 2 s before it was read"
+HAS_CHANGED = "it has changed since it was read"
+HAS_LINKS = "it has more than one hard link"
+AS_IT_SHOULD_BE = frozenset((TOO_YOUNG, HAS_CHANGED, HAS_LINKS))  # reasons not to remove a file
 
 
 class AbortTransfer(LargeTransfer):
@@ -10839,6 +10936,7 @@ class RunOptions:
             renew_by_upload=self.renew_by_upload,
             ignore_ctime=self.ignore_ctime,
             ignore_inode=self.ignore_inode,
+            removes=self.remove_source_files,
             remove_linked_files=self.remove_linked_files,
             threads=min(THREADS, max(2, threads)),
         )
@@ -11450,8 +11548,11 @@ class WorkList:
         self.removed = 0  # files
         self.kept: Counter[str] = Counter()  # files that were to be removed, by reason
         self._removes = options.remove_source_files
+        self._lists = frozenset(options.scan.read_files)
         self._removals: deque[RemoveTask] = deque()
         self._removing: dict[str, RemoveTask] = {}
+        self._moved: list[str] = []  # ids of files that were removed here
+        self._lost: list[tuple[str, str, RemoveTask]] = []
         self._position = (-1, "")
         self._taken: dict[str, FileModel] = {}
         self._large: dict[str, LargeFile] = {}
@@ -11648,31 +11749,49 @@ class WorkList:
             return None
         return self._follow_large(self._large[file_id], outcome)
 
-    def _want_removed(self, file: FileModel) -> None:
+    def _want_removed(self, file: FileModel, kind: OutcomeKind) -> None:
         """The store is asked about each file, and the file is looked at again."""
         if not self._removes or not stat.S_ISREG(int(file.permissions, 8)):
             return
+        facts = (getattr(file, name) for name in ("uid", "gid", "inode", "changed_at"))
+        ends = file.id, file.file_path, file.object_key
+        found = Found(*ends, file.file_size, file.last_modified, file.permissions, *facts)
+        what = f"{file.id}/remove", file.object_key, found, file.etag or "", file.sha256 or ""
+        task = RemoveTask(*what, kind)
         if file.racy:
-            self.kept["it was modified less than 2 s before it was read"] += 1
+            self._end_removal(task, Removed(task.id, TOO_YOUNG))
+        elif file.file_path in self._lists:
+            self._end_removal(task, Removed(task.id, "this run reads it"))
         else:
-            facts = (getattr(file, name) for name in ("uid", "gid", "inode", "changed_at"))
-            ends = file.id, file.file_path, file.object_key
-            found = Found(*ends, file.file_size, file.last_modified, file.permissions, *facts)
-            what = f"{file.id}/remove", file.object_key, found, file.etag or "", file.sha256 or ""
-            self._removals.append(RemoveTask(*what))
+            self._removals.append(task)
 
     def _end_removal(self, task: RemoveTask, end: AnyOutcome) -> None:
         if isinstance(end, Outcome) and end.kind in GIVEN_BACK:
             return
         reason = end.reason if isinstance(end, Removed) else getattr(end, "error", "")
-        self.removed += not reason
-        if reason:
+        file_id, found, told = task.id.partition("/")[0], task.found, "not removed"
+        if not reason:
+            told = "removed"
+            self.removed += 1
+            self._moved.append(file_id)
+        elif reason in (LOST, REPLACED):
+            told = "failed"
+            self._lost.append((file_id, reason, task))
+        else:
             self.kept[reason] += 1
         if self.tells:
-            told = "not removed" if reason else "removed"
-            found = task.found
             ends = found.path, found.key, told, found.file_size, 0.0, task.etag, task.sha256
             self._told.append(FileEnd(*ends, reason))
+
+    def take_lost(self) -> list[tuple[RemoveTask, str]]:
+        """Files that the store was found not to have, after all; the ledger takes note of all."""
+        lost, self._lost = self._lost, []
+        moved, self._moved = self._moved, []
+        if moved:
+            self._ledger.record_moved(moved)
+        if lost:
+            self._ledger.record_lost((file_id, reason) for file_id, reason, _ in lost)
+        return [(task, reason) for _, reason, task in lost]
 
     def _put_off(self, outcome: Outcome) -> Outcome | None:
         """A first temporary failure does not finish a file."""
@@ -11716,7 +11835,7 @@ class WorkList:
                 file.apply(outcome)
                 files.append(file)
                 if outcome.kind in STORED:
-                    self._want_removed(file)
+                    self._want_removed(file, outcome.kind)
             if self.tells and outcome.kind not in GIVEN_BACK:
                 self._told.append(FileEnd.of(file, outcome))
         self._ledger.record(files, gone)
@@ -11903,7 +12022,7 @@ def stored_of(file: FileModel) -> Stored | None:
         file.part_size or 0,
         file.inode,
         file.changed_at,
-        bool(file.stale),
+        file.stale in (OUTDATED, SPARED),
     )
 
 
@@ -12023,6 +12142,7 @@ class BatchJobModel(BatchJobRow):
 
     def _plan(self) -> None:
         scan, summary, threshold = self.scan(), self.summary, self._threshold()
+        removable = 0
         for change in self._changes(scan):
             failed, size = bool(change.found.problem), change.found.file_size
             summary.failed += failed
@@ -12032,6 +12152,10 @@ class BatchJobModel(BatchJobRow):
             if not failed:
                 summary.requests += self._requests_of(size) if size > threshold else 1
             self.observer.planned(change)
+            removable += not failed and stat.S_ISREG(int(change.found.permissions, 8))
+        if removable and self.options.remove_source_files:
+            told = f"up to {count_of(removable, 'file')} would be removed here"
+            self.note(f"{told}, each once the store shows it")
         self._count_skipped(scan)
         if not self._stop:
             self.refuse_empty(scan, summary.seen)
@@ -12155,7 +12279,8 @@ class BatchJobModel(BatchJobRow):
     def _movement(self) -> tuple[float, ...]:
         """Changes as long as there is any progress."""
         summary, traffic, engine = self.summary, self.uploader.traffic, self._engine
-        counts = (summary.seen, summary.uploaded, summary.unchanged, summary.skipped)
+        beats = self._scan.beats if self._scan else 0
+        counts = (beats, summary.seen, summary.uploaded, summary.unchanged, summary.skipped)
         sent = tuple(map(engine.total, Gauges.FROM_RUNNER)) if engine else ()
         return (self.status, *counts, *self._verified(), traffic.requests, traffic.beats, *sent)
 
@@ -12205,6 +12330,8 @@ class BatchJobModel(BatchJobRow):
         if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
             cause = f"it is a {kind_of(mode)}"
             raise UsageError("read root", self.root_dir, cause, "specify a directory or a file")
+        if self.options.remove_source_files and not isinstance(self.uploader, InspectableUploader):
+            raise UsageError("remove source files", "", "this provider cannot show its objects")
         descriptor_limit()  # the walk keeps one directory open per level
         self.uploader.patience = self.patience
         self._resolve()
@@ -12246,6 +12373,8 @@ class BatchJobModel(BatchJobRow):
         except LedgerError as error:
             code = ExitCode.INCOMPLETE if self._has_sent else error.exit_code
             self._stop = Stop(code, str(error))
+        except StoppedError:
+            pass  # it is known why
         except PfuError as error:
             self._stop = Stop(error.exit_code, str(error))
         except Exception as error:  # noqa: BLE001  any error goes to the ledger and one line
@@ -12284,7 +12413,7 @@ class BatchJobModel(BatchJobRow):
     def refuse_empty(self, scan: Scan, files: int) -> None:
         """Raises UsageError if ROOT has become empty."""
         options = self.options
-        may_be_empty = scan.elsewhere or options.scan.name_list or options.remove_source_files
+        may_be_empty = scan.elsewhere or options.scan.name_lists or options.remove_source_files
         if not files and not may_be_empty and self._ledger.has_uploads(self.place):
             cause = "it is empty, but earlier runs uploaded files from it"
             raise UsageError("read root", self.root_dir, cause, "is it mounted?")
@@ -12361,8 +12490,9 @@ class BatchJobModel(BatchJobRow):
         changes, again = [], []
         for found, known in suspects:
             change = compare(found, known, self.options, taken_over=self._is_taken_over)
-            if change is not None and change.reason == NOT_OVERWRITTEN and self._spares:
-                self.summary.skip(SKIPPED[OutcomeKind.KEPT])
+            reason = change.reason if change else ""
+            if reason == MOVED_AWAY or (reason == NOT_OVERWRITTEN and self._spares):
+                self.summary.skip(reason if found.problem else SKIPPED[OutcomeKind.KEPT])
                 self.summary.unchanged -= 1  # as what needs no work is counted
             elif change is not None:
                 changes.append(change)
@@ -12426,9 +12556,12 @@ class BatchJobModel(BatchJobRow):
                 self._count_traffic(engine)
         self._engine = None
         if engine.deaths:
-            note = f"{engine.deaths} worker process(es) died and were replaced"
-            self.summary.notes.append(note)
-            self.observer.problem(note)
+            self._warn(f"{engine.deaths} worker process(es) died and were replaced")
+
+    def _warn(self, note: str) -> None:
+        """Show a note even if notes are not wanted."""
+        self.summary.notes.append(note)
+        self.observer.problem(note)
 
     def note(self, note: str) -> None:
         """Show a note once."""
@@ -12470,6 +12603,8 @@ class BatchJobModel(BatchJobRow):
                 for end in outcomes:  # also of a part, whose file is not finished
                     if isinstance(end, Outcome) and end.kind is OutcomeKind.FATAL:
                         self.stop(end.error, ExitCode.CANNOT_START)
+                for task, reason in work.take_lost():
+                    self._count_lost(task, reason)
                 self._write_counts()
             for told in work.take_told():
                 self.observer.ended(told)
@@ -12484,7 +12619,8 @@ class BatchJobModel(BatchJobRow):
         self.summary.renewed += work.renewed
         self.summary.removed += work.removed
         for reason, count in work.kept.most_common(TOLD_CAUSES):
-            self.note(f"{count_of(count, 'file')} not removed: {printable(reason)}")
+            tell = self.note if reason in AS_IT_SHOULD_BE else self._warn
+            tell(f"{count_of(count, 'file')} not removed: {printable(reason)}")
         self._tell_comparison(work)
         if work.failed_abort:
             hint = "the next run or --cleanup will try again"
@@ -12526,6 +12662,13 @@ class BatchJobModel(BatchJobRow):
             self._failed += kind not in GIVEN_BACK
             if kind not in GIVEN_BACK:
                 self._groups.add(outcome.path, outcome.cause or outcome.error)
+
+    def _count_lost(self, task: RemoveTask, reason: str) -> None:
+        """It was counted as stored, and the store does not show it."""
+        self.summary.uploaded -= task.kind in SENT_WHOLE
+        self.summary.unchanged -= task.kind is OutcomeKind.UNCHANGED
+        self._failed += 1
+        self._groups.add(task.found.path, reason)
 
     def is_stopping(self) -> bool:
         """Whether nothing new is to be started: after a signal, or at the time limit."""
@@ -12672,6 +12815,10 @@ def compare(
 ) -> Change | None:
     """Why a file needs work, or None if the store has it in this form."""
     if found.problem:
+        is_gone = found.problem == NOT_THERE and known is not None
+        if is_gone and known and known.status == FileStatus.SUCCESS and known.stale != SPARED:
+            is_moved = known.stale == MOVED or options.remove_source_files
+            return Change(found, MOVED_AWAY if is_moved else "not there", keeps_hash=True)
         return Change(found, "cannot be uploaded")
     if known is None:
         return Change(found, "new")
@@ -12687,7 +12834,7 @@ def compare(
     if reason is None and options.reads_all:
         reason = "to be hashed"
     if reason is None and known.stale:
-        reason = NOT_OVERWRITTEN if known.stale == SPARED else "stored metadata is outdated"
+        reason = STALE_REASONS.get(known.stale, DAMAGED)
     return Change(found, reason, keeps_hash, known.late) if reason else None
 
 
@@ -12706,6 +12853,12 @@ def what_changed(found: Found, known: Known, options: RunOptions) -> str | None:
 
 
 NOT_OVERWRITTEN = "another object was in the store"
+MOVED_AWAY = "removed here by an earlier run"
+STALE_REASONS = {
+    OUTDATED: "stored metadata is outdated",
+    SPARED: NOT_OVERWRITTEN,
+    MOVED: "an earlier run removed it, and it is back",
+}
 CTIME_MOVED, INODE_MOVED = "ctime moved", "inode moved"
 MOVED_ALONE = frozenset((CTIME_MOVED, INODE_MOVED))
 MANY_MOVED = 1000  # files read again in vain, before the options against it are named
@@ -12930,6 +13083,7 @@ class Verification:
             with contextlib.suppress(StoppedError):
                 self._take_listing()
                 self._compare_all(self._job.scan())
+                self._compare_moved()
                 verdict.extra, verdict.extra_keys = self._ledger.not_found(REPORTED_FAILURES)
                 if verdict.extra:
                     verdict.extra_known = self._ledger.went_away(self._job.place)
@@ -12966,6 +13120,44 @@ class Verification:
         self._take_others(scan.keys_elsewhere)
         self.verdict.skipped = sum(scan.skipped.values())
         self._job.refuse_empty(scan, self.verdict.checked + self.verdict.skipped)
+
+    def _compare_moved(self) -> None:
+        """Files that pfu removed here, once the store had them: does it still have them?"""
+        for batch in batches(self._ledger.moved(self._job.place), SCAN_BATCH):
+            self._job.heed_stop()
+            rows = self._ledger.stored([found.id for found in batch])
+            listed = self._ledger.listed([found.key for found in batch])
+            asked = {
+                found.id: self._threads.submit(self._check_moved, found, rows[found.id])
+                for found in batch
+                if self._checksum or difference(found, rows[found.id], listed.get(found.key))
+            }
+            reasons = dict.fromkeys((found.id for found in batch), "")
+            for file_id, answer in asked.items():
+                checked = self._job.wait_for(answer)
+                self.verdict.bytes_read_back += checked.read_back
+                reasons[file_id] = checked.reason
+            self._count(batch, reasons)
+
+    def _check_moved(self, found: Found, row: StoredRow) -> Checked:
+        try:
+            stored = self._patiently(self._uploader.inspect, found.key)
+            if stored is None or stored.size != found.file_size:
+                return Checked(NOT_IN_STORE)
+            known = dict(forms_of_row(row))
+            same = any(known.get(form) == digest for form, digest in stored.forms())
+            read_back = 0
+            if self._checksum and not same and WHOLE_SHA256 in known:
+                read_back = stored.size
+                whole = self._patiently(self._uploader.read_back, found.key)
+                same = whole == known[WHOLE_SHA256]
+            is_like = (stored.etag and stored.etag == row.etag) or stored.is_of(found)
+            same = same or bool(is_like and not read_back)
+            return Checked("" if same else NOT_IN_STORE, None, read_back)
+        except FatalError:
+            raise
+        except TransferError as error:
+            return Checked(f"{UNCHECKED}: {error.cause}")
 
     def _take_others(self, keys: list[str]) -> None:
         """Objects that belong to other shares of the tree."""
@@ -13126,7 +13318,7 @@ class Verification:
             return Checked(OTHER_BYTES if is_ours else NOT_UPLOADED, None, read_back)
         sha256 = stored.clear_sha256 or digests[WHOLE_SHA256]
         row = adopted_row(found, stored, sha256, self._job)
-        row.stale = None if is_ours else 1
+        row.stale = None if is_ours else OUTDATED
         return Checked("", row, read_back)
 
     def _weigh(self, reason: str) -> None:
@@ -13153,7 +13345,9 @@ class Verification:
             verdict.by_reason[kind] = verdict.by_reason.get(kind, 0) + 1
             if reason == CHANGED_SINCE:
                 changed.append(found.id)
-            elif reason != NOT_UPLOADED and not found.problem and not is_unchecked:
+            elif reason in (NOT_UPLOADED, NOT_IN_STORE):
+                pass
+            elif not found.problem and not is_unchecked:
                 doubtful.append(found.id)
             if len(verdict.differences) < REPORTED_FAILURES:
                 told = {"path": found.path, "key": found.key, "reason": reason}
@@ -13163,6 +13357,7 @@ class Verification:
 
 
 NOT_UPLOADED = "not uploaded"
+NOT_IN_STORE = "removed here after its upload, and not as it was in the store"
 UNCHECKED = "cannot be checked"
 MAX_UNCHECKED = 100  # files in a row that cannot be checked, before a verification stops
 CHANGED_SINCE = "changed since it was uploaded"
@@ -13234,7 +13429,7 @@ def difference(found: Found, row: StoredRow | None, listed: Listed | None) -> st
     if row is None or row.status != FileStatus.SUCCESS:
         return NOT_UPLOADED
     owner = (row.uid, row.gid) if row.changed_at is not None else (found.uid, found.gid)
-    if found[3:8] != (*row[1:4], *owner) or row.stale:
+    if found[3:8] != (*row[1:4], *owner) or row.stale not in (None, MOVED):
         return CHANGED_SINCE
     if listed is None:
         return MISSING
@@ -13446,26 +13641,33 @@ class Events:
         """``path``: appended to; ``-`` is standard output. Raises UsageError."""
         self.name = "standard output" if path == "-" else absolute(path)
         self._progress_at = 0.0
+        self._lines = bytearray()  # not yet written
+        self._fd: int | None = None
         if path == "-":
-            fd = os.dup(sys.stdout.fileno())
-        else:
-            try:
-                fd = open_own(self.name, os.O_APPEND)
-            except LedgerError as error:
-                raise UsageError("open events", self.name, error.cause) from error
-        self._file: IO[str] | None = os.fdopen(fd, "a", encoding="utf-8")
+            self._fd = os.dup(sys.stdout.fileno())
+            return
+        try:
+            self._fd = open_own(self.name, os.O_APPEND)
+        except LedgerError as error:
+            raise UsageError("open events", self.name, error.cause) from error
+        size = os.fstat(self._fd).st_size
+        if size and os.pread(self._fd, 1, size - 1) != b"\n":  # a run was killed amid a line
+            self._lines += b"\n"
 
     def write(self, kind: str, told: Mapping[str, Any], *, at_once: bool = True) -> str:
         """Write one line. Returns why that failed, once; nothing is written from then on."""
-        if self._file is None:
+        if self._fd is None:
+            return ""
+        line = json_text({"event": kind, "time": round(time.time(), 3), **told})
+        self._lines += MASK.hide(line).encode("utf-8", "backslashreplace") + b"\n"
+        if not at_once and len(self._lines) < EVENT_BYTES:
             return ""
         try:
-            line = json_text({"event": kind, "time": round(time.time(), 3), **told})
-            self._file.write(MASK.hide(line) + "\n")
-            if at_once:
-                self._file.flush()
+            while self._lines:
+                del self._lines[: os.write(self._fd, self._lines)]
         except OSError as error:
-            self._file = None
+            os.close(self._fd)
+            self._fd = None
             return f"cannot write events to {self.name}: {os_cause(error)}"
         return ""
 
@@ -13478,7 +13680,7 @@ class Events:
         return self.write("progress", told)
 
 
-EVENT_SECONDS = 1.0
+EVENT_SECONDS, EVENT_BYTES = 1.0, 8 * KIB
 
 
 def can_erase(stream: IO[str]) -> bool:
@@ -14269,15 +14471,17 @@ def parse_time(text: str) -> float:
 
 
 def parse_retention(text: str) -> Retention:
-    """``30d`` from now on, or a date or time in UTC. Raises ArgumentTypeError."""
+    """``30d`` from now on, or a date or time in UTC. Raises ArgumentTypeError.
+
+    Whole days: who writes 30 means no seconds, and such a lock cannot be taken back.
+    """
     for form in ("%Y-%m-%d", "%Y-%m-%dT%H:%M:%SZ"):
         with contextlib.suppress(ValueError):
             return Retention(text, float(calendar.timegm(time.strptime(text, form))))
-    try:
-        return Retention(text, time.time() + parse_time(text))
-    except argparse.ArgumentTypeError:
+    if not re.fullmatch("[0-9]{1,5}d", text):
         told = f"invalid retention {text!r}: use e.g. 30d or 2027-01-31"
-        raise argparse.ArgumentTypeError(told) from None
+        raise argparse.ArgumentTypeError(told)
+    return Retention(text, time.time() + parse_time(text))
 
 
 def in_range(low: int, high: int) -> Callable[[str], int]:
@@ -14316,6 +14520,13 @@ def parse_name(text: str) -> str:
     return text
 
 
+def parse_file(text: str) -> str:
+    """The path of a file. Raises ArgumentTypeError: a variable may be empty in a script."""
+    if not text:
+        raise argparse.ArgumentTypeError("the name of a file is empty")
+    return text
+
+
 def parse_content_type(text: str) -> tuple[Glob, str]:
     """``GLOB=TYPE``. Raises ArgumentTypeError."""
     glob, _, kind = text.rpartition("=")
@@ -14328,7 +14539,9 @@ def parse_tag(text: str) -> tuple[str, str]:
     """``K=V``. Raises ArgumentTypeError."""
     name, equals, value = text.partition("=")
     if not equals or not is_tag(name, value):
-        raise argparse.ArgumentTypeError(f"invalid tag {text!r}: use K=V")
+        shown = text if len(text) < 80 else text[:80] + "..."
+        told = "use K=V; a key has 1 to 128 characters, a value at most 256, all printable"
+        raise argparse.ArgumentTypeError(f"invalid tag {shown!r}: {told}")
     return name, value
 
 
@@ -14495,7 +14708,7 @@ def _add_choice_options(group: argparse._ArgumentGroup) -> None:
         ("--files-from", "upload only the paths listed in FILE, relative to ROOT (-: stdin)"),
         ("--files-from0", "the same, each path ended by a NUL, as find -print0 writes them"),
     ):
-        add(option, metavar="FILE", default="", help=text)
+        add(option, metavar="FILE", action="append", type=parse_file, default=[], help=text)
     add("--min-age", metavar="TIME", type=parse_time, default=0.0, help="only older files, e.g. 1h")
     add("--max-age", metavar="TIME", type=parse_time, default=0.0, help="only newer files, e.g. 7d")
     add("--min-size", metavar="SIZE", type=parse_size, default=0, help="only files from SIZE up")
@@ -14622,7 +14835,8 @@ def _add_output_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--json", action="store_true", help="print the result as one JSON object")
     add("--log-file", metavar="FILE", help="also log messages to FILE (self-rotating)")
-    add("--events", metavar="FILE", default="", help="append JSON lines to FILE (-: stdout)")
+    told = "append JSON lines to FILE (-: stdout)"
+    add("--events", metavar="FILE", type=parse_file, help=told)
     add("--metrics-file", metavar="FILE", help="write Prometheus metrics of the upload")
     add("--quiet", action="store_true", help="print problems only")
     add("--verbose", action="store_true", help="print a line for each file, and more details")
@@ -14659,12 +14873,28 @@ def check_options(options: argparse.Namespace) -> None:
         refuse("--quiet", "cannot be combined with --verbose")
     if options.mode == "concurrent" and options.workers > 1:
         refuse("--workers", "must be 1 with --mode concurrent")
+    if options.sandbox and options.object_lock_mode:
+        refuse("--object-lock-mode", "cannot be combined with --sandbox, which has no Object Lock")
     ScanOptions(**{**chosen(options, ScanOptions), "rules": ()})
     RunOptions(**chosen(options, RunOptions))
     s3_options(options)
     if options.provider:
         check_provider_options(options, refuse)
     check_metrics_file(options)
+
+
+def check_own_files(options: argparse.Namespace) -> None:
+    """What pfu writes goes into different files. Raises UsageError, before any is opened."""
+    ledger = options.db or default_ledger(options.shard)
+    taken = {os.path.realpath(ledger + end): "the ledger" for end in LEDGER_SUFFIXES}
+    for name in ("log_file", "metrics_file", "events"):
+        path = getattr(options, name)
+        if not path or (name, path) == ("events", "-"):
+            continue
+        place = os.path.realpath(path)
+        if place in taken:
+            raise UsageError(f"{option_of(name)} names the same file as {taken[place]}")
+        taken[place] = option_of(name)
 
 
 def check_metrics_file(options: argparse.Namespace) -> None:
@@ -14707,7 +14937,10 @@ def run_options(options: argparse.Namespace) -> RunOptions:
     ]
     events = "" if options.events == "-" else options.events
     own = tuple(filter(None, (options.log_file, options.metrics_file, events)))
+    patterns = (given for given in options.rules if isinstance(given, str))
+    lists = tuple(map(absolute, (*patterns, *options.files_from, *options.files_from0)))
     scan = {**chosen(options, ScanOptions), "rules": tuple(rules), "own_files": own}
+    scan["read_files"] = lists
     return RunOptions(scan=ScanOptions(**scan), **chosen(options, RunOptions))
 
 
@@ -14749,7 +14982,8 @@ def verdict_text(verdict: Verdict, *, quiet: bool, colours: bool = False) -> Ite
     if quiet:
         return
     ends = f"{printable(verdict.root)} and {printable(verdict.destination)}"
-    unchecked = verdict.by_reason.get(UNCHECKED, 0)
+    unchecked, lost = (verdict.by_reason.get(name, 0) for name in (UNCHECKED, NOT_IN_STORE))
+    differing = verdict.differing - unchecked - lost
     yield status_line(verdict.status, ends, verdict.exit_code, colours)
     yield from count_lines(
         [
@@ -14758,9 +14992,8 @@ def verdict_text(verdict: Verdict, *, quiet: bool, colours: bool = False) -> Ite
         ],
         [
             Count(verdict.adopted, "of which new to the ledger"),
-            Count(
-                verdict.differing - unchecked, "differ", "pending: the next run uploads them", "red"
-            ),
+            Count(differing, "differ", "pending: the next run uploads them", "red"),
+            Count(lost, NOT_IN_STORE, "", "red"),
             Count(unchecked, UNCHECKED, "left as is", "red"),
             Count(verdict.skipped, "skipped"),
             Count.things(verdict.objects, "object", "listed"),
@@ -15080,6 +15313,7 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
 
     console.last_words = functools.partial(give_up, options, console)
     try:
+        check_own_files(options)
         if options.log_file:
             console.log = LogFile(options.log_file)
         if options.events:
@@ -15115,7 +15349,15 @@ def give_up(
 
 
 def open_streams() -> None:
-    """Make sure that output never fails: in any encoding, even if a stream is closed."""
+    """Make sure that output never fails: in any encoding, even if a stream is closed.
+
+    The descriptor of a closed one is occupied: no file of pfu gets its number.
+    """
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:

@@ -153,6 +153,39 @@ class TestEvents:
         run = place.run(*options.split())
         assert run.code == 2 and says in run.err
 
+    @pytest.mark.parametrize("how", ["full", "closed"])
+    def test_who_does_not_take_them_costs_one_line(self, place: Place, how: str) -> None:
+        place.files(40)
+        command = place.command("--events", "-", "--mode", "concurrent")
+        script = {"full": '"$@" > /dev/full', "closed": '"$@" | head -c 10; exit ${PIPESTATUS[0]}'}
+        done = subprocess.run(
+            ["bash", "-c", script[how], "bash", *command],
+            cwd=place.path,
+            env=place.environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert (done.returncode, len(place.stored())) == (0, 40), done.stderr
+        assert "Traceback" not in done.stderr and done.stderr.count("\n") <= 2, done.stderr
+
+    @pytest.mark.parametrize(
+        "path", ["pfu.db", "pfu.db-wal", "pfu.db-shm", "pfu.db.lock", "log", "./log"]
+    )
+    def test_a_file_that_is_taken(self, place: Place, path: str) -> None:
+        place.file("a")
+        run = place.run("--events", path, "--log-file", "log")
+        assert run.code == 2 and "--events names the same file as" in run.err, run.err
+        assert place.run().code == 0
+
+    def test_a_line_that_was_cut_is_ended(self, place: Place) -> None:
+        place.file("a")
+        (place.path / "events").write_text('{"event": "fi')
+        (place.path / "events").chmod(0o600)
+        assert place.run("--events", "events").code == 0
+        first, *others = (place.path / "events").read_text().splitlines()
+        assert first == '{"event": "fi' and json.loads(others[0])["event"] == "start"
+
     def test_the_file_itself_is_not_uploaded(self, place: Place) -> None:
         place.file("a")
         run = place.run("--events", str(place.root / "events"))

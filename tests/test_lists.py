@@ -187,6 +187,64 @@ class TestFilesFrom:
             run = tree.run("--files-from", "pipe")
         assert (run.code, set(tree.stored())) == (0, {"a.txt"}), run.err
 
+    @pytest.mark.parametrize("option", ["--files-from", "--files-from0", "--events"])
+    def test_a_name_that_is_empty(self, tree: Place, option: str) -> None:
+        """A variable that a script has not set must not mean the whole tree."""
+        run = tree.run(option, "", "--remove-source-files")
+        assert (run.code, tree.stored()) == (2, {}) and set(tree.local()) == set(TREE)
+        assert f"argument {option}: the name of a file is empty" in run.err
+
+    def test_several_lists(self, tree: Place) -> None:
+        for name in ("a.txt", "b.log"):
+            (tree.path / f"list-{name}").write_text(name)
+        lists = [f"--files-from=list-{name}" for name in ("a.txt", "b.log")]
+        assert (tree.run(*lists).code, set(tree.stored())) == (0, {"a.txt", "b.log"})
+
+    def test_a_name_that_begins_with_a_byte_order_mark(self, tree: Place) -> None:
+        mark = b"\xef\xbb\xbf"
+        tree.file(mark + b"a.txt", b"marked")
+        (tree.path / "list").write_bytes(mark + b"a.txt\0")
+        run = tree.run("--files-from0", "list")
+        assert (run.code, tree.stored()) == (0, {"\ufeffa.txt": b"marked"}), run.err
+
+    @MODES
+    def test_a_standard_input_that_is_closed(self, tree: Place, mode: str) -> None:
+        command = tree.command("--files-from", "-", "--mode", mode)
+        script = 'exec "$@" <&-'
+        done = subprocess.run(
+            ["sh", "-c", script, "sh", *command],
+            cwd=tree.path,
+            env=tree.environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert (done.returncode, tree.stored()) == (2, {}), done.stderr
+        assert "standard input is closed" in done.stderr
+
+    @pytest.mark.parametrize("options", ["--files-from", "--files-from0"])
+    def test_an_endless_list_can_be_stopped(self, tree: Place, options: str) -> None:
+        source = f"yes a | tr '\\n' '{chr(92)}{'n' if options[-1] == 'm' else '0'}'"
+        script = f'{source} | "$@"; exit ${{PIPESTATUS[2]}}'
+        command = tree.command(options, "-", "--max-duration", "1s", "--mode", "concurrent")
+        done = subprocess.run(
+            ["bash", "-c", script, "bash", *command],
+            cwd=tree.path,
+            env=tree.environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 4 and "time limit of 1 s reached" in done.stderr, done.stderr
+
+    def test_a_list_that_comes_late_is_no_hang(self, tree: Place) -> None:
+        tree.changes = "WATCH_SECONDS = GIVE_UP_SECONDS = 0.5; Watchdog.TICK = 0.1"
+        os.mkfifo(tree.path / "pipe")
+        writer = "import time; f = open('pipe', 'w'); time.sleep(3); f.write('a.txt\\n')"
+        with subprocess.Popen([sys.executable, "-c", writer], cwd=tree.path):
+            run = tree.run("--files-from", "pipe")
+        assert (run.code, set(tree.stored())) == (0, {"a.txt"}), run.err
+
     def test_many_names_are_sorted_and_told_once(self, place: Place) -> None:
         place.files(3000, size=10)
         names = [str(path.relative_to(place.root)) for path in place.root.rglob("f*")]
@@ -265,5 +323,5 @@ def test_lines_may_be_cut_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     path.write_bytes(b"\xef\xbb\xbfone\ntwo/three\n\nfour")
     for size in range(3, 9):
         monkeypatch.setattr(pfu, "LIST_PIECE", size)
-        options = pfu.ScanOptions(files_from=str(path))
-        assert [*pfu.listed_paths(options, lambda: None)] == [b"one", b"two/three", b"four"]
+        told = pfu.listed_paths(str(path), b"\n", lambda: None)
+        assert [*told] == [b"one", b"two/three", b"four"]

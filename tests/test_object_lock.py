@@ -10,6 +10,7 @@ import pytest
 import pfu
 from testing.faults import Action, Fault
 from testing.place import IS_SAFE_LANE, MIB, PART, Place
+from testing.store import StoredBucket, StoredObject
 
 BUCKET = "bkt"
 BOTH_MODES = pytest.mark.parametrize("mode", ["concurrent", "parallel"])
@@ -139,6 +140,24 @@ class TestRefuses:
         assert run.code in (1, 2) and "has not locked it" in run.err
         assert not locked.rows("SELECT * FROM FileStat WHERE status=2")
 
+    @pytest.mark.parametrize("header", ["legal-hold", "retain-until-date", "mode"])
+    def test_a_store_that_ignores_a_part_of_it(
+        self, locked: Place, monkeypatch: pytest.MonkeyPatch, header: str
+    ) -> None:
+        put, name = StoredBucket.put, f"x-amz-object-lock-{header}"
+
+        def put_other(bucket: StoredBucket, key: str, stored: StoredObject) -> None:
+            if "until" in name:
+                stored.headers[name] = "2027-01-01T00:00:00Z"
+            else:
+                stored.headers.pop(name, None)
+            put(bucket, key, stored)
+
+        monkeypatch.setattr(StoredBucket, "put", put_other)
+        wish = "--object-lock-mode", "COMPLIANCE", "--retain", "2999-01-31", "--legal-hold"
+        run = locked.run(*wish, "--mode", "concurrent")
+        assert run.code in (1, 2) and "has not locked it so" in run.err, run.err
+
     @pytest.mark.parametrize("operation", ["GetObjectLockConfiguration", "GetObjectRetention"])
     def test_what_must_not_be_asked_is_a_note(self, locked: Place, operation: str) -> None:
         locked.server.faults.append(Fault(Action("error", 403, "AccessDenied"), operation))
@@ -155,6 +174,9 @@ class TestRefuses:
             ("--object-lock-mode COMPLIANCE --retain 2020-01-01", "--retain is in the past"),
             ("--object-lock-mode COMPLIANCE --retain 0d", "--retain is in the past"),
             ("--object-lock-mode COMPLIANCE --retain soon", "invalid retention 'soon'"),
+            ("--object-lock-mode COMPLIANCE --retain 30", "invalid retention '30'"),
+            ("--object-lock-mode COMPLIANCE --retain 3s", "invalid retention '3s'"),
+            ("--object-lock-mode COMPLIANCE --retain 999999999999999d", "invalid retention"),
             ("--object-lock-mode COMPLIANCE --retain 2027-02-30", "invalid retention"),
         ],
     )
