@@ -14443,9 +14443,13 @@ DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 
 
 def parse_bandwidth(text: str) -> int | Timetable:
-    """``20M``, ``off``, or a timetable: ``08:00,1M Mon-18:30,off``. Raises ArgumentTypeError."""
+    """``20M``, ``off``, or a timetable: ``08:00,1M Sat-08:00,off``. Raises ArgumentTypeError.
+
+    Of two entries for one time that with a day counts.
+    """
     if "," not in text:
         return 0 if text == "off" else parse_size(text)
+    daily: dict[int, int] = {}
     turns: dict[int, int] = {}
     for word in text.split():
         match = re.fullmatch(r"(?:([A-Za-z]{3})-)?([01]?[0-9]|2[0-3]):([0-5][0-9]),(.+)", word)
@@ -14454,12 +14458,13 @@ def parse_bandwidth(text: str) -> int | Timetable:
             cause = "is not [DAY-]HH:MM,RATE, e.g. 08:00,1M or Sat-08:00,off"
             raise argparse.ArgumentTypeError(f"{word!r} {cause}")
         rate = 0 if match[4] == "off" else parse_size(match[4])
+        alike = turns if day else daily
         for number in [DAYS.index(day)] if day else range(len(DAYS)):
             begins = (number * 24 + int(match[2])) * 60 + int(match[3])
-            if begins in turns:
+            if begins in alike:
                 raise argparse.ArgumentTypeError(f"{word!r} is at the time of another")
-            turns[begins] = rate
-    return Timetable(tuple(sorted(turns.items())))
+            alike[begins] = rate
+    return Timetable(tuple(sorted({**daily, **turns}.items())))
 
 
 def parse_time(text: str) -> float:
@@ -14804,7 +14809,7 @@ def _add_limit_options(group: argparse._ArgumentGroup) -> None:
         metavar="RATE",
         type=parse_bandwidth,
         default=0,
-        help="bytes per second, e.g. 20M, or by time: '08:00,1M Sat-00:00,off' (default: none)",
+        help="bytes per second, e.g. 20M, or by time: '08:00,1M 18:00,off' (default: none)",
     )
     add("--max-duration", metavar="TIME", type=parse_time, default=0.0, help="stop after TIME")
     add(
@@ -14885,12 +14890,11 @@ def check_options(options: argparse.Namespace) -> None:
 
 def check_own_files(options: argparse.Namespace) -> None:
     """What pfu writes goes into different files. Raises UsageError, before any is opened."""
-    ledger = options.db or default_ledger(options.shard)
-    taken = {os.path.realpath(ledger + end): "the ledger" for end in LEDGER_SUFFIXES}
-    for name in ("log_file", "metrics_file", "events"):
-        path = getattr(options, name)
-        if not path or (name, path) == ("events", "-"):
-            continue
+    named = {name: getattr(options, name) for name in ("log_file", "metrics_file", "events")}
+    files = {name: path for name, path in named.items() if path and path != "-"}
+    ends = LEDGER_SUFFIXES if files else ()
+    taken = {os.path.realpath(absolute(options.db) + end): "the ledger" for end in ends}
+    for name, path in files.items():
         place = os.path.realpath(path)
         if place in taken:
             raise UsageError(f"{option_of(name)} names the same file as {taken[place]}")

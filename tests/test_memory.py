@@ -599,6 +599,9 @@ class TestPace:
             ("Mon-08:00,1M", "Mon 07:59", MIB),  # since last week
             ("Mon-08:00,1M Fri-18:30,2M", "Mon 07:59", 2 * MIB),
             ("Mon-08:00,1M fri-18:30,2M", "Fri 18:29", MIB),
+            ("08:00,1M 18:00,off Sat-08:00,off Sun-08:00,off", "Sat 09:00", 0),
+            ("Sat-08:00,off 08:00,1M 18:00,off", "Fri 09:00", MIB),
+            ("Sat-08:00,off 08:00,1M 18:00,off", "Sat 09:00", 0),
             ("12:00,1M Sat-00:00,off Sun-23:59,3K", "Sat 11:59", 0),
             ("12:00,1M Sat-00:00,off Sun-23:59,3K", "Sat 12:00", MIB),
             ("12:00,1M Sat-00:00,off Sun-23:59,3K", "Mon 00:00", 3 * KIB),
