@@ -2728,7 +2728,8 @@ class Scan:
             if stat.S_ISDIR(mode) and not self.options.directory_markers:
                 return self._skipping(DIRECTORY)
         except OSError as error:
-            hint = " (the list has Windows line ends)" if path.endswith(b"\r") else ""
+            ends = {b"\r": "Windows line ends", b"\n": "line ends: use --files-from"}
+            hint = next((f" (the list has {ends[end]})" for end in ends if end in path), "")
             return self._named(path, os_cause(error) + hint)
         return self._visit(entry, directory)
 

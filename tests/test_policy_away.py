@@ -111,15 +111,15 @@ class TestRuns:
     @BOTH_MODES
     @pytest.mark.parametrize("seconds", [1, 7])
     def test_an_outage_loses_nothing(self, place: Place, mode: str, seconds: int) -> None:
-        place.files(600)
+        place.files(300)
         place.server.faults.append(Fault(Action("slow", seconds=0.05), "PutObject"))
         thread = away(place.server, seconds, 100)
         run = place.run("--mode", mode, "--concurrency", 16, "--json")
         thread.join()
-        assert (run.code, run.json["uploaded"], run.json["failed"]) == (0, 600, 0), run.err
+        assert (run.code, run.json["uploaded"], run.json["failed"]) == (0, 300, 0), run.err
         assert place.stored() == place.local()
         assert ("the store is back after" in run.err) == (seconds > 5), run.err
-        assert place.check_ledger_is_honest() == 600
+        assert place.check_ledger_is_honest() == 300
 
     @pytest.mark.parametrize("way", TWO, ids="-".join)
     def test_a_slow_line_is_no_store_that_is_away(

@@ -417,7 +417,7 @@ class TestStops:
     @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
     @pytest.mark.parametrize("share", [0.1, 0.6])
     def test_stopped_amid_it(self, place: Place, mode: str, number: int, share: float) -> None:
-        place.files(600, size=20)
+        place.files(200, size=20)
         place.file("large", os.urandom(6 * MIB))
         before = place.local()
         started = place.start(*PART, REMOVE, "--mode", mode)
@@ -442,10 +442,10 @@ class TestStops:
         assert place.run(REMOVE).code == 0 and left(place) == set(), run.err
 
     def test_a_worker_that_dies(self, place: Place) -> None:
-        place.files(1200, size=20)
+        place.files(400, size=20)
         before = place.local()
         started = place.start(REMOVE, "--mode", "parallel", "--workers", "2")
-        while len(left(place)) > 900:
+        while len(left(place)) > 300:
             time.sleep(0.002)
         os.kill(children_of(started.pid)[-1], signal.SIGKILL)
         started.communicate(timeout=60)
