@@ -11500,6 +11500,78 @@ STALE_STATUSES = frozenset(
 )  # not 403 or 507: a new upload would get them too
 
 
+class Removals:
+    """Files that are to be removed here, each once the store shows it and it is still the same."""
+
+    def __init__(self, ledger: Ledger, options: RunOptions) -> None:
+        self.removed = 0  # files
+        self.kept: Counter[str] = Counter()  # files, by the reason why they are still here
+        self._ledger = ledger
+        self._wanted = options.remove_source_files
+        self._lists = frozenset(options.scan.read_files)
+        self._waiting: deque[RemoveTask] = deque()
+        self._begun: dict[str, RemoveTask] = {}
+        self._gone: list[str] = []  # ids of files, not yet in the ledger
+        self._lost: list[tuple[RemoveTask, str]] = []
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, file: FileModel, kind: OutcomeKind) -> FileEnd | None:
+        """A file whose transfer came to ``kind``. Returns what is told of it at once."""
+        if not self._wanted or not stat.S_ISREG(int(file.permissions, 8)):
+            return None
+        facts = (getattr(file, name) for name in ("uid", "gid", "inode", "changed_at"))
+        ends = file.id, file.file_path, file.object_key
+        found = Found(*ends, file.file_size, file.last_modified, file.permissions, *facts)
+        what = f"{file.id}/remove", file.object_key, found, file.etag or "", file.sha256 or ""
+        task = RemoveTask(*what, kind)
+        if not file.racy and file.file_path not in self._lists:
+            self._waiting.append(task)
+            return None
+        return self._conclude(task, TOO_YOUNG if file.racy else "this run reads it")
+
+    def take(self) -> list[AnyTask]:
+        """A page of tasks."""
+        page = [self._waiting.popleft() for _ in range(min(len(self), PAGE_ROWS))]
+        self._begun.update((task.id, task) for task in page)
+        return [*page]
+
+    def end(self, outcome: AnyOutcome) -> FileEnd | None:
+        """What is told of a file."""
+        task = self._begun.pop(outcome.id)
+        if isinstance(outcome, Outcome) and outcome.kind in GIVEN_BACK:
+            return None
+        is_removed = isinstance(outcome, Removed)
+        return self._conclude(task, getattr(outcome, "reason" if is_removed else "error", ""))
+
+    def _conclude(self, task: RemoveTask, reason: str) -> FileEnd:
+        """``reason``: why the file is still here; empty if it is not."""
+        told = "not removed"
+        if not reason:
+            told = "removed"
+            self.removed += 1
+            self._gone.append(task.found.id)
+        elif reason in (LOST, REPLACED):
+            told = "failed"
+            self._lost.append((task, reason))
+        else:
+            self.kept[reason] += 1
+        found = task.found
+        ends = found.path, found.key, told, found.file_size, 0.0, task.etag, task.sha256
+        return FileEnd(*ends, reason)
+
+    def record(self) -> list[tuple[RemoveTask, str]]:
+        """Write to the ledger what has ended. Returns what the store turned out not to have."""
+        gone, self._gone = self._gone, []
+        lost, self._lost = self._lost, []
+        if gone:
+            self._ledger.record_moved(gone)
+        if lost:
+            self._ledger.record_lost((task.found.id, reason) for task, reason in lost)
+        return lost
+
+
 class WorkList:
     """Decides what to do next, and what follows from each outcome.
 
@@ -11546,14 +11618,7 @@ class WorkList:
         self._page_share = 2 * options.processes()
         takes_parts = isinstance(uploader, MultipartUploader)
         self._threshold = options.engine().threshold if takes_parts else sys.maxsize
-        self.removed = 0  # files
-        self.kept: Counter[str] = Counter()  # files that were to be removed, by reason
-        self._removes = options.remove_source_files
-        self._lists = frozenset(options.scan.read_files)
-        self._removals: deque[RemoveTask] = deque()
-        self._removing: dict[str, RemoveTask] = {}
-        self._moved: list[str] = []  # ids of files that were removed here
-        self._lost: list[tuple[str, str, RemoveTask]] = []
+        self.removals = Removals(ledger, options)
         self._position = (-1, "")
         self._taken: dict[str, FileModel] = {}
         self._large: dict[str, LargeFile] = {}
@@ -11568,8 +11633,8 @@ class WorkList:
 
         Work for boto3 goes to the first runner only: its client takes 30 MB.
         """
-        if len(self._removals) >= PAGE_ROWS:
-            return self._take_removals()
+        if len(self.removals) >= PAGE_ROWS:
+            return self.removals.take()
         page = self._take_ready() if is_first else []
         page += self._take_parts()
         if not page:
@@ -11579,12 +11644,7 @@ class WorkList:
         if not page and is_first:
             is_end = len(self._taken) == len(self.proof.held) + len(self._spelling.held)
             page = self._prove(is_end=is_end) or self._take_later()
-        return page or self._take_removals()
-
-    def _take_removals(self) -> list[AnyTask]:
-        page = [self._removals.popleft() for _ in range(min(len(self._removals), PAGE_ROWS))]
-        self._removing.update((task.id, task) for task in page)
-        return [*page]
+        return page or self.removals.take()
 
     def _prove(self, *, is_end: bool = False) -> list[AnyTask]:
         """The task that proves the store, once there is an object for it."""
@@ -11629,6 +11689,10 @@ class WorkList:
             self._record(ended)
             self._ledger.lose_objects(self._job, self._spelling.lost)
         return ended
+
+    def _tell(self, end: FileEnd | None) -> None:
+        if self.tells and end is not None:
+            self._told.append(end)
 
     def take_told(self) -> list[FileEnd]:
         """Files that have ended since the last call."""
@@ -11732,7 +11796,7 @@ class WorkList:
         """Process an outcome. Returns that of a finished file."""
         file_id, _, step = outcome.id.partition("/")
         if step == "remove":
-            self._end_removal(self._removing.pop(outcome.id), outcome)
+            self._tell(self.removals.end(outcome))
             return None
         if step == "abort":
             if isinstance(outcome, Aborted):
@@ -11749,50 +11813,6 @@ class WorkList:
             self._ready.append(self._open(self._taken[file_id]))
             return None
         return self._follow_large(self._large[file_id], outcome)
-
-    def _want_removed(self, file: FileModel, kind: OutcomeKind) -> None:
-        """The store is asked about each file, and the file is looked at again."""
-        if not self._removes or not stat.S_ISREG(int(file.permissions, 8)):
-            return
-        facts = (getattr(file, name) for name in ("uid", "gid", "inode", "changed_at"))
-        ends = file.id, file.file_path, file.object_key
-        found = Found(*ends, file.file_size, file.last_modified, file.permissions, *facts)
-        what = f"{file.id}/remove", file.object_key, found, file.etag or "", file.sha256 or ""
-        task = RemoveTask(*what, kind)
-        if file.racy:
-            self._end_removal(task, Removed(task.id, TOO_YOUNG))
-        elif file.file_path in self._lists:
-            self._end_removal(task, Removed(task.id, "this run reads it"))
-        else:
-            self._removals.append(task)
-
-    def _end_removal(self, task: RemoveTask, end: AnyOutcome) -> None:
-        if isinstance(end, Outcome) and end.kind in GIVEN_BACK:
-            return
-        reason = end.reason if isinstance(end, Removed) else getattr(end, "error", "")
-        file_id, found, told = task.id.partition("/")[0], task.found, "not removed"
-        if not reason:
-            told = "removed"
-            self.removed += 1
-            self._moved.append(file_id)
-        elif reason in (LOST, REPLACED):
-            told = "failed"
-            self._lost.append((file_id, reason, task))
-        else:
-            self.kept[reason] += 1
-        if self.tells:
-            ends = found.path, found.key, told, found.file_size, 0.0, task.etag, task.sha256
-            self._told.append(FileEnd(*ends, reason))
-
-    def take_lost(self) -> list[tuple[RemoveTask, str]]:
-        """Files that the store was found not to have, after all; the ledger takes note of all."""
-        lost, self._lost = self._lost, []
-        moved, self._moved = self._moved, []
-        if moved:
-            self._ledger.record_moved(moved)
-        if lost:
-            self._ledger.record_lost((file_id, reason) for file_id, reason, _ in lost)
-        return [(task, reason) for _, reason, task in lost]
 
     def _put_off(self, outcome: Outcome) -> Outcome | None:
         """A first temporary failure does not finish a file."""
@@ -11835,10 +11855,10 @@ class WorkList:
                 self._weigh(file, outcome)
                 file.apply(outcome)
                 files.append(file)
-                if outcome.kind in STORED:
-                    self._want_removed(file, outcome.kind)
             if self.tells and outcome.kind not in GIVEN_BACK:
-                self._told.append(FileEnd.of(file, outcome))
+                self._tell(FileEnd.of(file, outcome))
+            if outcome.kind in STORED:
+                self._tell(self.removals.add(file, outcome.kind))
         self._ledger.record(files, gone)
 
     def _weigh(self, file: FileModel, outcome: Outcome) -> None:
@@ -12604,7 +12624,7 @@ class BatchJobModel(BatchJobRow):
                 for end in outcomes:  # also of a part, whose file is not finished
                     if isinstance(end, Outcome) and end.kind is OutcomeKind.FATAL:
                         self.stop(end.error, ExitCode.CANNOT_START)
-                for task, reason in work.take_lost():
+                for task, reason in work.removals.record():
                     self._count_lost(task, reason)
                 self._write_counts()
             for told in work.take_told():
@@ -12618,8 +12638,8 @@ class BatchJobModel(BatchJobRow):
             engine.notes.clear()
         self.summary.fast_lane += work.fast_files
         self.summary.renewed += work.renewed
-        self.summary.removed += work.removed
-        for reason, count in work.kept.most_common(TOLD_CAUSES):
+        self.summary.removed += work.removals.removed
+        for reason, count in work.removals.kept.most_common(TOLD_CAUSES):
             tell = self.note if reason in AS_IT_SHOULD_BE else self._warn
             tell(f"{count_of(count, 'file')} not removed: {printable(reason)}")
         self._tell_comparison(work)
@@ -14719,6 +14739,12 @@ def _add_choice_options(group: argparse._ArgumentGroup) -> None:
     add("--max-age", metavar="TIME", type=parse_time, default=0.0, help="only newer files, e.g. 7d")
     add("--min-size", metavar="SIZE", type=parse_size, default=0, help="only files from SIZE up")
     add("--max-size", metavar="SIZE", type=parse_size, default=-1, help="only files up to SIZE")
+    _add_link_options(group)
+    _add_change_options(group)
+
+
+def _add_link_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
     add("--follow-symlinks", action="store_true", help="follow symbolic links (default: skip)")
     add("--links", action="store_true", help="store symbolic links, like rclone --links")
     add("--directory-markers", action="store_true", help="store directories, like rclone")
@@ -14729,6 +14755,10 @@ def _add_choice_options(group: argparse._ArgumentGroup) -> None:
         type=parse_shard,
         help="upload share K of N; auto or auto/N takes the numbers from the array job",
     )
+
+
+def _add_change_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
     add("--root-as", metavar="PATH", default="", help="PATH of ROOT in the ledger, for snapshots")
     add("--ignore-ctime", action="store_true", help="do not check ctime for changes")
     add("--ignore-inode", action="store_true", help="do not check inode numbers for changes")

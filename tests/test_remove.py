@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import random
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -167,7 +168,11 @@ class TestKeeps:
         os.utime(path)
         run = place.run(REMOVE, "--json")
         assert left(place) == {"f"}
+        os.utime(path)
         assert "modified less than 2 s before it was read" in run.json["notes"][0]
+        assert place.run(REMOVE, "--events", "events").code == 0
+        told = re.findall(r'"outcome": "([a-z ]*)"', (place.path / "events").read_text())
+        assert len(told) == 2 and told[1] == ("not removed" if left(place) else "removed")
         time.sleep(2.1)
         assert place.run(REMOVE).code == 0 and left(place) == set()
 
