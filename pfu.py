@@ -91,6 +91,7 @@ import time
 import unicodedata
 import urllib.parse
 import uuid
+import warnings
 from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import (
@@ -10304,6 +10305,17 @@ def _keeping_to_sys_path() -> Iterator[None]:
         util.spawnv_passfds = launch
 
 
+@contextlib.contextmanager
+def _forking() -> Iterator[None]:
+    """Python 3.12 and later warn at a fork of any other thread; start_method() says which are safe.
+
+    Those of the pools of other workers are, too: they hold nothing that the child uses.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
+        yield
+
+
 class WorkerRunner(Runner):
     """A PageRunner in a process of its own."""
 
@@ -10319,7 +10331,7 @@ class WorkerRunner(Runner):
         self._began = time.monotonic()
         others = set(multiprocessing.active_children())
         try:
-            with _keeping_to_sys_path(), contextlib.ExitStack() as failing:
+            with _keeping_to_sys_path(), _forking(), contextlib.ExitStack() as failing:
                 self._pool = process_pool.ProcessPoolExecutor(
                     1,
                     mp_context=multiprocessing.get_context(self._method),
@@ -10514,7 +10526,8 @@ class Preparation:
                 target=_prepare_in_thread, args=(uploader, patience, answering), daemon=True
             )
         try:
-            self._beside.start()
+            with _forking():
+                self._beside.start()
         except (OSError, RuntimeError) as error:
             raise FatalError("start process", "", str(error)) from error
         self._answering = answering  # kept open here, so that reading never hits end of file
