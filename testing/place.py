@@ -99,6 +99,11 @@ class Started:
         self._connection = connection
         self._outputs = outputs
 
+    def __del__(self) -> None:
+        self._connection.close()
+        for file in self._outputs:
+            file.close()
+
     def wait(self, timeout: float | None = None) -> int:
         if self.returncode is None:
             if not select.select([self._connection], [], [], timeout)[0]:
