@@ -10026,6 +10026,9 @@ class RemoveTransfer(Transfer):
         assert isinstance(uploader, InspectableUploader)
         try:
             stored = uploader.inspect(task.key)
+            if stored is None and task.kind in SENT_WHOLE:  # listings and HEAD may lag
+                time.sleep(LAG_SECONDS)
+                stored = uploader.inspect(task.key)
         except DeniedError as error:
             return f"the store does not say what it has: {error.cause}"
         reason: str = task.reason_to_keep(stored)
@@ -10067,6 +10070,7 @@ class RemoveTransfer(Transfer):
         return ""
 
 
+LAG_SECONDS = 2  # until a store shows an object that it has just taken
 TOO_YOUNG = "it was modified less than 2 s before it was read"
 HAS_CHANGED = "it has changed since it was read"
 HAS_LINKS = "it has more than one hard link"

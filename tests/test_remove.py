@@ -220,6 +220,21 @@ class TestKeeps:
         assert (again.code, again.json["uploaded"], left(place)) == (0, 10, set()), again.err
         assert place.server.acknowledged("PutObject") == sent + 10
 
+    def test_a_store_that_shows_an_object_late(self, place: Place) -> None:
+        place.file("f")
+
+        class Late(Fault):
+            heads = 0
+
+            def matches(self, request: Any, generator: random.Random) -> bool:
+                self.heads += request.operation == "HeadObject" and request.key == "p/f"
+                return self.heads == 2 and super().matches(request, generator)
+
+        late = Late(Action("error", 404), "HeadObject", key="p/f")
+        place.server.faults.append(late)
+        run = place.run(REMOVE, "--json")
+        assert (run.code, left(place), late.heads) == (0, set(), 3), run.err
+
     def test_somebody_else_has_stored_another_object_since(self, place: Place) -> None:
         place.file("f", b"mine")
         assert place.run().code == 0
