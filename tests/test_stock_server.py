@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import pty
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +104,33 @@ class TestNoSharedMemory:
         )
         cause = {"read-only": "Read-only file system", "missing": "No such file or directory"}[how]
         self.check(Run(done.returncode, done.stdout, done.stderr), place, mode, cause)
+
+
+@BOTH_MODES
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_module_that_is_compiled_once(place: Place, method: str, mode: str) -> None:
+    """As docs/operations.md has it: python3 -m pfu, in its directory."""
+    place.files(5)
+    place.file("large", os.urandom(6 * MIB))
+    folder = place.path / "opt"
+    folder.mkdir()
+    shutil.copy(HERE / "pfu.py", folder)
+    _, _, *arguments = place.command("--mode", mode, *PART, "--db", place.path / "pfu.db")
+    environment = {**place.environment, "PFU_START_METHOD": method}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    for uploaded in (6, 0):
+        done = subprocess.run(
+            [sys.executable, "-m", "pfu", *arguments, "--json"],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert json.loads(done.stdout)["uploaded"] == uploaded
+    assert place.stored() == place.local()
+    assert [*folder.glob("__pycache__/pfu.*.pyc")]
 
 
 @BOTH_MODES
