@@ -1647,9 +1647,11 @@ class Ledger:
         if self._not_folded >= FOLD_ROWS:
             self.fold()
 
-    def record_moved(self, ids: Iterable[str]) -> None:
-        """These files were removed here, as the store has them."""
-        moved = [(MOVED, file_id) for file_id in ids]
+    def mark_moved(self, moved: Collection[tuple[int | None, str]]) -> None:
+        """What becomes of files here, which the store has: ``stale`` of each id.
+
+        MOVED is written before a file is removed: if the run is killed, it may be there yet.
+        """
         with self._transaction() as db:
             db.executemany(FileModel.update_sql(("stale",)), moved)
             db.executemany(f"UPDATE {OutcomeRow.table} SET stale=? WHERE file_id=?", moved)
@@ -2394,6 +2396,8 @@ SCAN_RULES: tuple[OptionRule, ...] = (
     ("max_age", lambda o: not o.max_age or o.max_age >= o.min_age, "is less than --min-age"),
     ("min_size", lambda o: o.min_size >= 0, "must not be negative"),
     ("max_size", lambda o: o.max_size == -1 or o.max_size >= o.min_size, "is less than --min-size"),
+    ("files_from", lambda o: not isinstance(o.files_from, str), "must be a sequence of paths"),
+    ("files_from0", lambda o: not isinstance(o.files_from0, str), "must be a sequence of paths"),
     (
         "files_from0",
         lambda o: not (o.files_from and o.files_from0),
@@ -2714,7 +2718,7 @@ class Scan:
     def _look_up(self, path: bytes) -> Found | None:
         """One path of the list, without ``.`` and doubled slashes."""
         if path.startswith(b"/"):
-            return self._named(path[1:], "in the list it is absolute, not relative to ROOT")
+            return self._named(path, "it is absolute: paths in the list are relative to ROOT")
         parts = path.split(b"/")
         if b".." in parts:
             return self._named(path, "paths with .. are refused: they may lead out of ROOT")
@@ -2754,12 +2758,14 @@ class Scan:
                 return found.problem if found else ""
         return ""
 
-    def _named(self, path: bytes, problem: str) -> Found:
-        """A path of the list that cannot be looked up."""
+    def _named(self, path: bytes, problem: str) -> Found | None:
+        """A path of the list that cannot be looked up; None if it belongs to another share."""
         folder, slash, name = path.rpartition(b"/")
         file_id = Ids(self._identity, folder + slash).of(os.fsdecode(name))
         text = os.fsdecode(path)
         key = self.prefix + "/".join(map(encode_name, text.split("/")))
+        if self._is_elsewhere(path, key):
+            return None
         return Found(file_id, os.path.join(self.root, "") + text, key, problem=problem)
 
     def _visit(self, entry: os.DirEntry[str], directory: OpenDirectory) -> Found | None:
@@ -6222,9 +6228,10 @@ class Retention(NamedTuple):
     text: str  # as the user wrote it
     until: float  # seconds since the epoch
 
-    def least(self, now: float) -> float:
-        """The earliest end that an object may show: uploads of earlier nights began with theirs."""
-        return now + (self.until - now) / 2 if self.text.endswith("d") else self.until - 1
+    @property
+    def least(self) -> float:
+        """The earliest end that an object may show: an upload may have begun nights before."""
+        return 0.0 if self.text.endswith("d") else self.until - 1
 
 
 @dataclass(frozen=True)
@@ -6688,10 +6695,8 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             if options.retain:
                 told = client.get_object_retention(**ask).get("Retention", {})
                 until = told.get("RetainUntilDate")
-                least = options.retain.least(time.time())
-                if told.get("Mode") != options.object_lock_mode or not until:
-                    return False
-                if until.timestamp() < least:
+                is_long = until is not None and until.timestamp() >= options.retain.least
+                if told.get("Mode") != options.object_lock_mode or not is_long:
                     return False
             held = options.legal_hold and client.get_object_legal_hold(**ask)
             return not held or held.get("LegalHold", {}).get("Status") == "ON"
@@ -8663,6 +8668,7 @@ class RemoveTask(NamedTuple):
     etag: str
     sha256: str
     kind: OutcomeKind  # what its transfer came to
+    stale: int | None  # FileModel.stale, if it is not removed
     size: int = 0
 
     def reason_to_keep(self, stored: Inspected | None) -> str:
@@ -11525,10 +11531,10 @@ class Removals:
         self.kept: Counter[str] = Counter()  # files, by the reason why they are still here
         self._ledger = ledger
         self._wanted = options.remove_source_files
-        self._lists = frozenset(options.scan.read_files)
+        self._read = {inode_of(path): path for path in options.scan.read_files}
         self._waiting: deque[RemoveTask] = deque()
         self._begun: dict[str, RemoveTask] = {}
-        self._gone: list[str] = []  # ids of files, not yet in the ledger
+        self._still_here: list[tuple[int | None, str]] = []  # not yet in the ledger
         self._lost: list[tuple[RemoveTask, str]] = []
 
     def __len__(self) -> int:
@@ -11542,25 +11548,33 @@ class Removals:
         ends = file.id, file.file_path, file.object_key
         found = Found(*ends, file.file_size, file.last_modified, file.permissions, *facts)
         what = f"{file.id}/remove", file.object_key, found, file.etag or "", file.sha256 or ""
-        task = RemoveTask(*what, kind)
-        if not file.racy and file.file_path not in self._lists:
+        task = RemoveTask(*what, kind, file.stale)
+        if not file.racy and not self._is_read(file):
             self._waiting.append(task)
             return None
         return self._conclude(task, TOO_YOUNG if file.racy else "this run reads it")
+
+    def _is_read(self, file: FileModel) -> bool:
+        """Whether it is a list or pattern file of this run, by whatever path."""
+        return file.inode in self._read and is_same_file(file.file_path, self._read[file.inode])
 
     def take(self) -> list[AnyTask]:
         """A page of tasks."""
         page = [self._waiting.popleft() for _ in range(min(len(self), PAGE_ROWS))]
         self._begun.update((task.id, task) for task in page)
+        if page:
+            self._ledger.mark_moved([(MOVED, task.found.id) for task in page])
         return [*page]
 
     def end(self, outcome: AnyOutcome) -> FileEnd | None:
         """What is told of a file."""
         task = self._begun.pop(outcome.id)
-        if isinstance(outcome, Outcome) and outcome.kind in GIVEN_BACK:
-            return None
-        is_removed = isinstance(outcome, Removed)
-        return self._conclude(task, getattr(outcome, "reason" if is_removed else "error", ""))
+        if isinstance(outcome, Removed):
+            return self._conclude(task, outcome.reason)
+        if isinstance(outcome, Outcome) and outcome.kind not in GIVEN_BACK:
+            return self._conclude(task, outcome.cause or outcome.error)
+        self._still_here.append((task.stale, task.found.id))
+        return None
 
     def _conclude(self, task: RemoveTask, reason: str) -> FileEnd:
         """``reason``: why the file is still here; empty if it is not."""
@@ -11568,22 +11582,23 @@ class Removals:
         if not reason:
             told = "removed"
             self.removed += 1
-            self._gone.append(task.found.id)
         elif reason in (LOST, REPLACED):
             told = "failed"
             self._lost.append((task, reason))
         else:
             self.kept[reason] += 1
+        if reason:
+            self._still_here.append((task.stale, task.found.id))
         found = task.found
         ends = found.path, found.key, told, found.file_size, 0.0, task.etag, task.sha256
         return FileEnd(*ends, reason)
 
     def record(self) -> list[tuple[RemoveTask, str]]:
         """Write to the ledger what has ended. Returns what the store turned out not to have."""
-        gone, self._gone = self._gone, []
+        here, self._still_here = self._still_here, []
         lost, self._lost = self._lost, []
-        if gone:
-            self._ledger.record_moved(gone)
+        if here:
+            self._ledger.mark_moved(here)
         if lost:
             self._ledger.record_lost((task.found.id, reason) for task, reason in lost)
         return lost
@@ -12296,7 +12311,7 @@ class BatchJobModel(BatchJobRow):
     def _take_over(self, known_root: str) -> None:
         """The files there are those of another ROOT: is it the same one?"""
         old, new = base_of(known_root), base_of(self._source)
-        self._is_taken_over = not os.path.exists(old) or is_same_directory(old, new)
+        self._is_taken_over = not os.path.exists(old) or is_same_file(old, new)
         if not self._is_taken_over:
             hint = (
                 f"choose another --db, or pass --root-as {shlex.quote(known_root)} if both are one"
@@ -12703,7 +12718,10 @@ class BatchJobModel(BatchJobRow):
 
     def _count_lost(self, task: RemoveTask, reason: str) -> None:
         """It was counted as stored, and the store does not show it."""
+        is_sent = task.kind is OutcomeKind.UPLOADED
         self.summary.uploaded -= task.kind in SENT_WHOLE
+        self.summary.renewed -= task.kind is OutcomeKind.RENEWED
+        self.summary.bytes_uploaded -= task.found.file_size if is_sent else 0
         self.summary.unchanged -= task.kind is OutcomeKind.UNCHANGED
         self._failed += 1
         self._groups.add(task.found.path, reason)
@@ -12855,7 +12873,7 @@ def compare(
     if found.problem:
         is_gone = found.problem == NOT_THERE and known is not None
         if is_gone and known and known.status == FileStatus.SUCCESS and known.stale != SPARED:
-            is_moved = known.stale == MOVED or options.remove_source_files
+            is_moved = known.stale == MOVED
             return Change(found, MOVED_AWAY if is_moved else "not there", keeps_hash=True)
         return Change(found, "cannot be uploaded")
     if known is None:
@@ -12928,8 +12946,16 @@ def base_of(root: str) -> str:
     return os.path.dirname(root) if os.path.isfile(root) else root
 
 
-def is_same_directory(one: str, other: str) -> bool:
-    """Whether two paths lead to the same directory."""
+def inode_of(path: str) -> int:
+    """Of the file that a path leads to; 0 if it cannot be asked for."""
+    try:
+        return ledger_inode(os.stat(path))
+    except OSError:
+        return 0
+
+
+def is_same_file(one: str, other: str) -> bool:
+    """Whether two paths lead to the same file or directory."""
     try:
         return os.path.samefile(one, other)
     except OSError:
@@ -14406,6 +14432,8 @@ class Parser(argparse.ArgumentParser):
         told: list[str] = []
         for action in self._actions:
             name, given = variable_of(action), environment.get(variable_of(action), "")
+            if action.type is parse_file and name in environment and not given.strip():
+                self.error(f"{name}: the name of a file is empty")
             if given and action.option_strings and action.dest not in ("help", "version"):
                 self.origin = f"{name}: "
                 words = self._words(action, given)
@@ -14940,13 +14968,16 @@ def check_own_files(options: argparse.Namespace) -> None:
     """What pfu writes goes into different files. Raises UsageError, before any is opened."""
     named = {name: getattr(options, name) for name in ("log_file", "metrics_file", "events")}
     files = {name: path for name, path in named.items() if path and path != "-"}
+    metrics, options.metrics_file = options.metrics_file, None  # which a refusal would be told in
     ends = LEDGER_SUFFIXES if files else ()
     taken = {os.path.realpath(absolute(options.db) + end): "the ledger" for end in ends}
     for name, path in files.items():
-        place = os.path.realpath(path)
-        if place in taken:
-            raise UsageError(f"{option_of(name)} names the same file as {taken[place]}")
-        taken[place] = option_of(name)
+        for end in ("", ".new") if name == "metrics_file" else ("",):
+            place = os.path.realpath(absolute(path) + end)
+            if place in taken:
+                raise UsageError(f"{option_of(name)} names the same file as {taken[place]}")
+            taken[place] = option_of(name)
+    options.metrics_file = metrics
 
 
 def check_metrics_file(options: argparse.Namespace) -> None:

@@ -178,6 +178,28 @@ class TestEvents:
         assert run.code == 2 and "--events names the same file as" in run.err, run.err
         assert place.run().code == 0
 
+    @pytest.mark.parametrize(
+        "options",
+        [
+            "--metrics-file pfu.db",
+            "--metrics-file pfu.db.lock",
+            "--metrics-file m --db m.new",
+            "--log-file a --metrics-file a",
+            "--log-file a --events a",
+        ],
+    )
+    def test_what_is_refused_is_not_written(self, place: Place, options: str) -> None:
+        place.file("f")
+        db = options.partition("--db ")[2] or "pfu.db"
+        assert place.run("--db", db).code == 0
+        (place.path / "a").write_text("mine")
+        before = (place.path / db).read_bytes()
+        run = place.run(*options.split())
+        assert run.code == 2 and "names the same file as" in run.err, run.err
+        assert (place.path / db).read_bytes() == before
+        assert (place.path / "a").read_text() == "mine"
+        assert place.run("--db", db, "--json").json["unchanged"] == 1
+
     def test_a_line_that_was_cut_is_ended(self, place: Place) -> None:
         place.file("a")
         (place.path / "events").write_text('{"event": "fi')

@@ -194,6 +194,24 @@ class TestFilesFrom:
         assert (run.code, tree.stored()) == (2, {}) and set(tree.local()) == set(TREE)
         assert f"argument {option}: the name of a file is empty" in run.err
 
+    @pytest.mark.parametrize("value", ["", " "])
+    def test_a_variable_that_is_empty(self, tree: Place, value: str) -> None:
+        tree.environment["PFU_FILES_FROM"] = value
+        run = tree.run("--remove-source-files")
+        assert (run.code, tree.stored()) == (2, {}) and set(tree.local()) == set(TREE)
+        assert "PFU_FILES_FROM: the name of a file is empty" in run.err
+
+    def test_a_library_gives_a_sequence(self) -> None:
+        with pytest.raises(pfu.UsageError, match="must be a sequence of paths"):
+            pfu.ScanOptions(files_from="list")
+
+    def test_an_absolute_path_is_no_file_of_root(self, tree: Place) -> None:
+        assert tree.run().code == 0
+        run = listed(tree, told=b"/a.txt\n")
+        assert (run.code, run.json["failed"]) == (1, 1)
+        again = tree.run("--json")
+        assert (again.code, again.json["uploaded"]) == (0, 0), again.err
+
     def test_several_lists(self, tree: Place) -> None:
         for name in ("a.txt", "b.log"):
             (tree.path / f"list-{name}").write_text(name)
@@ -238,9 +256,9 @@ class TestFilesFrom:
         assert done.returncode == 4 and "time limit of 1 s reached" in done.stderr, done.stderr
 
     def test_a_list_that_comes_late_is_no_hang(self, tree: Place) -> None:
-        tree.changes = "WATCH_SECONDS = GIVE_UP_SECONDS = 0.5; Watchdog.TICK = 0.1"
+        tree.changes = "WATCH_SECONDS = 4; Watchdog.TICK = 0.1"
         os.mkfifo(tree.path / "pipe")
-        writer = "import time; f = open('pipe', 'w'); time.sleep(3); f.write('a.txt\\n')"
+        writer = "import time; f = open('pipe', 'w'); time.sleep(6); f.write('a.txt\\n')"
         with subprocess.Popen([sys.executable, "-c", writer], cwd=tree.path):
             run = tree.run("--files-from", "pipe")
         assert (run.code, set(tree.stored())) == (0, {"a.txt"}), run.err

@@ -158,6 +158,19 @@ class TestRefuses:
         run = locked.run(*wish, "--mode", "concurrent")
         assert run.code in (1, 2) and "has not locked it so" in run.err, run.err
 
+    def test_an_upload_of_an_earlier_night_has_its_date(
+        self, locked: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        put, name = StoredBucket.put, "x-amz-object-lock-retain-until-date"
+
+        def put_older(bucket: StoredBucket, key: str, stored: StoredObject) -> None:
+            until = time.gmtime(time.time() + 3600)
+            stored.headers[name] = time.strftime("%Y-%m-%dT%H:%M:%SZ", until)
+            put(bucket, key, stored)
+
+        monkeypatch.setattr(StoredBucket, "put", put_older)
+        assert locked.run(*PART, *LOCK).code == 0
+
     @pytest.mark.parametrize("operation", ["GetObjectLockConfiguration", "GetObjectRetention"])
     def test_what_must_not_be_asked_is_a_note(self, locked: Place, operation: str) -> None:
         locked.server.faults.append(Fault(Action("error", 403, "AccessDenied"), operation))
