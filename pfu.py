@@ -12871,11 +12871,10 @@ def compare(
 ) -> Change | None:
     """Why a file needs work, or None if the store has it in this form."""
     if found.problem:
-        is_gone = found.problem == NOT_THERE and known is not None
-        if is_gone and known and known.status == FileStatus.SUCCESS and known.stale != SPARED:
-            is_moved = known.stale == MOVED
-            return Change(found, MOVED_AWAY if is_moved else "not there", keeps_hash=True)
-        return Change(found, "cannot be uploaded")
+        is_stored = known and known.status == FileStatus.SUCCESS and known.stale != SPARED
+        if found.problem != NOT_THERE or not known or not is_stored:
+            return Change(found, "cannot be uploaded")
+        return Change(found, MOVED_AWAY if known.stale == MOVED else "not there", keeps_hash=True)
     if known is None:
         return Change(found, "new")
     if options.force:
@@ -13409,9 +13408,7 @@ class Verification:
             verdict.by_reason[kind] = verdict.by_reason.get(kind, 0) + 1
             if reason == CHANGED_SINCE:
                 changed.append(found.id)
-            elif reason in (NOT_UPLOADED, NOT_IN_STORE):
-                pass
-            elif not found.problem and not is_unchecked:
+            elif not (reason in (NOT_UPLOADED, NOT_IN_STORE) or found.problem or is_unchecked):
                 doubtful.append(found.id)
             if len(verdict.differences) < REPORTED_FAILURES:
                 told = {"path": found.path, "key": found.key, "reason": reason}

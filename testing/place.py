@@ -242,6 +242,17 @@ class Place:
             command += ["--endpoint-url", self.endpoint]
         return command
 
+    def run_in_shell(self, script: str, *arguments: Any) -> subprocess.CompletedProcess[str]:
+        """A line for bash, in which "$@" is the program with its arguments."""
+        return subprocess.run(
+            ["bash", "-c", script, "bash", *self.command(*arguments)],
+            cwd=self.path,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
     def run(self, *arguments: Any, to: str | None = f"s3://{BUCKET}/p", **options: Any) -> Run:
         """``options`` are those of subprocess.run()."""
         command = self.command(*arguments, to=to)

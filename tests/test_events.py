@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -112,32 +111,15 @@ class TestEvents:
     def test_a_full_disk_stops_nothing(self, place: Place) -> None:
         for number in range(200):
             place.file(f"f{number}")
-        with open("/dev/full", "w") as full:
-            done = subprocess.run(
-                place.command("--events", "-", "--mode", "concurrent"),
-                cwd=place.path,
-                env=place.environment,
-                stdout=full,
-                stderr=subprocess.PIPE,
-                text=True,
-                timeout=60,
-            )
+        done = place.run_in_shell('"$@" > /dev/full', "--events", "-", "--mode", "concurrent")
         assert (done.returncode, len(place.stored())) == (0, 200)
         assert done.stderr.count("cannot write events to standard output: No space left") == 1
 
     def test_a_reader_that_goes_stops_nothing(self, place: Place) -> None:
         for number in range(200):
             place.file(f"f{number}")
-        command = place.command("--events", "-", "--mode", "concurrent")
         script = 'set -o pipefail; "$@" | head -n 1'
-        done = subprocess.run(
-            ["bash", "-c", script, "bash", *command],
-            cwd=place.path,
-            env=place.environment,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+        done = place.run_in_shell(script, "--events", "-", "--mode", "concurrent")
         assert (done.returncode, len(place.stored())) == (0, 200), done.stderr
         assert json.loads(done.stdout)["event"] == "start"
 
@@ -156,16 +138,8 @@ class TestEvents:
     @pytest.mark.parametrize("how", ["full", "closed"])
     def test_who_does_not_take_them_costs_one_line(self, place: Place, how: str) -> None:
         place.files(40)
-        command = place.command("--events", "-", "--mode", "concurrent")
         script = {"full": '"$@" > /dev/full', "closed": '"$@" | head -c 10; exit ${PIPESTATUS[0]}'}
-        done = subprocess.run(
-            ["bash", "-c", script[how], "bash", *command],
-            cwd=place.path,
-            env=place.environment,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+        done = place.run_in_shell(script[how], "--events", "-", "--mode", "concurrent")
         assert (done.returncode, len(place.stored())) == (0, 40), done.stderr
         assert "Traceback" not in done.stderr and done.stderr.count("\n") <= 2, done.stderr
 

@@ -227,32 +227,15 @@ class TestFilesFrom:
 
     @MODES
     def test_a_standard_input_that_is_closed(self, tree: Place, mode: str) -> None:
-        command = tree.command("--files-from", "-", "--mode", mode)
-        script = 'exec "$@" <&-'
-        done = subprocess.run(
-            ["sh", "-c", script, "sh", *command],
-            cwd=tree.path,
-            env=tree.environment,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+        done = tree.run_in_shell('exec "$@" <&-', "--files-from", "-", "--mode", mode)
         assert (done.returncode, tree.stored()) == (2, {}), done.stderr
         assert "standard input is closed" in done.stderr
 
-    @pytest.mark.parametrize("options", ["--files-from", "--files-from0"])
-    def test_an_endless_list_can_be_stopped(self, tree: Place, options: str) -> None:
-        source = f"yes a | tr '\\n' '{chr(92)}{'n' if options[-1] == 'm' else '0'}'"
-        script = f'{source} | "$@"; exit ${{PIPESTATUS[2]}}'
-        command = tree.command(options, "-", "--max-duration", "1s", "--mode", "concurrent")
-        done = subprocess.run(
-            ["bash", "-c", script, "bash", *command],
-            cwd=tree.path,
-            env=tree.environment,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+    @pytest.mark.parametrize("option, end", [("--files-from", r"\n"), ("--files-from0", r"\0")])
+    def test_an_endless_list_can_be_stopped(self, tree: Place, option: str, end: str) -> None:
+        script = rf"""yes a | tr '\n' '{end}' | "$@"; exit ${{PIPESTATUS[2]}}"""
+        arguments = option, "-", "--max-duration", "1s", "--mode", "concurrent"
+        done = tree.run_in_shell(script, *arguments)
         assert done.returncode == 4 and "time limit of 1 s reached" in done.stderr, done.stderr
 
     def test_a_list_that_comes_late_is_no_hang(self, tree: Place) -> None:
