@@ -452,25 +452,63 @@ class FatalError(TransferError):
     """No file can be uploaded any more. With a store's ``code``, several are needed to stop."""
 
 
-OPTION_NAMES = {"tags": "tag", "content_types": "content-type", "rules": "exclude"}
-# of a field: its name, whether options keep the rule, what is said if they do not
-OptionRule = tuple[str, Callable[[Any], Any], str]
+class Option(NamedTuple):
+    """What the command line knows of an option, besides the name of its field.
+
+    A new one is a field that option() makes, of S3Options, ScanOptions or RunOptions, or a row of
+    COMMAND_OPTIONS; its place in --help is in GROUPS.
+    """
+
+    default: Any  # False: it takes no value; a tuple: it may be given several times
+    help: str
+    metavar: str | None = None  # also says how the value is read, see PARSERS
+    name: str = ""  # if it is not that of the field
+    choices: Sequence[str] | None = None
+    within: tuple[int, int] | None = None  # least and most, besides the default
+
+    def name_of(self, field_name: str) -> str:
+        """Its name, without the dashes before it."""
+        return self.name or field_name.replace("_", "-")
 
 
-def option_of(field_name: str) -> str:
-    """The option of the command line that sets a field of RunOptions and the like."""
-    return "--" + OPTION_NAMES.get(field_name, field_name).replace("_", "-")
+def option(default: T, help: str, metavar: str | None = None, **more: Any) -> T:
+    """A field of a dataclass that the command line can set, too."""
+    return field(default=default, metadata={"option": Option(default, help, metavar, **more)})
 
 
-def check_fields(options: Any, rules: Iterable[OptionRule]) -> None:
-    """Raises UsageError for the first rule that is broken, also by a value of another type."""
-    for name, is_kept, says in rules:
+def options_of(kind: Any) -> dict[str, Option]:
+    """The fields of a dataclass that the command line can set."""
+    return {f.name: f.metadata["option"] for f in dataclasses.fields(kind) if f.metadata}
+
+
+# what is said of options -> whether it is true of them; the first that is true is said
+Faults = Mapping[str, Callable[[Any], Any]]
+
+
+def check_faults(options: Any, faults: Faults) -> None:
+    """Raises UsageError for the first fault; a value of the wrong type is one, too."""
+    for told, is_found in faults.items():
         try:
-            fine = is_kept(options)
+            found = is_found(options)
         except (TypeError, AttributeError):
-            fine = False
-        if not fine:
-            raise UsageError(f"{option_of(name)} {says}", hint="see --help")
+            found = True
+        if found:
+            raise UsageError(told, hint="see --help")
+
+
+def check_fields(options: Any, faults: Faults) -> None:
+    """The same for a dataclass, whose numbers must be within their limits, too."""
+    for name, about in options_of(options).items():
+        if about.within:
+            least, most = about.within
+            if not is_within(getattr(options, name), min(least, about.default), most):
+                told = f"--{about.name_of(name)} must be between {least} and {most}"
+                raise UsageError(told, hint="see --help")
+    check_faults(options, faults)
+
+
+def is_within(number: Any, least: int, most: int) -> bool:
+    return isinstance(number, int) and least <= number <= most
 
 
 OUT_OF_MEMORY = "out of memory (raise the memory limit of the container or ulimit -v)"
@@ -2335,28 +2373,36 @@ class Shard(NamedTuple):
 
 @dataclass(frozen=True)
 class ScanOptions:
-    """What of a tree is uploaded."""
+    """What of a tree is uploaded. An age is in seconds since the last modification."""
 
-    follow_symlinks: bool = False
-    one_file_system: bool = False
-    links: bool = False  # store symbolic links, as rclone --links does
-    directory_markers: bool = False  # store directories, as rclone --s3-directory-markers does
+    follow_symlinks: bool = option(False, "follow symbolic links (default: skip)")
+    one_file_system: bool = option(False, "do not cross file systems")
+    links: bool = option(False, "store symbolic links, like rclone --links")
+    directory_markers: bool = option(False, "store directories, like rclone")
     rules: tuple[Rule, ...] = ()  # the last match wins
-    min_age: float = 0.0  # seconds since the last modification
-    max_age: float = 0.0  # the same; 0: no limit
-    min_size: int = 0  # bytes
-    max_size: int = -1  # bytes; -1: no limit
-    shard: Shard | None = None
-    exclude_if_present: tuple[str, ...] = ()  # names: directories that contain one are skipped
-    exclude_caches: bool = False  # skip directories with a valid CACHEDIR.TAG
-    files_from: Sequence[str] = ()  # files that list what to look at, one path a line; "-": stdin
-    files_from0: Sequence[str] = ()  # the same, each path ended by a NUL
+    min_age: float = option(0.0, "only older files, e.g. 1h", "TIME")
+    max_age: float = option(0.0, "only newer files, e.g. 7d", "TIME")
+    min_size: int = option(0, "only files from SIZE up", "SIZE")
+    max_size: int = option(-1, "only files up to SIZE", "SIZE")
+    shard: Shard | None = option(
+        None, "upload share K of N; auto or auto/N takes the numbers from the array job", "K/N"
+    )
+    exclude_if_present: tuple[str, ...] = option(
+        (), "skip directories below ROOT that contain NAME, e.g. .nobackup", "NAME"
+    )
+    exclude_caches: bool = option(False, "skip directories marked by CACHEDIR.TAG")
+    files_from: Sequence[str] = option(
+        (), "upload only the paths listed in FILE, relative to ROOT (-: stdin)", "FILE"
+    )
+    files_from0: Sequence[str] = option(
+        (), "the same, each path ended by a NUL, as find -print0 writes them", "FILE"
+    )
     own_files: tuple[str, ...] = ()  # written by pfu, besides the ledger: skipped
     read_files: tuple[str, ...] = ()  # lists and patterns: never removed
 
     def __post_init__(self) -> None:
         """Raises UsageError."""
-        check_fields(self, SCAN_RULES)
+        check_fields(self, SCAN_FAULTS)
 
     @property
     def name_lists(self) -> Sequence[str]:
@@ -2385,26 +2431,18 @@ class ScanOptions:
         return Limits(oldest, newest, self.min_size, largest)
 
 
-SCAN_RULES: tuple[OptionRule, ...] = (
-    (
-        "links",
-        lambda o: not (o.links and o.follow_symlinks),
-        "cannot be combined with --follow-symlinks",
-    ),
-    ("min_age", lambda o: o.min_age >= 0, "must not be negative"),
-    ("max_age", lambda o: o.max_age >= 0, "must not be negative"),
-    ("max_age", lambda o: not o.max_age or o.max_age >= o.min_age, "is less than --min-age"),
-    ("min_size", lambda o: o.min_size >= 0, "must not be negative"),
-    ("max_size", lambda o: o.max_size == -1 or o.max_size >= o.min_size, "is less than --min-size"),
-    ("files_from", lambda o: not isinstance(o.files_from, str), "must be a sequence of paths"),
-    ("files_from0", lambda o: not isinstance(o.files_from0, str), "must be a sequence of paths"),
-    (
-        "files_from0",
-        lambda o: not (o.files_from and o.files_from0),
-        "cannot be combined with --files-from",
-    ),
-    ("shard", lambda o: not o.shard or 0 < o.shard.number <= o.shard.total, "does not exist"),
-)
+SCAN_FAULTS: Faults = {
+    "--links cannot be combined with --follow-symlinks": lambda o: o.links and o.follow_symlinks,
+    "--min-age must not be negative": lambda o: not o.min_age >= 0,
+    "--max-age must not be negative": lambda o: not o.max_age >= 0,
+    "--max-age is less than --min-age": lambda o: o.max_age and o.max_age < o.min_age,
+    "--min-size must not be negative": lambda o: o.min_size < 0,
+    "--max-size is less than --min-size": lambda o: o.max_size != -1 and o.max_size < o.min_size,
+    "--files-from must be a sequence of paths": lambda o: isinstance(o.files_from, str),
+    "--files-from0 must be a sequence of paths": lambda o: isinstance(o.files_from0, str),
+    "--files-from0 cannot be combined with --files-from": lambda o: o.files_from and o.files_from0,
+    "--shard does not exist": lambda o: o.shard and not 0 < o.shard.number <= o.shard.total,
+}
 
 
 class Limits(NamedTuple):
@@ -6234,30 +6272,40 @@ class Retention(NamedTuple):
         return 0.0 if self.text.endswith("d") else self.until - 1
 
 
+ENCRYPTIONS = "AES256", "aws:kms"
+LOCK_MODES = "GOVERNANCE", "COMPLIANCE"
+
+
 @dataclass(frozen=True)
 class S3Options:
     """How to reach a bucket and what to ask of it. None: boto3's default."""
 
-    endpoint_url: str | None = None
-    region: str | None = None
-    profile: str | None = None
-    create_bucket: bool = False
-    allow_public: bool = False
-    expected_bucket_owner: str | None = None
-    storage_class: str | None = None
-    sse: str | None = None
-    sse_kms_key_id: str | None = None
-    cache_control: str | None = None
-    tags: tuple[tuple[str, str], ...] = ()  # of every object
-    object_lock_mode: str | None = None
-    retain: Retention | None = None
-    legal_hold: bool = False
-    requester_pays: bool = False
-    no_overwrite: bool = False  # objects that the store has already are left as they are
+    endpoint_url: str | None = option(None, "S3-compatible store to use instead of AWS", "URL")
+    region: str | None = option(None, "default: from the AWS settings, else us-east-1", "NAME")
+    profile: str | None = option(None, "profile in the AWS configuration files", "NAME")
+    create_bucket: bool = option(False, "create the bucket, private, if missing")
+    allow_public: bool = option(False, "upload even if the bucket is public")
+    expected_bucket_owner: str | None = option(None, "account ID that must own the bucket", "ID")
+    storage_class: str | None = option(None, "e.g. STANDARD_IA or DEEP_ARCHIVE", "CLASS")
+    sse: str | None = option(None, "server-side encryption", choices=ENCRYPTIONS)
+    sse_kms_key_id: str | None = option(None, "KMS key for --sse aws:kms", "KEY")
+    cache_control: str | None = option(None, "Cache-Control header, e.g. max-age=3600", "TEXT")
+    tags: tuple[tuple[str, str], ...] = option(
+        (), "tag every object, up to 10 tags", "K=V", name="tag"
+    )
+    object_lock_mode: str | None = option(
+        None, "lock every object; with --retain", choices=LOCK_MODES
+    )
+    retain: Retention | None = option(
+        None, "how long, e.g. 30d, or until when, e.g. 2027-01-31", "TIME|DATE"
+    )
+    legal_hold: bool = option(False, "put a legal hold on every object")
+    requester_pays: bool = option(False, "accept charges of a requester-pays bucket")
+    no_overwrite: bool = option(False, "skip files whose key is in the store already")
 
     def __post_init__(self) -> None:
         """Raises UsageError."""
-        check_fields(self, S3_RULES)
+        check_fields(self, S3_FAULTS)
         if self.endpoint_url:
             check_endpoint(self.endpoint_url)
 
@@ -6291,39 +6339,28 @@ class S3Options:
         return {**self.owner(), **payer}
 
 
-LOCK_MODES = "GOVERNANCE", "COMPLIANCE"
 NO_HEADER = "contains characters not allowed in a header"
-S3_RULES: tuple[OptionRule, ...] = (
-    ("storage_class", lambda o: is_printable(o.storage_class or ""), NO_HEADER),
-    ("sse", lambda o: o.sse in (None, "AES256", "aws:kms"), "must be AES256 or aws:kms"),
-    ("sse_kms_key_id", lambda o: is_printable(o.sse_kms_key_id or ""), NO_HEADER),
-    (
-        "sse_kms_key_id",
-        lambda o: not o.sse_kms_key_id or o.sse == "aws:kms",
-        "requires --sse aws:kms",
+S3_FAULTS: Faults = {
+    f"--storage-class {NO_HEADER}": lambda o: not is_printable(o.storage_class or ""),
+    "--sse must be AES256 or aws:kms": lambda o: o.sse not in (None, *ENCRYPTIONS),
+    f"--sse-kms-key-id {NO_HEADER}": lambda o: not is_printable(o.sse_kms_key_id or ""),
+    "--sse-kms-key-id requires --sse aws:kms": lambda o: o.sse_kms_key_id and o.sse != "aws:kms",
+    "--cache-control is not a valid header value": lambda o: (
+        not is_printable(o.cache_control or "")
     ),
-    ("cache_control", lambda o: is_printable(o.cache_control or ""), "is not a valid header value"),
-    ("tags", lambda o: all(is_tag(*tag) for tag in o.tags), "must be K=V"),
-    ("tags", lambda o: len(o.tags) <= MAX_TAGS, f"can be given at most {MAX_TAGS} times"),
-    (
-        "tags",
-        lambda o: len(dict(o.tags)) == len(o.tags),
-        "has the same key twice",
+    "--tag must be K=V": lambda o: not all(is_tag(*tag) for tag in o.tags),
+    f"--tag can be given at most {MAX_TAGS} times": lambda o: len(o.tags) > MAX_TAGS,
+    "--tag has the same key twice": lambda o: len(dict(o.tags)) < len(o.tags),
+    "--object-lock-mode must be GOVERNANCE or COMPLIANCE": lambda o: (
+        o.object_lock_mode not in (None, *LOCK_MODES)
     ),
-    (
-        "object_lock_mode",
-        lambda o: o.object_lock_mode in (None, *LOCK_MODES),
-        f"must be {' or '.join(LOCK_MODES)}",
+    "--object-lock-mode requires --retain": lambda o: o.object_lock_mode and not o.retain,
+    "--retain requires --object-lock-mode": lambda o: o.retain and not o.object_lock_mode,
+    "--retain is in the past": lambda o: o.retain and o.retain.until <= time.time(),
+    "--expected-bucket-owner is not an account ID": lambda o: (
+        not re.fullmatch("[0-9A-Za-z]*", o.expected_bucket_owner or "")
     ),
-    ("object_lock_mode", lambda o: not o.object_lock_mode or o.retain, "requires --retain"),
-    ("retain", lambda o: not o.retain or o.object_lock_mode, "requires --object-lock-mode"),
-    ("retain", lambda o: not o.retain or o.retain.until > time.time(), "is in the past"),
-    (
-        "expected_bucket_owner",
-        lambda o: re.fullmatch("[0-9A-Za-z]*", o.expected_bucket_owner or ""),
-        "is not an account ID",
-    ),
-)
+}
 
 
 def is_tag(name: str, value: str) -> bool:
@@ -10892,34 +10929,65 @@ class Timetable(NamedTuple):
         return past[-1] if past else self.turns[-1][1]
 
 
+MODES = "parallel", "concurrent"
+MOST_WORKERS, MOST_REQUESTS, LOWEST_PRIORITY, LEAST_RATE = 256, 4096, 19, KIB
+
+
 @dataclass(frozen=True)
 class RunOptions:
-    """The settings of a run. All defaults are those of the command line."""
+    """The settings of a run. All defaults are those of the command line.
 
-    mode: str = "parallel"
-    workers: int = 0  # processes in mode parallel; 0: one per usable CPU
-    concurrency: int = 0  # requests in flight, all processes together; 0: automatic
-    part_size: int = 0  # bytes; larger files are split into parts of this size; 0: automatic
-    max_memory: int = DEFAULT_MEMORY  # bytes, all processes together
-    bwlimit: int | Timetable = 0  # bytes per second, all processes together; 0: no limit
-    max_duration: float = 0.0  # seconds; 0: no limit
-    patience: float | None = None  # seconds that the store may be unavailable; None: automatic
-    nice: int = 19
-    force: bool = False  # upload files that are already in the store
-    checksum: bool = False  # hash files that look unchanged
-    ignore_ctime: bool = False  # a new ctime does not make a file suspect
-    ignore_inode: bool = False  # nor does a new inode number
-    remove_source_files: bool = False  # once the store shows them
-    remove_linked_files: bool = False  # those with more than one hard link too
-    renew_by_upload: bool = False  # send a file if its metadata cannot be updated otherwise
-    root_as: str = ""  # the ledger's name for ROOT; empty: its own
-    keep_history: float = KEPT_HISTORY  # seconds
+    Times are in seconds, sizes in bytes, rates in bytes per second; 0 or None: no limit, or
+    automatic. Limits apply to all processes together.
+    """
+
+    mode: str = option(MODES[0], "several processes (default) or one event loop", choices=MODES)
+    workers: int = option(
+        0, "processes (default: one per core, up to 8)", "N", within=(1, MOST_WORKERS)
+    )
+    concurrency: int = option(
+        0, "parallel requests (default: auto)", "N", within=(1, MOST_REQUESTS)
+    )
+    part_size: int = option(
+        0, "split larger files into parts of SIZE (default: files over 16M, parts of 8M)", "SIZE"
+    )
+    max_memory: int = option(
+        DEFAULT_MEMORY, "buffer memory, at most a quarter of the RAM (default: 128M)", "SIZE"
+    )
+    bwlimit: int | Timetable = option(
+        0, "bytes per second, e.g. 20M, or by time: '08:00,1M 18:00,off' (default: none)", "RATE"
+    )
+    max_duration: float = option(0.0, "stop after TIME", "TIME")
+    patience: float | None = option(
+        None, "give up after the store has been unavailable this long (default: 5m)", "TIME"
+    )
+    nice: int = option(19, "niceness (default: 19)", "N", within=(0, LOWEST_PRIORITY))
+    force: bool = option(False, "upload all files, unchanged ones too")
+    checksum: bool = option(False, "detect changes by hash, not just size and times")
+    ignore_ctime: bool = option(False, "do not check ctime for changes")
+    ignore_inode: bool = option(False, "do not check inode numbers for changes")
+    remove_source_files: bool = option(
+        False, "remove each file once the store shows it, see README"
+    )
+    remove_linked_files: bool = option(False, "remove those with more than one hard link too")
+    renew_by_upload: bool = option(
+        False, "upload large files again if their metadata cannot be updated by a copy"
+    )
+    root_as: str = option("", "PATH of ROOT in the ledger, for snapshots", "PATH")
+    keep_history: float = option(
+        KEPT_HISTORY, "keep records of old runs and deleted files this long (default: 90d)", "TIME"
+    )
     scan: ScanOptions = field(default_factory=ScanOptions)
-    content_types: tuple[tuple[Glob, str], ...] = ()  # the last match wins
+    content_types: tuple[tuple[Glob, str], ...] = option(
+        (),
+        "Content-Type of matching files (default: guessed from the name)",
+        "GLOB=TYPE",
+        name="content-type",
+    )
 
     def __post_init__(self) -> None:
         """Raises UsageError."""
-        check_fields(self, RUN_RULES)
+        check_fields(self, RUN_FAULTS)
 
     @property
     def reads_all(self) -> bool:
@@ -11009,63 +11077,29 @@ class RunOptions:
         return Limiter(time.monotonic(), highest=min(HIGHEST_LIMIT, possible))
 
 
-def is_within(number: Any, least: int, most: int) -> bool:
-    return isinstance(number, int) and least <= number <= most
-
-
-MODES = "parallel", "concurrent"
-MOST_WORKERS, MOST_REQUESTS, LOWEST_PRIORITY, LEAST_RATE = 256, 4096, 19, KIB
-RUN_RULES: tuple[OptionRule, ...] = (
-    ("mode", lambda o: o.mode in MODES, f"must be one of {', '.join(MODES)}"),
-    (
-        "workers",
-        lambda o: is_within(o.workers, 0, MOST_WORKERS),
-        f"must be between 1 and {MOST_WORKERS}",
+RUN_FAULTS: Faults = {
+    f"--mode must be one of {', '.join(MODES)}": lambda o: o.mode not in MODES,
+    "--part-size must be between 5 MiB and 5 GiB": lambda o: (
+        o.part_size and not is_within(o.part_size, MIN_PART_SIZE, MAX_PART_SIZE)
     ),
-    (
-        "concurrency",
-        lambda o: is_within(o.concurrency, 0, MOST_REQUESTS),
-        f"must be between 1 and {MOST_REQUESTS}",
+    "--max-memory must be at least 10M: two parts must fit": lambda o: (
+        not is_within(o.max_memory, 2 * MIN_PART_SIZE, MAX_INTEGER)
     ),
-    (
-        "part_size",
-        lambda o: not o.part_size or is_within(o.part_size, MIN_PART_SIZE, MAX_PART_SIZE),
-        "must be between 5 MiB and 5 GiB",
+    "--bwlimit is less than 1K per second": lambda o: any(
+        rate and not is_within(rate, LEAST_RATE, MAX_INTEGER) for rate in o.rates
     ),
-    (
-        "max_memory",
-        lambda o: is_within(o.max_memory, 2 * MIN_PART_SIZE, MAX_INTEGER),
-        "must be at least 10M: two parts must fit",
+    "--max-duration must not be negative": lambda o: not o.max_duration >= 0,
+    "--patience must not be negative": lambda o: o.patience is not None and not o.patience >= 0,
+    "--keep-history must not be negative": lambda o: not o.keep_history >= 0,
+    "--remove-source-files cannot be combined with --follow-symlinks: no target of a link is"
+    " removed": lambda o: o.remove_source_files and o.scan.follow_symlinks,
+    "--remove-source-files is not possible on this system": lambda o: (
+        o.remove_source_files and not HAS_DIR_FD
     ),
-    (
-        "bwlimit",
-        lambda o: all(not rate or is_within(rate, LEAST_RATE, MAX_INTEGER) for rate in o.rates),
-        "is less than 1K per second",
+    "--remove-linked-files requires --remove-source-files": lambda o: (
+        o.remove_linked_files and not o.remove_source_files
     ),
-    ("max_duration", lambda o: o.max_duration >= 0, "must not be negative"),
-    ("patience", lambda o: o.patience is None or o.patience >= 0, "must not be negative"),
-    (
-        "nice",
-        lambda o: is_within(o.nice, 0, LOWEST_PRIORITY),
-        f"must be between 0 and {LOWEST_PRIORITY}",
-    ),
-    ("keep_history", lambda o: o.keep_history >= 0, "must not be negative"),
-    (
-        "remove_source_files",
-        lambda o: not (o.remove_source_files and o.scan.follow_symlinks),
-        "cannot be combined with --follow-symlinks: no target of a link is removed",
-    ),
-    (
-        "remove_source_files",
-        lambda o: HAS_DIR_FD or not o.remove_source_files,
-        "is not possible on this system",
-    ),
-    (
-        "remove_linked_files",
-        lambda o: not o.remove_linked_files or o.remove_source_files,
-        "requires --remove-source-files",
-    ),
-)
+}
 
 
 CGROUP_LIMITS = (
@@ -14659,6 +14693,62 @@ def array_shard(total: str) -> tuple[str, str]:
     return "", total
 
 
+# how what follows an option is read: by its metavar, or by its name; anything else is text
+PARSERS: Mapping[str, Callable[[str], Any]] = {
+    "SIZE": parse_size,
+    "TIME": parse_time,
+    "RATE": parse_bandwidth,
+    "TIME|DATE": parse_retention,
+    "GLOB=TYPE": parse_content_type,
+    "K=V": parse_tag,
+    "K/N": parse_shard,
+    "include": include_rule,
+    "exclude": exclude_rule,
+    "exclude-if-present": parse_name,
+    "files-from": parse_file,
+    "files-from0": parse_file,
+    "events": parse_file,
+}
+# of the command line alone, each with its name in the namespace
+COMMAND_OPTIONS: Sequence[tuple[str, Option]] = (
+    ("sandbox", Option(False, "upload to a local S3 server that is discarded after the run")),
+    ("provider", Option(None, "upload with your own Uploader class, see README", "MODULE:CLASS")),
+    ("rules", Option((), "upload matching files; .gitignore syntax", "GLOB", "include")),
+    ("rules", Option((), "skip matching files; the last match wins", "GLOB", "exclude")),
+    (
+        "rules",
+        Option((), "read exclude patterns from FILE, as from a .gitignore", "FILE", "exclude-from"),
+    ),
+    ("db", Option(None, "ledger (default: pfu.db, with --shard pfu.K-of-N.db)", "FILE")),
+    ("status", Option(False, "show the last runs in the ledger")),
+    ("verify", Option(False, "check the store against the ledger and the files")),
+    ("cleanup", Option(False, "abort unfinished uploads of large files")),
+    ("dry_run", Option(False, "show what would be uploaded or cleaned up, and why")),
+    ("json", Option(False, "print the result as one JSON object")),
+    ("log_file", Option(None, "also log messages to FILE (self-rotating)", "FILE")),
+    ("events", Option(None, "append JSON lines to FILE (-: stdout)", "FILE")),
+    ("metrics_file", Option(None, "write Prometheus metrics of the upload", "FILE")),
+    ("quiet", Option(False, "print problems only")),
+    ("verbose", Option(False, "print a line for each file, and more details")),
+)
+EXCLUSIVE = "status", "verify", "cleanup"
+# all options, in the order of --help
+GROUPS: Mapping[str, str] = {
+    "destination": "endpoint-url region profile sandbox create-bucket allow-public"
+    " expected-bucket-owner no-overwrite requester-pays provider",
+    "stored objects": "storage-class sse sse-kms-key-id content-type cache-control tag",
+    "object lock": "object-lock-mode retain legal-hold",
+    "file selection": "include exclude exclude-from exclude-if-present exclude-caches files-from"
+    " files-from0 min-age max-age min-size max-size follow-symlinks links directory-markers"
+    " one-file-system shard root-as ignore-ctime ignore-inode remove-source-files"
+    " remove-linked-files force checksum renew-by-upload",
+    "transfer and ledger": "mode db keep-history workers concurrency part-size max-memory bwlimit"
+    " max-duration patience nice",
+    "instead of uploading": "status verify cleanup dry-run",
+    "output": "json log-file events metrics-file quiet verbose",
+}
+
+
 def make_parser() -> Parser:
     """The options, by group."""
     parser = Parser(
@@ -14676,304 +14766,95 @@ def make_parser() -> Parser:
         nargs="?",
         help="where to upload it (default: $PFU_DESTINATION, else your own private bucket)",
     )
-    _add_destination_options(parser.add_argument_group("destination"))
-    _add_object_options(parser.add_argument_group("stored objects"))
-    _add_lock_options(parser.add_argument_group("object lock"))
-    _add_choice_options(parser.add_argument_group("file selection"))
-    _add_engine_options(parser.add_argument_group("transfer and ledger"))
-    _add_other_actions(parser.add_argument_group("instead of uploading"))
-    _add_output_options(parser.add_argument_group("output"))
+    fields = (options_of(kind).items() for kind in (S3Options, ScanOptions, RunOptions))
+    declared = {
+        about.name_of(name): (name, about)
+        for name, about in itertools.chain(COMMAND_OPTIONS, *fields)
+    }
+    for title, names in GROUPS.items():
+        group = parser.add_argument_group(title)
+        only_one = group.add_mutually_exclusive_group()
+        for name in names.split():
+            add_option(only_one if name in EXCLUSIVE else group, name, *declared[name])
+    group.add_argument("--version", action="version", version=f"pfu {__version__}")
     return parser
 
 
-def _add_destination_options(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
-    add("--endpoint-url", metavar="URL", help="S3-compatible store to use instead of AWS")
-    add("--region", metavar="NAME", help="default: from the AWS settings, else us-east-1")
-    add("--profile", metavar="NAME", help="profile in the AWS configuration files")
-    add(
-        "--sandbox",
-        action="store_true",
-        help="upload to a local S3 server that is discarded after the run",
-    )
-    add("--create-bucket", action="store_true", help="create the bucket, private, if missing")
-    add("--allow-public", action="store_true", help="upload even if the bucket is public")
-    add("--expected-bucket-owner", metavar="ID", help="account ID that must own the bucket")
-    add("--no-overwrite", action="store_true", help="skip files whose key is in the store already")
-    add("--requester-pays", action="store_true", help="accept charges of a requester-pays bucket")
-    add(
-        "--provider",
-        metavar="MODULE:CLASS",
-        help="upload with your own Uploader class, see README",
-    )
+def add_option(group: argparse._ActionsContainer, name: str, dest: str, about: Option) -> None:
+    """Add an option to a group of the parser."""
+    more: dict[str, Any] = {"action": "store_true"}
+    if about.default is not False:
+        parse = in_range(*about.within) if about.within else PARSERS.get(about.metavar or "")
+        parse = PARSERS.get(name, parse)
+        is_list = isinstance(about.default, tuple)
+        more = {"action": "append", "default": []} if is_list else {"default": about.default}
+        more.update(metavar=about.metavar, choices=about.choices, type=parse)
+    group.add_argument(f"--{name}", dest=dest, help=about.help, **more)
 
 
-def _add_object_options(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
-    add("--storage-class", metavar="CLASS", help="e.g. STANDARD_IA or DEEP_ARCHIVE")
-    add("--sse", choices=("AES256", "aws:kms"), help="server-side encryption")
-    add("--sse-kms-key-id", metavar="KEY", help="KMS key for --sse aws:kms")
-    add(
-        "--content-type",
-        metavar="GLOB=TYPE",
-        action="append",
-        dest="content_types",
-        type=parse_content_type,
-        default=[],
-        help="Content-Type of matching files (default: guessed from the name)",
-    )
-    add("--cache-control", metavar="TEXT", help="Cache-Control header, e.g. max-age=3600")
-    add(
-        "--tag",
-        metavar="K=V",
-        action="append",
-        dest="tags",
-        type=parse_tag,
-        default=[],
-        help="tag every object, up to 10 tags",
-    )
-
-
-def _add_lock_options(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
-    add("--object-lock-mode", choices=LOCK_MODES, help="lock every object; with --retain")
-    add(
-        "--retain",
-        metavar="TIME|DATE",
-        type=parse_retention,
-        help="how long, e.g. 30d, or until when, e.g. 2027-01-31",
-    )
-    add("--legal-hold", action="store_true", help="put a legal hold on every object")
-
-
-def _add_choice_options(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
-    for option, parse, text in (
-        ("--include", include_rule, "upload matching files; .gitignore syntax"),
-        ("--exclude", exclude_rule, "skip matching files; the last match wins"),
-        ("--exclude-from", str, "read exclude patterns from FILE, as from a .gitignore"),
-    ):
-        metavar = "FILE" if parse is str else "GLOB"
-        add(
-            option,
-            metavar=metavar,
-            action="append",
-            dest="rules",
-            type=parse,
-            default=[],
-            help=text,
-        )
-    add(
-        "--exclude-if-present",
-        metavar="NAME",
-        action="append",
-        type=parse_name,
-        default=[],
-        help="skip directories below ROOT that contain NAME, e.g. .nobackup",
-    )
-    add("--exclude-caches", action="store_true", help="skip directories marked by CACHEDIR.TAG")
-    for option, text in (
-        ("--files-from", "upload only the paths listed in FILE, relative to ROOT (-: stdin)"),
-        ("--files-from0", "the same, each path ended by a NUL, as find -print0 writes them"),
-    ):
-        add(option, metavar="FILE", action="append", type=parse_file, default=[], help=text)
-    add("--min-age", metavar="TIME", type=parse_time, default=0.0, help="only older files, e.g. 1h")
-    add("--max-age", metavar="TIME", type=parse_time, default=0.0, help="only newer files, e.g. 7d")
-    add("--min-size", metavar="SIZE", type=parse_size, default=0, help="only files from SIZE up")
-    add("--max-size", metavar="SIZE", type=parse_size, default=-1, help="only files up to SIZE")
-    _add_link_options(group)
-    _add_change_options(group)
-
-
-def _add_link_options(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
-    add("--follow-symlinks", action="store_true", help="follow symbolic links (default: skip)")
-    add("--links", action="store_true", help="store symbolic links, like rclone --links")
-    add("--directory-markers", action="store_true", help="store directories, like rclone")
-    add("--one-file-system", action="store_true", help="do not cross file systems")
-    add(
-        "--shard",
-        metavar="K/N",
-        type=parse_shard,
-        help="upload share K of N; auto or auto/N takes the numbers from the array job",
-    )
-
-
-def _add_change_options(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
-    add("--root-as", metavar="PATH", default="", help="PATH of ROOT in the ledger, for snapshots")
-    add("--ignore-ctime", action="store_true", help="do not check ctime for changes")
-    add("--ignore-inode", action="store_true", help="do not check inode numbers for changes")
-    add(
-        "--remove-source-files",
-        action="store_true",
-        help="remove each file once the store shows it, see README",
-    )
-    add(
-        "--remove-linked-files",
-        action="store_true",
-        help="remove those with more than one hard link too",
-    )
-    add("--force", action="store_true", help="upload all files, unchanged ones too")
-    add("--checksum", action="store_true", help="detect changes by hash, not just size and times")
-    add(
-        "--renew-by-upload",
-        action="store_true",
-        help="upload large files again if their metadata cannot be updated by a copy",
-    )
-
-
-def _add_ledger_options(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
-    add("--db", metavar="FILE", help="ledger (default: pfu.db, with --shard pfu.K-of-N.db)")
-    add(
-        "--keep-history",
-        metavar="TIME",
-        type=parse_time,
-        default=KEPT_HISTORY,
-        help="keep records of old runs and deleted files this long (default: 90d)",
-    )
-
-
-def _add_engine_options(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
-    add(
-        "--mode",
-        choices=MODES,
-        default="parallel",
-        help="several processes (default) or one event loop",
-    )
-    _add_ledger_options(group)
-    add(
-        "--workers",
-        metavar="N",
-        type=in_range(1, MOST_WORKERS),
-        default=0,
-        help="processes (default: one per core, up to 8)",
-    )
-    add(
-        "--concurrency",
-        metavar="N",
-        type=in_range(1, MOST_REQUESTS),
-        default=0,
-        help="parallel requests (default: auto)",
-    )
-    add(
-        "--part-size",
-        metavar="SIZE",
-        type=parse_size,
-        default=0,
-        help="split larger files into parts of SIZE (default: files over 16M, parts of 8M)",
-    )
-    _add_limit_options(group)
-
-
-def _add_limit_options(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
-    add(
-        "--max-memory",
-        metavar="SIZE",
-        type=parse_size,
-        default=DEFAULT_MEMORY,
-        help="buffer memory, at most a quarter of the RAM (default: 128M)",
-    )
-    add(
-        "--bwlimit",
-        metavar="RATE",
-        type=parse_bandwidth,
-        default=0,
-        help="bytes per second, e.g. 20M, or by time: '08:00,1M 18:00,off' (default: none)",
-    )
-    add("--max-duration", metavar="TIME", type=parse_time, default=0.0, help="stop after TIME")
-    add(
-        "--patience",
-        metavar="TIME",
-        type=parse_time,
-        help="give up after the store has been unavailable this long (default: 5m)",
-    )
-    priority = in_range(0, LOWEST_PRIORITY)
-    add("--nice", metavar="N", type=priority, default=19, help="niceness (default: 19)")
-
-
-def _add_other_actions(group: argparse._ArgumentGroup) -> None:
-    only_one = group.add_mutually_exclusive_group()
-    only_one.add_argument("--status", action="store_true", help="show the last runs in the ledger")
-    only_one.add_argument(
-        "--verify", action="store_true", help="check the store against the ledger and the files"
-    )
-    only_one.add_argument(
-        "--cleanup", action="store_true", help="abort unfinished uploads of large files"
-    )
-    group.add_argument(
-        "--dry-run", action="store_true", help="show what would be uploaded or cleaned up, and why"
-    )
-
-
-def _add_output_options(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
-    add("--json", action="store_true", help="print the result as one JSON object")
-    add("--log-file", metavar="FILE", help="also log messages to FILE (self-rotating)")
-    told = "append JSON lines to FILE (-: stdout)"
-    add("--events", metavar="FILE", type=parse_file, help=told)
-    add("--metrics-file", metavar="FILE", help="write Prometheus metrics of the upload")
-    add("--quiet", action="store_true", help="print problems only")
-    add("--verbose", action="store_true", help="print a line for each file, and more details")
-    add("--version", action="version", version=f"pfu {__version__}")
+COMMAND_FAULTS: Faults = {
+    "--status cannot be combined with --dry-run": lambda o: o.status and o.dry_run,
+    "--sandbox starts empty: there is nothing to verify or clean up": lambda o: (
+        o.sandbox and (o.cleanup or o.verify)
+    ),
+    "--verify cannot be combined with --dry-run": lambda o: o.verify and o.dry_run,
+    "--verify cannot be combined with a list of files: it compares the whole tree": lambda o: (
+        o.verify and (o.files_from or o.files_from0)
+    ),
+    "--sandbox uses its own endpoint and credentials": lambda o: (
+        o.sandbox and (o.endpoint_url or o.profile)
+    ),
+    "--remove-source-files cannot be combined with --sandbox, which keeps nothing": lambda o: (
+        o.remove_source_files and o.sandbox
+    ),
+    "--remove-source-files cannot be combined with --verify": lambda o: (
+        o.remove_source_files and o.verify
+    ),
+    "--events - cannot be combined with --json: both print to standard output": lambda o: (
+        o.events == "-" and o.json
+    ),
+    "--events applies to uploads only": lambda o: o.events and (o.verify or o.cleanup or o.status),
+    "--quiet cannot be combined with --verbose": lambda o: o.quiet and o.verbose,
+    "--workers must be 1 with --mode concurrent": lambda o: (
+        o.mode == "concurrent" and o.workers > 1
+    ),
+    "--object-lock-mode cannot be combined with --sandbox, which has no Object Lock": lambda o: (
+        o.object_lock_mode and o.sandbox
+    ),
+}
 
 
 def check_options(options: argparse.Namespace) -> None:
     """What the parser cannot check. Raises UsageError."""
-
-    def refuse(option: str, cause: str, hint: str = "see --help") -> None:
-        raise UsageError(f"{option} {cause}", hint=hint)
-
     if not options.root and not options.status and not options.cleanup:
-        refuse("ROOT", "is missing", "usage: pfu.py ROOT [s3://BUCKET[/PREFIX]], see --help")
-    if options.status and options.dry_run:
-        refuse("--status", "cannot be combined with --dry-run")
-    if options.sandbox and (options.cleanup or options.verify):
-        refuse("--sandbox", "starts empty: there is nothing to verify or clean up")
-    if options.verify and options.dry_run:
-        refuse("--verify", "cannot be combined with --dry-run")
-    if options.verify and (options.files_from or options.files_from0):
-        refuse("--verify", "cannot be combined with a list of files: it compares the whole tree")
-    if options.sandbox and (options.endpoint_url or options.profile):
-        refuse("--sandbox", "uses its own endpoint and credentials")
-    if options.remove_source_files and options.sandbox:
-        refuse("--remove-source-files", "cannot be combined with --sandbox, which keeps nothing")
-    if options.remove_source_files and options.verify:
-        refuse("--remove-source-files", "cannot be combined with --verify")
-    if options.events == "-" and options.json:
-        refuse("--events -", "cannot be combined with --json: both print to standard output")
-    if options.events and (options.verify or options.cleanup or options.status):
-        refuse("--events", "applies to uploads only")
-    if options.quiet and options.verbose:
-        refuse("--quiet", "cannot be combined with --verbose")
-    if options.mode == "concurrent" and options.workers > 1:
-        refuse("--workers", "must be 1 with --mode concurrent")
-    if options.sandbox and options.object_lock_mode:
-        refuse("--object-lock-mode", "cannot be combined with --sandbox, which has no Object Lock")
+        hint = "usage: pfu.py ROOT [s3://BUCKET[/PREFIX]], see --help"
+        raise UsageError("ROOT is missing", hint=hint)
+    check_faults(options, COMMAND_FAULTS)
     ScanOptions(**{**chosen(options, ScanOptions), "rules": ()})
     RunOptions(**chosen(options, RunOptions))
     s3_options(options)
     if options.provider:
-        check_provider_options(options, refuse)
+        check_provider_options(options)
     check_metrics_file(options)
 
 
 def check_own_files(options: argparse.Namespace) -> None:
     """What pfu writes goes into different files. Raises UsageError, before any is opened."""
-    named = {name: getattr(options, name) for name in ("log_file", "metrics_file", "events")}
+    named = {
+        "--log-file": options.log_file,
+        "--metrics-file": options.metrics_file,
+        "--events": options.events,
+    }
     files = {name: path for name, path in named.items() if path and path != "-"}
     metrics, options.metrics_file = options.metrics_file, None  # which a refusal would be told in
     ends = LEDGER_SUFFIXES if files else ()
     taken = {os.path.realpath(absolute(options.db) + end): "the ledger" for end in ends}
     for name, path in files.items():
-        for end in ("", ".new") if name == "metrics_file" else ("",):
+        for end in ("", ".new") if name == "--metrics-file" else ("",):
             place = os.path.realpath(absolute(path) + end)
             if place in taken:
-                raise UsageError(f"{option_of(name)} names the same file as {taken[place]}")
-            taken[place] = option_of(name)
+                raise UsageError(f"{name} names the same file as {taken[place]}")
+            taken[place] = name
     options.metrics_file = metrics
 
 
@@ -14987,13 +14868,12 @@ def check_metrics_file(options: argparse.Namespace) -> None:
             raise UsageError("write metrics", path, "it is not writable", hint)
 
 
-def check_provider_options(options: argparse.Namespace, refuse: Callable[[str, str], None]) -> None:
-    """Options of S3 do not apply to other providers."""
-    for name, value in {**chosen(options, S3Options), "sandbox": options.sandbox}.items():
-        if value:
-            refuse(option_of(name), "applies to S3 only, not to --provider")
-    if options.cleanup:
-        refuse("--cleanup", "applies to S3 only, not to --provider")
+def check_provider_options(options: argparse.Namespace) -> None:
+    """Options of S3 do not apply to other providers. Raises UsageError."""
+    names = {name: about.name_of(name) for name, about in options_of(S3Options).items()}
+    for field_name, name in {**names, "sandbox": "sandbox", "cleanup": "cleanup"}.items():
+        if getattr(options, field_name):
+            raise UsageError(f"--{name} applies to S3 only, not to --provider", hint="see --help")
 
 
 def chosen(options: argparse.Namespace, kind: type) -> dict[str, Any]:

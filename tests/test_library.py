@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -57,6 +58,17 @@ class TestLibrary:
             kind(**fields)
         assert str(caught.value).startswith(says)
         assert caught.value.exit_code == pfu.ExitCode.CANNOT_START
+
+    def test_the_command_line_has_all_that_is_declared(self) -> None:
+        """And messages about options name those that there are."""
+        declared = [about.name_of(name) for name, about in pfu.COMMAND_OPTIONS]
+        for kind in (pfu.S3Options, pfu.ScanOptions, pfu.RunOptions):
+            declared += [about.name_of(name) for name, about in pfu.options_of(kind).items()]
+        listed = " ".join(pfu.GROUPS.values()).split()
+        assert sorted(listed) == sorted(declared)
+        for faults in (pfu.S3_FAULTS, pfu.SCAN_FAULTS, pfu.RUN_FAULTS, pfu.COMMAND_FAULTS):
+            for told in faults:
+                assert set(re.findall(r"--([a-z0-9-]+)", told)) <= set(listed), told
 
     def test_a_run_whose_store_is_down_says_so(self, at_hand: Place) -> None:
         at_hand.file("f")
