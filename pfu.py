@@ -14916,18 +14916,8 @@ def verify(options: argparse.Namespace, console: Console) -> ExitCode:
             console.say(line)
     if verdict.error:
         console.problem(f"stopped: {printable(verdict.error)}")
-    conclude_verification(options, console, verdict)
+    conclude(options, console, verdict)
     return ExitCode(verdict.exit_code)
-
-
-def conclude_verification(options: argparse.Namespace, console: Console, verdict: Verdict) -> None:
-    """What programs read of a verification: log, JSON."""
-    for told in verdict.differences:
-        console.record(f"{told['reason']}: {told['path']}")
-    counts = ("checked", "verified", "adopted", "differing", "extra", "skipped")
-    console.record(end_of(verdict, counts))
-    if options.json:
-        console.say(json_text(dataclasses.asdict(verdict)))
 
 
 def verdict_text(verdict: Verdict, *, quiet: bool, colours: bool = False) -> Iterator[str]:
@@ -15019,9 +15009,31 @@ def clean_up(options: argparse.Namespace, console: Console) -> ExitCode:
                 console.say(line)
     for problem in cleanup.problems:
         console.problem(problem)
-    if options.json:
-        console.say(json_text(cleanup.as_json()))
-    return cleanup.exit_code
+    end = JobStatus.COMPLETE_WITH_FAILURES if cleanup.problems else JobStatus.COMPLETE
+    result = CleanupResult(
+        status="dry run" if options.dry_run else end.text,
+        aborted=len(cleanup.uploads),
+        bytes=sum(upload["bytes"] for upload in cleanup.uploads),
+        uploads=cleanup.uploads,
+        problems=cleanup.problems,
+        exit_code=ExitCode.INCOMPLETE if cleanup.problems else ExitCode.OK,
+    )
+    conclude(options, console, result)
+    return ExitCode(result.exit_code)
+
+
+@dataclass
+class CleanupResult:
+    """What --cleanup did; the fields are the keys of its --json."""
+
+    version: str = __version__
+    status: str = "could not start"
+    aborted: int = 0
+    bytes: int = 0
+    uploads: list[dict[str, Any]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    error: str | None = None
+    exit_code: int = ExitCode.OK
 
 
 DEFAULT_BUCKET = re.compile(r"s3://pfu-(?P<account>[0-9]{12})-[a-z0-9-]+(?:/|\Z)")
@@ -15032,7 +15044,6 @@ class Cleanup:
 
     def __init__(self, ledger: Ledger, options: S3Options) -> None:
         self.problems: list[str] = []
-        self._is_plan = False
         self.uploads: list[dict[str, Any]] = []
         self._ledger = ledger
         self._options = options
@@ -15040,7 +15051,6 @@ class Cleanup:
 
     def run(self, *, dry_run: bool) -> Iterator[str]:
         """Yield a line for each upload, and a total."""
-        self._is_plan = dry_run
         size = 0
         for upload in self._ledger.unfinished_uploads():
             stored = sum(part.part_size for part in self._ledger.parts(upload.id))
@@ -15088,37 +15098,6 @@ class Cleanup:
             )
             raise UsageError("abort upload of", upload.object_key, cause)
         return self._uploaders[place]
-
-    @property
-    def exit_code(self) -> ExitCode:
-        """Of the program."""
-        return ExitCode.INCOMPLETE if self.problems else ExitCode.OK
-
-    def as_json(self) -> dict[str, Any]:
-        """What --json prints."""
-        end = JobStatus.COMPLETE_WITH_FAILURES if self.problems else JobStatus.COMPLETE
-        status = "dry run" if self._is_plan else end.text
-        return cleanup_json(status, self.uploads, self.problems, self.exit_code)
-
-
-def cleanup_json(
-    status: str,
-    uploads: Sequence[Mapping[str, Any]],
-    problems: Sequence[str],
-    code: int,
-    error: str | None = None,
-) -> dict[str, Any]:
-    """What --cleanup --json prints."""
-    return {
-        "version": __version__,
-        "status": status,
-        "aborted": len(uploads),
-        "bytes": sum(upload["bytes"] for upload in uploads),
-        "uploads": uploads,
-        "problems": problems,
-        "error": error,
-        "exit_code": code,
-    }
 
 
 def job_of(options: argparse.Namespace, console: Console, sandbox: Sandbox | None) -> BatchJobModel:
@@ -15175,24 +15154,30 @@ def upload(options: argparse.Namespace, console: Console, sandbox: Sandbox | Non
     return ExitCode(summary.exit_code)
 
 
-def conclude(options: argparse.Namespace, console: Console, summary: Summary) -> None:
+LOGGED_COUNTS: Mapping[type, Sequence[str]] = {
+    Summary: ("seen", "uploaded", "unchanged", "skipped", "failed", "pending", "bytes_uploaded"),
+    Verdict: ("checked", "verified", "adopted", "differing", "extra", "skipped"),
+    CleanupResult: ("aborted", "bytes"),
+}
+
+
+def conclude(
+    options: argparse.Namespace, console: Console, end: Summary | Verdict | CleanupResult
+) -> None:
     """Output for programs: log, metrics, JSON."""
-    counts = ("seen", "uploaded", "unchanged", "skipped", "failed", "pending", "bytes_uploaded")
-    console.record(end_of(summary, counts))
-    if options.metrics_file and not options.dry_run:
-        try:
-            write_metrics(options.metrics_file, summary, absolute(options.db))
-        except UsageError as error:
-            console.problem(str(error))
-    console.event("end", dataclasses.asdict(summary))
+    for difference in end.differences if isinstance(end, Verdict) else ():
+        console.record(f"{difference['reason']}: {difference['path']}")
+    counts = ", ".join(f"{getattr(end, name):,} {name}" for name in LOGGED_COUNTS[type(end)])
+    console.record(f"{end.status}: {counts}, exit code {end.exit_code:d}")
+    if isinstance(end, Summary):
+        if options.metrics_file and not options.dry_run:
+            try:
+                write_metrics(options.metrics_file, end, absolute(options.db))
+            except UsageError as error:
+                console.problem(str(error))
+        console.event("end", dataclasses.asdict(end))
     if options.json:
-        console.say(json_text(dataclasses.asdict(summary)))
-
-
-def end_of(result: Summary | Verdict, counts: Iterable[str]) -> str:
-    """The last line of a run in the log."""
-    told = ", ".join(f"{getattr(result, name):,} {name}" for name in counts)
-    return f"{result.status}: {told}, exit code {result.exit_code:d}"
+        console.say(json_text(dataclasses.asdict(end)))
 
 
 @contextlib.contextmanager
@@ -15298,13 +15283,14 @@ def give_up(
     code: ExitCode = ExitCode.INCOMPLETE,
 ) -> None:
     """Tell programs what a person was told: nothing was done, or it was broken off."""
-    end: dict[str, Any] = {"error": reason, "exit_code": code}
+    end: dict[str, Any] = {"status": "could not start", "error": reason, "exit_code": code}
+    if options.cleanup:
+        conclude(options, console, CleanupResult(problems=[reason], **end))
+        return
     end.update(root=options.root or "", destination=options.destination or "")
     if options.verify:
-        conclude_verification(options, console, Verdict(status="could not start", **end))
-    elif options.cleanup and options.json:
-        console.say(json_text(cleanup_json("could not start", [], [reason], code, reason)))
-    elif not options.cleanup and not options.status:
+        conclude(options, console, Verdict(**end))
+    elif not options.status:
         conclude(options, console, Summary(mode=options.mode, **end))
 
 

@@ -354,7 +354,7 @@ class TestPages:
         text = text_of("docs/options.md").replace("rclone `--metadata`", "")
         assert options_of(text) == self.all_options()
 
-    @pytest.mark.parametrize("kind", [pfu.Summary, pfu.Verdict])
+    @pytest.mark.parametrize("kind", [pfu.Summary, pfu.Verdict, pfu.CleanupResult])
     def test_every_key_of_the_json_is_listed(self, kind: type) -> None:
         keys = {
             name for line in text_of("docs/json.md").splitlines() for name in line.split("|")[1:2]
