@@ -11053,9 +11053,7 @@ class RunOptions:
             "processes (ulimit -u or cgroup)": (tasks - LEAST_TASKS) // WORKER_TASKS,
         }
         room, scarce = min(zip(rooms.values(), rooms))
-        if self.mode == "concurrent":
-            return self, ""
-        if wanted <= room:
+        if self.mode == "concurrent" or wanted <= room:
             return self, ""
         told = f"not enough {scarce} for {count_of(wanted, 'worker')}"
         if room < 2:
@@ -14597,16 +14595,6 @@ def in_range(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
-def include_rule(text: str) -> Rule:
-    """Raises ValueError, which argparse reports."""
-    return Rule(True, parse_glob(text))
-
-
-def exclude_rule(text: str) -> Rule:
-    """Raises ValueError, which argparse reports."""
-    return Rule(False, parse_glob(text))
-
-
 def parse_glob(text: str) -> Glob:
     """Raises ArgumentTypeError."""
     try:
@@ -14662,35 +14650,32 @@ ARRAY_JOBS = (
 
 def parse_shard(text: str) -> Shard:
     """``K/N``, ``auto`` or ``auto/N``. Raises ArgumentTypeError."""
-    which, _, total = text.partition("/")
-    shard = array_shard(total) if which == "auto" else (which, total)
-    if which == "auto" and not shard[0]:
-        names = ", ".join(names[0] for names in ARRAY_JOBS)
-        raise argparse.ArgumentTypeError(
-            f"invalid share {text!r}: not in an array job (none of {names} is set)"
-        )
-    if which == "auto" and not shard[1]:
-        cause = "nothing tells how many there are: write auto/N"
-        raise argparse.ArgumentTypeError(f"{text!r}: {cause}")
-    if not all(re.fullmatch(r"[1-9][0-9]{0,5}", part) for part in shard):
-        raise argparse.ArgumentTypeError(
-            f"invalid share {text!r}: use K/N, or auto/N in an array job"
-        )
-    number, count = map(int, shard)
-    if number > count:
-        raise argparse.ArgumentTypeError(f"invalid share {text!r}: {number} is more than {count}")
-    return Shard(number, count)
+    number, _, total = text.partition("/")
+    problem = "use K/N, or auto/N in an array job"
+    if number == "auto":
+        number, counted = array_share()
+        total = total or counted
+        if not number:
+            names = ", ".join(names[0] for names in ARRAY_JOBS)
+            problem = f"not in an array job (none of {names} is set)"
+        elif not total:
+            problem = "nothing tells how many there are: write auto/N"
+    if all(re.fullmatch(r"[1-9][0-9]{0,5}", part) for part in (number, total)):
+        if int(number) <= int(total):
+            return Shard(int(number), int(total))
+        problem = f"{number} is more than {total}"
+    raise argparse.ArgumentTypeError(f"invalid share {text!r}: {problem}")
 
 
-def array_shard(total: str) -> tuple[str, str]:
-    """Number from 1 and total of this job in its array; empty if not in an array."""
+def array_share() -> tuple[str, str]:
+    """The number of this job in its array, from 1, and how many there are; empty if not told."""
     told = os.environ.get
     for index, least, count, step in ARRAY_JOBS:
         numbers = [told(index, ""), told(least, "0"), told(step, "1")]
         if all(re.fullmatch("[0-9]{1,9}", number) for number in numbers):
             position = (int(numbers[0]) - int(numbers[1])) // max(int(numbers[2]), 1)
-            return str(position + 1), total or told(count, "")
-    return "", total
+            return str(position + 1), told(count, "")
+    return "", ""
 
 
 # how what follows an option is read: by its metavar, or by its name; anything else is text
@@ -14702,8 +14687,8 @@ PARSERS: Mapping[str, Callable[[str], Any]] = {
     "GLOB=TYPE": parse_content_type,
     "K=V": parse_tag,
     "K/N": parse_shard,
-    "include": include_rule,
-    "exclude": exclude_rule,
+    "include": lambda text: Rule(True, parse_glob(text)),
+    "exclude": lambda text: Rule(False, parse_glob(text)),
     "exclude-if-present": parse_name,
     "files-from": parse_file,
     "files-from0": parse_file,
@@ -14731,7 +14716,6 @@ COMMAND_OPTIONS: Sequence[tuple[str, Option]] = (
     ("quiet", Option(False, "print problems only")),
     ("verbose", Option(False, "print a line for each file, and more details")),
 )
-EXCLUSIVE = "status", "verify", "cleanup"
 # all options, in the order of --help
 GROUPS: Mapping[str, str] = {
     "destination": "endpoint-url region profile sandbox create-bucket allow-public"
@@ -14773,14 +14757,13 @@ def make_parser() -> Parser:
     }
     for title, names in GROUPS.items():
         group = parser.add_argument_group(title)
-        only_one = group.add_mutually_exclusive_group()
         for name in names.split():
-            add_option(only_one if name in EXCLUSIVE else group, name, *declared[name])
+            add_option(group, name, *declared[name])
     group.add_argument("--version", action="version", version=f"pfu {__version__}")
     return parser
 
 
-def add_option(group: argparse._ActionsContainer, name: str, dest: str, about: Option) -> None:
+def add_option(group: argparse._ArgumentGroup, name: str, dest: str, about: Option) -> None:
     """Add an option to a group of the parser."""
     more: dict[str, Any] = {"action": "store_true"}
     if about.default is not False:
@@ -14793,6 +14776,9 @@ def add_option(group: argparse._ActionsContainer, name: str, dest: str, about: O
 
 
 COMMAND_FAULTS: Faults = {
+    "--status, --verify and --cleanup exclude each other": lambda o: (
+        o.status + o.verify + o.cleanup > 1
+    ),
     "--status cannot be combined with --dry-run": lambda o: o.status and o.dry_run,
     "--sandbox starts empty: there is nothing to verify or clean up": lambda o: (
         o.sandbox and (o.cleanup or o.verify)
@@ -15204,21 +15190,17 @@ def stopping_on_signals(job: BatchJobModel, console: Console) -> Iterator[None]:
         signal.raise_signal(number)
         signal.signal(number, suspend)
 
-    names = {"SIGINT": handle, "SIGTERM": handle, "SIGHUP": handle, "SIGTSTP": suspend}
-    known = {
-        getattr(signal, name): handler for name, handler in names.items() if hasattr(signal, name)
-    }
-    handlers = {
-        number: handler
-        for number, handler in known.items()
-        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
-    }
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    handlers = {"SIGINT": handle, "SIGTERM": handle, "SIGHUP": handle, "SIGTSTP": suspend}
+    before: dict[int, Any] = {}
+    for name, handler in handlers.items():
+        number = getattr(signal, name, None)
+        if number and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+            before[number] = signal.signal(number, handler)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, previous in before.items():
+            signal.signal(number, previous)
 
 
 def default_ledger(shard: Shard | None) -> str:

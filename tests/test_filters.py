@@ -172,7 +172,7 @@ class TestFilters:
         for _ in range(12):
             steps = ["*a*", "a*b*", "*b", "*a*b*a*", "?*a", "[!a]*b*", "**", "**", "*", "f*.*a"]
             line = "/".join(generator.choices(steps, k=generator.randint(1, 5)))
-            rules = (pfu.exclude_rule(line),)
+            rules = (pfu.Rule(False, pfu.Glob.of(line)),)
             assert scanned(place, pfu.ScanOptions(rules=rules)) == taken_by_git(place, [line]), line
 
     @pytest.mark.parametrize("pattern, odd, plain", HOSTILE, ids=["stars", "steps", "both", "sets"])
