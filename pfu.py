@@ -14412,6 +14412,11 @@ def jobs_text(jobs: Sequence[BatchJobRow]) -> Iterator[str]:
 # Command line
 # ======================================================================================
 
+# Every option is declared once: by option(), as a field of S3Options, ScanOptions or RunOptions,
+# or in COMMAND_OPTIONS, if only the command line has it. make_parser() adds them in the order of
+# GROUPS; PARSERS reads their values. The environment is parsed first, as if it stood before the
+# arguments. What options must not be together is in the tables *_FAULTS.
+
 SIZE_UNITS = {"": 1, "K": KIB, "M": MIB, "G": GIB, "T": KIB * GIB}
 TIME_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 SHOWN_JOBS = 10
