@@ -8618,124 +8618,6 @@ def _ask(question: Callable[[], Any], absent: Any) -> tuple[Any, str]:
 # serves all processes, a stop is noticed at once, and the live view moves between pages.
 
 
-class Task(NamedTuple):
-    """One file to upload, as the parent sends it to a runner."""
-
-    id: str
-    path: str
-    key: str
-    size: int  # bytes, as scanned
-    permissions: str  # as scanned, or as stored
-    stored: Stored | None = None  # what the store has, if of this size: only what differs is sent
-
-
-class BeginTask(NamedTuple):
-    """A large file whose upload is to be started or resumed."""
-
-    id: str
-    file: Task
-    known: UploadModel | None  # an earlier upload, as the ledger has it
-    parts: tuple[StoredPart, ...]  # its parts that were acknowledged
-    anew: bool  # do not resume the earlier one
-    most_parts: int  # that the store accepts, as far as is known
-    asked_at: int  # seconds since the epoch; no upload of this file began earlier
-
-    @property
-    def size(self) -> int:
-        """Bytes that it loads into memory."""
-        return 0
-
-
-class PartTask(NamedTuple):
-    """One part of a large file."""
-
-    id: str
-    path: str
-    key: str
-    upload_id: str
-    number: int  # from 1
-    offset: int  # bytes
-    size: int  # bytes
-    snapshot: Snapshot  # of the file when its upload began
-
-
-class CompleteTask(NamedTuple):
-    """A large file whose parts are all in the store."""
-
-    id: str
-    file: Task
-    upload_id: str
-    parts: tuple[StoredPart, ...]  # by number
-    snapshot: Snapshot
-    racy: int
-    part_size: int  # bytes
-    fingerprint: str  # of the upload, as it was created
-    size: int = 0
-
-
-class ProofTask(NamedTuple):
-    """An object that the store has acknowledged: is it there?"""
-
-    id: str
-    key: str
-    found: Found  # as it was read
-    size: int = 0
-
-
-class NameTask(NamedTuple):
-    """An object that the store has acknowledged, and may keep under another name."""
-
-    id: str
-    key: str
-    file_size: int  # bytes
-    since: float  # seconds since the epoch
-    size: int = 0
-
-
-LOST = "the store does not have it any more"
-REPLACED = "the store has another object under its key"
-
-
-class RemoveTask(NamedTuple):
-    """A file that the ledger has as stored: is it, and is it still the same? Then remove it."""
-
-    id: str
-    key: str
-    found: Found  # as it was read
-    etag: str
-    sha256: str
-    kind: OutcomeKind  # what its transfer came to
-    stale: int | None  # FileModel.stale, if it is not removed
-    size: int = 0
-
-    def reason_to_keep(self, stored: Inspected | None) -> str:
-        """Why the object does not show that it is this file; empty if it does."""
-        if stored is None:
-            return LOST
-        if stored.size != self.found.file_size:
-            return REPLACED
-        if not stored.is_of(self.found):
-            return "the store does not show its size, time and permissions"
-        if stored.lacks_lock:
-            return "the store does not show its lock (s3:GetObjectRetention, s3:GetObjectLegalHold)"
-        return ""
-
-
-class AbortTask(NamedTuple):
-    """A multipart upload that is no longer wanted."""
-
-    id: str
-    key: str
-    upload_id: str | None  # None: any that a killed run began at created_at or later
-    created_at: int
-    size: int = 0
-
-
-AnyTask = Union[Task, BeginTask, PartTask, CompleteTask, ProofTask, NameTask, RemoveTask, AbortTask]
-LOOKS = ProofTask, NameTask  # at what was sent: they go before everything else
-LOOK_WAITS, LOOK_SECONDS = 200, 0.005  # for fewer requests in flight than the limit
-
-
 class Begun(NamedTuple):
     """A multipart upload has begun, or can be resumed."""
 
@@ -8761,33 +8643,14 @@ class PartDone(NamedTuple):
     fast: bool  # it went through the fast lane
 
 
-class Named(NamedTuple):
-    """The answer to a NameTask."""
+class Answered(NamedTuple):
+    """A question about an object, or a request to discard something, has its answer."""
 
     id: str
-    kept_as: str  # empty: unknown
+    answer: str = ""  # see the ask() of the task
 
 
-class Proven(NamedTuple):
-    """The store has what it has acknowledged."""
-
-    id: str
-
-
-class Removed(NamedTuple):
-    """What became of a file that was to be removed."""
-
-    id: str
-    reason: str  # why it is still there; empty: it is not
-
-
-class Aborted(NamedTuple):
-    """A multipart upload is gone."""
-
-    id: str
-
-
-AnyOutcome = Union[Outcome, Begun, PartDone, Proven, Named, Removed, Aborted]
+AnyOutcome = Union[Outcome, Begun, PartDone, Answered]
 
 
 class Report(NamedTuple):
@@ -9133,7 +8996,7 @@ class PageRunner:
     def _take(self, task: AnyTask) -> Transfer:
         self._busy += 1
         self._waiting_bytes -= task.size
-        return TRANSFERS[type(task)](task, self)
+        return Transfer(task, self)
 
     def next_transfer(self) -> Transfer | None:
         """The next one for a slot; None if nothing is waiting or the slot should end."""
@@ -9277,11 +9140,6 @@ class PageRunner:
         self.gauges["passing"] += 1
         self._trouble = error.told(error.operation)
 
-    @property
-    def is_stopping(self) -> bool:
-        """Whether nothing new should be started."""
-        return bool(self.gauges["stopping"])
-
 
 NO_THREAD, NO_THREAD_HINT = "start new thread", "raise the process limit: ulimit -u"
 
@@ -9412,17 +9270,18 @@ class Gate:
         return sum(self._votes.get(code, {}).values()) >= ROW
 
 
-class Transfer(ABC):
-    """Carries out one task, with retries where the policy says so."""
+class Transfer:
+    """Has one task carried out, with retries where the policy says so.
+
+    Tasks are of two kinds: some send() bytes, the others ask() the store, in a thread.
+    """
 
     __slots__ = (
         *("attempts", "began", "begun", "is_chosen", "options", "others", "own", "own_since"),
         *("kind", "readings", "runner", "sent", "task"),
     )
-    readings_allowed: ClassVar[int] = 1  # of a file that changes meanwhile
-    kind_if_changed: ClassVar[OutcomeKind] = OutcomeKind.CHANGED
 
-    def __init__(self, task: Any, runner: PageRunner) -> None:
+    def __init__(self, task: AnyTask, runner: PageRunner) -> None:
         self.task = task
         self.runner = runner
         self.options = runner.options
@@ -9439,7 +9298,10 @@ class Transfer(ABC):
     @property
     def memory(self) -> int:
         """Bytes that it will hold in memory."""
-        return 0
+        size = self.task.size
+        if isinstance(self.task, PartTask):
+            return size if size <= self.options.memory else HASH_BYTES
+        return min(size, self.options.threshold)
 
     async def run(self) -> AnyOutcome:
         """Never raises for a problem of this task alone."""
@@ -9463,29 +9325,41 @@ class Transfer(ABC):
         finally:
             gate.leave(self)
 
+    async def _try(self) -> AnyOutcome:
+        """A store may send white space while it completes an object: that has a time limit."""
+        task = self.task
+        if isinstance(task, (Task, PartTask)):
+            return await task.send(self)
+        is_long = isinstance(task, CompleteTask)
+        asking = self.runner.ask(functools.partial(task.ask, self), is_long=is_long)
+        try:
+            outcome = await asyncio.wait_for(asking, COMPLETE_SECONDS if is_long else None)
+        except asyncio.TimeoutError as error:
+            cause = f"no answer in {COMPLETE_SECONDS} s"
+            raise RetryableError("complete", file_of(task).path, cause) from error
+        if isinstance(outcome, Outcome) and outcome.kind in SENT_WHOLE:
+            self.runner.count_file()
+        return outcome
+
     async def _weigh(self, error: PfuError) -> Outcome | None:
         """The outcome of a failed try; None: try again."""
-        if isinstance(error, (VanishedError, NotRegularError)):
-            return self._vanished(error)
-        if isinstance(error, ChangedError):
-            self.readings += 1
-            is_last = self.readings >= self.readings_allowed
-            return self._failed(self.kind_if_changed, error) if is_last else None
-        if isinstance(error, LeasedError) and time.monotonic() - self.began < LEASE_SECONDS:
-            await self.runner.gate.pause(min(1.0, full_jitter(self.attempts)))
-            return None
-        if isinstance(error, KeptError):
-            return self._kept(error)
-        if isinstance(error, UploadGoneError):
-            return self._failed(OutcomeKind.GONE, error)
-        if isinstance(error, TooManyPartsError):
-            return self._failed(OutcomeKind.CRAMPED, error)
         if isinstance(error, RetryableError):
             return await self._wait_out(error)
         if isinstance(error, FatalError):
             return await self._doubt(error)
-        is_own = kind_of_error(error) is Kind.OWN
-        return self._failed(OutcomeKind.FAILED if is_own else OutcomeKind.REFUSED, error)
+        if isinstance(error, KeptError):
+            return self._kept(error)
+        if isinstance(error, (VanishedError, NotRegularError)):
+            return self._vanished(error)
+        if isinstance(error, LeasedError) and time.monotonic() - self.began < LEASE_SECONDS:
+            await self.runner.gate.pause(min(1.0, full_jitter(self.attempts)))
+            return None
+        if isinstance(error, ChangedError) and type(self.task) is Task:
+            self.readings += 1
+            last = self._failed(OutcomeKind.FAILED, error)
+            return last if self.readings >= READ_ATTEMPTS else None
+        refused = OutcomeKind.FAILED if kind_of_error(error) is Kind.OWN else OutcomeKind.REFUSED
+        return self._failed(OF_LARGE_FILES.get(type(error), refused), error)
 
     async def _wait_out(self, error: RetryableError) -> Outcome | None:
         """Patience is per run; a file that keeps failing while others succeed fails alone."""
@@ -9529,9 +9403,6 @@ class Transfer(ABC):
         await gate.pause(min(full_jitter(self.attempts), 1.0))
         return None
 
-    @abstractmethod
-    async def _try(self) -> AnyOutcome: ...
-
     def _kept(self, error: KeptError) -> Outcome:
         """If it is this very file, an earlier try may have stored it: its answer was lost."""
         self.runner.gate.answered += 1
@@ -9539,7 +9410,7 @@ class Transfer(ABC):
         kind = OutcomeKind.UNCHANGED if error.same else OutcomeKind.KEPT
         if error.same and (error.resent or self.attempts > 1):
             kind = OutcomeKind.UPLOADED
-        return self._outcome(error.upload, kind, Receipt(error.etag), sent=error.same)
+        return self.outcome(error.upload, kind, Receipt(error.etag), sent=error.same)
 
     def _vanished(self, error: SourceError) -> Outcome:
         """A file may vanish from the tree; if ROOT itself is gone, that is fatal."""
@@ -9551,7 +9422,7 @@ class Transfer(ABC):
         return self._failed(OutcomeKind.VANISHED, error)
 
     def _failed(self, kind: OutcomeKind, error: PfuError) -> Outcome:
-        file = getattr(self.task, "file", self.task)
+        file: Any = file_of(self.task)
         cause = error.told(error.operation).replace(file.key, "KEY")
         path = getattr(file, "path", "")
         status = error.status if isinstance(error, TransferError) else 0
@@ -9559,10 +9430,44 @@ class Transfer(ABC):
         seconds = time.monotonic() - self.began
         return told._replace(path=path, cause=cause, status=status, seconds=seconds)
 
-    def _open(self, path: str, permissions: str = "0") -> SourceFile:
+    # -- what tasks need
+
+    @property
+    def multipart(self) -> MultipartUploader:
+        """The engine gives tasks of large files to no other kind."""
+        assert isinstance(self.runner.uploader, MultipartUploader)
+        return self.runner.uploader
+
+    @property
+    def inspectable(self) -> InspectableUploader:
+        """The same for questions about objects."""
+        assert isinstance(self.runner.uploader, InspectableUploader)
+        return self.runner.uploader
+
+    def open(self, path: str, permissions: str = "0") -> SourceFile:
+        """What the scan saw there."""
         return open_source(self.runner.tree, path, permissions, self.runner.uploader.traffic.beat)
 
-    def _describe(self, file: Task, source: SourceFile, body: bytes | None) -> Upload:
+    def open_again(self, path: str, snapshot: Snapshot) -> SourceFile:
+        """Raises ChangedError if the file's size or modification time has changed.
+
+        If only its ctime has, the bytes are compared when all parts are sent.
+        """
+        source = self.open(path)
+        if Snapshot.of(source.status)[:2] != snapshot[:2]:
+            source.close()
+            raise ChangedError("read", path, CHANGES)
+        return source
+
+    def check_read(self, source: SourceFile, read_again: Callable[[], T], before: T) -> None:
+        """Raises ChangedError if the file has other bytes than those read before."""
+        if self.options.ignore_ctime:
+            source.has_moved()
+        else:
+            source.check_unchanged(read_again, before)
+
+    def describe(self, file: Task, source: SourceFile, body: bytes | None) -> Upload:
+        """The object to be stored."""
         return Upload(
             file.key,
             source,
@@ -9573,7 +9478,34 @@ class Transfer(ABC):
             self.options.part_size,
         )
 
-    def _has_same_bytes(self, upload: Upload, stored: Stored) -> str | None:
+    def settle(self, upload: Upload, stored: Stored | None) -> Outcome | None:
+        """The outcome for a file whose bytes the store may have already; None: send them.
+
+        If the store refuses to renew the metadata of a large object, it stays as it is: new
+        metadata are not worth sending all bytes.
+        """
+        self.kind = OutcomeKind.UPLOADED
+        digest = self._digest_of_same(upload, stored) if stored else None
+        if stored is None or digest is None:
+            return None
+        known, receipt = upload._replace(sha256=digest), Receipt(stored.etag)
+        same = self.outcome(known, OutcomeKind.UNCHANGED, receipt, part_size=stored.part_size)
+        if stored.has_metadata_of(upload.status):
+            return same
+        if upload.body is not None:
+            self.kind = OutcomeKind.RENEWED
+            return None  # resending a small object takes one request, no extra permission
+        self.sent = True  # unless the store says that it did nothing
+        try:
+            renewed = self._renewed(known, same, stored.last_modified)
+        except UploadGoneError:
+            return None
+        if not renewed.stale:
+            return renewed._replace(kind=OutcomeKind.RENEWED)
+        self.sent = False
+        return None if self.options.renew_by_upload else renewed
+
+    def _digest_of_same(self, upload: Upload, stored: Stored) -> str | None:
         """The file's digest if the store has these bytes already, else None.
 
         If no comparable digest is known, the modification time decides.
@@ -9589,68 +9521,40 @@ class Transfer(ABC):
         if upload.body is not None and forms[0][0] == WHOLE_SHA256:
             return upload.sha256 if upload.sha256 == stored.sha256 else None
         found = digests_of(source, {form for form, _ in forms})
-        self._check_read(source, lambda: digests_of(source, found), found)
+        self.check_read(source, lambda: digests_of(source, found), found)
         for form, digest in forms:
             if found[form] == digest:
-                return stored.sha256 or upload.sha256 or self._digest(upload, form.part_size)
+                return stored.sha256 or upload.sha256 or digest_in_parts(source, form.part_size)
         return None
 
-    def _digest(self, upload: Upload, part_size: int) -> str:
-        form = Form("sha256", part_size)
-        return digests_of(upload.source, [form])[form]
+    def _renewed(self, upload: Upload, done: Outcome, modified: int | None = None) -> Outcome:
+        """``done``, with the object's metadata renewed; or stale, if the store refuses that.
 
-    def _check_read(self, source: SourceFile, read_again: Callable[[], T], before: T) -> None:
-        if self.options.ignore_ctime:
-            source.has_moved()
-        else:
-            source.check_unchanged(read_again, before)
-
-    def _renew(self, upload: Upload, stored: Stored) -> Outcome | None:
-        """Have the store renew the metadata of a large object; None: send the file.
-
-        If it refuses, the object stays as it is: new metadata are not worth sending all bytes.
+        ``modified``: of the object, if it is an old one. Raises UploadGoneError if it is no more.
         """
-        self.sent = True  # unless the store says that it did nothing
         try:
-            receipt = self.runner.uploader.renew(upload, stored.etag, stored.last_modified)
-        except UploadGoneError:
-            return None
+            receipt = self.runner.uploader.renew(upload, done.etag, modified)
         except TransferError as error:
-            if isinstance(error, (RetryableError, FatalError)):
+            is_another = isinstance(error, UploadGoneError) and modified is not None
+            if is_another or isinstance(error, (RetryableError, FatalError)):
                 raise
-            self.sent = False
-            if self.options.renew_by_upload:
-                return None
-            kept = self._outcome(upload, OutcomeKind.UNCHANGED, Receipt(stored.etag))
-            return kept._replace(stale=True, error=error.cause, part_size=stored.part_size)
-        renewed = self._outcome(upload, OutcomeKind.RENEWED, receipt)
-        return renewed._replace(part_size=stored.part_size)
+            return done._replace(stale=True, error=error.cause)
+        return done._replace(etag=receipt.etag.strip('"'), sha256=receipt.sha256 or done.sha256)
 
-    def _settle(self, upload: Upload) -> Outcome | None:
-        """The outcome for a file whose bytes the store may have already; None: send them."""
-        stored: Stored | None = self.file.stored
-        self.kind = OutcomeKind.UPLOADED
-        if stored is None:
-            return None
-        digest = self._has_same_bytes(upload, stored)
-        if digest is None:
-            return None
-        known = upload._replace(sha256=digest)
-        if stored.has_metadata_of(upload.status):
-            same = self._outcome(known, OutcomeKind.UNCHANGED, Receipt(stored.etag))
-            return same._replace(part_size=stored.part_size)
-        if upload.body is not None:
-            self.kind = OutcomeKind.RENEWED
-            return None  # resending a small object takes one request, no extra permission
-        return self._renew(known, stored)
+    def finished(
+        self,
+        upload: Upload,
+        receipt: Receipt,
+        *,
+        is_as_told: bool = True,
+        racy: int | None = None,
+        part_size: int = 0,
+    ) -> Outcome:
+        """The outcome of a large file that is stored. ``is_as_told``: with today's metadata."""
+        done = self.outcome(upload, OutcomeKind.UPLOADED, receipt, racy, part_size=part_size)
+        return done if is_as_told else self._renewed(upload, done)
 
-    @property
-    def file(self) -> Task:
-        """The file that the task is about."""
-        file: Task = self.task.file
-        return file
-
-    def _outcome(
+    def outcome(
         self,
         upload: Upload,
         kind: OutcomeKind,
@@ -9658,7 +9562,9 @@ class Transfer(ABC):
         racy: int | None = None,
         *,
         sent: bool = False,
+        part_size: int = 0,
     ) -> Outcome:
+        """The outcome of a file as it was read."""
         status = upload.status
         return Outcome(
             self.task.id,
@@ -9676,78 +9582,18 @@ class Transfer(ABC):
             ledger_ctime(status),
             status.st_uid,
             status.st_gid,
+            part_size,
             sent=sent,
             seconds=time.monotonic() - self.began,
         )
 
 
-class FileTransfer(Transfer):
-    """Reads, hashes and sends one file."""
-
-    __slots__ = ()
-    readings_allowed = READ_ATTEMPTS
-    kind_if_changed = OutcomeKind.FAILED
-
-    @property
-    def memory(self) -> int:
-        task: Task = self.task
-        return min(task.size, self.options.threshold)
-
-    @property
-    def file(self) -> Task:
-        return self.task  # type: ignore[no-any-return]
-
-    async def _try(self) -> Outcome:
-        settled: Outcome | None = None
-        posted: Posted | None = None
-        if self.begun:
-            (upload, posted), self.begun = self.begun, None
-        else:
-            upload, settled = await self.runner.read(self.read, self.task.size)
-        source = upload.source
-        try:
-            if settled:
-                return settled
-            if upload.body is None and isinstance(self.runner.uploader, MultipartUploader):
-                return Outcome(self.task.id, OutcomeKind.LARGE)
-            self.sent = True
-            receipt = await self.runner.send(upload, posted)
-            if upload.body is not None:
-                return self.stored(upload, receipt)
-            return await self.runner.in_thread(functools.partial(self._end, upload, receipt))
-        finally:
-            source.close()
-
-    def stored(self, upload: Upload, receipt: Receipt) -> Outcome:
-        """A small file is in the store."""
-        return self._outcome(upload, self.kind, receipt, sent=True)
-
-    def _end(self, upload: Upload, receipt: Receipt) -> Outcome:
-        """A large file that was sent whole: did it change meanwhile? Raises ChangedError."""
-        size = part_size_for(upload.size, upload.part_size)
-        sha256 = receipt.sha256 or self._digest(upload, size)
-        self._check_read(upload.source, lambda: self._digest(upload, size), sha256)
-        sent = self._outcome(upload, OutcomeKind.UPLOADED, Receipt(receipt.etag, sha256))
-        return sent._replace(part_size=size)
-
-    def read(self) -> tuple[Upload, Outcome | None]:
-        """Open, read and hash. A large file is only opened, and hashed if that may save sending."""
-        source = self._open(self.task.path, self.task.permissions)
-        try:
-            body = None
-            if source.size <= self.options.threshold:
-                body = source.read_all()
-                self._check_read(source, source.read_all, body)
-            else:
-                source.check_end()
-            upload = self._describe(self.task, source, body)
-            settled = self._settle(upload) if self.task.stored else None
-        except BaseException:
-            source.close()
-            raise
-        if body is not None:
-            source.close()
-        return upload, settled
+CHANGES = "it changed while being read"
+OF_LARGE_FILES = {  # what a refusal means for the whole file
+    ChangedError: OutcomeKind.CHANGED,
+    UploadGoneError: OutcomeKind.GONE,
+    TooManyPartsError: OutcomeKind.CRAMPED,
+}
 
 
 class Chain:
@@ -9769,15 +9615,15 @@ class Chain:
         return await self._over
 
     def _begin(self, transfer: Transfer) -> None:
-        assert isinstance(transfer, FileTransfer)
-        runner = self._runner
-        self._transfer, self._size = transfer, transfer.memory
+        runner, task = self._runner, transfer.task
+        assert isinstance(task, Task)
+        self._transfer, self._size = transfer, task.size
         if not runner.budget.take(self._size):
             self._over.set_result(transfer)
             return
         runner.flies(1)
         try:
-            self._upload, _ = runner.read_here(transfer.read)
+            self._upload, _ = runner.read_here(functools.partial(task.read, transfer))
             if runner.uploader.post(self._upload, self._ended):
                 return
             transfer.begun = self._upload, None
@@ -9804,7 +9650,7 @@ class Chain:
             return
         try:
             transfer.attempts = 1
-            outcome = transfer.stored(self._upload, receipt)
+            outcome = transfer.outcome(self._upload, transfer.kind, receipt, sent=True)
         except Exception:  # noqa: BLE001  as above
             transfer.attempts = 0
             self._leave(transfer)
@@ -9819,106 +9665,140 @@ class Chain:
             self._over.set_result(following)
 
 
-class LargeTransfer(Transfer):
-    """One step of a large file's upload. Each checks that the file is as it was at first."""
+class Task(NamedTuple):
+    """One file to upload, as the parent sends it to a runner."""
 
-    __slots__ = ()
+    id: str
+    path: str
+    key: str
+    size: int  # bytes, as scanned
+    permissions: str  # as scanned, or as stored
+    stored: Stored | None = None  # what the store has, if of this size: only what differs is sent
 
-    @property
-    def uploader(self) -> MultipartUploader:
-        """The engine gives such tasks to no other kind."""
-        assert isinstance(self.runner.uploader, MultipartUploader)
-        return self.runner.uploader
-
-    def _open_again(self, path: str, snapshot: Snapshot) -> SourceFile:
-        """Raises ChangedError if the file's size or modification time has changed.
-
-        If only its ctime has, the bytes are compared when all parts are sent.
-        """
-        source = self._open(path)
-        if Snapshot.of(source.status)[:2] != snapshot[:2]:
-            source.close()
-            raise ChangedError("read", path, "it changed while being read")
-        return source
-
-
-class BeginTransfer(LargeTransfer):
-    """Begins a multipart upload, or finds out how far an earlier one got."""
-
-    __slots__ = ()
-
-    async def _try(self) -> AnyOutcome:
-        outcome = await self.runner.ask(self._begin)
-        if isinstance(outcome, Outcome) and outcome.kind in SENT_WHOLE:
-            self.runner.count_file()
-        return outcome
-
-    def _begin(self) -> AnyOutcome:
-        file: Task = self.task.file
-        source = self._open(file.path)
+    async def send(self, transfer: Transfer) -> Outcome:
+        """Read, hash and send it."""
+        runner = transfer.runner
+        settled: Outcome | None = None
+        posted: Posted | None = None
+        if transfer.begun:
+            (upload, posted), transfer.begun = transfer.begun, None
+        else:
+            upload, settled = await runner.read(functools.partial(self.read, transfer), self.size)
         try:
-            if source.size > MAX_OBJECT_SIZE:
-                raise SourceError("upload", source.path, too_large(file.key, source.size))
-            source.check_end()
-            upload = self._describe(file, source, None)
-            return self._settle(upload) or self._go_on(upload) or self._begin_anew(upload)
+            if settled:
+                return settled
+            if upload.body is None and isinstance(runner.uploader, MultipartUploader):
+                return Outcome(self.id, OutcomeKind.LARGE)
+            transfer.sent = True
+            receipt = await runner.send(upload, posted)
+            if upload.body is not None:
+                return transfer.outcome(upload, transfer.kind, receipt, sent=True)
+            ending = functools.partial(self._end, transfer, upload, receipt)
+            return await runner.in_thread(ending)
         finally:
-            source.close()
+            upload.source.close()
 
-    def _go_on(self, upload: Upload) -> AnyOutcome | None:
+    def read(self, transfer: Transfer) -> tuple[Upload, Outcome | None]:
+        """Open, read and hash. A large file is only opened, and hashed if that may save sending."""
+        source = transfer.open(self.path, self.permissions)
+        try:
+            body = None
+            if source.size <= transfer.options.threshold:
+                body = source.read_all()
+                transfer.check_read(source, source.read_all, body)
+            else:
+                source.check_end()
+            upload = transfer.describe(self, source, body)
+            settled = transfer.settle(upload, self.stored) if self.stored else None
+        except BaseException:
+            source.close()
+            raise
+        if body is not None:
+            source.close()
+        return upload, settled
+
+    def _end(self, transfer: Transfer, upload: Upload, receipt: Receipt) -> Outcome:
+        """A large file that was sent whole: did it change meanwhile? Raises ChangedError."""
+        source, size = upload.source, part_size_for(upload.size, upload.part_size)
+        sha256 = receipt.sha256 or digest_in_parts(source, size)
+        transfer.check_read(source, lambda: digest_in_parts(source, size), sha256)
+        return transfer.finished(upload, Receipt(receipt.etag, sha256), part_size=size)
+
+
+class BeginTask(NamedTuple):
+    """A large file: its upload is to be begun, or resumed where an earlier one got to."""
+
+    id: str
+    file: Task
+    known: UploadModel | None  # an earlier upload, as the ledger has it
+    parts: tuple[StoredPart, ...]  # its parts that were acknowledged
+    anew: bool  # do not resume the earlier one
+    most_parts: int  # that the store accepts, as far as is known
+    asked_at: int  # seconds since the epoch; no upload of this file began earlier
+    size: int = 0
+
+    def ask(self, transfer: Transfer) -> AnyOutcome:
+        """The Begun; or the outcome, if the store turns out to have the object."""
+        with contextlib.closing(transfer.open(self.file.path)) as source:
+            if source.size > MAX_OBJECT_SIZE:
+                raise SourceError("upload", source.path, too_large(self.file.key, source.size))
+            source.check_end()
+            upload = transfer.describe(self.file, source, None)
+            settled = transfer.settle(upload, self.file.stored)
+            return settled or self._go_on(transfer, upload) or self._begin_anew(transfer, upload)
+
+    def _go_on(self, transfer: Transfer, upload: Upload) -> AnyOutcome | None:
         """Resume or finish the earlier upload; None: there is none, or none that can be used."""
-        known: UploadModel | None = self.task.known
-        if known is None or known.upload_id is None or self.task.anew:
+        known, uploader, options = self.known, transfer.multipart, transfer.options
+        if known is None or known.upload_id is None or self.anew:
             return None
-        if self.options.is_part_size_given and known.part_size != part_size_for(
-            upload.size, self.options.part_size
-        ):
+        wanted = part_size_for(upload.size, options.part_size)
+        if options.is_part_size_given and known.part_size != wanted:
             return None
-        told = self.uploader.fingerprint(upload)
+        told = uploader.fingerprint(upload)
         is_like = known.fingerprint.partition("/")[0] == told.partition("/")[0]
         if not is_like or not 0 < -(-upload.size // max(known.part_size, 1)) <= MAX_PARTS:
             return None
-        parts = self.task.parts
+        parts = self.parts
         now = Snapshot.of(upload.status)
         try:
-            stored = self.uploader.list_parts(upload.key, known.upload_id)
+            stored = uploader.list_parts(upload.key, known.upload_id)
             there = {part[:3]: part.sha256 for part in stored}
             parts = tuple(p for p in parts if there.get(p[:3], "no") in ("", p.sha256))
         except DeniedError:
             pass  # PutObject must be enough; the store checks the parts at completion
         except UploadGoneError:
-            return self._completed(upload, known, parts, told)
+            return self._completed(transfer, upload, known, is_as_told=known.fingerprint == told)
         if (known.inode, known.changed_at) != (now.inode, now.changed):
             parts = same_parts(upload.source, parts, known.part_size)
             if upload.source.has_moved():
                 now = now._replace(inode=-1)  # then all is compared again on completion
-        begun = self._begun(upload, known.upload_id, known.part_size, parts)
-        racy = known.racy | begun.racy
-        return begun._replace(racy=racy, fingerprint=known.fingerprint, snapshot=now)
+        racy = known.racy | upload.source.racy
+        size = known.part_size
+        return Begun(self.id, known.upload_id, known.fingerprint, size, parts, now, racy)
 
     def _completed(
-        self, upload: Upload, known: UploadModel, parts: Sequence[StoredPart], told: str
+        self, transfer: Transfer, upload: Upload, known: UploadModel, *, is_as_told: bool
     ) -> Outcome | None:
         """The outcome of an upload that was completed, though its answer was lost."""
-        is_as_told = known.fingerprint == told
-        asked = upload if is_as_told else upload._replace(metadata={})
-        receipt = self.uploader.is_complete(asked, known.upload_id or "", parts)
+        told = upload if is_as_told else upload._replace(metadata={})
+        receipt = transfer.multipart.is_complete(told, known.upload_id or "", self.parts)
         if receipt is None:
-            return self._found(upload)
-        parts = same_parts(upload.source, parts, known.part_size)
-        if len(parts) < max(1, -(-upload.size // known.part_size)):
+            return self._found(transfer, upload)
+        size = known.part_size
+        same = same_parts(upload.source, self.parts, size)
+        if len(same) < max(1, -(-upload.size // size)):
             return None  # it was made of other bytes
         racy = known.racy | upload.source.racy
-        done = self._outcome(upload, OutcomeKind.UPLOADED, receipt, racy)
-        done = done._replace(part_size=known.part_size)
-        return done if is_as_told else renewed(self.uploader, upload, done)
+        return transfer.finished(upload, receipt, is_as_told=is_as_told, racy=racy, part_size=size)
 
-    def _found(self, upload: Upload) -> Outcome | None:
+    def _found(self, transfer: Transfer, upload: Upload) -> Outcome | None:
         """The outcome if a digest proves that the object has the file's bytes, else None."""
-        if not isinstance(self.uploader, InspectableUploader):
-            return None
+        uploader = transfer.runner.uploader
         try:
-            stored = self.uploader.inspect(upload.key)
+            stored = (
+                uploader.inspect(upload.key) if isinstance(uploader, InspectableUploader) else None
+            )
         except DeniedError:
             return None
         if stored is None or stored.size != upload.size or not stored.forms():
@@ -9927,178 +9807,181 @@ class BeginTransfer(LargeTransfer):
         if not stored.proves(digests):
             return None
         receipt = Receipt(stored.etag, digests[WHOLE_SHA256])
-        done = self._outcome(upload, OutcomeKind.UPLOADED, receipt)
         is_as_told = upload.metadata.items() <= stored.metadata.items()
-        return done if is_as_told else renewed(self.uploader, upload, done)
+        return transfer.finished(upload, receipt, is_as_told=is_as_told)
 
-    def _begin_anew(self, upload: Upload) -> Begun:
-        known: UploadModel | None = self.task.known
+    def _begin_anew(self, transfer: Transfer, upload: Upload) -> Begun:
+        known, uploader = self.known, transfer.multipart
         if known is not None and known.upload_id:
-            with self.uploader.telling_what_is_left():
-                abort_uploads(self.uploader, upload.key, known.upload_id, known.created_at)
-        elif known is not None or self.attempts > 1:  # one may have been begun
-            since = known.created_at if known is not None else self.task.asked_at
-            self.uploader.abort_others(upload.key, since)
-        wanted = self.options.part_size, self.task.most_parts
-        part_size = part_size_for(upload.size, *wanted)
-        return self._begun(upload, self.uploader.begin(upload), part_size, ())
-
-    def _begun(
-        self, upload: Upload, upload_id: str, part_size: int, parts: tuple[StoredPart, ...]
-    ) -> Begun:
-        return Begun(
-            self.task.id,
-            upload_id,
-            self.uploader.fingerprint(upload),
-            part_size,
-            parts,
-            Snapshot.of(upload.status),
-            int(upload.source.racy),
-        )
+            with uploader.telling_what_is_left():
+                abort_uploads(uploader, upload.key, known.upload_id, known.created_at)
+        elif known is not None or transfer.attempts > 1:  # one may have been begun
+            since = known.created_at if known is not None else self.asked_at
+            uploader.abort_others(upload.key, since)
+        size = part_size_for(upload.size, transfer.options.part_size, self.most_parts)
+        upload_id, told = uploader.begin(upload), uploader.fingerprint(upload)
+        now, racy = Snapshot.of(upload.status), int(upload.source.racy)
+        return Begun(self.id, upload_id, told, size, (), now, racy)
 
 
-class PartTransfer(LargeTransfer):
-    """Reads, hashes and sends one part."""
+class PartTask(NamedTuple):
+    """One part of a large file."""
 
-    __slots__ = ()
+    id: str
+    path: str
+    key: str
+    upload_id: str
+    number: int  # from 1
+    offset: int  # bytes
+    size: int  # bytes
+    snapshot: Snapshot  # of the file when its upload began
 
-    @property
-    def memory(self) -> int:
-        task: PartTask = self.task
-        return task.size if self._fits() else HASH_BYTES
-
-    def _fits(self) -> bool:
-        return bool(self.task.size <= self.options.memory)
-
-    async def _try(self) -> PartDone:
-        task: PartTask = self.task
-        source = self._open_again(task.path, task.snapshot)
-        buffer = self.runner.budget.buffer(task.size) if self._fits() else None
+    async def send(self, transfer: Transfer) -> PartDone:
+        """Read, hash and send it, if the file is as it was."""
+        source, runner = transfer.open_again(self.path, self.snapshot), transfer.runner
+        fits = transfer.memory == self.size
+        buffer = runner.budget.buffer(self.size) if fits else None
         try:
-            reading = functools.partial(read_part, source, task.offset, task.size, buffer)
-            body, sha256 = await self.runner.in_thread(reading)
+            reading = functools.partial(read_part, source, self.offset, self.size, buffer)
+            body, sha256 = await runner.in_thread(reading)
             source.has_moved()
-            part = Part(task.path, task.key, task.upload_id, task.number, body, sha256)
-            receipt = await self.runner.send_part(part)
+            part = Part(self.path, self.key, self.upload_id, self.number, body, sha256)
+            receipt = await runner.send_part(part)
         finally:
             source.close()
             if buffer is not None:
-                self.runner.budget.keep(buffer)
-        stored = StoredPart(task.number, task.size, receipt.etag.strip('"'), sha256)
-        return PartDone(task.id, stored, receipt.fast)
+                runner.budget.keep(buffer)
+        stored = StoredPart(self.number, self.size, receipt.etag.strip('"'), sha256)
+        return PartDone(self.id, stored, receipt.fast)
 
 
-class CompleteTransfer(LargeTransfer):
-    """Has the store assemble the object from its parts, if the file has not changed."""
+class CompleteTask(NamedTuple):
+    """A large file whose parts are all in the store, which is to assemble them."""
 
-    __slots__ = ()
+    id: str
+    file: Task
+    upload_id: str
+    parts: tuple[StoredPart, ...]  # by number
+    snapshot: Snapshot
+    racy: int
+    part_size: int  # bytes
+    fingerprint: str  # of the upload, as it was created
+    size: int = 0
 
-    async def _try(self) -> Outcome:
-        """A store may send white space while it works, so the whole has a time limit."""
-        try:
-            completing = self.runner.ask(self._complete, is_long=True)
-            outcome = await asyncio.wait_for(completing, COMPLETE_SECONDS)
-        except asyncio.TimeoutError as error:
-            cause = f"no answer in {COMPLETE_SECONDS} s"
-            raise RetryableError("complete", self.task.file.path, cause) from error
-        self.runner.count_file()
-        return outcome
-
-    def _complete(self) -> Outcome:
-        task: CompleteTask = self.task
-        source = self._open_again(task.file.path, task.snapshot)
-        try:
-            self._compare_again(source)
-            upload = self._describe(task.file, source, None)
-            is_as_told = task.fingerprint == self.uploader.fingerprint(upload)
+    def ask(self, transfer: Transfer) -> Outcome:
+        """The outcome, if the file is as it was."""
+        uploader, racy, size = transfer.multipart, self.racy, self.part_size
+        with contextlib.closing(transfer.open_again(self.file.path, self.snapshot)) as source:
+            self._compare_again(source, transfer.options)
+            upload = transfer.describe(self.file, source, None)
+            is_as_told = self.fingerprint == uploader.fingerprint(upload)
             told = upload if is_as_told else upload._replace(metadata={})
-            self.sent = True
-            receipt = self.uploader.complete(told, task.upload_id, task.parts)
-            done = self._outcome(upload, OutcomeKind.UPLOADED, receipt, task.racy)
-            done = done._replace(part_size=task.part_size)
-            return done if is_as_told else renewed(self.uploader, upload, done)
-        finally:
-            source.close()
+            transfer.sent = True
+            receipt = uploader.complete(told, self.upload_id, self.parts)
+            return transfer.finished(
+                upload, receipt, is_as_told=is_as_told, racy=racy, part_size=size
+            )
 
-    def _compare_again(self, source: SourceFile) -> None:
+    def _compare_again(self, source: SourceFile, options: EngineOptions) -> None:
         """Compare the bytes if ctime or inode changed since the start. Raises ChangedError."""
-        task: CompleteTask = self.task
         source.check_end()
-        if Snapshot.of(source.status) == task.snapshot or self.options.ignore_ctime:
+        if Snapshot.of(source.status) == self.snapshot or options.ignore_ctime:
             return
-        if len(same_parts(source, task.parts, task.part_size)) < len(task.parts):
-            raise ChangedError("read", source.path, "it changed while being read")
+        if len(same_parts(source, self.parts, self.part_size)) < len(self.parts):
+            raise ChangedError("read", source.path, CHANGES)
         source.has_moved()
 
 
-class ProofTransfer(Transfer):
-    """Checks that the store has what it acknowledged."""
+class ProofTask(NamedTuple):
+    """An object that the store has acknowledged: is it there?"""
 
-    __slots__ = ()
+    id: str
+    key: str
+    found: Found  # as it was read
+    size: int = 0
 
-    async def _try(self) -> Proven:
-        uploader = self.runner.uploader
-        assert isinstance(uploader, InspectableUploader)
-        notes = await self.runner.ask(functools.partial(uploader.prove, self.task.found))
-        uploader.traffic.notes.extend(notes)
-        return Proven(self.task.id)
-
-
-class NameTransfer(Transfer):
-    """Finds out under which name the store keeps an object."""
-
-    __slots__ = ()
-
-    async def _try(self) -> Named:
-        uploader, task = self.runner.uploader, self.task
-        assert isinstance(uploader, InspectableUploader)
-        ask = functools.partial(uploader.kept_as, task.key, task.file_size, task.since)
-        return Named(task.id, await self.runner.ask(ask))
+    def ask(self, transfer: Transfer) -> Answered:
+        """Raises FatalError if it is not, or not as it should be."""
+        uploader = transfer.inspectable
+        uploader.traffic.notes.extend(uploader.prove(self.found))
+        return Answered(self.id)
 
 
-class RemoveTransfer(Transfer):
-    """Removes a file that the store shows, and that is still as it was read."""
+class NameTask(NamedTuple):
+    """An object that the store has acknowledged, and may keep under another name."""
 
-    __slots__ = ()
+    id: str
+    key: str
+    file_size: int  # bytes
+    since: float  # seconds since the epoch
+    size: int = 0
 
-    async def _try(self) -> Removed:
-        return Removed(self.task.id, await self.runner.ask(self._remove))
+    def ask(self, transfer: Transfer) -> Answered:
+        """That name; empty: unknown."""
+        kept_as = transfer.inspectable.kept_as(self.key, self.file_size, self.since)
+        return Answered(self.id, kept_as)
 
-    def _remove(self) -> str:
-        uploader, task = self.runner.uploader, self.task
-        assert isinstance(uploader, InspectableUploader)
+
+class RemoveTask(NamedTuple):
+    """A file that the ledger has as stored: is it, and is it still the same? Then remove it."""
+
+    id: str
+    key: str
+    found: Found  # as it was read
+    etag: str
+    sha256: str
+    kind: OutcomeKind  # what its transfer came to
+    stale: int | None  # FileModel.stale, if it is not removed
+    size: int = 0
+
+    def ask(self, transfer: Transfer) -> Answered:
+        """Why it is still here; empty: it is not."""
+        uploader = transfer.inspectable
         try:
-            stored = uploader.inspect(task.key)
-            if stored is None and task.kind in SENT_WHOLE:  # listings and HEAD may lag
+            stored = uploader.inspect(self.key)
+            if stored is None and self.kind in SENT_WHOLE:  # listings and HEAD may lag
                 time.sleep(LAG_SECONDS)
-                stored = uploader.inspect(task.key)
+                stored = uploader.inspect(self.key)
         except DeniedError as error:
-            return f"the store does not say what it has: {error.cause}"
-        reason: str = task.reason_to_keep(stored)
-        if stored and not reason and not self._is_of_these_bytes(stored):
+            return Answered(self.id, f"the store does not say what it has: {error.cause}")
+        reason = self._doubt(stored)
+        if stored and not reason and not self._is_of_these_bytes(transfer, stored):
             reason = REPLACED
-        if not reason and is_odd(task.key):  # a store may have one object for two such keys
-            kept_as = uploader.kept_as(task.key, task.found.file_size, 0.0)
-            reason = "" if kept_as == task.key else "the store may keep it under another name"
+        if not reason and is_odd(self.key):  # a store may have one object for two such keys
+            kept_as = uploader.kept_as(self.key, self.found.file_size, 0.0)
+            reason = "" if kept_as == self.key else "the store may keep it under another name"
+        unlike = functools.partial(self._what_is_unlike, transfer.options)
         try:
-            return reason or self.runner.tree.remove(task.found.path, self._reason_to_keep)
+            reason = reason or transfer.runner.tree.remove(self.found.path, unlike)
         except OSError as error:
-            return os_cause(error)
+            reason = os_cause(error)
+        return Answered(self.id, reason)
 
-    def _is_of_these_bytes(self, stored: Inspected) -> bool:
+    def _doubt(self, stored: Inspected | None) -> str:
+        """Why the object does not show that it is this file; empty if it does."""
+        if stored is None:
+            return LOST
+        if stored.size != self.found.file_size:
+            return REPLACED
+        if not stored.is_of(self.found):
+            return "the store does not show its size, time and permissions"
+        if stored.lacks_lock:
+            return "the store does not show its lock (s3:GetObjectRetention, s3:GetObjectLegalHold)"
+        return ""
+
+    def _is_of_these_bytes(self, transfer: Transfer, stored: Inspected) -> bool:
         """By what it was acknowledged with; a store may report another ETag or digest later."""
-        told = {self.task.etag, self.task.sha256} - {""}
+        told = {self.etag, self.sha256} - {""}
         if told & {stored.etag, stored.sha256}:
             return True
         forms = {form for form, _ in stored.forms()}
-        source = self._open(self.task.found.path, self.task.found.permissions)
-        try:
+        found = self.found
+        with contextlib.closing(transfer.open(found.path, found.permissions)) as source:
             return bool(forms and stored.proves(digests_of(source, forms)))
-        finally:
-            source.close()
 
-    def _reason_to_keep(self, status: os.stat_result) -> str:
-        found, options = self.task.found, self.options
+    def _what_is_unlike(self, options: EngineOptions, status: os.stat_result) -> str:
+        """Why the file that is there must stay; empty if it is the one that was read."""
+        found = self.found
         told = [
             (status.st_size, found.file_size),
             (ledger_time(status), found.last_modified),
@@ -10114,36 +9997,37 @@ class RemoveTransfer(Transfer):
 
 
 LAG_SECONDS = 2  # until a store shows an object that it has just taken
+LOST = "the store does not have it any more"
+REPLACED = "the store has another object under its key"
 TOO_YOUNG = "it was modified less than 2 s before it was read"
 HAS_CHANGED = "it has changed since it was read"
 HAS_LINKS = "it has more than one hard link"
 AS_IT_SHOULD_BE = frozenset((TOO_YOUNG, HAS_CHANGED, HAS_LINKS))  # reasons not to remove a file
 
 
-class AbortTransfer(LargeTransfer):
-    """Aborts what is left of a multipart upload."""
+class AbortTask(NamedTuple):
+    """A multipart upload that is no longer wanted."""
 
-    __slots__ = ()
+    id: str
+    key: str
+    upload_id: str | None  # None: any that a killed run began at created_at or later
+    created_at: int
+    size: int = 0
 
-    async def _try(self) -> Aborted:
-        task: AbortTask = self.task
-        aborting = functools.partial(
-            abort_uploads, self.uploader, task.key, task.upload_id, task.created_at
-        )
-        await self.runner.ask(aborting)
-        return Aborted(task.id)
+    def ask(self, transfer: Transfer) -> Answered:
+        """Abort what is left of it."""
+        abort_uploads(transfer.multipart, self.key, self.upload_id, self.created_at)
+        return Answered(self.id)
 
 
-TRANSFERS: Mapping[type, type[Transfer]] = {
-    Task: FileTransfer,
-    BeginTask: BeginTransfer,
-    PartTask: PartTransfer,
-    CompleteTask: CompleteTransfer,
-    ProofTask: ProofTransfer,
-    NameTask: NameTransfer,
-    RemoveTask: RemoveTransfer,
-    AbortTask: AbortTransfer,
-}
+AnyTask = Union[Task, BeginTask, PartTask, CompleteTask, ProofTask, NameTask, RemoveTask, AbortTask]
+LOOKS = ProofTask, NameTask  # at what was sent: they go before everything else
+LOOK_WAITS, LOOK_SECONDS = 200, 0.005  # for fewer requests in flight than the limit
+
+
+def file_of(task: AnyTask) -> Any:
+    """What has the key of a task's file."""
+    return getattr(task, "file", task)
 
 
 def again(task: AnyTask) -> AnyTask:
@@ -10187,15 +10071,10 @@ def read_part(
     return view[:size], digest.hexdigest()
 
 
-def renewed(uploader: Uploader, upload: Upload, done: Outcome) -> Outcome:
-    """The outcome of an upload whose metadata went out of date: renew them."""
-    try:
-        receipt = uploader.renew(upload, done.etag, None)
-    except TransferError as error:
-        if isinstance(error, (RetryableError, FatalError)):
-            raise
-        return done._replace(stale=True, error=error.cause)
-    return done._replace(etag=receipt.etag)
+def digest_in_parts(source: SourceFile, part_size: int) -> str:
+    """A file's SHA-256, composed of that of its parts."""
+    form = Form("sha256", part_size)
+    return digests_of(source, [form])[form]
 
 
 def same_parts(
@@ -10782,7 +10661,7 @@ class Engine:
                 self.row.taken()
             elif isinstance(outcome, Outcome) and outcome.kind is OutcomeKind.REFUSED:
                 self.row.refused(file_id, outcome.cause)
-            elif isinstance(outcome, (Outcome, Removed)):
+            elif isinstance(outcome, (Outcome, Answered)):
                 self.row.on_trial.discard(file_id)
         if self.row.is_full and not self.tries_others:
             self._recalled_at = time.monotonic() + RECALL_SECONDS
@@ -10891,8 +10770,7 @@ class Engine:
     def waits_for(self) -> str:
         """What is in flight, in words for the user."""
         tasks = [task for runner in self.runners for task in list(runner.in_flight.values())]
-        keys = {task.key for task in tasks if not isinstance(task, (BeginTask, CompleteTask))}
-        keys |= {task.file.key for task in tasks if isinstance(task, (BeginTask, CompleteTask))}
+        keys = {file_of(task).key for task in tasks}
         first = f", including {min(keys)}" if keys else ""
         return f"{count_of(len(keys), 'file')} in flight{first}"
 
@@ -11497,14 +11375,14 @@ class Spelling:
         if isinstance(answer, Outcome) and answer.kind in GIVEN_BACK:
             return []
         key, kinds = self._asked.pop(answer.id)
-        kept_as = answer.kept_as if isinstance(answer, Named) else ""
+        kept_as = answer.answer if isinstance(answer, Answered) else ""
         if kept_as == key:
             self._known.update(dict.fromkeys(kinds, ""))
         elif kept_as:
             altered = kinds - odd_kinds(kept_as) or kinds
             self._known.update(dict.fromkeys(altered, f"{key} ({kept_as})"))
         held, self.held = self.held, []
-        if not isinstance(answer, Named) or len(self._looked_for) >= MOST_LISTINGS:
+        if not isinstance(answer, Answered) or len(self._looked_for) >= MOST_LISTINGS:
             self.believe()
         return held
 
@@ -11601,8 +11479,8 @@ class Removals:
     def end(self, outcome: AnyOutcome) -> FileEnd | None:
         """What is told of a file."""
         task = self._begun.pop(outcome.id)
-        if isinstance(outcome, Removed):
-            return self._conclude(task, outcome.reason)
+        if isinstance(outcome, Answered):
+            return self._conclude(task, outcome.answer)
         if isinstance(outcome, Outcome) and outcome.kind not in GIVEN_BACK:
             return self._conclude(task, outcome.cause or outcome.error)
         self._still_here.append((task.stale, task.found.id))
@@ -11863,7 +11741,7 @@ class WorkList:
             self._tell(self.removals.end(outcome))
             return None
         if step == "abort":
-            if isinstance(outcome, Aborted):
+            if isinstance(outcome, Answered):
                 self._ledger.forget_upload(file_id)
             elif isinstance(outcome, Outcome) and outcome.error:
                 self.failed_abort = outcome.error

@@ -526,7 +526,7 @@ class TestTooLittle:
             raise MemoryError
 
         with monkeypatch.context() as patch:
-            patch.setattr(pfu.Transfer, "_describe", fail)
+            patch.setattr(pfu.Transfer, "describe", fail)
             patch.setattr(pfu.ByteBudget, "buffer", fail)
             summary = s3_job(at_hand).run()
         assert str(summary.error).startswith("out of memory")
