@@ -8833,13 +8833,14 @@ class PageRunner:
         self.options = options
         self.gauges = gauges
         self.tree = FreeTree()
-        self._files = self._bytes = self._in_flight = 0
-        self._threads = Threads(options.threads, thread_name_prefix="pfu-thread")
+        self.threads = Threads(options.threads, thread_name_prefix="pfu-thread")
+        self.in_flight = 0  # requests
+        self._files = self._bytes = 0
         self.budget = ByteBudget(options.memory)
         self._reading = ReadingPlace()
         self._outcomes: list[AnyOutcome] = []
         self._refused: dict[str, Outcome] = {}  # outcome of a refused part, by upload id
-        self._is_awaited = False  # an outcome has a follow-up
+        self._is_awaited = False  # an outcome has a follow-up, or the parent decides what has
         self._waiting_bytes = 0
         self._busy = 0
         self._limit = 0
@@ -8856,7 +8857,7 @@ class PageRunner:
 
     def start_thread(self) -> None:
         """Start one thread at least, before other processes take the last ones."""
-        self._threads.submit(int)
+        self.threads.submit(int)
 
     async def exchange(self, page: Sequence[AnyTask], more: bool, shared: Any = None) -> Report:
         """Take in a page; report when there is room for another one, or after REPORT_SECONDS.
@@ -8869,6 +8870,7 @@ class PageRunner:
             self.uploader.adopt(shared)
         if self._watching is None:
             await self._open()
+        self.gate.unreported = 0
         for task in page:
             self._waiting_bytes += task.size
             if self.gauges["others"] or isinstance(task, LOOKS):  # ahead of the queue
@@ -8910,7 +8912,7 @@ class PageRunner:
             if tasks:
                 tasks = (await asyncio.wait(tasks, timeout=1))[1]
         await self.uploader.leave_loop()
-        self._threads.shutdown(wait=False)
+        self.threads.shutdown(wait=False)
         self.uploader.close()
         if not self._busy:  # else an abandoned thread may still read there
             self.tree.close()
@@ -8928,8 +8930,8 @@ class PageRunner:
         self._watching = asyncio.ensure_future(self._watch())
 
     def _is_reportable(self) -> bool:
-        if self._is_awaited or (self._outcomes and self.gate.is_closed):
-            return True  # the parent decides what comes next
+        if self._is_awaited:
+            return True
         return self._has_room() if self._more else self._waiting.qsize() + self._busy == 0
 
     def _has_room(self) -> bool:
@@ -8949,7 +8951,7 @@ class PageRunner:
         traffic, meter, gauges = self.uploader.traffic, self.uploader.traffic.meter, self.gauges
         traffic.beats += self._long > 0
         gauges["files"], gauges["bytes"] = self._files, self._bytes
-        gauges["in_flight"] = self._in_flight
+        gauges["in_flight"] = self.in_flight
         gauges["requests"] = traffic.requests + traffic.fast_requests
         gauges["beats"] = traffic.beats + traffic.pacer.turns
         gauges["answered"], gauges["taken"] = self.gate.answered, self.gate.taken
@@ -8989,7 +8991,8 @@ class PageRunner:
     async def _slot(self) -> None:
         while len(self._slots) <= self._limit:
             transfer = self._take(await self._waiting.get())
-            left = await Chain(self).run(transfer) if self.is_plain(transfer) else transfer
+            is_plain = self.is_plain(transfer) and not self.gate.is_closed
+            left = await Chain(self).run(transfer) if is_plain else transfer
             if left:
                 await self._do(left)
 
@@ -9008,12 +9011,12 @@ class PageRunner:
         """Whether a Chain may take it."""
         task = transfer.task
         is_new = type(task) is Task and task.stored is None and task.size <= INLINE_BYTES
-        return is_new and self._is_calm and not (self._reading.in_threads or self.gate.is_closed)
+        return is_new and self._is_calm and not self._reading.in_threads
 
     async def _do(self, transfer: Transfer) -> None:
         task = transfer.task
         for _ in range(LOOK_WAITS if isinstance(task, LOOKS) else 0):  # a slot ends to make room
-            if self._in_flight < self._limit:
+            if self.in_flight < self._limit:
                 break
             await asyncio.sleep(LOOK_SECONDS)
         size = transfer.memory
@@ -9028,16 +9031,18 @@ class PageRunner:
         except Exception as error:  # noqa: BLE001  no file may end a slot
             outcome = Outcome(task.id, OutcomeKind.FAILED, internal_error(error), 1)
         self.budget.give_back(size)
-        self._is_awaited |= type(task) is not Task
         if isinstance(outcome, Outcome) and outcome.kind is OutcomeKind.REFUSED:
             if upload_id:
                 self._refused[upload_id] = outcome
-            self.gate.refused(task.id)
+            self.gate.answered += 1
+            self.gate.unreported += 1
+        self._is_awaited |= type(task) is not Task or self.gate.is_closed
         self.note(outcome)
 
     def note(self, outcome: AnyOutcome) -> None:
         """One task is done."""
         self._busy -= 1
+        self._files += type(outcome) is Outcome and outcome.kind in SENT_WHOLE
         self._outcomes.append(outcome)
         if self._reporting is not None and self._is_reportable():
             self._report()
@@ -9060,7 +9065,7 @@ class PageRunner:
 
     async def in_thread(self, function: Callable[[], T]) -> T:
         """Call a function that blocks."""
-        return await self._loop.run_in_executor(self._threads, function)
+        return await self._loop.run_in_executor(self.threads, function)
 
     async def ask(self, function: Callable[[], T], *, is_long: bool = False) -> T:
         """Call, in a thread, a function that waits for the store; for minutes if ``is_long``."""
@@ -9070,40 +9075,10 @@ class PageRunner:
         finally:
             self._long -= is_long
 
-    async def send(self, upload: Upload, posted: Posted | None = None) -> Receipt:
-        """Have the uploader store an object; ``posted`` is a first try that failed."""
-        if posted is None:
-            acknowledged = self.uploader.send(upload, self._threads)
-        else:
-            acknowledged = self.uploader.send_posted(upload, self._threads, posted)
-        receipt = await self._sending(acknowledged, upload.size, posted)
-        self._files += 1
-        return receipt
-
-    def count_file(self) -> None:
-        """A file is in the store; its bytes have been counted already."""
-        self.gate.taken += 1
-        self._files += 1
-
-    def posted_was_taken(self, posted: Posted, size: int) -> None:
-        """A small file that was posted is in the store."""
-        self.gate.answered += 1
-        self._was_taken(size, posted.began)
-        self._files += 1
-
-    def _was_taken(self, size: int, began: float) -> None:
-        self.uploader.traffic.meter.completed(size, began, time.monotonic())
-        self.gate.taken += 1
-        self._bytes += size
-
-    async def send_part(self, part: Part) -> Receipt:
-        """Have the uploader store a part."""
-        assert isinstance(self.uploader, MultipartUploader)
-        return await self._sending(self.uploader.send_part(part, self._threads), len(part.body))
-
-    async def _sending(
+    async def send(
         self, acknowledged: Awaitable[Receipt], size: int, posted: Posted | None = None
     ) -> Receipt:
+        """Await the receipt for ``size`` bytes; ``posted`` was a first try that failed."""
         began = posted.began if posted else time.monotonic()
         try:
             receipt = await self._answered(acknowledged)
@@ -9111,12 +9086,18 @@ class PageRunner:
             if error.dropped:
                 self.uploader.traffic.meter.dropped(began, time.monotonic())
             raise
-        self._was_taken(size, began)
+        self.took(size, began)
         return receipt
+
+    def took(self, size: int, began: float) -> None:
+        """The store has a file or part that it did not have."""
+        self.uploader.traffic.meter.completed(size, began, time.monotonic())
+        self.gate.taken += 1
+        self._bytes += size
 
     async def _answered(self, answer: Awaitable[T]) -> T:
         """Await an answer. A provider's own exceptions become TransferError: the file fails."""
-        self._in_flight += 1
+        self.in_flight += 1
         try:
             told = await answer
         except (PfuError, MemoryError):
@@ -9127,13 +9108,9 @@ class PageRunner:
             cause = f"{type(error).__name__}: {error}"
             raise TransferError("upload", cause=cause) from error
         finally:
-            self._in_flight -= 1
+            self.in_flight -= 1
         self.gate.answered += 1
         return told
-
-    def flies(self, count: int) -> None:
-        """``count`` more requests are in flight."""
-        self._in_flight += count
 
     def hear(self, error: RetryableError) -> None:
         """One more passing answer."""
@@ -9144,7 +9121,6 @@ class PageRunner:
 NO_THREAD, NO_THREAD_HINT = "start new thread", "raise the process limit: ulimit -u"
 
 
-CLOSED_SECONDS = 2.0  # that a runner waits for the parent's decision on a row of refusals
 RECALL_SECONDS = 0.3  # for files waiting in the runners to come back
 
 
@@ -9152,16 +9128,15 @@ class Gate:
     """Decides who may send while the store is away, or refuses one file after another.
 
     Away: a few, as probes. Refusing: only files that the parent has chosen; a runner that has seen
-    ROW refusals closes its gate by itself, as the parent learns of them only later.
+    ROW refusals closes its gate until it has reported them.
     """
 
     def __init__(self, gauges: Gauges) -> None:
         self._gauges = gauges
         self._probing: set[Transfer] = set()
         self._waiting: deque[asyncio.Future[None]] = deque()
-        self._pausing: dict[asyncio.Future[None], asyncio.TimerHandle] = {}
-        self._row: set[str] = set()
-        self._closed_until = 0.0
+        self._stopped = asyncio.Event()
+        self.unreported = 0  # refusals
         self.answered = self.taken = 0  # requests answered; files and parts stored
         self.is_condemned = False  # credentials or bucket are no good
         self._asking = asyncio.Lock()
@@ -9176,48 +9151,26 @@ class Gate:
     @property
     def is_closed(self) -> bool:
         """Whether only chosen files may send."""
-        return self._gauges["others"] > 0 or time.monotonic() < self._closed_until
-
-    @property
-    def is_stopping(self) -> bool:
-        return bool(self._gauges["stopping"])
-
-    @property
-    def all_taken(self) -> float:
-        """How many files and parts this run has stored."""
-        return self._gauges["all_taken"]
-
-    @property
-    def is_alone(self) -> bool:
-        """Whether a single file is left of the run."""
-        return self._gauges["left"] == 1
+        return self.unreported >= ROW or self._gauges["others"] > 0
 
     def look(self) -> None:
         """Act on the gauges; called many times a second."""
         if self._gauges["all_taken"] != self._all_taken:
             self._all_taken = self._gauges["all_taken"]
-            self._row.clear()
-            self._closed_until = 0.0
             self._votes.clear()
-        if self.is_stopping:
-            for turn in list(self._pausing):
-                self._wake(turn)
-        free = int(self._gauges["probes"]) - len(self._probing)
-        room = len(self._waiting) if self.is_stopping or not self.is_away else max(free, 0)
-        for _ in range(min(room, len(self._waiting))):
-            self._wake(self._waiting.popleft())
-
-    def refused(self, task_id: str) -> None:
-        """One more refusal in the row."""
-        self.answered += 1
-        self._row.add(task_id.partition("/")[0])
-        if len(self._row) >= ROW:
-            self._row.clear()
-            self._closed_until = time.monotonic() + CLOSED_SECONDS
+        if self._gauges["stopping"]:
+            self._stopped.set()
+        room = len(self._waiting)
+        if self.is_away and not self._stopped.is_set():
+            room = min(room, int(self._gauges["probes"]) - len(self._probing))
+        for _ in range(room):
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
 
     async def enter(self, transfer: Transfer) -> bool:
         """Wait for a turn to send. False: the parent wants the task back."""
-        while not (self.is_stopping or self.is_condemned):
+        while not (self._gauges["stopping"] or self.is_condemned):
             is_full = self.is_away and len(self._probing - {transfer}) >= self._gauges["probes"]
             if not is_full and (transfer.is_chosen or not self.is_closed):
                 if self.is_away:
@@ -9237,30 +9190,20 @@ class Gate:
 
     async def pause(self, seconds: float) -> None:
         """Wait for ``seconds``, or until the run stops."""
-        loop = asyncio.get_running_loop()
-        turn = loop.create_future()
-        self._pausing[turn] = loop.call_later(seconds, self._wake, turn)
-        await turn
-
-    def _wake(self, turn: asyncio.Future[None]) -> None:
-        timer = self._pausing.pop(turn, None)
-        if timer:
-            timer.cancel()
-        if not turn.done():
-            turn.set_result(None)
-
-    def vote(self, task_id: str, code: str) -> bool:
-        """Whether enough have got this code, with nothing taken since, to ask the store."""
-        votes = self._votes.setdefault(code, Counter())
-        votes[task_id] += 1
-        at_once = min(self._gauges["left"] or FATAL_KEYS, max(self._gauges["limit"], 1))
-        is_enough = len(votes) >= min(FATAL_KEYS, at_once) and sum(votes.values()) >= FATAL_KEYS
-        return is_enough and time.monotonic() >= self._good_until
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._stopped.wait(), seconds)
 
     async def condemns(self, task_id: str, code: str, ask: Callable[[], Awaitable[bool]]) -> bool:
-        """Whether a code about credentials or bucket applies to all files."""
+        """Whether a code about credentials or bucket applies to all files.
+
+        The store is asked, once enough have got this code with nothing taken since.
+        """
         async with self._asking:  # the others wait for the answer
-            if not self.is_condemned and self.vote(task_id, code):
+            votes = self._votes.setdefault(code, Counter())
+            votes[task_id] += 1
+            at_once = min(self._gauges["left"] or FATAL_KEYS, max(self._gauges["limit"], 1))
+            is_enough = len(votes) >= min(FATAL_KEYS, at_once) and sum(votes.values()) >= FATAL_KEYS
+            if is_enough and not self.is_condemned and time.monotonic() >= self._good_until:
                 self.is_condemned = await ask()
                 self._good_until = time.monotonic() + FATAL_SECONDS
             return self.is_condemned
@@ -9338,7 +9281,7 @@ class Transfer:
             cause = f"no answer in {COMPLETE_SECONDS} s"
             raise RetryableError("complete", file_of(task).path, cause) from error
         if isinstance(outcome, Outcome) and outcome.kind in SENT_WHOLE:
-            self.runner.count_file()
+            self.runner.gate.taken += 1
         return outcome
 
     async def _weigh(self, error: PfuError) -> Outcome | None:
@@ -9365,7 +9308,7 @@ class Transfer:
         """Patience is per run; a file that keeps failing while others succeed fails alone."""
         runner, now = self.runner, time.monotonic()
         runner.hear(error)
-        others, self.others = self.others, runner.gate.all_taken
+        others, self.others = self.others, runner.gauges["all_taken"]
         if runner.gate.is_away or isinstance(error, SlowDownError):
             self.own = 0
         elif others != self.others:  # the store has taken something meanwhile
@@ -9382,7 +9325,8 @@ class Transfer:
     async def _fails_alone(self, now: float) -> bool:
         """With no other file to compare with, a plain request shows if only the file fails."""
         is_due = self.attempts >= OWN_TRIES and now - self.began >= OWN_SECONDS
-        if not is_due or not self.runner.gate.is_alone or not self.runner.gate.is_away:
+        is_alone = self.runner.gauges["left"] == 1
+        if not is_due or not is_alone or not self.runner.gate.is_away:
             return False
         return await self.runner.in_thread(self.runner.uploader.answers)
 
@@ -9621,7 +9565,7 @@ class Chain:
         if not runner.budget.take(self._size):
             self._over.set_result(transfer)
             return
-        runner.flies(1)
+        runner.in_flight += 1
         try:
             self._upload, _ = runner.read_here(functools.partial(task.read, transfer))
             if runner.uploader.post(self._upload, self._ended):
@@ -9632,7 +9576,7 @@ class Chain:
         self._leave(transfer)
 
     def _land(self) -> None:
-        self._runner.flies(-1)
+        self._runner.in_flight -= 1
         self._runner.budget.give_back(self._size)
 
     def _leave(self, transfer: Transfer) -> None:
@@ -9656,7 +9600,8 @@ class Chain:
             self._leave(transfer)
             return
         self._land()
-        runner.posted_was_taken(posted, self._upload.size)
+        runner.gate.answered += 1
+        runner.took(self._upload.size, posted.began)
         runner.note(outcome)
         following = runner.next_transfer()
         if following and runner.is_plain(following):
@@ -9690,7 +9635,8 @@ class Task(NamedTuple):
             if upload.body is None and isinstance(runner.uploader, MultipartUploader):
                 return Outcome(self.id, OutcomeKind.LARGE)
             transfer.sent = True
-            receipt = await runner.send(upload, posted)
+            acknowledged = runner.uploader.send_posted(upload, runner.threads, posted)
+            receipt = await runner.send(acknowledged, upload.size, posted)
             if upload.body is not None:
                 return transfer.outcome(upload, transfer.kind, receipt, sent=True)
             ending = functools.partial(self._end, transfer, upload, receipt)
@@ -9846,7 +9792,8 @@ class PartTask(NamedTuple):
             body, sha256 = await runner.in_thread(reading)
             source.has_moved()
             part = Part(self.path, self.key, self.upload_id, self.number, body, sha256)
-            receipt = await runner.send_part(part)
+            acknowledged = transfer.multipart.send_part(part, runner.threads)
+            receipt = await runner.send(acknowledged, self.size)
         finally:
             source.close()
             if buffer is not None:
@@ -10620,11 +10567,11 @@ class Engine:
             for future in done:
                 runner = waiting.pop(future)
                 outcomes, has_room = self._collect(runner, future)
+                self._weigh(outcomes)
                 if not has_room and not self.tries_others:
                     urgent = self._others(-1, set()) if runner is self.runners[0] else []
                     waiting[runner.submit(urgent, True)] = runner
                 yield outcomes
-                self._weigh(outcomes)
             if self._is_stopping:
                 yield self._give_back()
             idle = [runner for runner in self.runners if runner not in waiting.values()]
@@ -10666,6 +10613,8 @@ class Engine:
         if self.row.is_full and not self.tries_others:
             self._recalled_at = time.monotonic() + RECALL_SECONDS
         self.tries_others = self.row.is_full and not self._is_stopping
+        for runner in self.runners:
+            runner.gauges["others"] = float(self.tries_others)
 
     def _choose(self) -> list[AnyTask]:
         """Files to try, once the runners have returned what was waiting; then their follow-ups."""
@@ -10707,8 +10656,7 @@ class Engine:
             gauges = runner.gauges
             gauges["rate"] = rate
             gauges["probes"] = is_away * max(1, PROBES // len(self.runners))
-            gauges["others"], gauges["all_taken"] = float(self.tries_others), taken
-            gauges["left"] = self.files_left
+            gauges["all_taken"], gauges["left"] = taken, self.files_left
         self._share_limit()
 
     def _teach(self, now: float, is_away: bool) -> None:

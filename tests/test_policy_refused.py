@@ -171,7 +171,10 @@ class TestRuns:
         assert sent <= most
 
     def test_workers_that_die_while_others_are_tried(self, place: Place) -> None:
-        """Their files are no longer on trial: others are, or the same ones once more."""
+        """Their files are no longer on trial: others are, or the same ones once more.
+
+        One is taken, so the row of refusals starts anew; then there are no others.
+        """
         for number in range(200):
             place.file(f"forbidden/f{number:03}", b"x")
         place.file("d/f", b"taken, had the worker lived")
@@ -188,7 +191,8 @@ class TestRuns:
         run.append(place.start("--mode", "parallel", "--concurrency", 32, "--json"))
         out, err = run[0].communicate(timeout=60)
         summary = json.loads(out)
-        assert (run[0].wait(), summary["uploaded"], summary["failed"]) == (1, 1, 200), err
+        assert (run[0].wait(), summary["uploaded"]) == (1, 1), err
+        assert 2 * pfu.ROW <= summary["failed"] == 200 - summary["pending"], err
 
     def test_large_files_that_are_refused(self, place: Place) -> None:
         for number in range(40):
