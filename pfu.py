@@ -103,7 +103,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for_futures
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -8855,10 +8855,6 @@ class PageRunner:
 
     # -- what an engine uses
 
-    def start_thread(self) -> None:
-        """Start one thread at least, before other processes take the last ones."""
-        self.threads.submit(int)
-
     async def exchange(self, page: Sequence[AnyTask], more: bool, shared: Any = None) -> Report:
         """Take in a page; report when there is room for another one, or after REPORT_SECONDS.
 
@@ -8892,15 +8888,10 @@ class PageRunner:
         outcomes, self._outcomes = self._outcomes, []
         self._is_awaited = False
         self._show_gauges()
-        lane_off, notes = self.uploader.fast_lane_off, tuple(self._take_notes())
-        traffic = self.uploader.traffic
+        lane_off, traffic = self.uploader.fast_lane_off, self.uploader.traffic
+        notes = tuple(traffic.notes.popleft() for _ in range(len(traffic.notes)))
         wants, traffic.wants_shared = traffic.wants_shared, False
         return Report(outcomes, self._has_room(), lane_off, notes, self._trouble, wants)
-
-    def _take_notes(self) -> Iterator[str]:
-        notes = self.uploader.traffic.notes
-        while notes:
-            yield notes.popleft()
 
     async def close(self) -> None:
         """Close connections and threads; what is in flight is abandoned."""
@@ -10045,10 +10036,6 @@ NOT_COMPARED_NOTE = (
 WORKERS_HINT = "--mode concurrent needs no workers"
 
 
-class WorkerDiedError(PfuError):
-    """A worker process ended before it was told to."""
-
-
 class Runner(ABC):
     """A PageRunner as the engine sees it, in this process or another one.
 
@@ -10059,8 +10046,6 @@ class Runner(ABC):
         """``is_here``: in this process."""
         self.gauges = Gauges(is_shared=not is_here)
         self.in_flight: dict[str, AnyTask] = {}
-        self.recalled: list[AnyTask] = []  # came back without a result
-        self.sent: set[str] = set()  # ids of those of which the store may have something
         self.shared: Any = None  # for Uploader.adopt(), with the next page
         self._buried: Counter[str] = Counter()  # figures of workers that died
 
@@ -10069,20 +10054,6 @@ class Runner(ABC):
         self.in_flight.update((task.id, task) for task in page)
         shared, self.shared = self.shared, None
         return self._exchange(page, more, shared)
-
-    def collect(self, future: Any) -> Report:
-        """The report. Raises WorkerDiedError; in_flight then holds what the worker had."""
-        report: Report = future.result()
-        ended = []
-        for outcome in report.outcomes:
-            task = self.in_flight.pop(outcome.id)
-            if isinstance(outcome, Outcome) and outcome.kind is OutcomeKind.RELEASED:
-                self.recalled.append(task)
-                if outcome.sent:
-                    self.sent.add(task.id)
-            else:
-                ended.append(outcome)
-        return report._replace(outcomes=ended)
 
     def figure(self, name: str) -> float:
         """One of the runner's gauges, summed over restarts."""
@@ -10157,11 +10128,14 @@ FORGET_CWD = "import sys; sys.path[:] = filter(None, sys.path); "
 
 
 @contextlib.contextmanager
-def _keeping_to_sys_path() -> Iterator[None]:
+def _starting_processes() -> Iterator[None]:
     """Keep processes started by multiprocessing from importing from the working directory.
 
     They are started by ``python -c`` and get this process's sys.path, but the code that sets it is
     imported before that. Python's own flags need 3.11 (-P), or shut out PYTHONPATH as well (-I).
+
+    Python 3.12 and later warn at a fork of any other thread; start_method() says which are safe.
+    Those of the pools of other workers are, too: they hold nothing that the child uses.
     """
     util: Any = importlib.import_module("multiprocessing.util")
     launch = util.spawnv_passfds
@@ -10171,22 +10145,13 @@ def _keeping_to_sys_path() -> Iterator[None]:
         cleaned = [*arguments[:code], FORGET_CWD + arguments[code], *arguments[code + 1 :]]
         return launch(path, cleaned, *others)
 
-    util.spawnv_passfds = launch_without
-    try:
-        yield
-    finally:
-        util.spawnv_passfds = launch
-
-
-@contextlib.contextmanager
-def _forking() -> Iterator[None]:
-    """Python 3.12 and later warn at a fork of any other thread; start_method() says which are safe.
-
-    Those of the pools of other workers are, too: they hold nothing that the child uses.
-    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
-        yield
+        util.spawnv_passfds = launch_without
+        try:
+            yield
+        finally:
+            util.spawnv_passfds = launch
 
 
 class WorkerRunner(Runner):
@@ -10204,7 +10169,7 @@ class WorkerRunner(Runner):
         self._began = time.monotonic()
         others = set(multiprocessing.active_children())
         try:
-            with _keeping_to_sys_path(), _forking(), contextlib.ExitStack() as failing:
+            with _starting_processes(), contextlib.ExitStack() as failing:
                 self._pool = process_pool.ProcessPoolExecutor(
                     1,
                     mp_context=multiprocessing.get_context(self._method),
@@ -10221,19 +10186,13 @@ class WorkerRunner(Runner):
     def _exchange(self, page: Sequence[AnyTask], more: bool, shared: Any) -> Future[Report]:
         try:
             return self._pool.submit(_exchange_in_worker, page, more, shared)
-        except process_pool.BrokenProcessPool as error:
+        except BrokenExecutor as error:
             died: Future[Report] = Future()
             died.set_exception(error)
             return died
 
     def wait(self, futures: Iterable[Any], seconds: float) -> Iterable[Any]:
         return wait_for_futures(futures, seconds, FIRST_COMPLETED)[0]
-
-    def collect(self, future: Any) -> Report:
-        try:
-            return super().collect(future)
-        except process_pool.BrokenProcessPool as error:
-            raise WorkerDiedError("run worker", "", "it died") from error
 
     @property
     def has_started(self) -> bool:
@@ -10256,51 +10215,40 @@ class WorkerRunner(Runner):
         self._pool.shutdown(wait=not kill)
 
 
-class WorkerLoop:
-    """The loop of a worker process. It keeps running while no page is being exchanged."""
-
-    def __init__(self, uploader: Uploader, options: EngineOptions, gauges: Gauges) -> None:
-        self._runner = PageRunner(uploader, options, gauges)
-        self._runner.start_thread()
-        self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, name="pfu-loop", daemon=True).start()
-
-    def exchange(self, page: Sequence[AnyTask], more: bool, shared: Any) -> Report:
-        """PageRunner.exchange(), called from the pool's thread."""
-        exchanging = self._runner.exchange(page, more, shared)
-        return asyncio.run_coroutine_threadsafe(exchanging, self._loop).result()
-
-
-_worker: WorkerLoop | None = None  # set in a worker process; its pool has no place for it
+_worker: tuple[PageRunner, asyncio.AbstractEventLoop]  # of a worker process
 
 
 def _start_worker(uploader: Uploader, options: EngineOptions, gauges: Gauges, parent: int) -> None:
-    """In the child: the parent handles signals to stop, and the child ends with it."""
+    """In the child. Its loop keeps running while no page is being exchanged."""
     global _worker
-    with _ending_without_threads():
-        _belong_to(parent)
+    with _belonging_to(parent):
         open_streams()
         lower_priority(options.nice)
         spare_collector()
         spare_addresses()
-        _worker = WorkerLoop(uploader, options, gauges)
+        _worker = PageRunner(uploader, options, gauges), asyncio.new_event_loop()
+        _worker[0].threads.submit(int)  # one thread, before other processes take the last ones
+        threading.Thread(target=_worker[1].run_forever, name="pfu-loop", daemon=True).start()
+
+
+def _exchange_in_worker(page: Sequence[AnyTask], more: bool, shared: Any) -> Report:
+    runner, loop = _worker
+    return asyncio.run_coroutine_threadsafe(runner.exchange(page, more, shared), loop).result()
 
 
 @contextlib.contextmanager
-def _ending_without_threads() -> Iterator[None]:
-    """If threads or memory run out, exit without a traceback: the parent notices."""
+def _belonging_to(parent: int) -> Iterator[None]:
+    """A child ends with its parent, which handles the signals to stop.
+
+    If threads or memory run out, it ends without a traceback: the parent notices.
+    """
     try:
+        threading.Thread(target=_end_with, args=(parent,), name="pfu-parent", daemon=True).start()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
         yield
     except (RuntimeError, MemoryError):
         os._exit(ExitCode.STOPPED)
-
-
-def _belong_to(parent: int) -> None:
-    threading.Thread(target=_end_with, args=(parent,), name="pfu-parent", daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if hasattr(signal, "SIGHUP"):
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 def _end_with(parent: int) -> None:
@@ -10308,11 +10256,6 @@ def _end_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(ORPHAN_SECONDS)
     os._exit(ExitCode.STOPPED)
-
-
-def _exchange_in_worker(page: Sequence[AnyTask], more: bool, shared: Any) -> Report:
-    assert _worker is not None
-    return _worker.exchange(page, more, shared)
 
 
 def spare_collector() -> None:
@@ -10386,20 +10329,13 @@ class Preparation:
         self._uploader = uploader
         self.trouble = ""  # why it takes so long
         self._answer, answering = multiprocessing.Pipe()
-        self._beside: Any
-        if start_method() == "fork":
-            process_of = multiprocessing.get_context("fork").Process
-            self._beside = process_of(
-                target=_prepare_in_process,
-                args=(uploader, patience, answering, os.getpid()),
-                daemon=True,
-            )
-        else:
-            self._beside = threading.Thread(
-                target=_prepare_in_thread, args=(uploader, patience, answering), daemon=True
-            )
+        forks = start_method() == "fork"
+        start: Any = multiprocessing.get_context("fork").Process if forks else threading.Thread
+        parent = os.getpid() if forks else 0
+        args = uploader, patience, answering, parent
+        self._beside = start(target=_prepare, args=args, daemon=True)
         try:
-            with _forking():
+            with _starting_processes():
                 self._beside.start()
         except (OSError, RuntimeError) as error:
             raise FatalError("start process", "", str(error)) from error
@@ -10454,52 +10390,40 @@ class Preparation:
             self._answering.close()
 
 
-def _prepare(
-    uploader: Uploader, patience: float, answering: Any
-) -> tuple[list[str], PfuError | None]:
-    """Reports, through the pipe, what it is waiting for."""
-    try:
-        return patiently(uploader.prepare, patience, lambda e: answering.send(str(e))), None
-    except PfuError as error:
-        return [], error
-    except Exception as error:  # noqa: BLE001  reported by the run, not by a traceback
-        return [], FatalError("prepare", uploader.destination, internal_error(error))
+def _prepare(uploader: Uploader, patience: float, answering: Any, parent: int) -> None:
+    """Tells, through a pipe, what it waits for, and what came of it; and what is new, when asked.
 
-
-def _prepare_in_thread(uploader: Uploader, patience: float, answering: Any) -> None:
-    with contextlib.suppress(OSError):  # nobody is waiting for it any more
-        answering.send((None, *_prepare(uploader, patience, answering), False))
-
-
-def _prepare_in_process(uploader: Uploader, patience: float, answering: Any, parent: int) -> None:
-    with _ending_without_threads():
-        _belong_to(parent)
-    notes, problem = _prepare(uploader, patience, answering)
-    shared = None if problem else uploader.shared()
-    try:
-        answering.send((uploader.__getstate__(), notes, problem, shared is not None))
-    except Exception:  # noqa: BLE001  not picklable: the parent prepares by itself
-        with contextlib.suppress(OSError):
-            answering.send(())
-        return
-    while shared is not None:
-        again = answering.poll(CREDENTIALS_SECONDS)
-        with contextlib.suppress(PfuError):  # the old ones are used until refused
-            if again:
-                answering.recv()
-            before, shared = shared, uploader.shared(again=again)
-            if again or shared != before:
-                answering.send(shared)
+    ``parent``: of the process that this one was made for; 0: it is a thread.
+    """
+    with _belonging_to(parent) if parent else contextlib.nullcontext():
+        notes: list[str] = []
+        problem: PfuError | None = None
+        try:
+            notes = patiently(uploader.prepare, patience, lambda e: answering.send(str(e)))
+        except PfuError as error:
+            problem = error
+        except Exception as error:  # noqa: BLE001  reported by the run, not by a traceback
+            problem = FatalError("prepare", uploader.destination, internal_error(error))
+        shared = uploader.shared() if parent and not problem else None
+        state = uploader.__getstate__() if parent else None
+        try:
+            answering.send((state, notes, problem, shared is not None))
+        except Exception:  # noqa: BLE001  not picklable: the parent prepares by itself
+            with contextlib.suppress(OSError):  # nobody is waiting for it any more
+                answering.send(())
+            return
+        while shared is not None:
+            again = answering.poll(CREDENTIALS_SECONDS)
+            with contextlib.suppress(PfuError):  # the old ones are used until refused
+                if again:
+                    answering.recv()
+                before, shared = shared, uploader.shared(again=again)
+                if again or shared != before:
+                    answering.send(shared)
 
 
 PageSource = Callable[[bool], Sequence[AnyTask]]
 OtherTasks = Callable[[int, "set[str]"], "list[AnyTask]"]
-
-
-def pause(seconds: float) -> tuple[Any, ...]:
-    """Sleep; no future is done."""
-    time.sleep(seconds)
-    return ()
 
 
 def is_taken(outcome: AnyOutcome) -> bool:
@@ -10534,7 +10458,8 @@ class Engine:
         self._was_away = self._is_stopping = False
         self._failed_starts = 0  # in a row
         self._deaths_of: Counter[str] = Counter()
-        self._redo: list[AnyTask] = []
+        self._redo: list[AnyTask] = []  # came back without a result; they go first
+        self._sent: set[str] = set()  # ids of those of which the store may have something
         self._share_limit()
         self._steer(len(runners))
 
@@ -10557,7 +10482,9 @@ class Engine:
                 self._feed(runner, next_page, waiting)
             if not waiting and not (self.tries_others and self.files_left):
                 return
-            done = self.runners[0].wait(waiting, TICK_SECONDS) if waiting else pause(TICK_SECONDS)
+            if not waiting:
+                time.sleep(TICK_SECONDS)
+            done = self.runners[0].wait(waiting, TICK_SECONDS) if waiting else ()
             for runner in self.runners:
                 runner.check_start()
             self._steer(len(waiting))
@@ -10588,16 +10515,11 @@ class Engine:
             waiting[runner.submit(page, bool(page))] = runner
 
     def _give_back(self) -> list[AnyOutcome]:
-        sent = set().union(*(runner.sent for runner in self.runners))
         ids = [task.id for task in self._take_redo()]
-        return [Outcome(name, OutcomeKind.RELEASED, sent=name in sent) for name in ids]
+        return [Outcome(name, OutcomeKind.RELEASED, sent=name in self._sent) for name in ids]
 
-    def _take_redo(self) -> Sequence[AnyTask]:
-        """Tasks that came back; they go first."""
+    def _take_redo(self) -> list[AnyTask]:
         redo, self._redo = self._redo, []
-        for runner in self.runners:
-            redo += runner.recalled
-            runner.recalled = []
         return redo
 
     def _weigh(self, outcomes: Sequence[AnyOutcome]) -> None:
@@ -10625,7 +10547,6 @@ class Engine:
             return follows
         if row.room <= 0 or time.monotonic() < self._recalled_at:
             return []
-        self._redo = [*self._take_redo()]
         for task in self._redo:
             if len(chosen) < row.room and directory_of(task.id) not in free:
                 free.add(directory_of(task.id))
@@ -10685,14 +10606,23 @@ class Engine:
 
     def _collect(self, runner: Runner, future: Any) -> tuple[list[AnyOutcome], bool]:
         try:
-            report = runner.collect(future)
-        except WorkerDiedError:
+            report: Report = future.result()
+        except BrokenExecutor:
             return self._bury(runner), True
+        ended = []
+        for outcome in report.outcomes:
+            task = runner.in_flight.pop(outcome.id)
+            if isinstance(outcome, Outcome) and outcome.kind is OutcomeKind.RELEASED:
+                self._redo.append(task)
+                if outcome.sent:
+                    self._sent.add(task.id)
+            else:
+                ended.append(outcome)
         self.fast_lane_off = self.fast_lane_off or report.fast_lane_off
         self.notes += report.notes
         self.clock.cause = report.trouble or self.clock.cause
         self.wants_shared |= report.wants_shared
-        return report.outcomes, report.has_room
+        return ended, report.has_room
 
     def _bury(self, runner: Runner) -> list[AnyOutcome]:
         """After a death: restart the worker and redo its files; after WORKER_DEATHS one fails.
@@ -10964,7 +10894,7 @@ def what_workers_lack() -> str:
     Seen: AWS Lambda, containers, builds of Python without semaphores.
     """
     try:
-        with _keeping_to_sys_path():
+        with _starting_processes():
             multiprocessing.get_context(start_method()).Lock()
             multiprocessing.RawArray("d", 1)
     except (ImportError, OSError) as error:
