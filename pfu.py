@@ -8600,22 +8600,16 @@ def _ask(question: Callable[[], Any], absent: Any) -> tuple[Any, str]:
 # Engines: pages in, outcomes out
 # ======================================================================================
 #
-# A PageRunner runs on an event loop, with as many slots as requests may be in flight; each slot
-# takes one file after another. Pages are exchanged for outcomes: exchange() hands in a page and, as
-# soon as there is room for the next one, returns all outcomes that have come in since. The slots
-# never stop between pages, so there is no barrier; a runner holds at most two pages.
+# A task carries itself out: it sends bytes, or asks the store for something. A Transfer has it try
+# again, for as long as the failure policy says. A large file is several tasks: one begins its
+# upload, one sends each part, one completes it; the batch run decides what follows from an outcome.
 #
-# A large file is several tasks: one begins its multipart upload, one sends each part, one completes
-# it. The batch run decides what follows from an outcome: see WorkList.
-#
-# An Engine keeps its runners fed. Mode concurrent is one runner, on a loop in the thread that also
-# writes the ledger: two threads would fight over the GIL at every system call. Mode parallel is one
-# runner in each of several processes, on a loop that keeps running between pages. Each process is a
-# ProcessPoolExecutor of one: a worker that dies breaks only its own pool, and the engine, which
-# knows which files it had, retries them.
-#
-# Engine and runners read each other's figures in shared memory, many times a second: so one limiter
-# serves all processes, a stop is noticed at once, and the live view moves between pages.
+# A PageRunner runs on an event loop, with as many slots as requests may be in flight; each takes
+# one task after another, without a barrier between pages. Mode concurrent is one runner, in the
+# thread that also writes the ledger: two would fight over the GIL at every system call. Mode
+# parallel is one runner in each of several processes. Each is a ProcessPoolExecutor of one: if a
+# worker dies, that breaks only its own pool, and the Engine, which knows its tasks, redoes them.
+# They read each other's figures in shared memory: so one limiter serves all, and a stop is seen.
 
 
 class Begun(NamedTuple):
@@ -8700,14 +8694,13 @@ class Gauges:
     # probes: how many requests at a time while the store is away, else 0. others: send only files
     # on trial. all_taken: by all runners. left: files of the run not done yet
     FROM_PARENT = ("stopping", "limit", "cut_at", "rate", "probes", "others", "all_taken", "left")
-    FROM_RUNNER = (
-        *("taken", "moved", "answered", "passing"),
+    FROM_RUNNER = (  # all but the first only grow
+        *("in_flight", "taken", "moved", "answered", "passing"),
         *("files", "bytes", "requests", "retries", "throttled", "fast_files", "beats"),
         *("work", "completions", "busy", "drops"),
     )
-    OF_NOW = ("in_flight",)  # from the runner too; it goes up and down, the others only grow
     INDEX: ClassVar[Mapping[str, int]] = {
-        name: index for index, name in enumerate((*FROM_PARENT, *FROM_RUNNER, *OF_NOW))
+        name: index for index, name in enumerate((*FROM_PARENT, *FROM_RUNNER))
     }
 
     def __init__(self, *, is_shared: bool = False) -> None:
@@ -9112,9 +9105,6 @@ class PageRunner:
 NO_THREAD, NO_THREAD_HINT = "start new thread", "raise the process limit: ulimit -u"
 
 
-RECALL_SECONDS = 0.3  # for files waiting in the runners to come back
-
-
 class Gate:
     """Decides who may send while the store is away, or refuses one file after another.
 
@@ -9210,23 +9200,19 @@ class Transfer:
     Tasks are of two kinds: some send() bytes, the others ask() the store, in a thread.
     """
 
-    __slots__ = (
-        *("attempts", "began", "begun", "is_chosen", "options", "others", "own", "own_since"),
-        *("kind", "readings", "runner", "sent", "task"),
-    )
+    is_chosen = False  # it goes ahead of the queue
+    begun: tuple[Upload, Posted | None] | None = None  # by a Chain
+    attempts = 0
+    readings = 0  # that found it changed
+    kind = OutcomeKind.UPLOADED  # or RENEWED, if its bytes are known to be the same
+    sent = False  # the store may have something that the ledger does not know of
+    own = 0  # failed tries while others were taken
+    others = -1.0  # how many had been taken at the last try
 
     def __init__(self, task: AnyTask, runner: PageRunner) -> None:
         self.task = task
         self.runner = runner
         self.options = runner.options
-        self.is_chosen = isinstance(task, LOOKS)  # it goes ahead of the queue
-        self.begun: tuple[Upload, Posted | None] | None = None  # by a Chain
-        self.attempts = 0
-        self.readings = 0
-        self.kind = OutcomeKind.UPLOADED  # or RENEWED, if its bytes are known to be the same
-        self.sent = False  # the store may have something that the ledger does not know of
-        self.own = 0  # failed tries while others were taken
-        self.others = -1.0  # how many had been taken at the last try
         self.began = self.own_since = time.monotonic()
 
     @property
@@ -9250,12 +9236,13 @@ class Transfer:
                 except RuntimeError as error:
                     if NO_THREAD not in str(error):
                         raise
-                    fatal = FatalError("start thread", "", str(error), NO_THREAD_HINT)
-                    outcome = self._failed(OutcomeKind.FATAL, fatal)
+                    outcome = self._failed(
+                        OutcomeKind.FATAL,
+                        FatalError("start thread", "", str(error), NO_THREAD_HINT),
+                    )
                 if outcome:
                     return outcome
-            released = Outcome(self.task.id, OutcomeKind.RELEASED, "", self.attempts)
-            return released._replace(sent=self.sent)
+            return Outcome(self.task.id, OutcomeKind.RELEASED, "", self.attempts, sent=self.sent)
         finally:
             gate.leave(self)
 
@@ -9358,12 +9345,17 @@ class Transfer:
 
     def _failed(self, kind: OutcomeKind, error: PfuError) -> Outcome:
         file: Any = file_of(self.task)
-        cause = error.told(error.operation).replace(file.key, "KEY")
-        path = getattr(file, "path", "")
-        status = error.status if isinstance(error, TransferError) else 0
-        told = Outcome(self.task.id, kind, str(error), self.attempts, sent=self.sent)
-        seconds = time.monotonic() - self.began
-        return told._replace(path=path, cause=cause, status=status, seconds=seconds)
+        return Outcome(
+            self.task.id,
+            kind,
+            str(error),
+            self.attempts,
+            sent=self.sent,
+            path=getattr(file, "path", ""),
+            cause=error.told(error.operation).replace(file.key, "KEY"),
+            status=error.status if isinstance(error, TransferError) else 0,
+            seconds=time.monotonic() - self.began,
+        )
 
     # -- what tasks need
 
@@ -9583,17 +9575,11 @@ class Chain:
             transfer.begun = self._upload, posted
             self._leave(transfer)
             return
-        try:
-            transfer.attempts = 1
-            outcome = transfer.outcome(self._upload, transfer.kind, receipt, sent=True)
-        except Exception:  # noqa: BLE001  as above
-            transfer.attempts = 0
-            self._leave(transfer)
-            return
+        transfer.attempts = 1
         self._land()
         runner.gate.answered += 1
         runner.took(self._upload.size, posted.began)
-        runner.note(outcome)
+        runner.note(transfer.outcome(self._upload, transfer.kind, receipt, sent=True))
         following = runner.next_transfer()
         if following and runner.is_plain(following):
             self._begin(following)
@@ -10064,8 +10050,7 @@ class Runner(ABC):
         for name in Gauges.FROM_RUNNER:
             self._buried[name] += self.gauges[name]  # type: ignore[assignment]
             self.gauges[name] = 0
-        for name in Gauges.OF_NOW:
-            self.gauges[name] = 0
+        del self._buried["in_flight"]
 
     @abstractmethod
     def wait(self, futures: Iterable[Any], seconds: float) -> Iterable[Any]:
@@ -10074,17 +10059,8 @@ class Runner(ABC):
     @abstractmethod
     def _exchange(self, page: Sequence[AnyTask], more: bool, shared: Any) -> Any: ...
 
-    @property
-    def has_started(self) -> bool:
-        """Whether it was ever ready for pages."""
-        return True
-
     def check_start(self) -> None:  # noqa: B027
         """Raises FatalError if it does not start."""
-
-    @abstractmethod
-    def restart(self) -> None:
-        """Start again after a death. Raises FatalError if that fails."""
 
     @abstractmethod
     def close(self, *, kill: bool) -> None:
@@ -10111,9 +10087,6 @@ class LocalRunner(Runner):
 
     def wait(self, futures: Iterable[Any], seconds: float) -> Iterable[Any]:
         return self._loop.run_until_complete(asyncio.wait(futures, timeout=seconds))[0]
-
-    def restart(self) -> None:
-        raise AssertionError("this process is alive")
 
     def close(self, *, kill: bool) -> None:
         self._loop.run_until_complete(self._runner.close())
@@ -10196,6 +10169,7 @@ class WorkerRunner(Runner):
 
     @property
     def has_started(self) -> bool:
+        """Whether it was ever ready for pages."""
         return self._hello.done() and self._hello.exception() is None
 
     def check_start(self) -> None:
@@ -10203,6 +10177,7 @@ class WorkerRunner(Runner):
             raise FatalError("start worker", "", "no response", WORKERS_HINT)
 
     def restart(self) -> None:
+        """Start again after a death. Raises FatalError if that fails."""
         self._pool.shutdown(wait=False)
         self._method = start_method()
         self._start()
@@ -10422,6 +10397,8 @@ def _prepare(uploader: Uploader, patience: float, answering: Any, parent: int) -
                     answering.send(shared)
 
 
+RECALL_SECONDS = 0.3  # for files waiting in the runners to come back
+
 PageSource = Callable[[bool], Sequence[AnyTask]]
 OtherTasks = Callable[[int, "set[str]"], "list[AnyTask]"]
 
@@ -10474,12 +10451,12 @@ class Engine:
         finish. ``others`` returns tasks from other directories, see RefusedRow.
         """
         self._others = others or (lambda count, directories: [])
-        idle = list(self.runners)
         waiting: dict[Any, Runner] = {}
         deadline = float("inf")
         while time.monotonic() < deadline:
-            for runner in idle:
-                self._feed(runner, next_page, waiting)
+            for runner in self.runners:
+                if runner not in waiting.values():
+                    self._feed(runner, next_page, waiting)
             if not waiting and not (self.tries_others and self.files_left):
                 return
             if not waiting:
@@ -10488,9 +10465,9 @@ class Engine:
             for runner in self.runners:
                 runner.check_start()
             self._steer(len(waiting))
-            if tick() and deadline == float("inf"):
+            if tick() and not self._is_stopping:
                 deadline = time.monotonic() + STOP_SECONDS
-                next_page = self._stop()
+                self._stop()
             for future in done:
                 runner = waiting.pop(future)
                 outcomes, has_room = self._collect(runner, future)
@@ -10501,7 +10478,6 @@ class Engine:
                 yield outcomes
             if self._is_stopping:
                 yield self._give_back()
-            idle = [runner for runner in self.runners if runner not in waiting.values()]
 
     def _feed(self, runner: Runner, next_page: PageSource, waiting: dict[Any, Runner]) -> None:
         is_first = runner is self.runners[0]
@@ -10598,16 +10574,16 @@ class Engine:
             runner.gauges["limit"] = max(1, share + (number < rest))
             runner.gauges["cut_at"] = self._limiter.cut_at
 
-    def _stop(self) -> PageSource:
+    def _stop(self) -> None:
         self._is_stopping, self.tries_others = True, False
         for runner in self.runners:
             runner.gauges["stopping"] = 1
-        return lambda _: []
 
     def _collect(self, runner: Runner, future: Any) -> tuple[list[AnyOutcome], bool]:
         try:
             report: Report = future.result()
         except BrokenExecutor:
+            assert isinstance(runner, WorkerRunner)
             return self._bury(runner), True
         ended = []
         for outcome in report.outcomes:
@@ -10624,7 +10600,7 @@ class Engine:
         self.wants_shared |= report.wants_shared
         return ended, report.has_room
 
-    def _bury(self, runner: Runner) -> list[AnyOutcome]:
+    def _bury(self, runner: WorkerRunner) -> list[AnyOutcome]:
         """After a death: restart the worker and redo its files; after WORKER_DEATHS one fails.
 
         Raises FatalError if workers cannot even start.
