@@ -9556,27 +9556,23 @@ class Chain:
             transfer.begun = self._upload, None
         except Exception:  # noqa: BLE001, S110  it recurs, and is reported, the normal way
             pass
-        self._leave(transfer)
+        self._land()
+        self._over.set_result(transfer)
 
     def _land(self) -> None:
         self._runner.in_flight -= 1
         self._runner.budget.give_back(self._size)
 
-    def _leave(self, transfer: Transfer) -> None:
-        if not self._over.done():
-            self._land()
-            self._over.set_result(transfer)
-
     def _ended(self, posted: Posted, receipt: Receipt | None) -> None:
         runner, transfer = self._runner, self._transfer
         if self._over.done():
             return  # the slot was cancelled
+        self._land()
         if receipt is None:
             transfer.begun = self._upload, posted
-            self._leave(transfer)
+            self._over.set_result(transfer)
             return
         transfer.attempts = 1
-        self._land()
         runner.gate.answered += 1
         runner.took(self._upload.size, posted.began)
         runner.note(transfer.outcome(self._upload, transfer.kind, receipt, sent=True))
@@ -10028,9 +10024,8 @@ class Runner(ABC):
     What submit() returns is an asyncio.Task in this process, a Future of the pool elsewhere.
     """
 
-    def __init__(self, *, is_here: bool) -> None:
-        """``is_here``: in this process."""
-        self.gauges = Gauges(is_shared=not is_here)
+    def __init__(self, gauges: Gauges) -> None:
+        self.gauges = gauges
         self.in_flight: dict[str, AnyTask] = {}
         self.shared: Any = None  # for Uploader.adopt(), with the next page
         self._buried: Counter[str] = Counter()  # figures of workers that died
@@ -10074,7 +10069,7 @@ class LocalRunner(Runner):
     """A PageRunner in this thread: its loop runs while the engine waits."""
 
     def __init__(self, uploader: Uploader, options: EngineOptions) -> None:
-        super().__init__(is_here=True)
+        super().__init__(Gauges())
         self._runner = PageRunner(uploader, options, self.gauges)
         if cause := why_no_descriptors(LOOP_DESCRIPTORS):
             raise FatalError("start event loop", "", cause, OPEN_FILES_HINT)
@@ -10131,13 +10126,12 @@ class WorkerRunner(Runner):
     """A PageRunner in a process of its own."""
 
     def __init__(self, uploader: Uploader, options: EngineOptions, method: str) -> None:
-        super().__init__(is_here=False)
+        super().__init__(Gauges(is_shared=True))
         self._uploader = uploader
         self._options = options
-        self._method = method
-        self._start()
+        self._start(method)
 
-    def _start(self) -> None:
+    def _start(self, method: str) -> None:
         """Raises FatalError if the system has no process left."""
         self._began = time.monotonic()
         others = set(multiprocessing.active_children())
@@ -10145,7 +10139,7 @@ class WorkerRunner(Runner):
             with _starting_processes(), contextlib.ExitStack() as failing:
                 self._pool = process_pool.ProcessPoolExecutor(
                     1,
-                    mp_context=multiprocessing.get_context(self._method),
+                    mp_context=multiprocessing.get_context(method),
                     initializer=_start_worker,
                     initargs=(self._uploader, self._options, self.gauges, os.getpid()),
                 )
@@ -10179,8 +10173,7 @@ class WorkerRunner(Runner):
     def restart(self) -> None:
         """Start again after a death. Raises FatalError if that fails."""
         self._pool.shutdown(wait=False)
-        self._method = start_method()
-        self._start()
+        self._start(start_method())
 
     def close(self, *, kill: bool) -> None:
         if kill:
