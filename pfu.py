@@ -58,6 +58,7 @@ import contextlib
 import dataclasses
 import difflib
 import errno
+import fcntl
 import functools
 import gc
 import hashlib
@@ -76,6 +77,7 @@ import operator
 import os
 import random
 import re
+import resource
 import select
 import selectors
 import shlex
@@ -244,8 +246,7 @@ APPLICATION_ID = 0x70667531  # "pfu1", written into the header of the ledger fil
 SCHEMA_VERSION = 5
 MAX_INTEGER = (1 << 63) - 1  # SQLite's largest
 KILLED = "killed"  # BatchJob.error of a run that was killed
-NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
-NO_WAIT = sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_CLOEXEC", "O_NOCTTY"))
+NO_WAIT = os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 LOCK_SUFFIX = ".lock"
 NO_LOCKS = frozenset((errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS))  # fcntl(2)
 NO_LOCKS_HINT = "that file system has no file locks: use a --db on a local disk"
@@ -1935,7 +1936,7 @@ def python_path(value: Any) -> Any:
 OPEN_ATTEMPTS = 5  # a file may come or go between the check and the open
 MAX_READ = 16 * MIB  # of a file named by an option
 PIPE_SECONDS = 10.0  # without data from a pipe
-OWN_FLAGS = os.O_RDWR | NO_FOLLOW | NO_WAIT
+OWN_FLAGS = os.O_RDWR | os.O_NOFOLLOW | NO_WAIT
 OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -1993,8 +1994,6 @@ def strangeness(path: str, status: os.stat_result) -> tuple[str, str]:
         return "it is not a regular file", remove
     if status.st_nlink > 1:
         return "it has more than one hard link", remove
-    if not hasattr(os, "geteuid"):
-        return "", ""
     foreign = foreign_owner(path, status, os.geteuid())
     if foreign:
         return foreign, f"run as that user, or {remove}"
@@ -2045,11 +2044,8 @@ def read_given(operation: str, path: str, limit: int = MAX_READ) -> bytes:
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             if not is_plain and not is_pipe:
                 raise UsageError(operation, path, "it is neither a regular file nor a pipe")
-            if is_plain and hasattr(os, "geteuid"):
-                foreign = foreign_owner(path, status, 0, os.geteuid())
-                if foreign:
-                    hint = "it must be owned by you or by root"
-                    raise UsageError(operation, path, foreign, hint)
+            if is_plain and (foreign := foreign_owner(path, status, 0, os.geteuid())):
+                raise UsageError(operation, path, foreign, "it must be owned by you or by root")
             content = b"".join(_pieces(file, is_pipe, limit))
     except OSError as error:
         raise UsageError(operation, path, os_cause(error)) from error
@@ -2174,21 +2170,10 @@ def check_in_place(path: str, opened: os.stat_result) -> None:
 def _lock_file(file: IO[Any], path: str) -> bool:
     """Whether this process has locked the file now.
 
-    Raises UsageError if the file system has no locks, such as NFS without lockd, or if no file can
-    be opened.
+    Raises UsageError if the file system has no locks, such as NFS without lockd.
     """
     try:
-        if os.name == "nt":
-            import msvcrt
-
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-        else:
-            import fcntl
-
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError as error:
-        cause = why_no_descriptors(1) or str(error)
-        raise UsageError("lock", path, cause, OPEN_FILES_HINT) from error
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in NO_LOCKS:
             raise UsageError("lock", path, os_cause(error), NO_LOCKS_HINT) from error
@@ -2206,15 +2191,8 @@ def _lock_file(file: IO[Any], path: str) -> bool:
 # Directories are opened relative to their parent and without following links: if a directory is
 # swapped for a link during the walk, the link is not followed out of ROOT.
 
-HAS_PREADV = hasattr(os, "preadv")
-HAS_DIR_FD = os.open in os.supports_dir_fd and os.scandir in os.supports_fd
-DIRECTORY_FLAGS = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0)
-FILE_FLAGS = (
-    os.O_RDONLY
-    | getattr(os, "O_NONBLOCK", 0)  # a FIFO in place of the file must not block the run
-    | getattr(os, "O_CLOEXEC", 0)
-    | getattr(os, "O_BINARY", 0)
-)
+DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+FILE_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # a FIFO in place of it must not block
 
 # rclone writes a byte that is not UTF-8 behind this sign (lib/encoder); the sign itself is doubled.
 # Everything else makes the round trip through rclone unchanged: tested with 1.75.
@@ -2509,7 +2487,7 @@ class OpenDirectory:
         """Whether it is marked as a cache (https://bford.info/cachedir/)."""
         at = CACHE_TAG if self.fd is not None else self.path + CACHE_TAG
         try:
-            fd = os.open(at, FILE_FLAGS | NO_FOLLOW, dir_fd=self.fd)
+            fd = os.open(at, FILE_FLAGS | os.O_NOFOLLOW, dir_fd=self.fd)
             try:
                 return os.read(fd, len(CACHE_SIGNATURE)) == CACHE_SIGNATURE
             finally:
@@ -2960,12 +2938,9 @@ class Scan:
         self, path: str, key: str, below_root: bytes, name: str | None, parent: int | None
     ) -> OpenDirectory:
         ids = Ids(self._identity, below_root)
-        if not HAS_DIR_FD:
-            entries = os.scandir(path)
-            return OpenDirectory(path, key, below_root, *_place(path), None, entries, ids)
         flags = DIRECTORY_FLAGS
         if name is not None and not self.options.follow_symlinks:
-            flags |= NO_FOLLOW
+            flags |= os.O_NOFOLLOW
         fd = os.open(path if parent is None else name or path, flags, dir_fd=parent)
         try:
             status = os.fstat(fd)
@@ -3038,8 +3013,9 @@ def too_large(key: str, size: int) -> str:
 
 
 def kind_of(mode: int) -> str:
-    """What a path is that is neither a file nor a directory, in a word."""
+    """What a path is, in a word or two."""
     kinds = {
+        stat.S_IFREG: "regular file",
         stat.S_IFLNK: "symbolic link",
         stat.S_IFIFO: "FIFO",
         stat.S_IFSOCK: "socket",
@@ -3112,10 +3088,6 @@ def object_metadata(status: os.stat_result, size: int) -> dict[str, str]:
 
 def descriptor_limit() -> int:
     """Raise the soft limit of open files to the hard one; return how many connections fit."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return UNLIMITED_DESCRIPTORS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -3123,9 +3095,6 @@ def descriptor_limit() -> int:
     except (ValueError, OSError):
         pass  # then keep the soft limit
     return UNLIMITED_DESCRIPTORS if soft < 0 else max(soft - RESERVED_DESCRIPTORS, 1)
-
-
-LinkState = tuple[bytes, os.stat_result]  # target of a link, and its lstat result
 
 
 class Root(NamedTuple):
@@ -3150,177 +3119,131 @@ class Root(NamedTuple):
         self.check(status)
 
 
-class FreeTree:
-    """Opens files by their paths, wherever they lead."""
+class Folder:
+    """An open directory, closed once nobody uses it any more."""
 
-    def __init__(self, *, follow_symlinks: bool = False) -> None:
-        """``follow_symlinks``: also in the last component of a path."""
-        self._flags = FILE_FLAGS if follow_symlinks else FILE_FLAGS | NO_FOLLOW
+    __slots__ = ("fd",)
+
+    def __init__(self, fd: int | None) -> None:
+        self.fd = fd
+
+    def __del__(self) -> None:
+        if self.fd is not None:
+            os.close(self.fd)
+
+
+class Tree:
+    """Opens files below a root, and no others: links below the root are not followed.
+
+    Each directory on the way is opened relative to the one above it. Those used last stay open:
+    files come in the order of their sizes, and so from all over the tree. Without a root, or with
+    links that are to be followed, files are opened by their paths, wherever they lead.
+    """
+
+    def __init__(self, root: Root | None) -> None:
+        self._root = root
+        self._follows = root is not None and root.follow_symlinks
+        self._flags = FILE_FLAGS if self._follows else FILE_FLAGS | os.O_NOFOLLOW
+        self._cut = len(os.path.join(root.path, "")) if root and not self._follows else 0
+        self._kept: dict[str, Folder] = {}  # by path below the root, the last used last
+        self._room = min(KEPT_DIRECTORIES, 1 + descriptor_limit() // 8)
+        self._lock = threading.Lock()
         self.settles = False  # see settle()
 
     def open(self, path: str) -> int:
         """A descriptor of the file, for reading. Raises OSError; FatalError if the root is gone."""
-        return os.open(path, self._flags)
-
-    def read_link(self, path: str) -> LinkState:
-        """The target of a link and its lstat result. Raises OSError, FatalError."""
-        return os.fsencode(os.readlink(path)), os.lstat(path)
-
-    def remove(self, path: str, reason_to_keep: Callable[[os.stat_result], str]) -> str:
-        """Remove a file, unless its lstat result is a reason not to. Returns why it is kept.
-
-        Raises OSError, FatalError.
-        """
-        return "it may have been reached through a symbolic link"
-
-    def close(self) -> None:
-        """Close all directories; no thread may still be reading."""
-
-
-class Tree(FreeTree):
-    """Opens files below a root, and no others: links below the root are not followed.
-
-    Each directory on the way is opened relative to the one above it. Those used last stay open:
-    files come in the order of their sizes, and so from all over the tree.
-    """
-
-    def __init__(self, root: Root) -> None:
-        super().__init__()
-        self.root = root
-        self._cut = len(os.path.join(root.path, ""))
-        self._kept: dict[str, int] = {}  # by path below the root, the last used last
-        self._room = min(KEPT_DIRECTORIES, 1 + descriptor_limit() // 8)
-        self._owner = threading.get_ident()  # opens what it reads at once; others wait for disks
-        self._lock = threading.Lock()  # nothing that is kept is closed without it
-
-    def open(self, path: str) -> int:
-        folder, _, name = path[self._cut :].rpartition("/")
-        try:
-            fd = self._open(folder, name)
-        except OSError as error:  # a folder may have been replaced by another one since
-            if error.errno not in (errno.ENOENT, errno.ESTALE) or not self._forget(folder):
-                raise
-            fd = self._open(folder, name)
+        fd = self._reach(path, lambda folder, name: os.open(name, self._flags, dir_fd=folder.fd))
         if self.settles:
             settle(fd)
         return fd
 
-    def _open(self, folder: str, name: str) -> int:
-        if threading.get_ident() == self._owner:
-            with self._lock:
-                fd = self._use(folder)
-                if fd is not None:
-                    return os.open(name, self._flags, dir_fd=fd)
-        with self._lent(folder) as fd:
-            return os.open(name, self._flags, dir_fd=fd)
+    def look(self, path: str) -> tuple[bytes, os.stat_result]:
+        """The target of a link, or nothing of a directory, and its status. Raises like open()."""
+        return self._reach(path, self._look)
 
-    def read_link(self, path: str) -> LinkState:
-        folder, _, name = path[self._cut :].rpartition("/")
-        with self._lent(folder) as fd:
-            target = os.fsencode(os.readlink(name, dir_fd=fd))
-            return target, os.stat(name, dir_fd=fd, follow_symlinks=False)
+    def _look(self, folder: Folder, name: str) -> tuple[bytes, os.stat_result]:
+        status = os.stat(name, dir_fd=folder.fd, follow_symlinks=self._follows)
+        is_link = stat.S_ISLNK(status.st_mode)
+        return os.fsencode(os.readlink(name, dir_fd=folder.fd)) if is_link else b"", status
 
     def remove(self, path: str, reason_to_keep: Callable[[os.stat_result], str]) -> str:
-        """All directories are opened anew: one that was kept may have been moved out of ROOT."""
-        *folders, name = path[self._cut :].split("/")
-        with contextlib.ExitStack() as opened:
-            fd = self._open_root()
-            opened.callback(os.close, fd)
-            for folder in folders:
-                fd = os.open(folder, DIRECTORY_FLAGS | NO_FOLLOW, dir_fd=fd)
-                opened.callback(os.close, fd)
-            reason = reason_to_keep(os.stat(name, dir_fd=fd, follow_symlinks=False))
-            if not reason:
-                os.unlink(name, dir_fd=fd)
-            return reason
+        """Remove a file, unless its lstat result is a reason not to. Returns why it is kept.
+
+        All directories are opened anew: one that was kept may have been moved out of ROOT. Raises
+        OSError, FatalError.
+        """
+        if not self._cut:
+            return "it may have been reached through a symbolic link"
+        folder, name = Tree(self._root)._at(path)
+        reason = reason_to_keep(os.stat(name, dir_fd=folder.fd, follow_symlinks=False))
+        if not reason:
+            os.unlink(name, dir_fd=folder.fd)
+        return reason
 
     def close(self) -> None:
-        with self._lock:
-            while self._kept:
-                os.close(self._kept.popitem()[1])
+        """Close all directories that nobody is using."""
+        self._kept.clear()
 
-    def _forget(self, folder: str) -> bool:
-        """Close a folder and those above it, but for the root; whether any was open."""
-        was_open = False
-        with self._lock:
-            while folder:
-                fd = self._kept.pop(folder, None)
-                if fd is not None:
-                    os.close(fd)
-                    was_open = True
-                folder = folder.rpartition("/")[0]
-        return was_open
-
-    @contextlib.contextmanager
-    def _lent(self, folder: str) -> Iterator[int]:
-        """A descriptor of the folder that nobody else closes."""
-        fd = self._borrow(folder)
+    def _reach(self, path: str, act: Callable[[Folder, str], T]) -> T:
+        """What ``act`` returns for the directory and the name of a file."""
         try:
-            yield fd
-        finally:
-            os.close(fd)
+            return act(*self._at(path))
+        except OSError as error:  # a directory may have been replaced by another one since
+            if error.errno not in (errno.ENOENT, errno.ESTALE) or not self._forget(path):
+                raise
+        return act(*self._at(path))
 
-    def _borrow(self, folder: str) -> int:
+    def _at(self, path: str) -> tuple[Folder, str]:
+        if not self._cut:
+            return Folder(None), path
+        folder, _, name = path[self._cut :].rpartition("/")
+        return self._folder(folder), name
+
+    def _folder(self, path: str) -> Folder:
         with self._lock:
-            kept = self._use(folder)
-            if kept is not None:
-                return os.dup(kept)
-        if not folder:
-            fd = self._open_root()
+            folder = self._kept.pop(path, None)
+            if folder:
+                self._kept[path] = folder
+                return folder
+        if path:
+            above, _, name = path.rpartition("/")
+            parent = self._folder(above)
+            folder = Folder(os.open(name, DIRECTORY_FLAGS | os.O_NOFOLLOW, dir_fd=parent.fd))
         else:
-            above, _, name = folder.rpartition("/")
-            with self._lent(above) as parent:
-                fd = os.open(name, DIRECTORY_FLAGS | NO_FOLLOW, dir_fd=parent)
-        return self._keep(folder, fd)
-
-    def _use(self, folder: str) -> int | None:
-        fd = self._kept.pop(folder, None)
-        if fd is not None:
-            self._kept[folder] = fd
-        return fd
-
-    def _keep(self, folder: str, fd: int) -> int:
-        """Keep it open; returns a descriptor of the same for who asked."""
+            folder = self._open_root()
         with self._lock:
-            known = self._kept.pop(folder, None)  # to another thread, meanwhile
-            if known is not None:
-                os.close(known)
-            elif len(self._kept) >= self._room:
-                os.close(self._kept.pop(next(iter(self._kept))))
-            self._kept[folder] = fd
-            return os.dup(fd)
+            if len(self._kept) >= self._room:
+                self._kept.pop(next(iter(self._kept)))
+            self._kept[path] = folder
+        return folder
 
-    def _open_root(self) -> int:
+    def _open_root(self) -> Folder:
+        assert self._root is not None
         try:
-            fd = os.open(self.root.path, DIRECTORY_FLAGS)
+            fd = os.open(self._root.path, DIRECTORY_FLAGS)
         except OSError as error:
             cause = os_cause(error)
-            raise FatalError("read root", self.root.path, cause, "is it mounted?") from error
-        try:
-            self.root.check(os.fstat(fd))
-        except BaseException:
-            os.close(fd)
-            raise
-        return fd
+            raise FatalError("read root", self._root.path, cause, "is it mounted?") from error
+        folder = Folder(fd)
+        self._root.check(os.fstat(fd))
+        return folder
+
+    def _forget(self, path: str) -> bool:
+        """Keep none of the directories on the way, but for the root; whether any was kept."""
+        folder, was_kept = path[self._cut :].rpartition("/")[0], False
+        with self._lock:
+            while folder:
+                was_kept = bool(self._kept.pop(folder, None)) or was_kept
+                folder = folder.rpartition("/")[0]
+        return was_kept
 
 
-def open_source(
-    tree: FreeTree, path: str, permissions: str, beat: Callable[[], None]
-) -> SourceFile:
+def open_source(tree: Tree, path: str, permissions: str, beat: Callable[[], None]) -> SourceFile:
     """Opens what the scan saw there. Links and directories are stored as such."""
-    mode = int(permissions or "0", 8)
-    if stat.S_ISLNK(mode):
-        return SourceLink(path, tree.read_link)
-    source = SourceDirectory if stat.S_ISDIR(mode) else SourceFile
-    return source(path, tree.open, beat)
-
-
-def tree_of(root: Root | None) -> FreeTree:
-    """Returns what opens the files of a scanned root."""
-    follows = root is not None and root.follow_symlinks
-    if root is None or follows or not HAS_DIR_FD:
-        return FreeTree(follow_symlinks=follows)
-    return Tree(root)
+    kind = stat.S_IFMT(int(permissions or "0", 8))
+    if kind in (stat.S_IFLNK, stat.S_IFDIR):
+        return SourceEntry(path, kind, tree.look)
+    return SourceFile(path, tree.open, beat)
 
 
 def settle(fd: int) -> None:
@@ -3337,12 +3260,23 @@ def settle(fd: int) -> None:
 SETTLED_SECONDS = 120
 
 
-def read_at(fd: int, size: int, offset: int) -> bytes:
-    """os.pread(), also where it is missing (Windows): each descriptor has one reader at a time."""
-    if hasattr(os, "pread"):
-        return os.pread(fd, size, offset)
-    os.lseek(fd, offset, os.SEEK_SET)
-    return os.read(fd, size)
+def source_error(path: str, error: OSError) -> PfuError:
+    """Why a file cannot be opened."""
+    if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        return VanishedError("read", path, "it vanished")
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return FatalError("read", path, os_cause(error), OPEN_FILES_HINT)
+    if error.errno in (errno.ELOOP, errno.ENXIO):
+        return NotRegularError("read", path, "it is no longer a regular file")
+    if error.errno == errno.EWOULDBLOCK:
+        return LeasedError("read", path, "another program holds a lease on it")
+    return SourceError("read", path, os_cause(error))
+
+
+def check_kind(path: str, status: os.stat_result, kind: int) -> None:
+    """Raises NotRegularError if it is of another kind (see stat.S_IFMT) now."""
+    if stat.S_IFMT(status.st_mode) != kind:
+        raise NotRegularError("read", path, f"it is no longer a {kind_of(kind)}")
 
 
 class SourceFile:
@@ -3359,33 +3293,22 @@ class SourceFile:
         self._beat = beat
         try:
             self.fd = opener(path)
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise VanishedError("read", path, "it vanished") from error
         except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE):
-                raise FatalError("read", path, os_cause(error), OPEN_FILES_HINT) from error
-            if error.errno in (errno.ELOOP, errno.ENXIO):
-                raise NotRegularError("read", path, "it is no longer a regular file") from error
-            if error.errno == errno.EWOULDBLOCK:
-                raise LeasedError("read", path, "another program holds a lease on it") from error
-            raise SourceError("read", path, os_cause(error)) from error
+            raise source_error(path, error) from error
         self.read_at = time.time_ns()
         try:
-            self.status = self._now()
-            self._check_kind()
+            self.status = self._ask(os.fstat)
+            check_kind(path, self.status, stat.S_IFREG)
         except SourceError:
             self.close()
             raise
 
-    def _now(self) -> os.stat_result:
+    def _ask(self, call: Callable[..., T], *arguments: Any) -> T:
+        """The result of a system call on the file. Raises SourceError."""
         try:
-            return os.fstat(self.fd)
+            return call(self.fd, *arguments)
         except OSError as error:
             raise SourceError("read", self.path, os_cause(error)) from error
-
-    def _check_kind(self) -> None:
-        if not stat.S_ISREG(self.status.st_mode):
-            raise NotRegularError("read", self.path, "it is no longer a regular file")
 
     def close(self) -> None:
         """Close the file, unless already closed."""
@@ -3406,26 +3329,19 @@ class SourceFile:
 
     def read(self, offset: int, size: int) -> bytes:
         """``size`` bytes from ``offset``. Raises SourceError if there are fewer."""
-        chunks = []
-        while size:
-            try:
-                chunk = read_at(self.fd, size, offset)
-            except OSError as error:
-                raise SourceError("read", self.path, os_cause(error)) from error
-            if not chunk:
+        content = b""
+        while len(content) < size:
+            piece = self._ask(os.pread, size - len(content), offset + len(content))
+            if not piece:
                 raise self._size_error("it shrank while being read")
             self._beat()
-            chunks.append(chunk)
-            offset, size = offset + len(chunk), size - len(chunk)
-        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+            content += piece
+        return content
 
     def read_all(self) -> bytes:
         """All bytes. Raises SourceError if their number is not what fstat reported."""
         size = self.size
-        try:
-            content = read_at(self.fd, size + 1, 0)
-        except OSError as error:
-            raise SourceError("read", self.path, os_cause(error)) from error
+        content = self._ask(os.pread, size + 1, 0)
         self._beat()
         if len(content) < size:  # one call may return 2 GiB at most, or less
             content += self.read(len(content), size - len(content))
@@ -3436,42 +3352,34 @@ class SourceFile:
 
     def check_end(self) -> None:
         """Raises SourceError if there are more bytes than fstat reported."""
-        try:
-            more = read_at(self.fd, 1, self.size)
-        except OSError as error:
-            raise SourceError("read", self.path, os_cause(error)) from error
-        if more:
+        if self._ask(os.pread, 1, self.size):
             raise self._size_error("it grew while being read")
 
     def _size_error(self, cause: str) -> SourceError:
         """The error for a wrong size: the file is changing, or the size was never right."""
-        if self._now().st_size == self.status.st_size:
+        if self._ask(os.fstat).st_size == self.status.st_size:
             return SourceError("read", self.path, "its size is not what the file system reports")
         return ChangedError("read", self.path, cause)
 
     def read_into(self, view: memoryview, offset: int) -> None:
-        """Fill ``view`` from ``offset``. Raises SourceError if there are too few bytes."""
+        """Fill ``view`` from ``offset``. Raises SourceError if there are too few bytes.
+
+        Not for two threads at a time: the system keeps the place for them (macOS has no preadv).
+        """
+        self._ask(os.lseek, offset, os.SEEK_SET)
         while view:
-            try:
-                if HAS_PREADV:
-                    count = os.preadv(self.fd, [view], offset)
-                else:
-                    piece = read_at(self.fd, len(view), offset)
-                    count = len(piece)
-                    view[:count] = piece
-            except OSError as error:
-                raise SourceError("read", self.path, os_cause(error)) from error
+            count = self._ask(os.readv, [view])
             if not count:
                 raise self._size_error("it shrank while being read")
             self._beat()
-            view, offset = view[count:], offset + count
+            view = view[count:]
 
     def has_moved(self) -> bool:
         """Whether its ctime has changed since it was opened: then its bytes must be read again.
 
         Mode and owner are updated. Raises ChangedError if size or time have changed.
         """
-        now, then = self._now(), self.status
+        now, then = self._ask(os.fstat), self.status
         if (now.st_size, now.st_mtime_ns) != (then.st_size, then.st_mtime_ns):
             raise ChangedError("read", self.path, "it changed while being read")
         self.status = now
@@ -3490,75 +3398,48 @@ class SourceFile:
         self.has_moved()  # its size or time may have changed meanwhile
 
 
-class SourceLink(SourceFile):
-    """A symbolic link: its contents are its target."""
+class SourceEntry(SourceFile):
+    """A symbolic link, whose bytes are its target, or a directory, which has none."""
 
-    __slots__ = ("_read_link", "_target")
+    __slots__ = ("_content", "_kind", "_look")
 
-    def __init__(self, path: str, read_link: Callable[[str], LinkState]) -> None:
+    def __init__(
+        self, path: str, kind: int, look: Callable[[str], tuple[bytes, os.stat_result]]
+    ) -> None:
         """Raises VanishedError, NotRegularError or SourceError; FatalError if the root is gone."""
         self.path, self.fd = path, -1
-        self._read_link = read_link
-        self._target, self.status = self._look()
+        self._kind, self._look = kind, look
+        self._content, self.status = self._see()
         self.read_at = time.time_ns()
 
-    def _look(self) -> LinkState:
+    def _see(self) -> tuple[bytes, os.stat_result]:
         try:
-            return self._read_link(self.path)
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise VanishedError("read link", self.path, "it vanished") from error
+            content, status = self._look(self.path)
         except OSError as error:
-            if error.errno == errno.EINVAL:
-                cause = "it is no longer a symbolic link"
-                raise NotRegularError("read link", self.path, cause) from error
-            raise SourceError("read link", self.path, os_cause(error)) from error
+            raise source_error(self.path, error) from error
+        check_kind(self.path, status, self._kind)
+        return content, status
 
     @property
     def size(self) -> int:
-        """Bytes of the target."""
-        return len(self._target)
+        """Bytes of a target; the size of a directory means nothing elsewhere."""
+        return len(self._content)
 
     def read(self, offset: int, size: int) -> bytes:
-        """A slice of the target."""
-        return self._target[offset : offset + size]
+        """A slice of it."""
+        return self._content[offset : offset + size]
 
     def read_all(self) -> bytes:
-        """The whole target."""
-        return self._target
+        """All of it."""
+        return self._content
 
     def check_end(self) -> None:
-        """The target has no further bytes."""
+        """There is no more of it."""
 
     def has_moved(self) -> bool:
         """Raises ChangedError if the target is another one now."""
-        if self._look()[0] != self._target:
-            raise ChangedError("read link", self.path, "it changed while being read")
-        return False
-
-
-class SourceDirectory(SourceFile):
-    """A directory: an object without bytes, for the sake of its metadata."""
-
-    __slots__ = ()
-
-    def _check_kind(self) -> None:
-        if not stat.S_ISDIR(self.status.st_mode):
-            raise NotRegularError("read", self.path, "it is no longer a directory")
-
-    @property
-    def size(self) -> int:
-        """The size of a directory means nothing elsewhere."""
-        return 0
-
-    def read_all(self) -> bytes:
-        """Nothing: its contents are uploaded separately."""
-        return b""
-
-    def check_end(self) -> None:
-        """Like read_all()."""
-
-    def has_moved(self) -> bool:
-        """Only its metadata was read."""
+        if self._see()[0] != self._content:
+            raise ChangedError("read", self.path, "it changed while being read")
         return False
 
 
@@ -8825,7 +8706,7 @@ class PageRunner:
         self.uploader = uploader
         self.options = options
         self.gauges = gauges
-        self.tree = FreeTree()
+        self.tree = Tree(None)
         self.threads = Threads(options.threads, thread_name_prefix="pfu-thread")
         self.in_flight = 0  # requests
         self._files = self._bytes = 0
@@ -8904,7 +8785,7 @@ class PageRunner:
     # -- within
 
     async def _open(self) -> None:
-        self.tree = tree_of(self.options.root)
+        self.tree = Tree(self.options.root)
         self.tree.settles = self.options.removes
         self._loop = asyncio.get_running_loop()
         self.gate = Gate(self.gauges)
@@ -10816,9 +10697,6 @@ RUN_FAULTS: Faults = {
     "--keep-history must not be negative": lambda o: not o.keep_history >= 0,
     "--remove-source-files cannot be combined with --follow-symlinks: no target of a link is"
     " removed": lambda o: o.remove_source_files and o.scan.follow_symlinks,
-    "--remove-source-files is not possible on this system": lambda o: (
-        o.remove_source_files and not HAS_DIR_FD
-    ),
     "--remove-linked-files requires --remove-source-files": lambda o: (
         o.remove_linked_files and not o.remove_source_files
     ),
@@ -12890,7 +12768,7 @@ class Verification:
         self._unchecked_in_a_row = 0
         self._missed = 0  # objects that the listing did not show
         self._shown: set[bool] = set()  # kinds of ETags that the store repeats: of parts, or not
-        self._tree: FreeTree | None = None
+        self._tree: Tree | None = None
         self._answers = 0  # of the store, about single objects
         self._silent_since = 0.0  # the first failure since an answer; 0: none
         self._counted_at = -REPORT_SECONDS  # when the counts were last written to the ledger
@@ -12930,7 +12808,7 @@ class Verification:
         for batch in batches(scan, SCAN_BATCH):
             self._job.heed_stop()
             if self._tree is None:
-                self._tree = tree_of(self._job.scanned_root(scan))
+                self._tree = Tree(self._job.scanned_root(scan))
             self._compare(batch)
             self._take_others(scan.keys_elsewhere)
             self._job.observer.scanned(self.verdict.checked)
@@ -14094,7 +13972,7 @@ def write_metrics(path: str, summary: Summary, db: str) -> None:
         new = f"{path}.new"
         with contextlib.suppress(FileNotFoundError):
             os.unlink(new)  # left by another run, or by somebody else
-        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_FOLLOW, 0o644)
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
         with os.fdopen(fd, "w", encoding="utf-8") as file:
             file.write(metrics_text(summary, db, now, last_success))
         os.replace(new, path)

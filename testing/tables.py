@@ -278,11 +278,11 @@ FROM_THE_START: list[tuple[str, Callable[[Trial], None], Sequence[Way], int, str
 # ---------------------------------------------------------------------------
 
 
-READS = ("pread", "preadv")
+READS = ("pread", "readv")
 
 
 class Reads:
-    """What the program's os.pread(), os.preadv() and os.fstat() do with one file."""
+    """What the program's os.pread(), os.readv() and os.fstat() do with one file."""
 
     def __init__(self, path: Path, before: Callable[[Path], None], reads: Sequence[str]) -> None:
         self.path, self.inode, self.before, self.reads = path, path.stat().st_ino, before, reads

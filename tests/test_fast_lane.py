@@ -271,7 +271,7 @@ def uploader_with(
     uploader = pfu.S3Uploader(f"s3://{BUCKET}/p")
     uploader.fast_lane_off, uploader._lane = None, lane  # type: ignore[assignment]
     monkeypatch.setattr(uploader, "put", lambda upload: pfu.Receipt('"safe"'))
-    source = pfu.SourceFile(__file__, pfu.FreeTree().open, pfu.Traffic().beat)
+    source = pfu.SourceFile(__file__, pfu.Tree(None).open, pfu.Traffic().beat)
     source.close()
     upload = pfu.Upload("k", source, b"body", "0" * 64, {}, "text/plain", 5 * MIB)
 

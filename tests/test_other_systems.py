@@ -1,18 +1,16 @@
-"""Other systems: what Linux has and others have not."""
+"""Other systems: what Linux has and macOS has not."""
 
 from __future__ import annotations
 
 import os
-import sys
 
 import pytest
 
-import pfu
 from testing.fixtures import IN_NO_ENVIRONMENT
 from testing.jobs import PIECE, s3_job
 from testing.place import Place
 
-LACKING = ("pread", "preadv", "nice", "getsid", "sysconf")
+LACKING = ("preadv", "posix_fadvise", "posix_fallocate", "sched_setaffinity", "pidfd_open")
 
 
 class TestOtherSystems:
@@ -25,10 +23,6 @@ class TestOtherSystems:
     ) -> None:
         for name in LACKING:
             monkeypatch.delattr(os, name, raising=False)
-        monkeypatch.setattr(pfu, "HAS_PREADV", False)
-        monkeypatch.setattr(pfu, "HAS_DIR_FD", False)
-        monkeypatch.setattr(pfu, "NO_FOLLOW", 0)
-        monkeypatch.setitem(sys.modules, "resource", None)
         for name in ("a/f", "b/c/f", "f"):
             at_hand.file(name, os.urandom(size))
         (at_hand.root / "link").symlink_to("f")
