@@ -571,6 +571,41 @@ def _escaped(character: str) -> str:
 # ======================================================================================
 
 
+# What a file is: wherever they stand in a row, they stand in this order.
+FACTS = ("file_size", "last_modified", "permissions", "uid", "gid", "inode", "changed_at")
+facts = operator.attrgetter(*FACTS)  # as a row, an outcome or the scan has them
+
+
+def facts_of(status: os.stat_result) -> tuple[int, int, str, int, int, int, int]:
+    """As stat shows them, in the form that SQLite can hold."""
+    mtime, ctime, inode = status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+    if not 0 <= mtime | ctime | inode <= MAX_INTEGER:
+        mtime, inode, ctime = ledger_time(status), ledger_inode(status), ledger_ctime(status)
+    mode = permissions_text(status.st_mode)
+    return status.st_size, mtime, mode, status.st_uid, status.st_gid, inode, ctime
+
+
+@functools.lru_cache(maxsize=256)
+def permissions_text(mode: int) -> str:
+    """FileStat.permissions."""
+    return f"0{mode:o}"
+
+
+def ledger_time(status: os.stat_result) -> int:
+    """The modification time in ns, or the nearest one that fits into SQLite (1677 to 2262)."""
+    return max(-MAX_INTEGER, min(status.st_mtime_ns, MAX_INTEGER))
+
+
+def ledger_ctime(status: os.stat_result) -> int:
+    """The ctime in ns, or the nearest one that fits into SQLite."""
+    return max(-MAX_INTEGER, min(status.st_ctime_ns, MAX_INTEGER))
+
+
+def ledger_inode(status: os.stat_result) -> int:
+    """The inode number, folded to fit into SQLite: some file systems use all 64 bits."""
+    return status.st_ino & MAX_INTEGER
+
+
 class FileStatus(IntEnum):
     """FileStat.status."""
 
@@ -2462,32 +2497,36 @@ class Ids:
 
 @dataclass
 class OpenDirectory:
-    """A directory that the walk is in. ``fd`` is None if the system has no dir_fd."""
+    """A directory that the walk is in."""
 
     path: str  # with a trailing slash
     key: str  # prefix of the keys of its contents
     below_root: bytes  # path below the root, with a trailing slash
-    device: int
-    inode: int
-    fd: int | None
+    place: tuple[int, int]  # device and inode: identify it, whatever its path
+    fd: int
     entries: Iterator[os.DirEntry[str]]
     ids: Ids
     takes: bool = True  # what no rule matches
-
-    @property
-    def place(self) -> tuple[int, int]:
-        """Identifies the directory, whatever its path."""
-        return self.device, self.inode
 
     def path_of(self, name: str) -> bytes:
         """The path below the root of an entry."""
         return self.below_root + os.fsencode(name)
 
+    def status(self, name: str, *, follow: bool = False) -> os.stat_result:
+        """Of an entry, or of what a link leads to. Raises OSError."""
+        return os.stat(name, dir_fd=self.fd, follow_symlinks=follow)
+
+    def mode(self, name: str) -> int:
+        """Of an entry; 0 if none can be seen."""
+        try:
+            return self.status(name).st_mode
+        except OSError:
+            return 0
+
     def is_cache(self) -> bool:
         """Whether it is marked as a cache (https://bford.info/cachedir/)."""
-        at = CACHE_TAG if self.fd is not None else self.path + CACHE_TAG
         try:
-            fd = os.open(at, FILE_FLAGS | os.O_NOFOLLOW, dir_fd=self.fd)
+            fd = os.open(CACHE_TAG, FILE_FLAGS | os.O_NOFOLLOW, dir_fd=self.fd)
             try:
                 return os.read(fd, len(CACHE_SIGNATURE)) == CACHE_SIGNATURE
             finally:
@@ -2498,46 +2537,17 @@ class OpenDirectory:
     def close(self) -> None:
         """Close what the directory holds open."""
         self.entries.close()  # type: ignore[attr-defined]
-        if self.fd is not None:
-            os.close(self.fd)
+        os.close(self.fd)
 
 
-class NamedEntry:
-    """An os.DirEntry for a name that was not read from its directory."""
-
-    def __init__(self, name: str, directory: OpenDirectory) -> None:
-        self.name = name
-        self._at = name if directory.fd is not None else directory.path + name
-        self._fd = directory.fd
-
-    def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
-        """Raises OSError."""
-        return os.stat(self._at, dir_fd=self._fd, follow_symlinks=follow_symlinks)
-
-    def _is(self, kind: int, *, follow_symlinks: bool) -> bool:
-        try:
-            return stat.S_IFMT(self.stat(follow_symlinks=follow_symlinks).st_mode) == kind
-        except FileNotFoundError:
-            return False
-
-    def is_there(self) -> bool:
-        """Whether there is anything of that name."""
-        try:
-            return bool(self.stat(follow_symlinks=False))
-        except OSError:
-            return False
-
-    def is_file(self, *, follow_symlinks: bool = True) -> bool:
-        """Whether it is a regular file."""
-        return self._is(stat.S_IFREG, follow_symlinks=follow_symlinks)
-
-    def is_dir(self, *, follow_symlinks: bool = True) -> bool:
-        """Whether it is a directory."""
-        return self._is(stat.S_IFDIR, follow_symlinks=follow_symlinks)
-
-    def is_symlink(self) -> bool:
-        """Whether it is a symbolic link."""
-        return self._is(stat.S_IFLNK, follow_symlinks=False)
+def shown_kind(entry: os.DirEntry[str]) -> int:
+    """What the directory itself shows an entry to be (see stat.S_IFMT); 0: that must be asked."""
+    try:
+        if entry.is_file(follow_symlinks=False):
+            return stat.S_IFREG
+        return stat.S_IFDIR if entry.is_dir(follow_symlinks=False) else 0
+    except OSError:
+        return 0
 
 
 def listed_paths(path: str, ending: bytes, heed_stop: Callable[[], None]) -> Iterator[bytes]:
@@ -2631,51 +2641,34 @@ class Scan:
         self.beats = 0  # grows while lists are read, or waited for
         self._list_read = ""
         self.root_place = -1, -1  # device and inode of the root, or of a single file's parent
-        self._permissions: dict[int, str] = {}
         self._stack: list[OpenDirectory] = []
-        self._cut = len(os.path.join(root, ""))
+        self._top = ""  # the root, or a single file's parent, with a trailing slash
+        self._follows = self.options.follow_symlinks
         self._limits = self.options.limits(time.time())
 
     def __iter__(self) -> Iterator[Found]:
         """Raises UsageError if the root cannot be read."""
         try:
-            status = os.stat(self.root)
-            if stat.S_ISDIR(status.st_mode):
-                below = os.path.join(self.root, "")
-                top = self._open(below, self.prefix, b"", None, None)
-                self._stack.append(top)
-                top.takes = self.options.takes_by_default
+            self.is_single = not stat.S_ISDIR(os.stat(self.root).st_mode)
+            folder, name = os.path.split(self.root) if self.is_single else (self.root, "")
+            top = self._open(folder, None)
         except OSError as error:
             raise UsageError("read root", self.root, os_cause(error)) from error
-        self.is_single = not self._stack
-        if self.is_single and self.options.name_lists:
-            cause = "it is not a directory, which the paths of a list are relative to"
-            raise UsageError("read root", self.root, cause)
-        if self.is_single:
-            self.root_place = _place(os.path.dirname(self.root))
-            yield from self._single(status)
-            return
-        self.root_place = self._stack[0].place
+        top.takes = self.options.takes_by_default
+        self._stack.append(top)
+        self._top, self.root_place = top.path, top.place
         try:
-            yield from self._listed() if self.options.name_lists else self._walk()
+            if not self.is_single:
+                yield from self._listed() if self.options.name_lists else self._walk()
+            elif self.options.name_lists:
+                cause = "it is not a directory, which the paths of a list are relative to"
+                raise UsageError("read root", self.root, cause)
+            else:
+                self._follows = True
+                yield from filter(None, [self._visit(name, stat.S_IFREG, top)])
         finally:
             while self._stack:
                 self._stack.pop().close()
-
-    def _single(self, status: os.stat_result) -> Iterator[Found]:
-        folder, name = os.path.split(self.root)
-        decision = self.options.decision(name, is_directory=False)
-        is_taken = self.options.takes_by_default if decision is None else decision
-        if self._is_own(name, _place(folder)) or self._is_link_to_own(status):
-            self._skipping(OWN_LEDGER)
-            return
-        reason = self._limits.refuse(status) if self._limits else ""
-        if reason or not is_taken:
-            self._skipping(reason or EXCLUDED)
-            return
-        key = self.prefix + encode_name(name)
-        if not self._is_elsewhere(os.fsencode(name), key):
-            yield self._found(Ids(self._identity, b"").of(name), self.root, key, status)
 
     @property
     def where(self) -> str:
@@ -2710,7 +2703,7 @@ class Scan:
             if entry is None:
                 self._stack.pop().close()
                 continue
-            found = self._visit(entry, directory)
+            found = self._visit(entry.name, shown_kind(entry), directory)
             if found:
                 yield found
 
@@ -2744,15 +2737,15 @@ class Scan:
             directory = self._stack[-1]
             if len(self._stack) < len(parts):
                 return None  # skipped with one of its directories
-            entry: Any = NamedEntry(os.fsdecode(parts[-1]), directory)
-            mode = entry.stat(follow_symlinks=False).st_mode
-            if stat.S_ISDIR(mode) and not self.options.directory_markers:
+            name = os.fsdecode(parts[-1])
+            kind = stat.S_IFMT(directory.status(name).st_mode)
+            if kind == stat.S_IFDIR and not self.options.directory_markers:
                 return self._skipping(DIRECTORY)
         except OSError as error:
             ends = {b"\r": "Windows line ends", b"\n": "line ends: use --files-from"}
             hint = next((f" (the list has {ends[end]})" for end in ends if end in path), "")
             return self._named(path, os_cause(error) + hint)
-        return self._visit(entry, directory)
+        return self._visit(name, kind, directory)
 
     def _go_to(self, parts: Sequence[bytes]) -> str:
         """Open the directories on the way, as far as they are taken. Returns why that failed."""
@@ -2760,16 +2753,15 @@ class Scan:
         while not below.startswith(self._stack[-1].below_root):
             self._stack.pop().close()
         for part in parts[len(self._stack) - 1 :]:
-            directory = self._stack[-1]
-            entry: Any = NamedEntry(os.fsdecode(part), directory)
-            mode = entry.stat(follow_symlinks=self.options.follow_symlinks).st_mode
+            directory, name = self._stack[-1], os.fsdecode(part)
+            mode = directory.status(name, follow=self._follows).st_mode
             if not stat.S_ISDIR(mode):
                 where = printable(os.fsdecode(directory.below_root + part))
                 return f"{where} is not a directory but a {kind_of(mode)}"
-            if self.options.rules and not self._is_taken(entry, directory):
+            if not self._is_taken(name, directory, is_directory=True):
                 self._skipping(EXCLUDED)
                 return ""
-            found = self._descend(entry, directory)
+            found = self._descend(name, directory)
             if self._stack[-1] is directory:
                 return found.problem if found else ""
         return ""
@@ -2784,26 +2776,33 @@ class Scan:
             return None
         return Found(file_id, os.path.join(self.root, "") + text, key, problem=problem)
 
-    def _visit(self, entry: os.DirEntry[str], directory: OpenDirectory) -> Found | None:
+    def _visit(self, name: str, kind: int, directory: OpenDirectory) -> Found | None:
+        """``kind``: of stat.S_IFMT, if it is known."""
         try:
-            if self.options.rules and not self._is_taken(entry, directory):
+            kind = kind or stat.S_IFMT(directory.status(name).st_mode)
+            if kind == stat.S_IFLNK and self._follows:
+                with contextlib.suppress(OSError):
+                    kind = stat.S_IFMT(directory.status(name, follow=True).st_mode)
+            if self.options.rules and not self._is_taken(
+                name, directory, is_directory=kind == stat.S_IFDIR
+            ):
                 return self._skipping(EXCLUDED)
-            if entry.is_file(follow_symlinks=False):
-                return self._file(entry, directory)
-            if entry.is_dir(follow_symlinks=False):
-                return self._descend(entry, directory)
-            if entry.is_symlink():
-                return self._link(entry, directory)
-            return self._skipping(kind_of(entry.stat(follow_symlinks=False).st_mode))
+            if kind == stat.S_IFREG:
+                return self._file(name, directory)
+            if kind == stat.S_IFDIR:
+                return self._descend(name, directory)
+            if kind == stat.S_IFLNK and self.options.links:
+                return self._link(name, directory)
+            is_broken = kind == stat.S_IFLNK and self._follows
+            return self._skipping(f"{'broken ' * is_broken}{kind_of(kind)}")
         except FileNotFoundError:
             return self._skipping("vanished")
         except OSError as error:
-            return self._problem(directory, entry.name, os_cause(error))
+            return self._problem(directory, name, os_cause(error))
 
-    def _is_taken(self, entry: os.DirEntry[str], directory: OpenDirectory) -> bool:
+    def _is_taken(self, name: str, directory: OpenDirectory, *, is_directory: bool) -> bool:
         """Whether the rules take an entry; a directory that none names may still hold a match."""
-        is_directory = entry.is_dir(follow_symlinks=self.options.follow_symlinks)
-        path = directory.path[self._cut :] + entry.name
+        path = directory.path[len(self._top) :] + name
         decision = self.options.decision(path, is_directory=is_directory)
         return (is_directory or directory.takes) if decision is None else decision
 
@@ -2821,78 +2820,41 @@ class Scan:
             self.keys_elsewhere.append(key)
         return True
 
-    def _file(self, entry: os.DirEntry[str], directory: OpenDirectory) -> Found | None:
-        name = entry.name
+    def _file(self, name: str, directory: OpenDirectory) -> Found | None:
         if (name in self._own or self.options.shard) and self._is_own(name, directory.place):
             return self._skipping(OWN_LEDGER)
         key = directory.key + (name if name.isascii() else encode_name(name))
         if self.options.shard and self._is_elsewhere(directory.path_of(name), key):
             return None
-        status = entry.stat(follow_symlinks=self.options.follow_symlinks)
+        status = directory.status(name, follow=self._follows)
         if status.st_ino in self._own_files and self._is_link_to_own(status):
             return self._skipping(OWN_LEDGER)
         reason = self._limits.refuse(status) if self._limits else ""
-        if reason:
-            return self._skipping(reason)
-        return self._found(directory.ids.of(name), directory.path + name, key, status)
+        return self._skipping(reason) if reason else self._found(name, directory, key, status)
 
-    def _stored_link(self, entry: os.DirEntry[str], directory: OpenDirectory) -> Found | None:
-        name = entry.name
-        key = directory.key + encode_name(name) + LINK_SUFFIX
+    def _link(self, name: str, directory: OpenDirectory) -> Found | None:
+        key, other = directory.key + encode_name(name) + LINK_SUFFIX, name + LINK_SUFFIX
         if self._is_elsewhere(directory.path_of(name), key):
             return None
-        if self._has_file(directory, name + LINK_SUFFIX):
-            return self._problem(directory, name, f"same object key as {name}{LINK_SUFFIX}")
-        status = entry.stat(follow_symlinks=False)
-        return self._found(directory.ids.of(name), directory.path + name, key, status)
+        if stat.S_ISREG(directory.mode(other)) and self._is_taken(
+            other, directory, is_directory=False
+        ):
+            return self._problem(directory, name, f"same object key as {other}")
+        return self._found(name, directory, key, directory.status(name))
 
-    def _has_file(self, directory: OpenDirectory, name: str) -> bool:
-        """Whether a file of that name exists and is uploaded: no two may have the same key."""
-        where = directory.path + name if directory.fd is None else name
-        try:
-            mode = os.stat(where, dir_fd=directory.fd, follow_symlinks=False).st_mode
-        except OSError:
-            return False
-        decision = self.options.decision(directory.path[self._cut :] + name, is_directory=False)
-        return stat.S_ISREG(mode) and (directory.takes if decision is None else decision)
-
-    def _marker(self, directory: OpenDirectory, below: OpenDirectory) -> Found | None:
-        name = os.path.basename(below.path[:-1])
+    def _marker(self, name: str, directory: OpenDirectory, below: OpenDirectory) -> Found | None:
         if self._is_elsewhere(below.below_root, below.key):
             return None
-        status = os.stat(below.path if below.fd is None else below.fd)
-        found = self._found(directory.ids.of(name), below.path[:-1], below.key, status)
+        found = self._found(name, directory, below.key, os.fstat(below.fd))
         return found._replace(file_size=0)
 
-    def _link(self, entry: os.DirEntry[str], directory: OpenDirectory) -> Found | None:
-        if self.options.links:
-            return self._stored_link(entry, directory)
-        if not self.options.follow_symlinks:
-            return self._skipping("symbolic link")
+    def _descend(self, name: str, directory: OpenDirectory) -> Found | None:
         try:
-            mode = entry.stat().st_mode
-        except OSError:
-            return self._skipping("broken symbolic link")
-        if stat.S_ISREG(mode):
-            return self._file(entry, directory)
-        if stat.S_ISDIR(mode):
-            return self._descend(entry, directory)
-        return self._skipping(kind_of(mode))
-
-    def _descend(self, entry: os.DirEntry[str], directory: OpenDirectory) -> Found | None:
-        name = entry.name
-        try:
-            below = self._open(
-                f"{directory.path}{name}/",
-                f"{directory.key}{encode_name(name)}/",
-                directory.below_root + os.fsencode(name) + b"/",
-                name,
-                directory.fd,
-            )
+            below = self._open(name, directory)
         except FileNotFoundError:
             return self._skipping("vanished")
         except OSError as error:
-            if self.options.one_file_system and self._is_mount(directory, entry):
+            if self.options.one_file_system and self._is_mount(directory, name):
                 return self._skipping(OTHER_SYSTEM)
             self.is_whole = False
             return self._problem(directory, name, f"cannot read directory: {os_cause(error)}")
@@ -2907,81 +2869,56 @@ class Scan:
                 return None
             return self._problem(directory, name, f"{problem}; its contents are skipped")
         self._stack.append(below)
-        if self.options.rules:
-            path = below.path[self._cut : -1]
-            decision = self.options.decision(path, is_directory=True)
-            below.takes = directory.takes if decision is None else decision
-        return self._marker(directory, below) if self.options.directory_markers else None
+        decision = self.options.decision(below.path[len(self._top) : -1], is_directory=True)
+        below.takes = directory.takes if decision is None else decision
+        return self._marker(name, directory, below) if self.options.directory_markers else None
 
     def _reason_to_skip(self, below: OpenDirectory) -> str:
-        if self.options.one_file_system and below.device != self.root_place[0]:
+        if self.options.one_file_system and below.place[0] != self.root_place[0]:
             return OTHER_SYSTEM
-        if self.options.follow_symlinks and any(
-            above.place == below.place for above in self._stack
-        ):
+        if self._follows and any(above.place == below.place for above in self._stack):
             return "symbolic link into its own parents"
         for name in self.options.exclude_if_present:
-            if NamedEntry(name, below).is_there():
+            if below.mode(name):
                 return f"directory with {name}"
         if self.options.exclude_caches and below.is_cache():
             return "cache directory"
         return ""
 
-    def _is_mount(self, directory: OpenDirectory, entry: os.DirEntry[str]) -> bool:
+    def _is_mount(self, directory: OpenDirectory, name: str) -> bool:
         """Whether it is a mount point; a broken one may not even answer stat()."""
         try:
-            return entry.stat().st_dev != self.root_place[0]
+            return directory.status(name, follow=True).st_dev != self.root_place[0]
         except OSError:
-            return os.path.join(os.path.realpath(directory.path), entry.name) in mount_points()
+            return os.path.join(os.path.realpath(directory.path), name) in mount_points()
 
-    def _open(
-        self, path: str, key: str, below_root: bytes, name: str | None, parent: int | None
-    ) -> OpenDirectory:
-        ids = Ids(self._identity, below_root)
-        flags = DIRECTORY_FLAGS
-        if name is not None and not self.options.follow_symlinks:
-            flags |= os.O_NOFOLLOW
-        fd = os.open(path if parent is None else name or path, flags, dir_fd=parent)
+    def _open(self, name: str, above: OpenDirectory | None) -> OpenDirectory:
+        """A directory in the one ``above``; without one, the top of the walk. Raises OSError."""
+        path, key, below_root, flags = os.path.join(name, ""), self.prefix, b"", DIRECTORY_FLAGS
+        if above:
+            path, key = f"{above.path}{name}/", f"{above.key}{encode_name(name)}/"
+            below_root = above.path_of(name) + b"/"
+            flags |= 0 if self._follows else os.O_NOFOLLOW
+        fd = os.open(name, flags, dir_fd=above.fd if above else None)
         try:
-            status = os.fstat(fd)
-            entries = os.scandir(fd)
+            status, entries = os.fstat(fd), os.scandir(fd)
         except BaseException:
             os.close(fd)
             raise
-        place = status.st_dev, status.st_ino
-        return OpenDirectory(path, key, below_root, *place, fd, entries, ids)
+        place, ids = (status.st_dev, status.st_ino), Ids(self._identity, below_root)
+        return OpenDirectory(path, key, below_root, place, fd, entries, ids)
 
-    def _found(self, file_id: str, path: str, key: str, status: os.stat_result) -> Found:
-        mode, size = status.st_mode, status.st_size
-        permissions = self._permissions.get(mode) or self._permissions.setdefault(
-            mode, f"0{mode:o}"
-        )
-        is_odd = len(key) > MAX_KEY_BYTES // 4 or size > MAX_PART_SIZE
-        problem = too_large(key, size) if is_odd else ""
-        mtime, ctime, inode = status.st_mtime_ns, status.st_ctime_ns, status.st_ino
-        if not 0 <= mtime | ctime | inode <= MAX_INTEGER:
-            mtime, inode, ctime = ledger_time(status), ledger_inode(status), ledger_ctime(status)
-        uid, gid = status.st_uid, status.st_gid
-        return Found(file_id, path, key, size, mtime, permissions, uid, gid, inode, ctime, problem)
+    def _found(
+        self, name: str, directory: OpenDirectory, key: str, status: os.stat_result
+    ) -> Found:
+        is_odd = len(key) > MAX_KEY_BYTES // 4 or status.st_size > MAX_PART_SIZE
+        problem = too_large(key, status.st_size) if is_odd else ""
+        path = directory.path + name
+        return Found(directory.ids.of(name), path, key, *facts_of(status), problem)
 
     def _problem(self, directory: OpenDirectory, name: str, cause: str) -> Found:
         path, key = directory.path + name, directory.key + encode_name(name)
         return Found(directory.ids.of(name), path, key, problem=cause)
-
-
-def ledger_time(status: os.stat_result) -> int:
-    """The modification time in ns, or the nearest one that fits into SQLite (1677 to 2262)."""
-    return max(-MAX_INTEGER, min(status.st_mtime_ns, MAX_INTEGER))
-
-
-def ledger_ctime(status: os.stat_result) -> int:
-    """The ctime in ns, or the nearest one that fits into SQLite."""
-    return max(-MAX_INTEGER, min(status.st_ctime_ns, MAX_INTEGER))
-
-
-def ledger_inode(status: os.stat_result) -> int:
-    """The inode number, folded to fit into SQLite: some file systems use all 64 bits."""
-    return status.st_ino & MAX_INTEGER
 
 
 def mount_points() -> set[str]:
