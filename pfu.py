@@ -138,6 +138,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+Row = TypeVar("Row", bound="BaseModel")
 
 
 class Later:
@@ -615,7 +616,6 @@ class FileStatus(IntEnum):
     FAILED = 3  # not in the store, or outdated there; `error` says why
 
 
-FILE_STATUSES = tuple(FileStatus)
 FILE_TRANSITIONS: tuple[tuple[FileStatus, ...], ...] = (
     (FileStatus.IN_PROGRESS,),  # from PENDING
     (FileStatus.SUCCESS, FileStatus.FAILED, FileStatus.PENDING),  # from IN_PROGRESS
@@ -659,16 +659,21 @@ class BaseModel(ABC):
     indexes: ClassVar[Mapping[str, str]] = {}  # name: columns, and which rows
 
     @classmethod
+    def fields(cls) -> list[tuple[str, str]]:
+        """The names of the columns, and their annotations."""
+        return [(f.name, str(f.type)) for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+
+    @classmethod
     def columns(cls) -> tuple[str, ...]:
         """The names of the columns, in the order of the fields."""
-        return tuple(f.name for f in dataclasses.fields(cls))  # type: ignore[arg-type]
+        return tuple(name for name, _ in cls.fields())
 
     @classmethod
     def create_sql(cls) -> list[str]:
         """The statements that create the table and its indexes."""
         body = ", ".join(
-            f"{f.name} {_sql_type(str(f.type))}{' PRIMARY KEY' * (f.name == 'id')}"
-            for f in dataclasses.fields(cls)  # type: ignore[arg-type]
+            f"{name} {sql_type(annotation)}{' PRIMARY KEY' * (name == 'id')}"
+            for name, annotation in cls.fields()
         )
         indexes = [
             f"CREATE INDEX IF NOT EXISTS {name} ON {cls.table}{what}"
@@ -706,8 +711,9 @@ class BaseModel(ABC):
         return tuple(getattr(self, name) for name in columns or self.columns())
 
 
-def _sql_type(annotation: str) -> str:
-    return "INTEGER" if re.match(r"int\b|FileStatus|JobStatus", annotation) else "TEXT"
+def sql_type(annotation: str) -> str:
+    """The type of a column."""
+    return "INTEGER" if re.match(r"int\b|FileStatus|JobStatus|Stale", annotation) else "TEXT"
 
 
 NOT_UTF8 = frozenset(("file_path", "root_dir", "error"))  # columns that may hold a BLOB
@@ -718,27 +724,34 @@ class Column(NamedTuple):
     """What a column may hold."""
 
     name: str
-    sql: str  # its type
     types: frozenset[type]
     values: frozenset[int]  # empty: any
 
 
 @functools.cache
-def columns_of(model: type[BaseModel]) -> Mapping[str, Column]:
-    """The columns of a table, by name."""
-    fields = dataclasses.fields(model)  # type: ignore[arg-type]
-    return {f.name: _column(f.name, str(f.type)) for f in fields}
+def columns_of(model: type[BaseModel]) -> list[Column]:
+    """The columns of a table, in the order of its fields."""
+    return [_column(name, annotation) for name, annotation in model.fields()]
 
 
 def _column(name: str, annotation: str) -> Column:
-    sql = _sql_type(annotation)
-    types: set[type] = {int if sql == "INTEGER" else str}
+    types: set[type] = {int if sql_type(annotation) == "INTEGER" else str}
     if annotation.endswith("None"):
         types.add(type(None))
     if name in NOT_UTF8:
         types.add(bytes)
-    return Column(name, sql, frozenset(types), frozenset(map(int, STATUSES.get(annotation, ()))))
+    return Column(name, frozenset(types), frozenset(map(int, STATUSES.get(annotation, ()))))
 
+
+class Stale(IntEnum):
+    """FileStat.stale: in what the object differs from a row that is a success."""
+
+    OUTDATED = 1  # the store has these bytes, with outdated metadata
+    SPARED = 2  # it has another object under this key, which --no-overwrite spared
+    MOVED = 3  # it is as it was stored, and pfu removed the file here
+
+
+OUTDATED, SPARED, MOVED = Stale
 
 UNFINISHED = f"status<>{FileStatus.SUCCESS:d}"  # the rows of an index, and of what may use it
 
@@ -778,15 +791,25 @@ class FileModel(BaseModel):
     uid: int | None = None  # NULL, like changed_at, in rows from an older pfu
     gid: int | None = None
     part_size: int | None = None  # bytes of the parts that sha256 was computed from
-    # 1: the store has these bytes, with outdated metadata; 2: see keep(); 3: pfu removed the file
-    stale: int | None = None
+    stale: Stale | None = None
     destination_id: int | None = None  # Destination.id
     missing_since: int | None = None  # seconds since the epoch: first missed by a complete scan
+
+    @property
+    def is_hashed(self) -> bool:
+        """Whether it is known what the store has: not while an engine has the file."""
+        return bool(self.sha256 or self.etag) and self.status != FileStatus.IN_PROGRESS
+
+    @property
+    def late(self) -> int:
+        """1: it failed before and has not succeeded since; 2: it would fail again."""
+        return (self.error is not None) + str(self.error).startswith(KEPT_OTHERWISE)
 
     def move_to(self, status: FileStatus) -> None:
         """Change to ``status``. Raises ValueError if the transition is not allowed."""
         if status not in FILE_TRANSITIONS[self.status]:
-            raise ValueError(f"no transition from {self.status.name} to {status.name}")
+            before = FileStatus(self.status).name
+            raise ValueError(f"no transition from {before} to {status.name}")
         self.status = status
 
     def begin(self) -> None:
@@ -825,7 +848,7 @@ class FileModel(BaseModel):
         self.changed_at, self.uid, self.gid = outcome.changed_at, outcome.uid, outcome.gid
         self.error, self.attempts = None, self.attempts + outcome.attempts
         self.sha256, self.part_size = outcome.sha256 or None, outcome.part_size or None
-        self.stale = int(outcome.stale) or None
+        self.stale = OUTDATED if outcome.stale else None
         if outcome.kind is not OutcomeKind.UNCHANGED or not self.etag:
             self.etag, self.uploaded_at = outcome.etag, outcome.uploaded_at
 
@@ -855,7 +878,6 @@ class OutcomeKind(IntEnum):
     KEPT = 13  # the store has another object under its key, which is not to be overwritten
 
 
-OUTDATED, SPARED, MOVED = 1, 2, 3  # FileModel.stale
 STORED = frozenset((OutcomeKind.UPLOADED, OutcomeKind.UNCHANGED, OutcomeKind.RENEWED))
 SENT_WHOLE = frozenset((OutcomeKind.UPLOADED, OutcomeKind.RENEWED))
 SKIPPED = {OutcomeKind.VANISHED: "vanished", OutcomeKind.KEPT: "in the store already"}
@@ -872,14 +894,14 @@ class Outcome(NamedTuple):
     file_size: int = 0
     last_modified: int = 0  # nanoseconds since the epoch
     permissions: str = ""
+    uid: int = 0
+    gid: int = 0
     inode: int = 0
+    changed_at: int = 0  # nanoseconds since the epoch: the inode's ctime
     racy: int = 0
     etag: str = ""
     sha256: str = ""
     uploaded_at: int = 0  # seconds since the epoch
-    changed_at: int = 0  # nanoseconds since the epoch: the inode's ctime
-    uid: int = 0
-    gid: int = 0
     part_size: int = 0  # bytes of the parts that sha256 was computed from; 0: none
     stale: bool = False  # the metadata in the store is outdated; ``error`` says why
     sent: bool = False  # the store may have some of it
@@ -889,29 +911,22 @@ class Outcome(NamedTuple):
     seconds: float = 0.0  # since its transfer began
 
 
-@dataclass
+OUTCOME_COLUMNS = (
+    *FACTS,
+    *("status", "etag", "sha256", "attempts", "error", "uploaded_at", "racy", "part_size", "stale"),
+)
+
+
 class OutcomeRow(BaseModel):
-    """The outcome of a file, until it is folded into the file's row."""
+    """The outcome of a file, until it is folded into the file's row: some of its columns."""
 
     table: ClassVar[str] = "Outcome"
 
-    file_id: str
-    file_size: int
-    last_modified: int
-    permissions: str
-    status: FileStatus
-    etag: str | None
-    sha256: str | None
-    attempts: int
-    error: str | None
-    uploaded_at: int | None
-    inode: int
-    racy: int
-    changed_at: int | None = None
-    uid: int | None = None
-    gid: int | None = None
-    part_size: int | None = None
-    stale: int | None = None
+    @classmethod
+    def fields(cls) -> list[tuple[str, str]]:
+        """As in FileModel, but for the id, which need not be unique."""
+        known = dict(FileModel.fields())
+        return [("file_id", "str"), *((name, known[name]) for name in OUTCOME_COLUMNS)]
 
 
 @dataclass
@@ -1031,26 +1046,6 @@ def directory_of(file_id: str) -> str:
 NOT_THERE = os.strerror(errno.ENOENT)
 
 
-class Known(NamedTuple):
-    """What the ledger knows about a file, as far as the scan needs it."""
-
-    id: str
-    file_size: int
-    last_modified: int
-    permissions: str
-    uid: int | None
-    gid: int | None
-    inode: int
-    changed_at: int | None
-    status: int
-    racy: int
-    stale: int | None
-    missing_since: int | None
-    row: int  # SQLite's rowid
-    hashed: int  # 1: the hash of the stored bytes is known
-    late: int = 0  # 1: it failed before and has not succeeded since; 2: it would fail again
-
-
 class Found(NamedTuple):
     """One file seen by the scan. With a ``problem`` it fails without being read."""
 
@@ -1066,29 +1061,17 @@ class Found(NamedTuple):
     changed_at: int = 0
     problem: str = ""
 
+    @classmethod
+    def of(cls, file: FileModel) -> Found:
+        """A file as its row describes it."""
+        return cls(file.id, file.file_path, file.object_key, *facts(file))
 
-# Decides whether a file is the one that was stored: same order in Known and in Found.
-FACTS_KNOWN, FACTS_FOUND = slice(1, 8), slice(3, 10)
-STATE_KNOWN = slice(8, 12)  # Known.status to missing_since
+
+# What the scan compares, without a look at the rest of a row.
+KNOWN_COLUMNS = ("id", *FACTS, "status", "racy", "stale", "missing_since", "rowid")
+FACTS_KNOWN, FACTS_FOUND = slice(1, 8), slice(3, 10)  # of them, and of a Found
+STATE_KNOWN = slice(8, 12)  # status to missing_since
 AS_STORED = (FileStatus.SUCCESS, 0, None, None)  # these, if all is well
-
-
-class StoredRow(NamedTuple):
-    """What the ledger knows about a file, as far as --verify needs it."""
-
-    id: str
-    file_size: int
-    last_modified: int
-    permissions: str
-    uid: int | None
-    gid: int | None
-    inode: int
-    changed_at: int | None
-    status: int
-    etag: str | None
-    sha256: str | None
-    part_size: int | None
-    stale: int | None
 
 
 class Listed(NamedTuple):
@@ -1175,43 +1158,21 @@ class Change(NamedTuple):
     late: int = 0  # 1: it failed before, all else goes first; 2: it would fail again
 
 
-FOUND_COLUMNS = [
-    "id",
-    "created_at",
-    "file_size",
-    "last_modified",
-    "permissions",
-    "file_path",
-    "status",
-    "batch_id",
-    "object_key",
-    "error",
-    "inode",
-    "attempts",
-    "racy",
-    "destination_id",
-]
-TAKE_IN_SQL = FileModel.insert_sql(
-    FOUND_COLUMNS, updating=[name for name in FileModel.columns() if name not in FOUND_COLUMNS[:2]]
+FOUND_COLUMNS = (
+    *("id", "file_path", "object_key", *FACTS, "error"),
+    *("created_at", "status", "batch_id", "attempts", "racy", "destination_id"),
 )
-OUTCOME_COLUMNS = OutcomeRow.columns()[1:]
+TAKE_IN_SQL = FileModel.insert_sql(
+    FOUND_COLUMNS, updating=[c for c in FileModel.columns() if c not in ("id", "created_at")]
+)
+REHASH_COLUMNS = ("file_path", "status", "batch_id", "attempts", "error", "missing_since")
 OUTCOME_SQL = OutcomeRow.insert_sql()
 FOLD_SQL = (
     f"INSERT INTO FileStat(id, {', '.join(OUTCOME_COLUMNS)}) "
     f"{OutcomeRow.select_sql('WHERE true ORDER BY file_id')} ON CONFLICT(id) DO UPDATE SET "
     + ", ".join(f"{name}=excluded.{name}" for name in OUTCOME_COLUMNS)
 )
-REHASH_SQL = FileModel.update_sql(
-    ("file_path", "status", "batch_id", "attempts", "error", "missing_since")
-)
 outcome_values = operator.attrgetter("id", *OUTCOME_COLUMNS)
-IS_HASHED = f"coalesce(sha256, etag) IS NOT NULL AND status != {FileStatus.IN_PROGRESS:d}"
-IS_LATE = f"(error NOTNULL) + coalesce(error LIKE '{KEPT_OTHERWISE}%', 0)"
-ADDED = IS_HASHED, IS_LATE  # to the first fields of Known
-KNOWN_SQL = FileModel.select_sql("WHERE id IN ({})", (*Known._fields[:-3], "rowid", *ADDED))
-NOT_FOLDED_SQL = OutcomeRow.select_sql(
-    "WHERE file_id IN ({})", ("file_id", *Known._fields[1:-4], "NULL", "0", *ADDED)
-)
 JOBS_TO_FORGET = (
     "created_at < ? AND id NOT IN (SELECT batch_id FROM MultipartUpload) AND rowid NOT IN "
     "(SELECT max(rowid) FROM BatchJob WHERE status=? GROUP BY destination, endpoint)"
@@ -1219,12 +1180,10 @@ JOBS_TO_FORGET = (
 # New and changed files first, then files that only need a look, then earlier failures: so old
 # failures never come before tonight's data.
 TURNS = ("sha256 IS NULL AND error IS NULL", "sha256 NOTNULL AND error IS NULL", "error NOTNULL")
-PAGE_SQL = FileModel.select_sql(
+PAGE = (
     f"WHERE {UNFINISHED} AND status=? AND (file_size, id) > (?, ?) AND batch_id=? AND {{}} "
     "ORDER BY file_size, id LIMIT ?"
 )
-BEGIN_SQL = FileModel.update_sql(("status",))
-SIZE_COLUMN = FileModel.columns().index("file_size")
 
 
 is_sha256 = re.compile(r"[0-9a-f]{64}").fullmatch
@@ -1232,7 +1191,7 @@ is_sha256 = re.compile(r"[0-9a-f]{64}").fullmatch
 SQL_ERRORS = (sqlite3.Error, UnicodeDecodeError)
 
 
-class Ledger:
+class LedgerFile:
     """The SQLite file. Raises LedgerError, with a hint, for everything that goes wrong with it."""
 
     def __init__(self, path: str | os.PathLike[str], *, read_only: bool = False) -> None:
@@ -1243,8 +1202,6 @@ class Ledger:
         self.path = os.fspath(path)
         self.read_only = read_only
         self.is_new = False  # created here
-        self.renamed: tuple[str, str] | None = None  # ROOT, and the name it has in the rows
-        self._not_folded = 0
         try:
             self._db = self._connect()
             self._check()
@@ -1254,7 +1211,7 @@ class Ledger:
     def _connect(self) -> sqlite3.Connection:
         if self.read_only:
             if not os.path.exists(self.path) or not os.path.getsize(self.path):
-                return sqlite3.connect(":memory:", isolation_level=None)
+                return sqlite3.connect("", isolation_level=None)
             uri = Path(self.path).absolute().as_uri() + "?mode=ro"
             return sqlite3.connect(uri, uri=True, isolation_level=None)
         for end in LEDGER_SUFFIXES[1:]:
@@ -1274,25 +1231,27 @@ class Ledger:
         if not self.read_only:
             check_in_place(self.path, self._status)
 
+    def close(self) -> None:
+        """Close the file. Nothing that was recorded depends on it."""
+        with contextlib.suppress(*SQL_ERRORS):
+            self._db.close()
+
+    # -- schema
+
     def _check(self) -> None:
-        version = self._pragma("user_version")
-        owner = self._pragma("application_id")
+        version = self._number("PRAGMA user_version")
+        owner = self._number("PRAGMA application_id")
         if version > SCHEMA_VERSION and owner == APPLICATION_ID:
-            raise LedgerError(
-                "open ledger",
-                self.path,
-                f"created by a newer pfu (schema {version})",
-                "update pfu.py",
-            )
+            cause = f"created by a newer pfu (schema {version})"
+            raise LedgerError("open ledger", self.path, cause, "update pfu.py")
         if owner == APPLICATION_ID:
             if version < SCHEMA_VERSION:
                 self._extend()
             self._check_schema()
             return
-        if self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-            raise LedgerError(
-                "open ledger", self.path, "database of another program", "choose another --db"
-            )
+        if self._number("SELECT count(*) FROM sqlite_master"):
+            cause = "database of another program"
+            raise LedgerError("open ledger", self.path, cause, "choose another --db")
         self._create()
 
     def _check_schema(self) -> None:
@@ -1304,55 +1263,60 @@ class Ledger:
             cause = f"it contains {kind} {name}, which pfu did not create"
             raise LedgerError("open ledger", self.path, cause, MOVE_AWAY)
 
-    def _pragma(self, name: str) -> int:
-        return int(self._rows(f"PRAGMA {name}")[0][0])
-
     def _create(self) -> None:
         self.is_new = True
-        with self._transaction() as db:
-            create_tables(db)
-            db.execute(f"PRAGMA application_id={APPLICATION_ID}")
-            db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+        with self.together():
+            create_tables(self._db)
+            self._db.execute(f"PRAGMA application_id={APPLICATION_ID}")
+            self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
 
     def _extend(self) -> None:
-        """Give a ledger from an older pfu the columns and tables that it lacks.
-
-        If it must not be written, it is copied into memory first.
-        """
-        if self.read_only:
-            copy = sqlite3.connect(":memory:", isolation_level=None)
-            self._db.backup(copy)
-            self._db.close()
-            self._db = copy
-        with self._transaction() as db:
-            db.execute("DROP INDEX IF EXISTS FileStat_pages")
+        """Give a ledger from an older pfu the columns and tables that it lacks."""
+        self._may_write()
+        with self.together():
+            self._db.execute("DROP INDEX IF EXISTS FileStat_pages")
             for model in TABLES:
                 there = {row[1] for row in self._rows(f"PRAGMA table_info({model.table})")}
-                for column in columns_of(model).values() if there else ():
-                    if column.name not in there:
-                        db.execute(f"ALTER TABLE {model.table} ADD {column.name} {column.sql}")
+                for name, annotation in model.fields() if there else ():
+                    if name not in there:
+                        column = f"{name} {sql_type(annotation)}"
+                        self._db.execute(f"ALTER TABLE {model.table} ADD {column}")
             self._create()
-            db.execute(
+            self._db.execute(
                 "INSERT INTO Destination(endpoint, destination, root_dir, swept_at) SELECT "
                 "endpoint, destination, root_dir, 0 FROM BatchJob WHERE rowid IN "
                 "(SELECT max(rowid) FROM BatchJob GROUP BY endpoint, destination) AND NOT EXISTS "
                 "(SELECT 1 FROM Destination)"
             )
-            db.execute(
+            self._db.execute(
                 "UPDATE FileStat SET destination_id=(SELECT Destination.id FROM Destination "
                 "JOIN BatchJob USING (endpoint, destination) WHERE BatchJob.id=batch_id) "
                 "WHERE destination_id IS NULL"
             )
 
+    def _may_write(self) -> None:
+        """What must not be written is copied first, into a file that is gone with the process."""
+        if not self.read_only:
+            return
+        copy = sqlite3.connect("", isolation_level=None)
+        try:
+            self._db.backup(copy)
+        except SQL_ERRORS as error:
+            raise self._error("read", error) from error
+        self._db.close()
+        self._db = copy
+
+    # -- statements
+
     @contextlib.contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """All or nothing; nested uses join the outermost."""
+    def together(self) -> Iterator[None]:
+        """One transaction around several calls, all or nothing; nested uses join the outermost."""
         if self._db.in_transaction:
-            yield self._db
+            yield
             return
         try:
             self._db.execute("BEGIN IMMEDIATE")
-            yield self._db
+            yield
             self._db.execute("COMMIT")
         except SQL_ERRORS as error:
             self._roll_back()
@@ -1365,6 +1329,42 @@ class Ledger:
         with contextlib.suppress(*SQL_ERRORS):
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
+
+    def _write(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
+        with self.together():
+            return self._db.execute(sql, parameters)
+
+    def _write_all(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
+        with self.together():
+            self._db.executemany(sql, rows)
+
+    def _set(self, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+        """Write columns of files; the last value of each row is the file's id."""
+        self._write_all(FileModel.update_sql(columns), rows)
+
+    def _rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        try:
+            return self._db.execute(sql, parameters).fetchall()
+        except SQL_ERRORS as error:
+            raise self._error("read", error) from error
+
+    def _number(self, sql: str, *parameters: Any) -> int:
+        """The first column of the first row; 0 if there is none."""
+        return int(next(iter(self._rows(sql, parameters)), (0,))[0] or 0)
+
+    def _read(self, model: type[Row], where: str, *parameters: Any) -> list[Row]:
+        """Rows of a table, checked to hold what pfu writes there."""
+        rows = self._rows(model.select_sql(where), parameters)
+        checked: list[Iterable[Any]] = []
+        for column, values in zip(columns_of(model), zip(*rows)):
+            types = set(map(type, values))
+            if types - column.types or (column.values and set(values) - column.values):
+                raise self._malformed(model, column.name)
+            checked.append(map(python_path, values) if bytes in types else values)
+        return [model(*row) for row in zip(*checked)]
+
+    def _malformed(self, model: type[BaseModel], name: str) -> LedgerError:
+        return self._error("read", sqlite3.DatabaseError(f"malformed: {model.table}.{name}"))
 
     def _error(self, operation: str, error: Exception) -> LedgerError:
         text = str(error)
@@ -1384,147 +1384,209 @@ class Ledger:
             text, hint = cause, OPEN_FILES_HINT
         return LedgerError(f"{operation} ledger", self.path, text, hint)
 
-    def _rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        try:
-            return self._db.execute(sql, parameters).fetchall()
-        except SQL_ERRORS as error:
-            raise self._error("read", error) from error
 
-    def _checked(
-        self,
-        model: type[BaseModel],
-        sql: str,
-        parameters: Sequence[Any] = (),
-        columns: Sequence[str] = (),
-    ) -> list[tuple[Any, ...]]:
-        """Rows of ``columns`` (all if none is named), checked to hold what pfu writes there."""
-        rows = self._rows(sql, parameters)
-        known = columns_of(model)
-        named = [known[name] for name in columns or known]
-        statuses = [(place, column) for place, column in enumerate(named) if column.values]
-        for kinds in {tuple(map(type, row)) for row in rows}:
-            for kind, column in zip(kinds, named):
-                if kind not in column.types:
-                    self._refuse(model, column.name)
-        for place, column in statuses:
-            if not column.values.issuperset(row[place] for row in rows):
-                self._refuse(model, column.name)
-        return rows
+class UploadTables(LedgerFile):
+    """Multipart uploads that are not finished, and those of their parts that are in the store."""
 
-    def _refuse(self, model: type[BaseModel], name: str) -> None:
-        raise self._error("read", sqlite3.DatabaseError(f"malformed: {model.table}.{name}"))
+    def unfinished_upload(self, file_id: str) -> UploadModel | None:
+        """The unfinished upload of a file, if there is one."""
+        return next(iter(self._read(UploadModel, "WHERE id=?", file_id)), None)
 
-    def close(self) -> None:
-        """Close the file. Nothing that was recorded depends on it."""
-        with contextlib.suppress(*SQL_ERRORS):
-            self._db.close()
+    def unfinished_uploads(self, condition: str = "", *parameters: Any) -> Iterator[UploadModel]:
+        """All unfinished uploads that meet a condition, by the id of their file."""
+        where, last = f"WHERE id > ? {condition} ORDER BY id LIMIT 1", ""
+        while rows := self._read(UploadModel, where, last, *parameters):
+            upload = rows[0]
+            if upload.id <= last:  # a damaged file may repeat it for ever
+                raise self._malformed(UploadModel, "id")
+            yield upload
+            last = upload.id
+
+    def left_over_uploads(self, job: BatchJobRow) -> Iterator[UploadModel]:
+        """Those of earlier runs to the same place, of files that are not pending in ``job``.
+
+        Only call it if its scan saw all files.
+        """
+        condition = (
+            "AND destination=? AND endpoint=? AND NOT EXISTS (SELECT 1 FROM FileStat "
+            "WHERE FileStat.id=MultipartUpload.id AND FileStat.batch_id=? AND status != ?)"
+        )
+        ends = sql_path(job.destination), sql_path(job.endpoint)
+        return self.unfinished_uploads(condition, *ends, job.id, FileStatus.SUCCESS)
+
+    def save_uploads(self, uploads: Iterable[UploadModel]) -> None:
+        """Write uploads that are started or about to be; their files have no parts then."""
+        with self.together():
+            for upload in uploads:
+                self._forget_parts(upload.id)
+                self._write(UploadModel.insert_sql(updating=upload.columns()), *_row(upload))
+
+    def count_headway(self, upload: UploadModel) -> None:
+        """A run resumes an upload of an earlier one: has there been progress?"""
+        stored = self._stored_bytes(upload.id)
+        upload.idle_runs = 0 if stored > upload.most_bytes else upload.idle_runs + 1
+        upload.most_bytes = max(stored, upload.most_bytes)
+        sql = UploadModel.update_sql(("most_bytes", "idle_runs"))
+        self._write(sql, upload.most_bytes, upload.idle_runs, upload.id)
+
+    def forget_upload(self, file_id: str) -> None:
+        """Drop an upload that is complete or aborted."""
+        with self.together():
+            self._forget_parts(file_id)
+            self._write(f"DELETE FROM {UploadModel.table} WHERE id=?", file_id)
+
+    def parts(self, file_id: str) -> list[PartModel]:
+        """The parts of a file that the store has acknowledged, by number."""
+        where = "WHERE id > ? AND id < ? ORDER BY number"
+        parts = self._read(PartModel, where, f"{file_id}/", f"{file_id}0")
+        if not all(is_sha256(part.sha256) for part in parts):
+            raise self._malformed(PartModel, "sha256")
+        return parts
+
+    def _stored_bytes(self, file_id: str) -> int:
+        return sum(part.part_size for part in self.parts(file_id))
+
+    def record_parts(self, parts: Iterable[PartModel]) -> None:
+        """Write parts that the store has acknowledged."""
+        sql = PartModel.insert_sql(updating=PartModel.columns())
+        self._write_all(sql, [part.values() for part in parts])
+
+    def forget_parts(self, file_id: str, numbers: Iterable[int]) -> None:
+        """Drop parts that turn out not to be in the store."""
+        ids = [(part_id(file_id, number),) for number in numbers]
+        self._write_all(f"DELETE FROM {PartModel.table} WHERE id=?", ids)
+
+    def _forget_parts(self, file_id: str) -> None:
+        sql = f"DELETE FROM {PartModel.table} WHERE id > ? AND id < ?"
+        self._write(sql, f"{file_id}/", f"{file_id}0")
+
+
+class ListingTable(LedgerFile):
+    """What the store says it has: a temporary table on disk, while the ledger is open."""
+
+    def begin_listing(self) -> None:
+        """Create the table."""
+        columns = "key TEXT PRIMARY KEY, size INTEGER, etag TEXT, found INTEGER DEFAULT 0"
+        self._write(f"CREATE TEMP TABLE Listed({columns}) WITHOUT ROWID")
+
+    def add_listed(self, objects: Iterable[Listed]) -> None:
+        """Add a page of a listing."""
+        self._write_all("INSERT OR REPLACE INTO Listed(key, size, etag) VALUES(?,?,?)", objects)
+
+    def listed(self, keys: Sequence[str]) -> dict[str, Listed]:
+        """Those of ``keys`` that the store has."""
+        sql = f"SELECT key, size, etag FROM Listed WHERE key IN ({_marks(keys)})"
+        return {row[0]: Listed._make(row) for row in self._rows(sql, keys)}
+
+    def mark_found(self, keys: Iterable[str]) -> None:
+        """These keys have a local file."""
+        self._write_all("UPDATE Listed SET found=1 WHERE key=?", [(key,) for key in keys])
+
+    def not_found(self, count: int) -> tuple[int, list[str]]:
+        """How many objects have no local file, and the first of them."""
+        rows = self._rows("SELECT key FROM Listed WHERE found=0 ORDER BY key LIMIT ?", (count,))
+        total = self._number("SELECT count(*) FROM Listed WHERE found=0")
+        return total, [row[0] for row in rows]
+
+    def went_away(self, place: DestinationModel) -> int:
+        """How many of these objects are in the ledger: their files were deleted since."""
+        sql = (
+            "SELECT count(*) FROM FileStat JOIN Listed ON Listed.key=object_key "
+            "WHERE found=0 AND destination_id=?"
+        )
+        return self._number(sql, place.id)
+
+
+class Ledger(UploadTables, ListingTable):
+    """Runs, their destinations, and the files there."""
+
+    renamed: tuple[str, str] = ("", "")  # ROOT, and the name it has in the rows, if that is another
+    _not_folded = 0
 
     # -- runs
 
     def save_job(self, job: BatchJobRow) -> None:
         """Insert the run, or rewrite all its columns."""
-        with self._transaction() as db:
-            db.execute(BatchJobRow.insert_sql(updating=BatchJobRow.columns()), _row(job))
+        self._write(BatchJobRow.insert_sql(updating=BatchJobRow.columns()), *_row(job))
 
     def interrupt_unfinished_jobs(self) -> None:
         """Mark runs that were killed: the caller holds the lock, so none of them is alive."""
-        with self._transaction() as db:
-            db.execute(
-                "UPDATE BatchJob SET status=?, error=? WHERE status < ?",
-                (JobStatus.INTERRUPTED, KILLED, JobStatus.COMPLETE),
-            )
+        sql = "UPDATE BatchJob SET status=?, error=? WHERE status < ?"
+        self._write(sql, JobStatus.INTERRUPTED, KILLED, JobStatus.COMPLETE)
 
     def last_jobs(self, count: int) -> list[BatchJobRow]:
         """The newest runs, newest first."""
-        rows = self._checked(
-            BatchJobRow, BatchJobRow.select_sql("ORDER BY rowid DESC LIMIT ?"), (count,)
-        )
-        return [BatchJobRow(*map(python_path, row)) for row in rows]
+        return self._read(BatchJobRow, "ORDER BY rowid DESC LIMIT ?", count)
 
     # -- destinations
 
     def destination(self, job: BatchJobRow) -> DestinationModel:
         """What is known about the destination of a run; its id is None if nothing is."""
-        columns = DestinationModel.columns()
-        sql = DestinationModel.select_sql("WHERE destination=? AND endpoint=?", columns)
         ends = sql_path(job.destination), sql_path(job.endpoint)
-        rows = self._checked(DestinationModel, sql, ends, columns)
-        if rows:
-            return DestinationModel(*map(python_path, rows[0]))
-        return DestinationModel(None, job.endpoint, job.destination)
+        rows = self._read(DestinationModel, "WHERE destination=? AND endpoint=?", *ends)
+        return rows[0] if rows else DestinationModel(None, job.endpoint, job.destination)
 
     def save_destination(self, place: DestinationModel) -> None:
         """Write what is known about a destination; a new one gets its id."""
-        with self._transaction() as db:
-            written = db.execute(DestinationModel.insert_sql(updating=place.columns()), _row(place))
-            place.id = place.id or written.lastrowid
+        written = self._write(DestinationModel.insert_sql(updating=place.columns()), *_row(place))
+        place.id = place.id or written.lastrowid
 
     def forget_files(self, place: DestinationModel) -> None:
         """Drop all files of a destination that no longer exists."""
-        with self._transaction() as db:
+        with self.together():
             ends = place.destination, place.endpoint
-            for upload in list(self._uploads("AND destination=? AND endpoint=?", ends)):
+            for upload in list(self.unfinished_uploads("AND destination=? AND endpoint=?", *ends)):
                 self.forget_upload(upload.id)
-            db.execute("DELETE FROM FileStat WHERE destination_id=?", (place.id,))
+            self._write("DELETE FROM FileStat WHERE destination_id=?", place.id)
 
     def has_uploads(self, place: DestinationModel) -> bool:
         """Whether any file has been uploaded there, and was not removed here by pfu."""
         sql = (
             "SELECT 1 FROM FileStat WHERE status=? AND destination_id=? AND stale IS NOT ? LIMIT 1"
         )
-        return bool(self._rows(sql, (FileStatus.SUCCESS, place.id, MOVED)))
+        return bool(self._number(sql, FileStatus.SUCCESS, place.id, MOVED))
 
     def has_files(self, place: DestinationModel) -> bool:
         """Whether any file is recorded there."""
         sql = "SELECT 1 FROM FileStat WHERE destination_id=? LIMIT 1"
-        return bool(self._rows(sql, (place.id,)))
+        return bool(self._number(sql, place.id))
 
     # -- scan
 
     def known(self, ids: Sequence[str]) -> dict[str, tuple[Any, ...]]:
-        """What is known about ``ids``, at most SCAN_BATCH of them: the fields of Known."""
-        marks = ",".join("?" * len(ids))
-        rows = self._rows(KNOWN_SQL.format(marks), ids)
-        if self.read_only:
-            rows += self._rows(NOT_FOLDED_SQL.format(marks), ids)  # left by a run that was killed
-        return {row[0]: row for row in rows}
+        """What is known about ``ids``, at most SCAN_BATCH of them: KNOWN_COLUMNS."""
+        sql = FileModel.select_sql(f"WHERE id IN ({_marks(ids)})", KNOWN_COLUMNS)
+        return {row[0]: row for row in self._rows(sql, ids)}
 
-    @contextlib.contextmanager
-    def together(self) -> Iterator[None]:
-        """One transaction around several calls."""
-        with self._transaction():
-            yield
+    def stored(self, ids: Sequence[str], *, as_they_are: bool = False) -> dict[str, FileModel]:
+        """The rows of ``ids``, as many at most; ``as_they_are``: whatever they hold."""
+        where = f"WHERE id IN ({_marks(ids)})"
+        if as_they_are:
+            rows = self._rows(FileModel.select_sql(where), ids)
+            return {row[0]: FileModel(*row) for row in rows}
+        return {file.id: file for file in self._read(FileModel, where, *ids)}
 
     def take_in(
         self, changes: Iterable[Change], batch_id: str, now: int, place: DestinationModel
     ) -> None:
         """Write files that need work: pending, or failed if the scan says so."""
         rehash, anew = [], []
-        path: str | bytes
-        for found, _, keeps_hash, number in changes:
-            late = LATE[number]
-            path = self._alias(found.path)
-            path = path if path.isascii() else sql_path(path)
+        for found, _, keeps_hash, late in changes:
+            path = sql_path(rebased(found.path, *self.renamed))
+            status = int(FileStatus.FAILED if found.problem else FileStatus.PENDING)
+            error = found.problem or LATE[late]
             if keeps_hash:
-                status = FileStatus.FAILED if found.problem else FileStatus.PENDING
-                told = found.problem or late
-                rehash.append((path, status, batch_id, 0, told, None, found.id))
+                rehash.append((path, status, batch_id, 0, error, None, found.id))
             else:
-                anew.append(_found_row(found, path, batch_id, now, place.id, late))
+                ends = found.id, path, *found[2:10], error
+                anew.append((*ends, now, status, batch_id, 0, 0, place.id))
         anew.sort()
-        with self._transaction() as db:
-            db.executemany(REHASH_SQL, rehash)
-            db.executemany(TAKE_IN_SQL, anew)
-
-    def _alias(self, path: str) -> str:
-        if self.renamed and path.startswith(self.renamed[0]):
-            return self.renamed[1] + path[len(self.renamed[0]) :]
-        return path
+        with self.together():
+            self._set(REHASH_COLUMNS, rehash)
+            self._write_all(TAKE_IN_SQL, anew)
 
     def _real_path(self, path: str) -> str:
-        if self.renamed and path.startswith(self.renamed[1]):
-            return self.renamed[0] + path[len(self.renamed[1]) :]
-        return path
+        return rebased(path, *reversed(self.renamed))
 
     def forget_vanished(self, job: BatchJobRow, place: DestinationModel) -> int:
         """Drop files that earlier runs left unfinished and this scan did not see.
@@ -1532,20 +1594,17 @@ class Ledger:
         Returns their number.
         """
         sql = "DELETE FROM FileStat WHERE status != ? AND batch_id != ? AND destination_id=?"
-        with self._transaction() as db:
-            return int(db.execute(sql, (FileStatus.SUCCESS, job.id, place.id)).rowcount)
+        return self._write(sql, FileStatus.SUCCESS, job.id, place.id).rowcount
 
     # -- history
 
     def room_for_rows(self) -> bytearray:
         """A bit for each possible row, all of them 0."""
-        return bytearray((self._rows("SELECT max(rowid) FROM FileStat")[0][0] or 0) // 8 + 1)
+        return bytearray(self._number("SELECT max(rowid) FROM FileStat") // 8 + 1)
 
     def seen_again(self, ids: Iterable[str]) -> None:
         """Files that were missing are back."""
-        with self._transaction() as db:
-            sql = FileModel.update_sql(("missing_since",))
-            db.executemany(sql, [(None, file_id) for file_id in ids])
+        self._set(("missing_since",), [(None, file_id) for file_id in ids])
 
     def sweep(
         self,
@@ -1564,95 +1623,49 @@ class Ledger:
         sql, last = FileModel.select_sql(where, columns), 0
         while rows := self._rows(sql, (last, place.id, job.id, SWEEP_ROWS)):
             last = rows[-1][0]
-            missing = [r for r in rows if is_missing(r[0], self._real_path(python_path(r[3])))]
+            missing = [r for r in rows if is_missing(r[0], self._real_path(str(python_path(r[3]))))]
             old = [
                 (r[1],) for r in missing if (job.created_at if r[2] is None else r[2]) <= forgotten
             ]
-            with self._transaction() as db:
-                marks = [(job.created_at, r[1]) for r in missing if r[2] is None]
-                db.executemany(FileModel.update_sql(("missing_since",)), marks)
-                db.executemany("DELETE FROM FileStat WHERE id=?", old)
-        with self._transaction() as db:
-            where_old = (int(forgotten), JobStatus.COMPLETE)
-            db.execute(f"DELETE FROM BatchJob WHERE {JOBS_TO_FORGET}", where_old)
+            with self.together():
+                self._set(
+                    ("missing_since",), [(job.created_at, r[1]) for r in missing if r[2] is None]
+                )
+                self._write_all("DELETE FROM FileStat WHERE id=?", old)
+        sql = f"DELETE FROM BatchJob WHERE {JOBS_TO_FORGET}"
+        self._write(sql, int(forgotten), JobStatus.COMPLETE)
 
     # -- verification
 
-    def begin_listing(self) -> None:
-        """Create a temporary table, on disk, for a listing; it lasts while the ledger is open."""
-        columns = "key TEXT PRIMARY KEY, size INTEGER, etag TEXT, found INTEGER DEFAULT 0"
-        with self._transaction() as db:
-            db.execute(f"CREATE TEMP TABLE Listed({columns}) WITHOUT ROWID")
-
-    def add_listed(self, objects: Iterable[Listed]) -> None:
-        """Add a page of a listing."""
-        with self._transaction() as db:
-            db.executemany("INSERT OR REPLACE INTO Listed(key, size, etag) VALUES(?,?,?)", objects)
-
-    def listed(self, keys: Sequence[str]) -> dict[str, Listed]:
-        """Those of ``keys`` that the store has."""
-        marks = ",".join("?" * len(keys))
-        rows = self._rows(f"SELECT key, size, etag FROM Listed WHERE key IN ({marks})", keys)
-        return {row[0]: Listed._make(row) for row in rows}
-
-    def mark_found(self, keys: Iterable[str]) -> None:
-        """These keys have a local file."""
-        with self._transaction() as db:
-            db.executemany("UPDATE Listed SET found=1 WHERE key=?", [(key,) for key in keys])
-
-    def not_found(self, count: int) -> tuple[int, list[str]]:
-        """How many objects have no local file, and the first of them."""
-        total = self._rows("SELECT count(*) FROM Listed WHERE found=0")[0][0]
-        rows = self._rows("SELECT key FROM Listed WHERE found=0 ORDER BY key LIMIT ?", (count,))
-        return int(total), [row[0] for row in rows]
-
-    def went_away(self, place: DestinationModel) -> int:
-        """How many of these objects are in the ledger: their files were deleted since."""
-        sql = (
-            "SELECT count(*) FROM FileStat JOIN Listed ON Listed.key=object_key "
-            "WHERE found=0 AND destination_id=?"
-        )
-        return int(self._rows(sql, (place.id,))[0][0])
-
-    def stored(self, ids: Sequence[str]) -> dict[str, StoredRow]:
-        """What is known about ``ids``."""
-        where = f"WHERE id IN ({','.join('?' * len(ids))})"
-        columns = StoredRow._fields
-        rows = self._checked(FileModel, FileModel.select_sql(where, columns), ids, columns)
-        return {row[0]: StoredRow._make(row) for row in rows}
-
     def moved(self, place: DestinationModel) -> Iterator[Found]:
         """Files that pfu removed here, as they were stored, but for those that are back."""
-        columns = ("id", "file_path", "object_key", *StoredRow._fields[1:6], "inode", "changed_at")
         where = (
             "WHERE id > ? AND stale=? AND status=? AND destination_id=? AND NOT EXISTS "
             "(SELECT 1 FROM Listed WHERE key=object_key AND found=1) ORDER BY id LIMIT ?"
         )
-        sql, last = FileModel.select_sql(where, columns), ""
-        facts = (MOVED, FileStatus.SUCCESS, place.id, SCAN_BATCH)
-        while rows := self._checked(FileModel, sql, (last, *facts), columns):
-            for file_id, path, *rest in rows:
-                yield Found(file_id, self._real_path(python_path(path)), *rest)
-            last = rows[-1][0]
+        last, which = "", (MOVED, FileStatus.SUCCESS, place.id, SCAN_BATCH)
+        while files := self._read(FileModel, where, last, *which):
+            for file in files:
+                yield Found.of(file)._replace(path=self._real_path(file.file_path))
+            last = files[-1].id
 
     def doubt(self, ids: Iterable[str], changed: Iterable[str]) -> None:
         """The store does not have ``ids`` as recorded: they are uploaded again.
 
         It has the ``changed`` files as recorded: they are compared.
         """
-        with self._transaction() as db:
+        with self.together():
             lost = [(FileStatus.PENDING, None, None, file_id) for file_id in ids]
-            db.executemany(FileModel.update_sql(("status", "etag", "sha256")), lost)
-            kept = [(FileStatus.PENDING, file_id) for file_id in changed]
-            db.executemany(BEGIN_SQL, kept)
+            self._set(("status", "etag", "sha256"), lost)
+            self._set(("status",), [(FileStatus.PENDING, file_id) for file_id in changed])
 
     def adopt(self, files: Iterable[FileModel]) -> None:
         """Add files that are in the store but were not in the ledger."""
-        sql = FileModel.insert_sql(updating=FileModel.columns()[1:])
-        with self._transaction() as db:
-            for file in files:
-                row = dataclasses.replace(file, file_path=self._alias(file.file_path))
-                db.execute(sql, _row(row))
+        rows = [
+            _row(dataclasses.replace(file, file_path=rebased(file.file_path, *self.renamed)))
+            for file in files
+        ]
+        self._write_all(FileModel.insert_sql(updating=FileModel.columns()[1:]), rows)
 
     # -- pages
 
@@ -1673,29 +1686,28 @@ class Ledger:
 
         At most ``rows`` files and ``size`` bytes in total, but at least one file if there is one.
         """
-        sql = PAGE_SQL.format(TURNS[turn])
-        found = self._checked(FileModel, sql, (FileStatus.PENDING, *after, batch_id, rows))
-        sizes = itertools.accumulate(row[SIZE_COLUMN] for row in found)
+        where = FileStatus.PENDING, *after, batch_id, rows
+        found = self._read(FileModel, PAGE.format(TURNS[turn]), *where)
+        sizes = itertools.accumulate(file.file_size for file in found)
         fitting = sum(1 for total in sizes if total <= size)
-        return self._begin([_file(row) for row in found[: max(1, fitting)]])
+        return self._begin(found[: max(1, fitting)])
 
     def begin_elsewhere(
         self, batch_id: str, count: int, directories: set[str], taken: Collection[str]
     ) -> list[FileModel]:
         """Pending files, one per directory, from none of these directories; now in progress."""
         self.fold()
-        sql = FileModel.select_sql("WHERE id > ? AND status=? AND batch_id=? ORDER BY id LIMIT 1")
+        where = "WHERE id > ? AND status=? AND batch_id=? ORDER BY id LIMIT 1"
         last = ""
         page: list[FileModel] = []
-        while len(page) < count:
-            rows = self._checked(FileModel, sql, (last, FileStatus.PENDING, batch_id))
-            if not rows:
-                break
-            last = rows[0][0]
+        while len(page) < count and (
+            rows := self._read(FileModel, where, last, FileStatus.PENDING, batch_id)
+        ):
+            last = rows[0].id
             if directory_of(last) in directories:
                 last = directory_of(last) + BEHIND_HEX
             elif last not in taken:
-                page.append(_file(rows[0]))
+                page += rows
                 last = directory_of(last) + BEHIND_HEX
         return self._begin(page)
 
@@ -1705,37 +1717,55 @@ class Ledger:
             file.begin()
         return page
 
+    def idle_files(self, batch_id: str) -> Iterator[tuple[FileModel, UploadModel, int]]:
+        """Files of a run without progress in IDLE_RUNS runs, and the bytes stored."""
+        where = "WHERE id=? AND status=? AND batch_id=?"
+        for upload in self.unfinished_uploads("AND idle_runs >= ?", IDLE_RUNS - 1):
+            files = self._read(FileModel, where, upload.id, FileStatus.PENDING, batch_id)
+            stored = self._stored_bytes(upload.id)
+            if files and stored <= upload.most_bytes:
+                yield self._begin(files)[0], upload, stored
+
     def doubt_hashes(self, files: Iterable[FileModel]) -> None:
         """Drop the known hashes before the files are sent: after a crash they would be wrong."""
         hashed = [(FileStatus.IN_PROGRESS, file.id) for file in files if file.sha256 or file.etag]
         if hashed:
-            with self._transaction() as db:
-                db.executemany(BEGIN_SQL, hashed)
+            self._set(("status",), hashed)
 
     def record(self, files: Collection[FileModel], gone: Iterable[FileModel] = ()) -> None:
         """Write the outcomes of files, and drop files that are gone, in one transaction."""
-        with self._transaction() as db:
-            db.executemany(OUTCOME_SQL, map(outcome_values, files))
-            db.executemany("DELETE FROM FileStat WHERE id=?", [(file.id,) for file in gone])
+        with self.together():
+            self._write_all(OUTCOME_SQL, map(outcome_values, files))
+            self._write_all("DELETE FROM FileStat WHERE id=?", [(file.id,) for file in gone])
         self._not_folded += len(files)
         if self._not_folded >= FOLD_ROWS:
             self.fold()
+
+    def fold(self) -> None:
+        """Fold all outcomes into the rows of their files."""
+        self._not_folded = 0
+        if self.read_only:
+            if not self._number(f"SELECT count(*) FROM {OutcomeRow.table}"):
+                return
+            self._may_write()
+        with self.together():
+            self._write(FOLD_SQL)
+            self._write(f"DELETE FROM {OutcomeRow.table}")
 
     def mark_moved(self, moved: Collection[tuple[int | None, str]]) -> None:
         """What becomes of files here, which the store has: ``stale`` of each id.
 
         MOVED is written before a file is removed: if the run is killed, it may be there yet.
         """
-        with self._transaction() as db:
-            db.executemany(FileModel.update_sql(("stale",)), moved)
-            db.executemany(f"UPDATE {OutcomeRow.table} SET stale=? WHERE file_id=?", moved)
+        with self.together():
+            self._set(("stale",), moved)
+            self._write_all(f"UPDATE {OutcomeRow.table} SET stale=? WHERE file_id=?", moved)
 
     def record_lost(self, lost: Iterable[tuple[str, str]]) -> None:
         """The store does not have these files any more: ids, and what is said of them."""
         self.fold()
         rows = [(FileStatus.FAILED, error, None, None, file_id) for file_id, error in lost]
-        with self._transaction() as db:
-            db.executemany(FileModel.update_sql(("status", "error", "etag", "sha256")), rows)
+        self._set(("status", "error", "etag", "sha256"), rows)
 
     def lose_objects(self, job: BatchJobRow, keys: set[str]) -> None:
         """Mark files pending that may have been overwritten by what was sent as ``keys``."""
@@ -1749,140 +1779,35 @@ class Ledger:
             "(SELECT destination_id FROM FileStat WHERE batch_id=? LIMIT 1)"
         )
         sql = FileModel.select_sql(condition, ("id", "object_key"))
-        with self._transaction() as db:
-            found = db.execute(sql, (FileStatus.SUCCESS, job.id))
-            lost = [(file_id,) for file_id, key in found if not plain.isdisjoint(plain_parts(key))]
-            db.executemany(
-                f"UPDATE FileStat SET status={FileStatus.PENDING:d}, etag=NULL, sha256=NULL "
-                "WHERE id=?",
-                lost,
-            )
-
-    def fold(self) -> None:
-        """Fold all outcomes into the rows of their files."""
-        self._not_folded = 0
-        with self._transaction() as db:
-            db.execute(FOLD_SQL)
-            db.execute(f"DELETE FROM {OutcomeRow.table}")
-
-    # -- parts of large files
-
-    def unfinished_upload(self, file_id: str) -> UploadModel | None:
-        """The unfinished upload of a file, if there is one."""
-        rows = self._checked(UploadModel, UploadModel.select_sql("WHERE id=?"), (file_id,))
-        return UploadModel(*rows[0]) if rows else None
-
-    def unfinished_uploads(self) -> Iterator[UploadModel]:
-        """All unfinished uploads, by the id of their file."""
-        return self._uploads("", ())
-
-    def left_over_uploads(self, job: BatchJobRow) -> Iterator[UploadModel]:
-        """Those of earlier runs to the same place, of files that are not pending in ``job``.
-
-        Only call it if its scan saw all files.
-        """
-        condition = (
-            "AND destination=? AND endpoint=? AND NOT EXISTS (SELECT 1 FROM FileStat "
-            "WHERE FileStat.id=MultipartUpload.id AND FileStat.batch_id=? AND status != ?)"
-        )
-        ends = sql_path(job.destination), sql_path(job.endpoint)
-        return self._uploads(condition, (*ends, job.id, FileStatus.SUCCESS))
-
-    def _uploads(self, condition: str, parameters: Sequence[Any]) -> Iterator[UploadModel]:
-        sql = UploadModel.select_sql(f"WHERE id > ? {condition} ORDER BY id LIMIT 1")
-        last = ""
-        while rows := self._checked(UploadModel, sql, (last, *parameters)):
-            upload = UploadModel(*rows[0])
-            if upload.id <= last:  # a damaged file may repeat it for ever
-                self._refuse(UploadModel, "id")
-            yield upload
-            last = upload.id
-
-    def parts(self, file_id: str) -> list[PartModel]:
-        """The parts of a file that the store has acknowledged, by number."""
-        sql = PartModel.select_sql("WHERE id > ? AND id < ? ORDER BY number")
-        rows = self._checked(PartModel, sql, (f"{file_id}/", f"{file_id}0"))
-        parts = [PartModel(*row) for row in rows]
-        if not all(is_sha256(part.sha256) for part in parts):
-            self._refuse(PartModel, "sha256")
-        return parts
-
-    def save_uploads(self, uploads: Iterable[UploadModel]) -> None:
-        """Write uploads that are started or about to be; their files have no parts then."""
-        with self._transaction() as db:
-            for upload in uploads:
-                self._forget_parts(upload.id)
-                db.execute(UploadModel.insert_sql(updating=UploadModel.columns()), _row(upload))
-
-    def count_headway(self, upload: UploadModel) -> None:
-        """A run resumes an upload of an earlier one: has there been progress?"""
-        stored = self._stored_bytes(upload.id)
-        upload.idle_runs = 0 if stored > upload.most_bytes else upload.idle_runs + 1
-        upload.most_bytes = max(stored, upload.most_bytes)
-        sql = f"UPDATE {UploadModel.table} SET most_bytes=?, idle_runs=? WHERE id=?"
-        with self._transaction() as db:
-            db.execute(sql, (upload.most_bytes, upload.idle_runs, upload.id))
-
-    def idle_files(self, batch_id: str) -> Iterator[tuple[FileModel, UploadModel, int]]:
-        """Files of a run without progress in IDLE_RUNS runs, and the bytes stored."""
-        sql = FileModel.select_sql("WHERE id=? AND status=? AND batch_id=?")
-        for upload in self._uploads("AND idle_runs >= ?", (IDLE_RUNS - 1,)):
-            rows = self._checked(FileModel, sql, (upload.id, FileStatus.PENDING, batch_id))
-            stored = self._stored_bytes(upload.id)
-            if rows and stored <= upload.most_bytes:
-                yield self._begin([_file(rows[0])])[0], upload, stored
-
-    def _stored_bytes(self, file_id: str) -> int:
-        return sum(part.part_size for part in self.parts(file_id))
-
-    def record_parts(self, parts: Iterable[PartModel]) -> None:
-        """Write parts that the store has acknowledged."""
-        sql = PartModel.insert_sql(updating=PartModel.columns())
-        with self._transaction() as db:
-            db.executemany(sql, [part.values() for part in parts])
-
-    def forget_parts(self, file_id: str, numbers: Iterable[int]) -> None:
-        """Drop parts that turn out not to be in the store."""
-        with self._transaction() as db:
-            ids = [(part_id(file_id, number),) for number in numbers]
-            db.executemany(f"DELETE FROM {PartModel.table} WHERE id=?", ids)
-
-    def forget_upload(self, file_id: str) -> None:
-        """Drop an upload that is complete or aborted."""
-        with self._transaction() as db:
-            self._forget_parts(file_id)
-            db.execute(f"DELETE FROM {UploadModel.table} WHERE id=?", (file_id,))
-
-    def _forget_parts(self, file_id: str) -> None:
-        sql = f"DELETE FROM {PartModel.table} WHERE id > ? AND id < ?"
-        self._db.execute(sql, (f"{file_id}/", f"{file_id}0"))
+        with self.together():
+            found = self._db.execute(sql, (FileStatus.SUCCESS, job.id))
+            self.doubt([i for i, key in found if not plain.isdisjoint(plain_parts(key))], ())
 
     # -- the end of a run
 
     def release_in_progress(self, batch_id: str) -> None:
         """Return files that no engine holds any more; nobody knows what the store has of them."""
-        with self._transaction() as db:
-            db.execute(
-                "UPDATE FileStat SET status=?, etag=NULL, sha256=NULL "
-                f"WHERE {UNFINISHED} AND status=? AND batch_id=?",
-                (FileStatus.PENDING, FileStatus.IN_PROGRESS, batch_id),
-            )
+        self._write(
+            "UPDATE FileStat SET status=?, etag=NULL, sha256=NULL "
+            f"WHERE {UNFINISHED} AND status=? AND batch_id=?",
+            *(FileStatus.PENDING, FileStatus.IN_PROGRESS, batch_id),
+        )
 
     def failures(self, batch_id: str, count: int) -> list[tuple[str, str]]:
         """Paths and reasons of the first ``count`` failed files of a run."""
-        columns = ("file_path", "error")
         where = f"WHERE {UNFINISHED} AND status=? AND batch_id=? ORDER BY file_size, id LIMIT ?"
-        sql = FileModel.select_sql(where, columns)
-        rows = self._checked(FileModel, sql, (FileStatus.FAILED, batch_id, count), columns)
-        return [
-            (self._real_path(python_path(path)), python_path(error) or "") for path, error in rows
-        ]
+        files = self._read(FileModel, where, FileStatus.FAILED, batch_id, count)
+        return [(self._real_path(file.file_path), file.error or "") for file in files]
 
-    def count(self, batch_id: str, status: FileStatus) -> int:
-        """How many files of a run have ``status``."""
-        condition = "" if status is FileStatus.SUCCESS else f"{UNFINISHED} AND "
-        sql = f"SELECT count(*) FROM FileStat WHERE {condition}status=? AND batch_id=?"
-        return int(self._rows(sql, (status, batch_id))[0][0])
+    def count_failures(self, batch_id: str) -> int:
+        """How many files of a run have failed."""
+        sql = f"SELECT count(*) FROM FileStat WHERE {UNFINISHED} AND status=? AND batch_id=?"
+        return self._number(sql, FileStatus.FAILED, batch_id)
+
+
+def rebased(path: str, old: str, new: str) -> str:
+    """``path``, if it is below ``old``, as it would be below ``new``."""
+    return new + path[len(old) :] if path.startswith(old) else path
 
 
 def stored_parts(rows: Iterable[PartModel]) -> tuple[StoredPart, ...]:
@@ -1902,26 +1827,8 @@ def _row(model: BaseModel) -> tuple[Any, ...]:
     )
 
 
-def _file(row: Sequence[Any]) -> FileModel:
-    file = FileModel(*row)
-    file.status = FILE_STATUSES[file.status]
-    file.file_path = python_path(file.file_path)
-    return file
-
-
-def _found_row(
-    found: Found,
-    path: str | bytes,
-    batch_id: str,
-    now: int,
-    place: int | None,
-    late: str | None = None,
-) -> tuple[Any, ...]:
-    """The values for FOUND_COLUMNS."""
-    problem, key = found.problem, found.key
-    status = FileStatus.FAILED if problem else FileStatus.PENDING
-    attributes = (*found[3:6], path, int(status), batch_id, key)
-    return (found.id, now, *attributes, problem or late, found.inode, 0, 0, place)
+def _marks(values: Sequence[Any]) -> str:
+    return ",".join("?" * len(values))
 
 
 MOVE_AWAY = "move this file away and rebuild the ledger from the store with --verify"
@@ -2695,17 +2602,18 @@ class Scan:
         while self._stack:
             directory = self._stack[-1]
             try:
-                entry = next(directory.entries, None)
+                for entry in directory.entries:
+                    found = self._visit(entry.name, shown_kind(entry), directory)
+                    if found:
+                        yield found
+                    if self._stack[-1] is not directory:
+                        break
+                else:
+                    self._stack.pop().close()
             except OSError as error:
                 self.is_whole = False
                 yield self._problem(directory, "", f"cannot read the rest of it: {os_cause(error)}")
-                entry = None
-            if entry is None:
                 self._stack.pop().close()
-                continue
-            found = self._visit(entry.name, shown_kind(entry), directory)
-            if found:
-                yield found
 
     def _listed(self) -> Iterator[Found]:
         """What the list names, and nothing else; directories are opened as in a walk."""
@@ -2826,7 +2734,7 @@ class Scan:
         key = directory.key + (name if name.isascii() else encode_name(name))
         if self.options.shard and self._is_elsewhere(directory.path_of(name), key):
             return None
-        status = directory.status(name, follow=self._follows)
+        status = os.stat(name, dir_fd=directory.fd, follow_symlinks=self._follows)
         if status.st_ino in self._own_files and self._is_link_to_own(status):
             return self._skipping(OWN_LEDGER)
         reason = self._limits.refuse(status) if self._limits else ""
@@ -9310,23 +9218,17 @@ class Transfer:
         part_size: int = 0,
     ) -> Outcome:
         """The outcome of a file as it was read."""
-        status = upload.status
         return Outcome(
             self.task.id,
             kind,
             "",
             self.attempts,
             upload.size,
-            ledger_time(status),
-            f"0{status.st_mode:o}",
-            ledger_inode(status),
+            *facts_of(upload.status)[1:],
             int(upload.source.racy) if racy is None else racy,
             receipt.etag.strip('"'),
             receipt.sha256 or upload.sha256,
             int(time.time()),
-            ledger_ctime(status),
-            status.st_uid,
-            status.st_gid,
             part_size,
             sent=sent,
             seconds=time.monotonic() - self.began,
@@ -11116,9 +11018,7 @@ class Removals:
         """A file whose transfer came to ``kind``. Returns what is told of it at once."""
         if not self._wanted or not stat.S_ISREG(int(file.permissions, 8)):
             return None
-        facts = (getattr(file, name) for name in ("uid", "gid", "inode", "changed_at"))
-        ends = file.id, file.file_path, file.object_key
-        found = Found(*ends, file.file_size, file.last_modified, file.permissions, *facts)
+        found = Found.of(file)
         what = f"{file.id}/remove", file.object_key, found, file.etag or "", file.sha256 or ""
         task = RemoveTask(*what, kind, file.stale)
         if not file.racy and not self._is_read(file):
@@ -11203,7 +11103,7 @@ class WorkList:
         self.proof = Proof(uploader)
         self._spelling = Spelling(uploader, job.created_at)
         self._prefix = uploader.prefix
-        self._root = ledger.renamed[0] if ledger.renamed else job.root_dir
+        self._root = ledger.renamed[0] or job.root_dir
         self._below_root = self._root.rstrip("/") + "/"
         self._ended: list[Outcome] = []  # of files that need not be sent
         self.tells = False  # whether a caller takes what take_told() returns
@@ -11256,8 +11156,7 @@ class WorkList:
         if first is None:
             return []
         file = self._taken[first.id.partition("/")[0]]
-        ends = file.id, file.file_path, file.object_key
-        found = Found(*ends, first.file_size, first.last_modified, first.permissions)
+        found = Found(file.id, file.file_path, file.object_key, *facts(first))
         return [ProofTask(f"{file.id}/proof", found.key, found)]
 
     def take_others(self, count: int, directories: set[str]) -> list[AnyTask]:
@@ -11753,6 +11652,7 @@ class BatchJobModel(BatchJobRow):
         self._find_ends()
         self._ledger = Ledger(self.db, read_only=True)
         try:
+            self._ledger.fold()
             self._find_place()
             self._plan()
         finally:
@@ -12089,21 +11989,21 @@ class BatchJobModel(BatchJobRow):
 
     def _compare(self, batch: Sequence[Found]) -> list[Change]:
         """Those of a batch that need work; the others are counted as unchanged."""
-        known = self._ledger.known([found.id for found in batch])
-        suspects: list[tuple[Found, Known | None]] = []
+        known: Mapping[str, Any] = self._ledger.known([found.id for found in batch])
         looks_closer = self.options.force or self.options.reads_all or self._is_taken_over
-        for found in batch:
-            row: Any = known.get(found.id)
-            if (
-                row is None
-                or row[FACTS_KNOWN] != found[FACTS_FOUND]
-                or row[STATE_KNOWN] != AS_STORED
-                or looks_closer
-                or found.problem
-            ):
-                suspects.append((found, row and Known._make(row)))
+        suspects = [
+            found
+            for found in batch
+            if (row := known.get(found.id)) is None
+            or row[FACTS_KNOWN] != found[FACTS_FOUND]
+            or row[STATE_KNOWN] != AS_STORED
+            or looks_closer
+            or found.problem
+        ]
         self.summary.seen += len(batch)
-        changes = self._judge(suspects)
+        ids = [found.id for found in suspects if found.id in known]
+        rows = self._ledger.stored(ids, as_they_are=True) if ids else {}
+        changes = self._judge((found, rows.get(found.id)) for found in suspects)
         self._memory.look()
         self.summary.unchanged += len(batch) - len(changes)
         if self._seen is not None:
@@ -12111,7 +12011,7 @@ class BatchJobModel(BatchJobRow):
         self.observer.scanned(self.summary.seen)
         return changes
 
-    def _judge(self, suspects: Iterable[tuple[Found, Known | None]]) -> list[Change]:
+    def _judge(self, suspects: Iterable[tuple[Found, FileModel | None]]) -> list[Change]:
         changes, again = [], []
         for found, known in suspects:
             change = compare(found, known, self.options, taken_over=self._is_taken_over)
@@ -12145,10 +12045,10 @@ class BatchJobModel(BatchJobRow):
             self.observer.ended(FileEnd(*ends, 0.0, None, None, found.problem))
 
     def _mark_seen(self, rows: Iterable[tuple[Any, ...]]) -> None:
-        seen, place = self._seen, Known._fields.index("row")
+        seen = self._seen
         assert seen is not None
-        for row in rows:
-            seen[row[place] >> 3] |= 1 << (row[place] & 7)
+        for *_, number in rows:
+            seen[number >> 3] |= 1 << (number & 7)
 
     def _count_skipped(self, scan: Scan) -> None:
         reasons = Counter(self.summary.skipped_by_reason)
@@ -12362,7 +12262,7 @@ class BatchJobModel(BatchJobRow):
         self._groups.close()
         ledger, summary = self._ledger, self.summary
         ledger.fold()
-        summary.failed = ledger.count(self.id, FileStatus.FAILED)
+        summary.failed = ledger.count_failures(self.id)
         pending, summary.bytes_pending = ledger.pending(self.id)
         summary.failures = [
             {"path": path, "reason": reason}
@@ -12439,7 +12339,7 @@ class BatchJobModel(BatchJobRow):
 
 
 def compare(
-    found: Found, known: Known | None, options: RunOptions, *, taken_over: bool = False
+    found: Found, known: FileModel | None, options: RunOptions, *, taken_over: bool = False
 ) -> Change | None:
     """Why a file needs work, or None if the store has it in this form."""
     if found.problem:
@@ -12454,7 +12354,7 @@ def compare(
     if found.file_size != known.file_size:
         return Change(found, "size changed", late=known.late if known.late > 1 else 0)
     reason = REASONS_TO_LOOK.get((known.status, known.racy), DAMAGED)
-    keeps_hash = bool(known.hashed) and reason != DAMAGED
+    keeps_hash = known.is_hashed and reason != DAMAGED
     if taken_over:
         return Change(found, "recorded under another ROOT", keeps_hash, known.late)
     reason = reason or what_changed(found, known, options)
@@ -12465,7 +12365,7 @@ def compare(
     return Change(found, reason, keeps_hash, known.late) if reason else None
 
 
-def what_changed(found: Found, known: Known, options: RunOptions) -> str | None:
+def what_changed(found: Found, known: FileModel, options: RunOptions) -> str | None:
     """How a file of the same size differs from the ledger; its bytes may be the same."""
     if known.changed_at is None:
         return OLDER_LEDGER
@@ -12774,7 +12674,7 @@ class Verification:
                 reasons[file_id] = checked.reason
             self._count(batch, reasons)
 
-    def _check_moved(self, found: Found, row: StoredRow) -> Checked:
+    def _check_moved(self, found: Found, row: FileModel) -> Checked:
         try:
             stored = self._patiently(self._uploader.inspect, found.key)
             if stored is None or stored.size != found.file_size:
@@ -12828,7 +12728,7 @@ class Verification:
         self._count(batch, reasons)
 
     def _is_in_question(
-        self, found: Found, row: StoredRow | None, reason: str, listed: Collection[str]
+        self, found: Found, row: FileModel | None, reason: str, listed: Collection[str]
     ) -> bool:
         """Whether the listing is not enough: it proves that an object exists, not that none does.
 
@@ -12844,12 +12744,12 @@ class Verification:
             return True
         return not reason and (self._checksum or has_moved(found, row, self._job.options))
 
-    def _look_closer(self, files: Iterable[tuple[Found, StoredRow | None]]) -> list[Checked]:
+    def _look_closer(self, files: Iterable[tuple[Found, FileModel | None]]) -> list[Checked]:
         """Read files in parallel. Raises StoppedError."""
         asked = [self._threads.submit(self._check, found, row) for found, row in files]
         return list(map(self._job.wait_for, asked))
 
-    def _check(self, found: Found, row: StoredRow | None) -> Checked:
+    def _check(self, found: Found, row: FileModel | None) -> Checked:
         try:
             if row is not None and not self._checksum and has_moved(found, row, self._job.options):
                 checked = self._check_file(found, row)
@@ -12886,7 +12786,7 @@ class Verification:
         self._answers, self._silent_since = self._answers + 1, 0.0
         return answer
 
-    def _check_object(self, found: Found, row: StoredRow, stored: Inspected) -> Checked:
+    def _check_object(self, found: Found, row: FileModel, stored: Inspected) -> Checked:
         """Is it the object that was stored? Its ETag counts if the store repeats such ETags."""
         if row.etag and stored.etag == row.etag:
             return Checked()
@@ -12900,13 +12800,13 @@ class Verification:
         self._job.note(NOT_SHOWN_NOTE)
         return Checked()
 
-    def _check_file(self, found: Found, row: StoredRow) -> Checked:
+    def _check_file(self, found: Found, row: FileModel) -> Checked:
         """Is it the file that was stored? Its ctime or inode has changed since."""
         forms = forms_of_row(row)
         digests = self._digests(found, {form for form, _ in forms})
         return Checked("" if is_same(forms, digests) is not False else CHANGED_SINCE)
 
-    def _check_bytes(self, found: Found, row: StoredRow, stored: Inspected) -> Checked:
+    def _check_bytes(self, found: Found, row: FileModel, stored: Inspected) -> Checked:
         """Compare the bytes of the file, the ledger and the store."""
         forms = forms_of_row(row)
         wanted = {form for form, _ in (*forms, *stored.forms())} | {WHOLE_SHA256}
@@ -13009,13 +12909,13 @@ NOT_SHOWN_NOTE = (
 )
 
 
-def has_moved(found: Found, row: StoredRow, options: RunOptions) -> bool:
+def has_moved(found: Found, row: FileModel, options: RunOptions) -> bool:
     """Whether a file may have been replaced with the same size and time."""
     ctime = found.changed_at != row.changed_at and not options.ignore_ctime
     return ctime or (found.inode != row.inode and not options.ignore_inode)
 
 
-def forms_of_row(row: StoredRow) -> list[tuple[Form, str]]:
+def forms_of_row(row: FileModel) -> list[tuple[Form, str]]:
     """What a file's bytes can be compared by, according to the ledger."""
     part_size = row.part_size or 0
     facts = row.last_modified, row.permissions, row.uid, row.gid
@@ -13055,14 +12955,14 @@ def adopted_row(found: Found, stored: Inspected, sha256: str, job: BatchJobModel
     )
 
 
-def difference(found: Found, row: StoredRow | None, listed: Listed | None) -> str:
+def difference(found: Found, row: FileModel | None, listed: Listed | None) -> str:
     """Why a file is not in the store in this form; empty if it is, according to a listing."""
     if found.problem:
         return found.problem
     if row is None or row.status != FileStatus.SUCCESS:
         return NOT_UPLOADED
-    owner = (row.uid, row.gid) if row.changed_at is not None else (found.uid, found.gid)
-    if found[3:8] != (*row[1:4], *owner) or row.stale not in (None, MOVED):
+    told = facts(found)[:5] if row.changed_at is not None else facts(found)[:3]
+    if told != facts(row)[: len(told)] or row.stale not in (None, MOVED):
         return CHANGED_SINCE
     if listed is None:
         return MISSING

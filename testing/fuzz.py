@@ -676,7 +676,7 @@ READINGS: dict[str, Callable[[pfu.Ledger], Any]] = {
     "has_uploads": lambda ledger: ledger.has_uploads(DESTINATION),
     "pending": lambda ledger: ledger.pending(BATCH_ID),
     "failures": lambda ledger: list(map(failure_text, ledger.failures(BATCH_ID, 100))),
-    "count": lambda ledger: ledger.count(BATCH_ID, pfu.FileStatus.FAILED),
+    "count": lambda ledger: ledger.count_failures(BATCH_ID),
     "unfinished_uploads": lambda ledger: endless(ledger.unfinished_uploads()),
     "left_over_uploads": lambda ledger: endless(ledger.left_over_uploads(JOB)),
     "unfinished_upload": lambda ledger: list(map(ledger.unfinished_upload, FILE_IDS[:8])),

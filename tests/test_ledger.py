@@ -98,7 +98,7 @@ class TestPages:
         assert seen == sorted(seen)
         assert len(set(seen)) == 5000
         for turn in pfu.TURNS:
-            sql = "EXPLAIN QUERY PLAN " + pfu.PAGE_SQL.format(turn)
+            sql = "EXPLAIN QUERY PLAN " + pfu.FileModel.select_sql(pfu.PAGE.format(turn))
             plan = str(ledger._rows(sql, (0, 5, "a", "job", 10)))
             assert "FileStat_unfinished (status=? AND (file_size,id)>(?,?))" in plan
             assert "TEMP B-TREE" not in plan
@@ -125,7 +125,7 @@ class TestPages:
         with pytest.raises(pfu.LedgerError):
             ledger.record(page)
         ledger.fold()
-        assert ledger.count("job", pfu.FileStatus.FAILED) == 0
+        assert ledger.count_failures("job") == 0
         assert ledger.pending("job")[0] == 3
 
     @pytest.mark.parametrize("read_only", [False, True], ids=["run", "dry run"])
@@ -134,22 +134,18 @@ class TestPages:
         ledger.take_in([pfu.Change(pfu.Found("1", "/1", "1", 7, 8), "new")], "job", 1, HERE_IT_GOES)
         page = ledger.begin_page("job", (-1, ""), 10, 100)
         outcome = pfu.Outcome(
-            *("1", pfu.OutcomeKind.UPLOADED, "", 1, 9, 10, "0100644", 11, 0, "e", "s"),
-            changed_at=12,
-            uid=13,
-            gid=14,
+            *("1", pfu.OutcomeKind.UPLOADED, "", 1, 9, 10, "0100644", 13, 14, 11, 12, 0, "e", "s")
         )
         page[0].apply(outcome)
         ledger.record(page)
         ledger.close()
         ledger = pfu.Ledger(tmp_path / "l.db", read_only=read_only)
-        if not read_only:
-            ledger.fold()
+        ledger.fold()
         (row,) = ledger.known(["1"]).values()
         assert row[pfu.FACTS_KNOWN] == (9, 10, "0100644", 13, 14, 11, 12)
         assert row[pfu.STATE_KNOWN] == pfu.AS_STORED == (pfu.FileStatus.SUCCESS, 0, None, None)
-        known = pfu.Known._make(row)
-        assert (known.id, known.hashed) == ("1", 1)
+        (file,) = ledger.stored(["1"]).values()
+        assert (file.id, file.is_hashed, file.late) == ("1", True, 0)
 
 
 # ======================================================================================
