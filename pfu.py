@@ -1875,7 +1875,6 @@ def python_path(value: Any) -> Any:
 # user, with one name, that nobody else may write to. Links are not followed, and nothing blocks.
 # What it only reads may also belong to root, be a link or a pipe, and is limited in size.
 
-OPEN_ATTEMPTS = 5  # a file may come or go between the check and the open
 MAX_READ = 16 * MIB  # of a file named by an option
 PIPE_SECONDS = 10.0  # without data from a pipe
 OWN_FLAGS = os.O_RDWR | os.O_NOFOLLOW | NO_WAIT
@@ -1887,29 +1886,22 @@ def open_own(path: str, more_flags: int = 0) -> int:
 
     Raises LedgerError, with a hint, if others may have tampered with it.
     """
-    for _ in range(OPEN_ATTEMPTS):
-        try:
-            is_there = check_own(path)
-            new = 0 if is_there else os.O_CREAT | os.O_EXCL
-            fd = os.open(path, OWN_FLAGS | more_flags | new, 0o600)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            hint = "choose a --db in an existing, writable directory"
-            raise LedgerError("open", path, os_cause(error), hint) from error
-        try:
-            check_own(path, os.fstat(fd))
-        except PfuError:
-            os.close(fd)
-            raise
-        return fd
-    raise LedgerError(
-        "open", path, "it keeps appearing and vanishing", "is another program writing there?"
-    )
+    try:
+        check_own(path)
+        fd = os.open(path, OWN_FLAGS | more_flags | os.O_CREAT, 0o600)
+    except OSError as error:
+        hint = "choose a --db in an existing, writable directory"
+        raise LedgerError("open", path, os_cause(error), hint) from error
+    try:
+        check_own(path, os.fstat(fd))
+    except PfuError:
+        os.close(fd)
+        raise
+    return fd
 
 
-def check_own(path: str, status: os.stat_result | None = None) -> bool:
-    """Whether a file exists. Raises LedgerError unless only pfu can have written it.
+def check_own(path: str, status: os.stat_result | None = None) -> None:
+    """Raises LedgerError if there is a file that pfu alone cannot have written.
 
     ``status``: of the open file; without it, of whatever is at ``path``.
     """
@@ -1917,8 +1909,6 @@ def check_own(path: str, status: os.stat_result | None = None) -> bool:
         strange, hint = strangeness(path, status or os.lstat(path))
         if strange:
             raise LedgerError("open", path, strange, hint)
-        return True
-    return False
 
 
 def strangeness(path: str, status: os.stat_result) -> tuple[str, str]:
@@ -1977,39 +1967,50 @@ def read_given(operation: str, path: str, limit: int = MAX_READ) -> bytes:
 
     Raises UsageError, also for more than ``limit`` bytes or a pipe without data.
     """
+    until = time.monotonic() + PIPE_SECONDS
+
+    def heed_time() -> None:
+        if time.monotonic() > until:
+            raise TimeoutError(errno.ETIMEDOUT, f"no data from the pipe in {PIPE_SECONDS:.0f} s")
+
+    content = bytearray()
     try:
-        fd = os.open(path, os.O_RDONLY | NO_WAIT)
-        with os.fdopen(fd, "rb", buffering=0) as file:
-            status = os.fstat(fd)
-            is_plain, is_pipe = stat.S_ISREG(status.st_mode), stat.S_ISFIFO(status.st_mode)
-            if stat.S_ISDIR(status.st_mode):
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-            if not is_plain and not is_pipe:
-                raise UsageError(operation, path, "it is neither a regular file nor a pipe")
-            if is_plain and (foreign := foreign_owner(path, status, 0, os.geteuid())):
-                raise UsageError(operation, path, foreign, "it must be owned by you or by root")
-            content = b"".join(_pieces(file, is_pipe, limit))
+        with os.fdopen(os.open(path, os.O_RDONLY | NO_WAIT), "rb", buffering=0) as file:
+            status = os.fstat(file.fileno())
+            check_given(operation, path, status)
+            for piece in pieces_of(file, heed_time):
+                content += piece
+                until = time.monotonic() + PIPE_SECONDS
+                if len(content) > limit:
+                    raise UsageError(operation, path, f"it is larger than {bytes_text(limit)}")
     except OSError as error:
         raise UsageError(operation, path, os_cause(error)) from error
-    if len(content) > limit:
-        raise UsageError(operation, path, f"it is larger than {bytes_text(limit)}")
-    return content
+    if not content and stat.S_ISFIFO(status.st_mode):  # whoever was to write it has failed
+        raise UsageError(operation, path, "no data from the pipe")
+    return bytes(content)
 
 
-def _pieces(file: Any, is_pipe: bool, limit: int) -> Iterator[bytes]:
-    """Up to more than ``limit`` bytes. A pipe is not taken for closed before the first byte."""
-    size, until = 0, time.monotonic() + PIPE_SECONDS
-    while size <= limit:
-        piece = file.read(limit + 1 - size)
-        if piece:
-            size, until = size + len(piece), time.monotonic() + PIPE_SECONDS
+def check_given(operation: str, path: str, status: os.stat_result) -> None:
+    """Raises UsageError unless it is a file of root or of ours, or a pipe."""
+    if stat.S_ISDIR(status.st_mode):
+        raise UsageError(operation, path, os.strerror(errno.EISDIR))
+    if stat.S_ISREG(status.st_mode):
+        if foreign := foreign_owner(path, status, 0, os.geteuid()):
+            raise UsageError(operation, path, foreign, "it must be owned by you or by root")
+    elif not stat.S_ISFIFO(status.st_mode):
+        raise UsageError(operation, path, "it is neither a regular file nor a pipe")
+
+
+def pieces_of(file: io.FileIO, heed: Callable[[], None]) -> Iterator[bytes]:
+    """What a file or a pipe holds; ``heed`` is called again and again. Raises OSError."""
+    is_plain = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+    while True:
+        heed()
+        if is_plain or select.select([file], [], [], TICK_SECONDS)[0]:
+            piece = os.read(file.fileno(), LIST_PIECE)
+            if not piece:
+                return
             yield piece
-        elif not is_pipe or (piece == b"" and size):
-            return
-        elif time.monotonic() > until:
-            raise TimeoutError(errno.ETIMEDOUT, f"no data from the pipe in {PIPE_SECONDS:.0f} s")
-        else:
-            time.sleep(0.01)
 
 
 TABLES: tuple[type[BaseModel], ...] = (
@@ -2493,16 +2494,8 @@ def _list_pieces(path: str, heed_stop: Callable[[], None]) -> Iterator[bytes]:
         raise UsageError("read list of files", path, "standard input is closed")
     try:
         fd = os.dup(0) if path == "-" else os.open(path, os.O_RDONLY | NO_WAIT)
-        with os.fdopen(fd, "rb", buffering=0):
-            is_plain = stat.S_ISREG(os.fstat(fd).st_mode)
-            while True:
-                while not is_plain and not select.select([fd], [], [], TICK_SECONDS)[0]:
-                    heed_stop()
-                heed_stop()
-                piece = os.read(fd, LIST_PIECE)
-                if not piece:
-                    return
-                yield piece
+        with os.fdopen(fd, "rb", buffering=0) as file:
+            yield from pieces_of(file, heed_stop)
     except OSError as error:
         raise UsageError("read list of files", path, os_cause(error)) from error
 
