@@ -1035,7 +1035,7 @@ FOLDER_DIGITS = 12  # digits of an id that belong to the directory: see Ids
 BEHIND_HEX = "g"
 FAILED_BEFORE = "failed before"
 KEPT_OTHERWISE = "this store keeps it under another name"
-LATE = None, FAILED_BEFORE, KEPT_OTHERWISE  # by Known.late
+LATE = None, FAILED_BEFORE, KEPT_OTHERWISE  # by Change.late
 
 
 def directory_of(file_id: str) -> str:
@@ -1793,16 +1793,13 @@ class Ledger(UploadTables, ListingTable):
             *(FileStatus.PENDING, FileStatus.IN_PROGRESS, batch_id),
         )
 
-    def failures(self, batch_id: str, count: int) -> list[tuple[str, str]]:
-        """Paths and reasons of the first ``count`` failed files of a run."""
-        where = f"WHERE {UNFINISHED} AND status=? AND batch_id=? ORDER BY file_size, id LIMIT ?"
-        files = self._read(FileModel, where, FileStatus.FAILED, batch_id, count)
-        return [(self._real_path(file.file_path), file.error or "") for file in files]
-
-    def count_failures(self, batch_id: str) -> int:
-        """How many files of a run have failed."""
-        sql = f"SELECT count(*) FROM FileStat WHERE {UNFINISHED} AND status=? AND batch_id=?"
-        return self._number(sql, FileStatus.FAILED, batch_id)
+    def failures(self, batch_id: str, count: int) -> tuple[int, list[tuple[str, str]]]:
+        """How many files of a run have failed; paths and reasons of the first ``count``."""
+        where = f"WHERE {UNFINISHED} AND status=? AND batch_id=?"
+        failed = FileStatus.FAILED, batch_id
+        total = self._number(f"SELECT count(*) FROM FileStat {where}", *failed)
+        files = self._read(FileModel, f"{where} ORDER BY file_size, id LIMIT ?", *failed, count)
+        return total, [(self._real_path(file.file_path), file.error or "") for file in files]
 
 
 def rebased(path: str, old: str, new: str) -> str:
@@ -2342,14 +2339,21 @@ class ScanOptions:
                 return takes
         return None
 
-    def limits(self, now: float) -> Limits | None:
-        """Limits on size and time, if any; ``now`` in seconds since the epoch."""
-        if (self.min_age, self.max_age, self.min_size, self.max_size) == (0.0, 0.0, 0, -1):
-            return None
-        oldest = now - self.max_age if self.max_age else float("-inf")
-        newest = now - self.min_age if self.min_age else float("inf")
-        largest = self.max_size if self.max_size >= 0 else sys.maxsize
-        return Limits(oldest, newest, self.min_size, largest)
+    @property
+    def has_limits(self) -> bool:
+        """Whether size or age of a file matter."""
+        return (self.min_age, self.max_age, self.min_size, self.max_size) != (0.0, 0.0, 0, -1)
+
+    def beyond_limits(self, status: os.stat_result, now: float) -> str:
+        """Why a file is skipped for its size or age, or nothing."""
+        age = now - status.st_mtime
+        if self.max_age and age > self.max_age:
+            return "older than --max-age"
+        if self.min_age and age < self.min_age:
+            return "newer than --min-age"
+        if status.st_size < self.min_size:
+            return "below --min-size"
+        return "above --max-size" if -1 < self.max_size < status.st_size else ""
 
 
 SCAN_FAULTS: Faults = {
@@ -2364,27 +2368,6 @@ SCAN_FAULTS: Faults = {
     "--files-from0 cannot be combined with --files-from": lambda o: o.files_from and o.files_from0,
     "--shard does not exist": lambda o: o.shard and not 0 < o.shard.number <= o.shard.total,
 }
-
-
-class Limits(NamedTuple):
-    """Limits on what is uploaded."""
-
-    oldest: float  # modification, seconds since the epoch
-    newest: float
-    smallest: int  # bytes
-    largest: int
-
-    def refuse(self, status: os.stat_result) -> str:
-        """Why a file is skipped, or nothing."""
-        if status.st_mtime < self.oldest:
-            return "older than --max-age"
-        if status.st_mtime > self.newest:
-            return "newer than --min-age"
-        if status.st_size < self.smallest:
-            return "below --min-size"
-        if status.st_size > self.largest:
-            return "above --max-size"
-        return ""
 
 
 class Ids:
@@ -2544,7 +2527,8 @@ class Scan:
         self._stack: list[OpenDirectory] = []
         self._top = ""  # the root, or a single file's parent, with a trailing slash
         self._follows = self.options.follow_symlinks
-        self._limits = self.options.limits(time.time())
+        self._began = time.time()
+        self._has_limits = self.options.has_limits
 
     def __iter__(self) -> Iterator[Found]:
         """Raises UsageError if the root cannot be read."""
@@ -2730,7 +2714,7 @@ class Scan:
         status = os.stat(name, dir_fd=directory.fd, follow_symlinks=self._follows)
         if status.st_ino in self._own_files and self._is_link_to_own(status):
             return self._skipping(OWN_LEDGER)
-        reason = self._limits.refuse(status) if self._limits else ""
+        reason = self.options.beyond_limits(status, self._began) if self._has_limits else ""
         return self._skipping(reason) if reason else self._found(name, directory, key, status)
 
     def _link(self, name: str, directory: OpenDirectory) -> Found | None:
@@ -2990,10 +2974,13 @@ class Tree:
 
     def open(self, path: str) -> int:
         """A descriptor of the file, for reading. Raises OSError; FatalError if the root is gone."""
-        fd = self._reach(path, lambda folder, name: os.open(name, self._flags, dir_fd=folder.fd))
+        fd = self._reach(path, self._open)
         if self.settles:
             settle(fd)
         return fd
+
+    def _open(self, folder: Folder, name: str) -> int:
+        return os.open(name, self._flags, dir_fd=folder.fd)
 
     def look(self, path: str) -> tuple[bytes, os.stat_result]:
         """The target of a link, or nothing of a directory, and its status. Raises like open()."""
@@ -12255,12 +12242,9 @@ class BatchJobModel(BatchJobRow):
         self._groups.close()
         ledger, summary = self._ledger, self.summary
         ledger.fold()
-        summary.failed = ledger.count_failures(self.id)
+        summary.failed, failures = ledger.failures(self.id, REPORTED_FAILURES)
+        summary.failures = [{"path": path, "reason": reason} for path, reason in failures]
         pending, summary.bytes_pending = ledger.pending(self.id)
-        summary.failures = [
-            {"path": path, "reason": reason}
-            for path, reason in ledger.failures(self.id, REPORTED_FAILURES)
-        ]
         self._conclude()
         if pending != summary.pending and not self._stop:
             self.observer.problem(
@@ -12735,7 +12719,11 @@ class Verification:
             return self._missed <= MAX_MISSED
         if row is None or reason == OTHER_ETAG:
             return True
-        return not reason and (self._checksum or has_moved(found, row, self._job.options))
+        return not reason and (self._checksum or self._has_moved(found, row))
+
+    def _has_moved(self, found: Found, row: FileModel) -> bool:
+        """Whether a file may have been replaced with the same size and time."""
+        return what_changed(found, row, self._job.options) is not None
 
     def _look_closer(self, files: Iterable[tuple[Found, FileModel | None]]) -> list[Checked]:
         """Read files in parallel. Raises StoppedError."""
@@ -12744,7 +12732,7 @@ class Verification:
 
     def _check(self, found: Found, row: FileModel | None) -> Checked:
         try:
-            if row is not None and not self._checksum and has_moved(found, row, self._job.options):
+            if row is not None and not self._checksum and self._has_moved(found, row):
                 checked = self._check_file(found, row)
                 if checked.reason:
                     return checked
@@ -12902,12 +12890,6 @@ NOT_SHOWN_NOTE = (
 )
 
 
-def has_moved(found: Found, row: FileModel, options: RunOptions) -> bool:
-    """Whether a file may have been replaced with the same size and time."""
-    ctime = found.changed_at != row.changed_at and not options.ignore_ctime
-    return ctime or (found.inode != row.inode and not options.ignore_inode)
-
-
 def forms_of_row(row: FileModel) -> list[tuple[Form, str]]:
     """What a file's bytes can be compared by, according to the ledger."""
     part_size = row.part_size or 0
@@ -12923,14 +12905,12 @@ def is_same(forms: Sequence[tuple[Form, str]], digests: Mapping[Form, str]) -> b
 
 def adopted_row(found: Found, stored: Inspected, sha256: str, job: BatchJobModel) -> FileModel:
     """The row of a file that is in the store but not in the ledger."""
-    owner = (stored.metadata.get(name, "") for name in ("uid", "gid"))
-    uid, gid = (int(told) if told.isdigit() and len(told) < 11 else None for told in owner)
+    owner = {name: stored.metadata.get(name, "") for name in ("uid", "gid")}
+    told = {name: int(n) for name, n in owner.items() if n.isdigit() and len(n) < 11}
+    known = dict(zip(FACTS, facts(found)))
     return FileModel(
         id=found.id,
         created_at=int(time.time()),
-        file_size=found.file_size,
-        last_modified=found.last_modified,
-        permissions=found.permissions,
         file_path=found.path,
         status=FileStatus.SUCCESS,
         batch_id=job.id,
@@ -12938,13 +12918,10 @@ def adopted_row(found: Found, stored: Inspected, sha256: str, job: BatchJobModel
         etag=stored.etag or None,
         sha256=sha256 or None,
         uploaded_at=stored.stored_at // 10**9,
-        inode=found.inode,
         racy=int(abs(stored.stored_at - found.last_modified) < RACY_NS),
-        changed_at=found.changed_at,
-        uid=found.uid if uid is None else uid,
-        gid=found.gid if gid is None else gid,
         part_size=stored.part_size if "-" in sha256 else None,
         destination_id=job.place.id,
+        **{**known, **told},
     )
 
 

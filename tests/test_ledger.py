@@ -125,7 +125,7 @@ class TestPages:
         with pytest.raises(pfu.LedgerError):
             ledger.record(page)
         ledger.fold()
-        assert ledger.count_failures("job") == 0
+        assert ledger.failures("job", 1) == (0, [])
         assert ledger.pending("job")[0] == 3
 
     @pytest.mark.parametrize("read_only", [False, True], ids=["run", "dry run"])
