@@ -5024,11 +5024,8 @@ class CapturedRequest(NamedTuple):
         return f"{name}:{self.url.port}"
 
 
-class NoContent:
-    """The empty body of the answer that botocore gets for the intercepted request."""
-
-    def stream(self, **_: Any) -> Iterator[bytes]:
-        return iter(())
+class Intercepted(Exception):
+    """Raised instead of sending a request."""
 
 
 def capture_template(
@@ -5051,33 +5048,25 @@ def capture_template(
         captured = capture_put(client, bucket, arguments)
     except (BotoCoreError, ClientError, ValueError) as problem:
         return GateClosed(f"botocore cannot build the request: {problem}")
-    if captured is None:
-        return GateClosed("botocore's request could not be captured")
     reason = request_refusal(captured) or signing_refusal(captured, credentials_source())
     return GateClosed(reason) if reason else template_of(client, captured)
 
 
-def capture_put(client: Any, bucket: str, arguments: dict[str, Any]) -> CapturedRequest | None:
-    from botocore.awsrequest import AWSResponse
-
-    captured: list[CapturedRequest] = []
-
-    def intercept(request: Any, **_: Any) -> Any:
-        url = urllib.parse.urlsplit(request.url)
-        if not url.path.endswith(f"/{PROBE_KEY}"):
-            return None
-        headers = {name.lower(): text_of(value) for name, value in request.headers.items()}
-        captured.append(CapturedRequest(request.method, url, headers))
-        return AWSResponse(request.url, 200, {}, NoContent())
+def capture_put(client: Any, bucket: str, arguments: dict[str, Any]) -> CapturedRequest:
+    def intercept(request: Any, **_: Any) -> None:
+        raise Intercepted(request)
 
     no_md5 = checksum_of(hashlib.sha256(PROBE_BODY).hexdigest(), not has_checksum_settings())
     events = client.meta.events
     events.register_first("before-send.s3.PutObject", intercept)
     try:
         client.put_object(Bucket=bucket, Key=PROBE_KEY, Body=PROBE_BODY, **{**no_md5, **arguments})
+    except Intercepted as caught:
+        request = caught.args[0]
     finally:
         events.unregister("before-send.s3.PutObject", intercept)
-    return captured[0] if captured else None
+    headers = {name.lower(): text_of(value) for name, value in request.headers.items()}
+    return CapturedRequest(request.method, urllib.parse.urlsplit(request.url), headers)
 
 
 def text_of(value: bytes | str) -> str:
@@ -6523,11 +6512,10 @@ class S3Uploader(MultipartUploader, InspectableUploader):
                 endpoint_url=self.options.endpoint_url,
                 config=config,
             )
-            guard_client(client, service)
+            Guard(client, service, self._store_clock, self.traffic.notes)
             if self.options.no_overwrite:
                 for operation in CONDITIONAL:  # not as an argument: boto3 knows it since 1.35 only
                     client.meta.events.register(f"before-call.s3.{operation}", add_condition)
-            heed_clock(client, service, self._store_clock, self.traffic.notes)
             if self.endpoint:  # only AWS has the names that botocore insists on
                 client.meta.events.unregister("before-parameter-build.s3", validate_bucket_name)
             return client
@@ -7758,93 +7746,10 @@ NOT_XML = re.compile(
 )
 
 
-class StrictParsers:
-    """A client's parser factory: each answer is checked before it is parsed.
-
-    botocore before 1.35 has no event for that.
-    """
-
-    def __init__(self, client: Any) -> None:
-        self._factory = client._endpoint._response_parser_factory
-        self._model = client.meta.service_model
-        url = client.meta.endpoint_url
-        self._by_proxy = url.startswith("http:") and bool(proxy_of(client.meta.config, url))
-
-    def create_parser(self, protocol: str) -> Any:
-        """As botocore's."""
-        parser = self._factory.create_parser(protocol)
-        parse = parser.parse
-
-        def parse_strictly(response: Any, shape: Any) -> Any:
-            make_parsable(response)
-            name = response["context"]["operation_name"]
-            refuse_half_an_answer(self._model.operation_model(name), response, self._by_proxy)
-            return parse(response, shape)
-
-        parser.parse = parse_strictly
-        return parser
-
-
-def make_parsable(response_dict: Any, **_: Any) -> None:
-    """S3 repeats keys in its answers, even those with characters that XML cannot have."""
-    if isinstance(response_dict.get("body"), bytes):
-        response_dict["body"] = NOT_XML.sub(b"?", response_dict["body"])
-
-
 HALF_AN_ANSWER, HTML = "InternalError: the response was cut off", "HtmlAnswer: not an object store"
 HTML_BODY = re.compile(rb"\s*<(?:!doctype\s+)?html", re.IGNORECASE)  # some stores call XML that
 ERROR_BODY = re.compile(rb"\s*(?:<\?xml[^>]*>\s*)?<Error[\s/>]")  # in a 200 that is none
-DUE_HEADERS = {"HeadObject": {"content-length"}}
-
-
-def refuse_half_an_answer(operation_model: Any, response_dict: Any, by_proxy: bool = False) -> None:
-    """An answer that is cut off within its headers has no body: it is not an empty listing.
-
-    Nor is HTML an answer, whatever its status: a proxy, a portal, a console. Both may pass, unless
-    the proxy that all requests go through refuses them.
-    """
-    headers = {name.lower(): value for name, value in response_dict["headers"].items()}
-    status, body = response_dict["status_code"], response_dict["body"]
-    is_good, name = status in (200, 206), operation_model.name
-    is_html = isinstance(body, bytes) and HTML_BODY.match(body) is not None
-    if name.startswith("Head") and not (is_good and name == "HeadObject"):
-        length = str(headers.get("content-length", "0"))
-        is_html |= "html" in str(headers.get("content-type", "")).lower() and length != "0"
-    if status == 407 or (by_proxy and is_html and status == FORBIDDEN):
-        replace_answer(response_dict, f"{PROXY_REFUSES}: the proxy says {status}")
-    elif is_html and status != TOO_LARGE:
-        replace_answer(response_dict, HTML)
-    elif is_good and not is_whole(operation_model, body, headers.keys()):
-        replace_answer(response_dict, HALF_AN_ANSWER)
-    elif is_good and isinstance(body, bytes) and ERROR_BODY.match(body):
-        response_dict["status_code"] = 500
-
-
 TOO_LARGE = 413  # sent by proxies about a body, in HTML, and final
-
-
-def replace_answer(response_dict: Any, problem: str) -> None:
-    """Replace it with an error of the store."""
-    code, _, message = problem.partition(": ")
-    text = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>"
-    response_dict.update(status_code=500, body=text.encode())
-
-
-def is_whole(operation_model: Any, body: Any, names: Collection[str]) -> bool:
-    """Whether an answer has all that is required."""
-    if operation_model.has_streaming_output:
-        return bool({"content-length", "transfer-encoding"} & set(names))
-    if is_told_in_body(operation_model):
-        return bool(body.strip())
-    return DUE_HEADERS.get(operation_model.name, set()) <= set(names)
-
-
-def is_told_in_body(operation_model: Any) -> bool:
-    """Whether botocore's model expects more in the answer than headers."""
-    shape = operation_model.output_shape
-    return shape is not None and any(
-        not member.serialization.get("location") for member in shape.members.values()
-    )
 
 
 def has_checksum_settings() -> bool:
@@ -7862,26 +7767,124 @@ def add_condition(params: dict[str, Any], **_: Any) -> None:
     params["headers"]["If-None-Match"] = "*"
 
 
-def guard_client(client: Any, service: str) -> None:
-    """Make a boto3 client read answers strictly and within bounds. Raises UsageError."""
-    from botocore import handlers
+class Guard:
+    """All that a boto3 client sends and receives passes through here.
 
-    events = client.meta.events
-    client._endpoint._response_parser_factory = StrictParsers(client)
-    events.register_first("before-parse.*", make_parsable)  # botocore 1.35 looks for errors there
-    for operation in ("CopyObject", "UploadPartCopy", "CompleteMultipartUpload"):
-        if old := getattr(handlers, "check_for_200_error", None):  # parses what is not parsable
-            events.unregister(f"needs-retry.s3.{operation}", old)
-    events.register_first(f"needs-retry.{service}", heed_status)
-    url = client.meta.endpoint_url
-    again = functools.partial(on_another_connection, client)
-    events.register_first(f"needs-retry.{service}", again)
-    events.register_first("needs-retry.s3.HeadBucket", ask_for_region_once)
-    check_proxy(client.meta.config, url)
-    session = bound_answers(client._endpoint.http_session)
-    make = session._get_ssl_context
-    session._get_ssl_context = lambda: loaded_once(make())  # of a proxy
-    loaded_once(session._manager.connection_pool_kw["ssl_context"])
+    Requests are signed with the store's time. An answer is read whole, within bounds and strictly
+    before botocore sees it.
+    """
+
+    def __init__(self, client: Any, service: str, clock: StoreClock, notes: deque[str]) -> None:
+        """Raises UsageError for an invalid proxy."""
+        url = client.meta.endpoint_url
+        check_proxy(client.meta.config, url)
+        self._by_proxy = url.startswith("http:") and bool(proxy_of(client.meta.config, url))
+        self._clock, self._notes = clock, notes
+        self._session = session = client._endpoint.http_session
+        make = session._get_ssl_context
+        session._get_ssl_context = lambda: loaded_once(make())  # of a proxy
+        loaded_once(session._manager.connection_pool_kw["ssl_context"])
+        signer = client._request_signer
+        signer.get_auth_instance = functools.partial(self._signing, signer.get_auth_instance)
+        client.meta.events.register_last(f"before-send.{service}", self._send)
+        client.meta.events.register_first(f"needs-retry.{service}", self._again)
+
+    def _signing(self, make: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        auth = make(*arguments, **named)
+        prepare: Any = getattr(auth, "_modify_request_before_signing", None)
+
+        def prepare_in_time(request: Any) -> None:
+            offset = request.context["clock_offset"] = self._clock.offset  # others may change it
+            if offset:
+                request.context["timestamp"] = timestamp_of(self._clock.at(offset))
+            prepare(request)
+
+        if prepare:
+            auth._modify_request_before_signing = prepare_in_time
+        return auth
+
+    def _send(self, request: Any, event_name: str, **_: Any) -> Any:
+        """botocore's handler of before-send: the answer.
+
+        Some servers close a connection after an answer without saying so: of two requests in a row
+        the second would always fail.
+        """
+        from botocore.exceptions import ConnectionClosedError
+
+        operation, streams = event_name.rpartition(".")[2], request.stream_output
+        try:
+            answer = sent_within_bounds(self._session.send, request)
+        except ConnectionClosedError:
+            if not operation.startswith(("Get", "Head", "List")):
+                raise
+            self._session.close()  # the idle connections: they may be dead too
+            request.stream_output = streams
+            answer = sent_within_bounds(self._session.send, request)
+        if problem := self._problem(operation, request, answer, streams):
+            code, message = problem.split(": ")
+            text = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
+            answer.status_code, answer._content = 500, text
+        elif answer._content and answer.status_code < 300 and ERROR_BODY.match(answer._content):
+            answer.status_code = 500
+        return answer
+
+    def _problem(self, operation: str, request: Any, answer: Any, streams: bool) -> str:
+        """What is said instead of an answer that is none; empty if it is one.
+
+        An answer that is cut off within its headers has no body: it is not an empty listing. Nor is
+        HTML an answer, whatever its status: a proxy, a portal, a console. Both may pass, unless the
+        proxy that all requests go through refuses them.
+        """
+        status, content, told = answer.status_code, answer._content or b"", answer.headers.get
+        is_good, is_html = status in (200, 206), HTML_BODY.match(content) is not None
+        if request.method == "HEAD" and not (is_good and operation == "HeadObject"):
+            is_html = "html" in told("content-type", "").lower() and told("content-length") != "0"
+        if status == 407 or (self._by_proxy and is_html and status == FORBIDDEN):
+            return f"{PROXY_REFUSES}: the proxy says {status}"
+        if is_html and status != TOO_LARGE:
+            return HTML
+        if is_good and streams:
+            return "" if told("content-length") or told("transfer-encoding") else HALF_AN_ANSWER
+        is_due = request.method in ("GET", "POST") or "x-amz-copy-source" in request.headers
+        return HALF_AN_ANSWER if is_good and is_due and not content.strip() else ""
+
+    def _again(
+        self, response: Any, operation: Any, request_dict: Any, attempts: int, **_: Any
+    ) -> float | None:
+        """botocore's handler of needs-retry: 0 if another time is worth another try."""
+        if response is None:
+            return None
+        answer, context = response[0], request_dict["context"]
+        if operation.name == "HeadBucket" and "x-amz-bucket-region" not in answer.headers:
+            # botocore follows a redirect with HeadBucket; one of HeadBucket would never end
+            context.setdefault("s3_redirect", {})["redirected"] = True
+        offset = context.get("clock_offset")
+        if offset is None:
+            return None
+        if 200 <= answer.status_code < 300 and (note := self._clock.took(offset)):
+            self._notes.append(note)
+        date = answer.headers.get("date")
+        is_better = self._clock.corrects(answer.status_code, date, offset)
+        return 0 if is_better and attempts <= 2 else None
+
+
+def sent_within_bounds(send: Callable[[Any], Any], request: Any) -> Any:
+    """The answer to a request, its content read; not that of an object, which is streamed."""
+    from botocore.exceptions import ResponseStreamingError
+    from botocore.response import StreamingBody
+
+    streams, request.stream_output = request.stream_output, True
+    answer, content = send(request), b""
+    if streams and answer.status_code < 300:
+        return answer
+    for piece in StreamingBody(answer.raw, None).iter_chunks(MAX_LINE):
+        content += piece
+        if len(content) > MAX_SAFE_ANSWER:
+            answer.raw.close()
+            raise ResponseStreamingError(error="it is too long")
+    # S3 repeats keys in its answers, even those with characters that XML cannot have.
+    answer._content = NOT_XML.sub(b"?", content)
+    return answer
 
 
 def loaded_once(context: ssl.SSLContext) -> ssl.SSLContext:
@@ -7901,97 +7904,6 @@ def loaded_once(context: ssl.SSLContext) -> ssl.SSLContext:
     for name in ("load_verify_locations", "load_cert_chain"):
         setattr(context, name, functools.partial(once, getattr(context, name)))
     return context
-
-
-def heed_clock(client: Any, service: str, clock: StoreClock, notes: deque[str]) -> None:
-    """Have a boto3 client sign with the store's time, once this machine's turns out to be wrong."""
-    signer = client._request_signer
-    make = signer.get_auth_instance
-
-    def signing(*arguments: Any, **named: Any) -> Any:
-        auth = make(*arguments, **named)
-        prepare: Any = getattr(auth, "_modify_request_before_signing", None)
-
-        def prepare_in_time(request: Any) -> None:
-            offset = request.context["clock_offset"] = clock.offset  # others may change it
-            if offset:
-                request.context["timestamp"] = timestamp_of(clock.at(offset))
-            prepare(request)
-
-        if prepare:
-            auth._modify_request_before_signing = prepare_in_time
-        return auth
-
-    def again(response: Any, request_dict: Any, attempts: int, **_: Any) -> float | None:
-        offset = request_dict["context"].get("clock_offset")
-        if response is None or offset is None:
-            return None
-        answer = response[0]
-        if 200 <= answer.status_code < 300 and (note := clock.took(offset)):
-            notes.append(note)
-        date = answer.headers.get("date")
-        is_better = clock.corrects(answer.status_code, date, offset)
-        return 0 if is_better and attempts <= 2 else None
-
-    signer.get_auth_instance = signing
-    client.meta.events.register_first(f"needs-retry.{service}", again)
-
-
-def heed_status(response: Any, **_: Any) -> None:
-    """What the parser was given for a status counts, as in botocore since 1.35."""
-    if response is not None:
-        told = response[1].get("ResponseMetadata", {}).get("HTTPStatusCode")
-        response[0].status_code = told or response[0].status_code
-
-
-def ask_for_region_once(response: Any, request_dict: Any, **_: Any) -> None:
-    """botocore follows a redirect with HeadBucket; a redirect of HeadBucket would never end."""
-    if response is not None and "x-amz-bucket-region" not in response[0].headers:
-        request_dict["context"].setdefault("s3_redirect", {})["redirected"] = True
-
-
-class BoundedLines:
-    """The socket file of an answer: none of its lines, such as a chunk size, is endless."""
-
-    def __init__(self, file: Any) -> None:
-        self._file = file
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
-
-    def readline(self, size: int = -1) -> Any:
-        """Raises RetryableError."""
-        line = self._file.readline(MAX_LINE if size < 0 else size)
-        if size < 0 and len(line) >= MAX_LINE:
-            raise RetryableError("read response", cause="a line of it is too long")
-        return line
-
-
-def bound_answers(session: Any) -> Any:
-    """Limit the answers that botocore's HTTP session reads; bodies of objects are streamed."""
-
-    def bound(pieces: Iterable[bytes], answer: Any) -> Iterator[bytes]:
-        size = 0
-        for piece in pieces:
-            size += len(piece)
-            if size > MAX_SAFE_ANSWER:
-                answer.close()
-                raise RetryableError("read response", cause="it is too long")
-            yield piece
-
-    def open_url(urlopen: Any, pool: Any, *arguments: Any, **options: Any) -> Any:
-        answer = urlopen(pool, *arguments, **options)
-        stream, source = answer.stream, answer._fp
-        if getattr(source, "fp", None) is not None:
-            source.fp = BoundedLines(source.fp)
-        answer.stream = lambda *arguments, **options: bound(stream(*arguments, **options), answer)
-        return answer
-
-    pools = session._pool_classes_by_scheme
-    for scheme, pool in pools.items():
-        opener = functools.partialmethod(functools.partial(open_url, pool.urlopen))
-        pools[scheme] = type(pool.__name__, (pool,), {"urlopen": opener})
-    return session
 
 
 def check_signer(request_signer: Any, region_name: str | None = None, **_: Any) -> None:
@@ -8123,7 +8035,8 @@ def make_patient(session: Any) -> None:
             )
         fetcher: Any = getattr(provider, "_fetcher", None)
         if hasattr(fetcher, "RETRY_ATTEMPTS"):  # a container's
-            fetcher._session = bound_answers(URLLib3Session(timeout=METADATA_SECONDS))
+            fetcher._session = patient = URLLib3Session(timeout=METADATA_SECONDS)
+            patient.send = functools.partial(sent_within_bounds, patient.send)
 
 
 @contextlib.contextmanager
@@ -8172,8 +8085,6 @@ def client_error(operation: str, subject: str, error: Exception) -> TransferErro
         problem.code = "TLS"
         return problem
     inner = getattr(error, "kwargs", {}).get("error")
-    if isinstance(inner, RetryableError):  # see bound_answers()
-        return RetryableError(operation, subject, f"{inner}", network_hint(error))
     if isinstance(error, exceptions.ProxyConnectionError):
         return proxy_error(operation, subject, str(inner))
     passing = exceptions.HTTPClientError, exceptions.ConnectionError, exceptions.IncompleteReadError
@@ -8215,23 +8126,6 @@ def tls_hint(problem: str) -> str:
     if re.search("certificate|hostname", problem, re.IGNORECASE):
         return "the certificate is not trusted; set AWS_CA_BUNDLE to your CA file"
     return ""
-
-
-def on_another_connection(
-    client: Any, operation: Any, attempts: int, caught_exception: Exception | None, **_: Any
-) -> float | None:
-    """botocore's handler of needs-retry: 0 for a request on a connection already closed.
-
-    Some servers close a connection after an answer without saying so: of two requests in a row the
-    second would always fail.
-    """
-    from botocore.exceptions import ConnectionClosedError
-
-    is_lost = isinstance(caught_exception, ConnectionClosedError)
-    if attempts > 1 or not is_lost or not operation.name.startswith(("Get", "Head", "List")):
-        return None
-    client.close()  # the idle connections: they may be dead too
-    return 0
 
 
 class Privacy(NamedTuple):

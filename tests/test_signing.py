@@ -8,6 +8,7 @@ import itertools
 import pickle
 import random
 import time
+from collections.abc import Iterator
 from typing import Any, Callable
 from urllib.parse import quote, urlsplit
 
@@ -57,6 +58,13 @@ def writer_at(clock: Callable[[], float], credentials: pfu.Credentials = KEYS) -
 
 def date_of(writer: pfu.HeadWriter) -> str:
     return parse_head(writer.head("k", NO_HEADERS, 0, "0" * 64))[1]["x-amz-date"]
+
+
+class NoContent:
+    """The empty body of the answer that botocore gets for an intercepted request."""
+
+    def stream(self, **_: Any) -> Iterator[bytes]:
+        return iter(())
 
 
 class TestSigning:
@@ -225,7 +233,7 @@ class TestGate:
 
         def intercept(request: Any, **_: Any) -> Any:
             sent.append(request)
-            return AWSResponse(request.url, 200, {}, pfu.NoContent())
+            return AWSResponse(request.url, 200, {}, NoContent())
 
         client.meta.events.register_first("before-send.s3.HeadObject", intercept)
         client.head_object(Bucket="my-bucket", Key="a b/\xfc+", ChecksumMode="ENABLED", **access)
@@ -252,7 +260,7 @@ class TestGate:
 
             def intercept(request: Any, urls: list[str] = urls, **_: Any) -> Any:
                 urls.append(request.url)
-                return AWSResponse(request.url, 200, {}, pfu.NoContent())
+                return AWSResponse(request.url, 200, {}, NoContent())
 
             client.meta.events.register_first("before-send.s3.PutObject", intercept)
             client.put_object(Bucket="bucket", Key=key, Body=b"")
