@@ -3309,6 +3309,7 @@ Body = Union[bytes, memoryview, FileBody]
 
 ALGORITHM = "AWS4-HMAC-SHA256"
 SERVICE = "s3"
+TIMESTAMP = "%Y%m%dT%H%M%SZ"
 EMPTY_SHA256 = hashlib.sha256().hexdigest()
 
 is_plain_key = re.compile(r"[A-Za-z0-9._~/-]*").fullmatch
@@ -3415,7 +3416,7 @@ def iso_time(seconds: float) -> str:
 
 def timestamp_of(seconds: float) -> str:
     """X-Amz-Date: seconds since the epoch, as Signature Version 4 writes them."""
-    return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(seconds))
+    return time.strftime(TIMESTAMP, time.gmtime(seconds))
 
 
 # ======================================================================================
@@ -4941,23 +4942,6 @@ class GateClosed(NamedTuple):
     reason: str
 
 
-class CapturedRequest(NamedTuple):
-    """One PutObject as botocore would have sent it; header names in lower case."""
-
-    method: str
-    url: urllib.parse.SplitResult
-    headers: dict[str, str]
-
-    @property
-    def host(self) -> str:
-        """As botocore signs it."""
-        name = self.url.hostname or ""
-        name = f"[{name}]" if ":" in name else name
-        if self.url.port in (None, DEFAULT_PORTS.get(self.url.scheme)):
-            return name
-        return f"{name}:{self.url.port}"
-
-
 class Intercepted(Exception):
     """Raised instead of sending a request."""
 
@@ -4982,11 +4966,18 @@ def capture_template(
         captured = capture_put(client, bucket, arguments)
     except (BotoCoreError, ClientError, ValueError) as problem:
         return GateClosed(f"botocore cannot build the request: {problem}")
-    reason = request_refusal(captured) or signing_refusal(captured, credentials_source())
-    return GateClosed(reason) if reason else template_of(client, captured)
+    url = urllib.parse.urlsplit(captured.url)
+    headers = {name.lower(): text_of(value) for name, value in captured.headers.items()}
+    if reason := request_refusal(captured.method, url, headers):
+        return GateClosed(reason)
+    template = template_of(client, url, headers)
+    reason = signing_refusal(template, headers, credentials_source())
+    return GateClosed(reason) if reason else template
 
 
-def capture_put(client: Any, bucket: str, arguments: dict[str, Any]) -> CapturedRequest:
+def capture_put(client: Any, bucket: str, arguments: dict[str, Any]) -> Any:
+    """botocore's request for a PutObject."""
+
     def intercept(request: Any, **_: Any) -> None:
         raise Intercepted(request)
 
@@ -4996,11 +4987,9 @@ def capture_put(client: Any, bucket: str, arguments: dict[str, Any]) -> Captured
     try:
         client.put_object(Bucket=bucket, Key=PROBE_KEY, Body=PROBE_BODY, **{**no_md5, **arguments})
     except Intercepted as caught:
-        request = caught.args[0]
+        return caught.args[0]
     finally:
         events.unregister("before-send.s3.PutObject", intercept)
-    headers = {name.lower(): text_of(value) for name, value in request.headers.items()}
-    return CapturedRequest(request.method, urllib.parse.urlsplit(request.url), headers)
 
 
 def text_of(value: bytes | str) -> str:
@@ -5045,9 +5034,10 @@ def proxy_of(config: Any, url: str) -> str | None:
     return proxy
 
 
-def request_refusal(captured: CapturedRequest) -> str | None:
-    headers = captured.headers
-    if ".s3-accelerate." in f".{captured.host}":
+def request_refusal(
+    method: str, url: urllib.parse.SplitResult, headers: Mapping[str, str]
+) -> str | None:
+    if ".s3-accelerate." in f".{url.hostname}":
         return "the endpoint is S3 Transfer Acceleration"
     if "x-amz-trailer" in headers or "aws-chunked" in headers.get("content-encoding", ""):
         return "the client sends checksum trailers (request_checksum_calculation)"
@@ -5059,40 +5049,43 @@ def request_refusal(captured: CapturedRequest) -> str | None:
         return f"the requests are not signed with {ALGORITHM}"
     if signed["service"] != SERVICE or "x-amz-s3session-token" in headers:
         return f"the requests are signed for {signed['service']}, not {SERVICE}"
-    if captured.method != "PUT" or captured.url.query:
+    if method != "PUT" or url.query:
         return "the request is not a plain PUT"
     return None
 
 
-def signing_refusal(captured: CapturedRequest, credentials: Credentials) -> str | None:
-    """Sign the same request again and compare."""
-    headers = {"host": captured.host, **captured.headers}
+def signing_refusal(
+    template: RequestTemplate, headers: Mapping[str, str], credentials: Credentials
+) -> str | None:
+    """Write the same request as the fast lane does, and compare."""
     signed = is_authorization(headers["authorization"])
     if not signed or signed["access_key"] != credentials.access_key:
         return "botocore signs with different credentials"
-    names = signed["names"].split(";")
-    digest = headers.get("x-amz-content-sha256", "")
-    timestamp = headers.get("x-amz-date", "")
-    present = [(name, headers.get(name, "")) for name in names]
-    canonical = canonical_request("PUT", captured.url.path, "", present, digest)
-    scope = credential_scope(timestamp[:8], signed["region"], signed["service"])
-    key = signing_key(credentials.secret_key, timestamp[:8], signed["region"], signed["service"])
-    if signature(key, string_to_sign(timestamp, scope, canonical)) != signed["signature"]:
-        return "botocore signs differently"
-    return None
+    sums = tuple(name for name in headers if name == CHECKSUM_HEADER)
+    own = Headers(sums, tuple(headers[name] for name in sums))
+    try:
+        second = calendar.timegm(time.strptime(headers["x-amz-date"], TIMESTAMP))
+        writer = HeadWriter(template, credentials, lambda: second)
+        digest = headers["x-amz-content-sha256"]
+        head = writer.head(PROBE_KEY, own, len(PROBE_BODY), digest).decode("ascii")
+    except (KeyError, ValueError):
+        head = ""
+    is_same = f"\r\nAuthorization: {headers['authorization']}\r\n" in head
+    return None if is_same else "botocore signs differently"
 
 
-def template_of(client: Any, captured: CapturedRequest) -> RequestTemplate:
+def template_of(
+    client: Any, url: urllib.parse.SplitResult, headers: Mapping[str, str]
+) -> RequestTemplate:
     from botocore.httpsession import get_cert_path
 
-    url, headers = captured.url, captured.headers
     signed = is_authorization(headers["authorization"])
     assert signed and url.hostname
     static = tuple(sorted((n, v) for n, v in headers.items() if n not in OWN_HEADERS))
     known = header_names(client, "UploadPart")
     return RequestTemplate(
         scheme=url.scheme,
-        host=captured.host,
+        host=url.netloc.lower().removesuffix(f":{DEFAULT_PORTS[url.scheme]}"),
         address=(url.hostname, url.port or DEFAULT_PORTS[url.scheme]),
         path_prefix=url.path[: -len(f"/{PROBE_KEY}")],
         headers=static,
@@ -5255,11 +5248,8 @@ class FastLane:
         `query` is percent-encoded, as `partNumber=3&uploadId=...`. `posted` is a first try, by
         post(), that failed.
         """
-
-        def head() -> bytes:
-            length = len(body)
-            return self._writer.head(key, headers, length, sha256_hex, query, checksum=checksum)
-
+        way = key, headers, len(body), sha256_hex, query
+        head = functools.partial(self._writer.head, *way, checksum=checksum)
         answer = await self._ask(head, body, sha256_hex, posted=posted)
         check_digest(answer, sha256_hex)
         return answer.etag
@@ -5287,10 +5277,8 @@ class FastLane:
 
         Raises Rejected for anything better left to boto3.
         """
-
-        def head() -> bytes:
-            return self._writer.head(key, headers, 0, EMPTY_SHA256, method="HEAD")
-
+        way = key, headers, 0, EMPTY_SHA256
+        head = functools.partial(self._writer.head, *way, method="HEAD")
         looking: Any = asyncio.current_task()
         self._looks.add(looking)
         try:
@@ -5308,19 +5296,25 @@ class FastLane:
     ) -> Answer:
         offset = 0.0 if posted is None else posted.offset
 
-        def signed() -> bytes:
+        async def sent(is_new: bool = False) -> Answer:
             nonlocal offset
+            idle = self._pool.idle
+            connection = idle.pop() if idle and not is_new else await self._pool.connect()
             offset = self._store_clock.offset
-            return head()
+            try:
+                signed = head()
+            except ValueError as problem:
+                self._pool.give_back(connection)
+                raise Rejected(None, str(problem)) from problem
+            return await self._send(connection, signed, body, sha256_hex, check)
 
         try:
             if posted and posted.problem:
                 raise posted.problem
-            answer = await self._on_idle(signed, body, sha256_hex, check)
+            answer = await sent()
         except ConnectionStale:
-            connection = await self._pool.connect()
             try:
-                answer = await self._send(connection, signed(), body, sha256_hex, check)
+                answer = await sent(is_new=True)
             except Rejected as rejected:
                 rejected.resent = True
                 raise
@@ -5328,13 +5322,11 @@ class FastLane:
             if not self._store_clock.corrects(rejected.status, rejected.date, offset):
                 raise
             try:
-                answer = await self._on_idle(signed, body, sha256_hex, check)
+                answer = await sent()
             except Rejected as again:
                 if self._store_clock.corrects(again.status, again.date, offset):
                     raise rejected from again  # so the clock was not why
                 raise
-        except ValueError as problem:
-            raise Rejected(None, str(problem)) from problem
         self.took(offset)
         return answer
 
@@ -5342,18 +5334,6 @@ class FastLane:
         """Something signed with this clock offset was taken."""
         if note := self._store_clock.took(offset):
             self._traffic.notes.append(note)
-
-    async def _on_idle(
-        self, make_head: Callable[[], bytes], body: Body, sha256_hex: str, check: Check
-    ) -> Answer:
-        idle = self._pool.idle
-        connection = idle.pop() if idle else await self._pool.connect()
-        try:
-            head = make_head()
-        except ValueError:
-            self._pool.give_back(connection)
-            raise
-        return await self._send(connection, head, body, sha256_hex, check)
 
     async def _send(
         self, connection: Connection, head: bytes, body: Body, sha256_hex: str, check: Check
