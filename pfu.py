@@ -3441,7 +3441,7 @@ MAX_CHUNKS = 64  # the answer is parsed again for each piece that arrives
 
 CHECKSUM_HEADER = "x-amz-checksum-sha256"
 OTHER_DIGEST = "with a digest that does not match the bytes sent"
-DROP_STATUSES = (429, 503, 509)
+SLOW_DOWN_STATUSES = frozenset((429, 503, 509))
 
 is_header_name = re.compile(r"[a-z0-9-]+").fullmatch
 is_query = re.compile(r"[A-Za-z0-9._~%=&-]*").fullmatch
@@ -3452,7 +3452,7 @@ header_lines = re.compile(
     r"\r\n([!#$%&'*+.^_`|~0-9A-Za-z-]+):([\t\x20-\x7e\x80-\xff]*)(?=\r\n|\Z)"
 ).findall
 stands_once = re.compile(  # of the headers that are read
-    r"(?:content-(?:length|type|encoding)|transfer-encoding|etag|connection|retry-after|date"
+    r"(?:content-(?:length|type|encoding)|transfer-encoding|etag|connection|date"
     r"|last-modified)$|x-amz-(?:meta|checksum|object)-"
 ).match
 is_length = re.compile(r"[0-9]{1,9}").fullmatch
@@ -3508,34 +3508,25 @@ class Proxy(NamedTuple):
     headers: tuple[tuple[str, str], ...]  # for the proxy alone: Proxy-Authorization
 
 
+@dataclass(eq=False)
 class Rejected(Exception):
-    """The fast lane did not get the one answer it understands. The object's state is unknown.
+    """The fast lane did not get the one answer it understands. The object's state is unknown."""
 
-    `dropped`: the store or the network is overloaded (503, 429, timeout, reset): for the limiter.
-    `passing`: no answer, or a truncated one; for complete answers the status decides.
-    `retry_after` is in seconds, `date` is the store's Date header. `by_proxy`: a proxy refused to
-    connect to the store.
-    """
+    status: int | None
+    reason: str
+    date: str | None = None
+    """The store's Date header."""
+    dropped: bool = False
+    """The store or the network is overloaded (503, 429, timeout, reset): for the limiter."""
+    passing: bool = False
+    """No answer, or a truncated one; for complete answers the status decides."""
+    by_proxy: bool = False
+    """A proxy refused to connect to the store."""
+    resent: bool = False
+    """An earlier request, without an answer, may have stored the object."""
 
-    by_proxy = False
-    resent = False  # an earlier request, without an answer, may have stored the object
-
-    def __init__(
-        self,
-        status: int | None,
-        reason: str,
-        retry_after: float | None = None,
-        date: str | None = None,
-        dropped: bool = False,
-        passing: bool = False,
-    ) -> None:
-        super().__init__(status, reason, retry_after, date, dropped, passing)
-        self.status = status
-        self.reason = reason
-        self.retry_after = retry_after
-        self.date = date
-        self.dropped = dropped
-        self.passing = passing or dropped
+    def __post_init__(self) -> None:
+        self.passing |= self.dropped
 
     def __str__(self) -> str:
         return self.reason if self.status is None else f"{self.status} {self.reason}".rstrip()
@@ -3656,7 +3647,7 @@ class HeadWriter:
             fill = self._formats[kind] = head_format(self._template, self._credentials, *kind)
         sums = (base64_of(sha256_hex),) if checksum else ()
         ordered = fill.order((*values, sha256_hex, self._timestamp, *sums))
-        joined = "".join(ordered)
+        joined = "".join(values)
         if not is_printable(joined):
             raise ValueError("a header's value is not printable ASCII")
         folded = tuple(map(fold, ordered)) if " " in joined else ordered
@@ -3700,21 +3691,18 @@ class AnswerHead(NamedTuple):
 
     def rejection(self) -> Rejected:
         """For an answer that is a refusal, or none that is understood."""
-        delay = self.fields.get("retry-after", "")
-        return Rejected(
-            self.status,
-            self.phrase,
-            float(delay) if is_length(delay) else None,
-            self.fields.get("date"),
-            self.status in DROP_STATUSES,
-        )
+        is_busy = self.status in SLOW_DOWN_STATUSES
+        return Rejected(self.status, self.phrase, self.fields.get("date"), dropped=is_busy)
 
 
 def answer_head(received: bytes) -> AnswerHead | None:
     """None if more must come. Raises Rejected if it is not HTTP, or too long."""
     end = received.find(b"\r\n\r\n", 0, MAX_HEAD)
     if end < 0:
-        refuse_or_wait(received)
+        if not any(start.startswith(received[:9]) for start in (b"HTTP/1.1 ", b"HTTP/1.0 ")):
+            raise Rejected(None, "the response is not HTTP/1.1", passing=True)
+        if len(received) >= MAX_HEAD:
+            raise Rejected(None, "the response headers are too long")
         return None
     head = received[:end].decode("latin-1")
     status, pairs = answer_line(head), header_lines(head)
@@ -3777,13 +3765,6 @@ def check_look(received: bytes, *, is_last: bool = False) -> Answer | None:
     if status == 200 and not (is_quoted(etag) and length.isdecimal() and length.isascii()):
         raise Rejected(200, "without a size or an ETag")
     return Answer(etag, lives, fields if status == 200 else {})
-
-
-def refuse_or_wait(received: bytes) -> None:
-    if not any(start.startswith(received[:9]) for start in (b"HTTP/1.1 ", b"HTTP/1.0 ")):
-        raise Rejected(None, "the response is not HTTP/1.1", passing=True)
-    if len(received) >= MAX_HEAD:
-        raise Rejected(None, "the response headers are too long")
 
 
 def body_so_far(fields: Mapping[str, str], rest: bytes) -> tuple[bool | None, bytes]:
@@ -3893,7 +3874,6 @@ FATAL_CODES = CREDENTIAL_CODES | {
     *("AccountProblem", "NotSignedUp", "PermanentRedirect", PROXY_REFUSES),
 }
 PROXY_HINT = "check HTTPS_PROXY and HTTP_PROXY: address, user, password"
-SLOW_DOWN_STATUSES = frozenset((429, 503, 509))
 REFUSING_5XX = frozenset((501, 507))  # not implemented, out of space: the 5xx that are not retried
 PASSING_4XX = frozenset((408, 425, 429))
 ERROR_HINTS: Mapping[str, str] = {
@@ -4434,6 +4414,7 @@ class Connection:
         self._transport: asyncio.Transport | None = None
         self._waiter: Waiter | None = None
         self._buffer = bytearray(RECEIVE_BUFFER)
+        self._view = memoryview(self._buffer)
         self._received = b""
         self._rest: memoryview | FileBody | None = None
         self._unsent: int | None = None  # bytes at the last look; None since other progress
@@ -4514,7 +4495,7 @@ class Connection:
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        self._take_in(bytes(self._buffer[:nbytes]))
+        self._take_in(self._view[:nbytes].tobytes())
 
     def _take_in(self, data: bytes) -> None:
         waiter = self._waiter
@@ -4759,19 +4740,16 @@ class TunnelConnection(TlsConnection):
 
 def check_tunnel(reply: bytes) -> bool:
     """Whether the proxy has opened the tunnel; False: incomplete reply. Raises Rejected."""
-    head, ended, more = reply.partition(b"\r\n\r\n")
-    refuse_or_wait(head)
-    if not ended:
+    head = answer_head(reply)
+    if head is None:
         return False
-    line = head.partition(b"\r\n")[0].decode("latin-1")
-    status = int(line[9:12]) if line[9:12].isdecimal() else 0
-    is_made = status // 100 == 2 and not more
-    if not is_made:
-        said = f"the proxy says {line[9:].strip()}" if status // 100 != 2 else "it answers itself"
-        rejected = Rejected(None, said, dropped=is_passing(status), passing=is_passing(status))
-        rejected.by_proxy = not rejected.passing
-        raise rejected
-    return True
+    if head.status // 100 != 2:
+        said, passing = f"the proxy says {head.status} {head.phrase}", is_passing(head.status)
+    elif len(reply) > head.size:
+        said, passing = "it answers itself", False
+    else:
+        return True
+    raise Rejected(None, said.rstrip(), dropped=passing, by_proxy=not passing)
 
 
 class ConnectionPool:
