@@ -8020,6 +8020,9 @@ def tls_hint(problem: str) -> str:
     return ""
 
 
+PRIVACY_SECONDS = 1.0  # in which a passing refusal to tell is asked again
+
+
 class Privacy(NamedTuple):
     """Whether strangers can read a bucket: why they can, and what could not be determined."""
 
@@ -8029,63 +8032,42 @@ class Privacy(NamedTuple):
 
 def privacy(client: Any, bucket: str, owner: Mapping[str, str]) -> Privacy:
     """Ask for public access blocks, policy status, ownership and ACL, until it is clear."""
-    target = {"Bucket": bucket, **owner}
-    blocks, unknown = _ask(
-        lambda: client.get_public_access_block(**target)["PublicAccessBlockConfiguration"], {}
-    )
-    if all(blocks.get(name) for name in ALL_BLOCKS):
-        return Privacy()
-    unknowns = [unknown]
-    if not blocks.get("RestrictPublicBuckets"):
-        is_public, unknown = _ask(
-            lambda: client.get_bucket_policy_status(**target)["PolicyStatus"]["IsPublic"], False
-        )
+
+    def ask(method: str, *path: str) -> tuple[Any, str]:
+        """What the answer has at that path, None for no such setting; and why it is unknown."""
+        operation = client.meta.method_to_api_mapping[method]
+
+        def once() -> Any:
+            with translated("ask for", operation):
+                return getattr(client, method)(Bucket=bucket, **owner)
+
+        try:
+            return functools.reduce(operator.getitem, path, patiently(once, PRIVACY_SECONDS)), ""
+        except KeyError as error:
+            return None, f"the response lacks {error}"
+        except TransferError as error:
+            if error.code.startswith("NoSuch") or error.code == "OwnershipControlsNotFoundError":
+                return None, ""
+            said = f"{operation} returned {error.code or error.status}"
+            return None, said if error.status else error.cause
+
+    blocks, unknown = ask("get_public_access_block", "PublicAccessBlockConfiguration")
+    unknowns = {unknown: None}
+    if not (blocks and blocks.get("RestrictPublicBuckets")):
+        is_public, unknown = ask("get_bucket_policy_status", "PolicyStatus", "IsPublic")
+        unknowns[unknown] = None
         if is_public:
             return Privacy("its policy is public")
-        unknowns.append(unknown)
-    if not blocks.get("IgnorePublicAcls"):
-        is_public, unknown = _acl_is_public(client, target)
-        if is_public:
-            return Privacy("its ACL is public")
-        unknowns.append(unknown)
-    return Privacy(unknown=", ".join(filter(None, dict.fromkeys(unknowns))))
-
-
-def _acl_is_public(client: Any, target: Mapping[str, str]) -> tuple[bool, str]:
-    rules, _ = _ask(
-        lambda: client.get_bucket_ownership_controls(**target)["OwnershipControls"]["Rules"], []
-    )
-    if any(rule.get("ObjectOwnership") == "BucketOwnerEnforced" for rule in rules):
-        return False, ""
-    grants, acl_unknown = _ask(lambda: client.get_bucket_acl(**target)["Grants"], [])
-    if any(grant.get("Grantee", {}).get("URI") in PUBLIC_GRANTEES for grant in grants):
-        return True, ""
-    return False, acl_unknown
-
-
-def _ask(question: Callable[[], Any], absent: Any) -> tuple[Any, str]:
-    """The answer, or ``absent`` if there is no such setting, and why there is no answer."""
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    unknown = ""
-    for attempt in range(1, 4):  # a temporary failure may be over by then
-        try:
-            return question(), ""
-        except ClientError as error:
-            code = shortened(error.response.get("Error", {}).get("Code", ""))
-            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-            if code.startswith("NoSuch") or code == "OwnershipControlsNotFoundError":
-                return absent, ""
-            unknown = f"{error.operation_name} returned {code or status}"
-            if not is_passing(status):
-                break
-        except KeyError as error:
-            unknown = f"the response lacks {error}"
-            break
-        except BotoCoreError as error:
-            unknown = shortened(str(error))
-        time.sleep(min(full_jitter(attempt), PROBE_SECONDS))
-    return absent, unknown
+    if not (blocks and blocks.get("IgnorePublicAcls")):
+        rules, _ = ask("get_bucket_ownership_controls", "OwnershipControls", "Rules")
+        if not any(rule.get("ObjectOwnership") == "BucketOwnerEnforced" for rule in rules or ()):
+            grants, unknown = ask("get_bucket_acl", "Grants")
+            unknowns[unknown] = None
+            if any(
+                grant.get("Grantee", {}).get("URI") in PUBLIC_GRANTEES for grant in grants or ()
+            ):
+                return Privacy("its ACL is public")
+    return Privacy(unknown=", ".join(filter(None, unknowns)))
 
 
 # ======================================================================================
