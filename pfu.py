@@ -4090,7 +4090,7 @@ WINDOW = 1.0
 WINDOW_LIMITS = 2
 SLOW_START_WINDOW = 0.05
 SLOW_START_STEP = 2.0
-STEPS = (1.25, 1.5, 2.0)
+STEP = 1.25
 STEP_DOWN = 0.8
 CUT = 0.7
 GAIN = 0.25
@@ -4156,20 +4156,16 @@ class Limiter:
         lowest: int = LOWEST_LIMIT,
         highest: int = HIGHEST_LIMIT,
     ) -> None:
-        self.limit = min(max(start, lowest), highest)
-        self._lowest = lowest
-        self._highest = highest
-        self._base = self.limit
-        self._step = SLOW_START_STEP
+        self._lowest, self._highest = lowest, highest
+        self.limit = self._base = min(max(start, lowest), highest)
+        self._factor = SLOW_START_STEP  # of the next trial
         self._slow_start = True
+        self._hold = self._pause = 1  # windows at the base before the next trial
         self._is_second = False
-        self._goes_down = False
-        self._hold = 1
-        self._calm = 0
-        self._average: float | None = None
         self._latency = 0.0
+        self._reference = 0.0  # goodput at the base; 0: unknown
         self.cut_at = now
-        self._open_window(now)
+        self._set(self._base, now)
         self._closes, self._enough = now, 1
 
     def absorb(self, tally: Tally, now: float) -> None:
@@ -4190,104 +4186,76 @@ class Limiter:
         self.cut_at = now
         self._set(self._base, now)
 
-    def _open_window(self, now: float, settle: float = 0.0) -> None:
-        self._work: float = 0
-        self._completions: float = 0
-        self._drops: float = 0
-        self._busy: float = 0
-        self._opens = now + settle
+    def _set(self, limit: int, now: float) -> None:
+        """Open a window at this limit, one latency after a change."""
+        self._opens = now + (self._latency if limit != self.limit else 0.0)
+        self.limit, self._is_second = limit, False
+        self._work = self._completions = self._drops = self._busy = 0.0
         shortest = SLOW_START_WINDOW if self._slow_start else WINDOW
         self._closes = self._opens + max(shortest, self._latency)
-        self._enough = self.limit * (1 if self._slow_start else WINDOW_LIMITS)
+        self._enough = limit * (1 if self._slow_start else WINDOW_LIMITS)
 
     def _close_window(self, now: float) -> None:
-        is_first = self._latency == 0.0
-        self._latency = self._busy / max(self._completions, 1)
-        if is_first:
-            self._open_window(now)
+        is_first, self._latency = not self._latency, self._busy / max(self._completions, 1)
+        if is_first or self._busy <= 0:  # shared memory has no locks: figures can be out of step
+            self._set(self.limit, now)
             return
         used = SLOW_START_USED if self._slow_start else USED
-        if self._busy <= 0:  # shared memory has no locks: figures can be out of step
-            self._open_window(now)
-            return
         in_flight = min(self.limit, self._busy / (now - self._opens) / used)
         goodput = in_flight * self._work / self._busy
         if self.limit != self._base:
-            self._judge(goodput, now)
-        else:
-            self._watch(goodput, in_flight >= self.limit, now)
-
-    def _watch(self, goodput: float, was_used: bool, now: float) -> None:
-        average = goodput if self._average is None or self._slow_start else self._average
-        if abs(goodput - average) > CHANGED_SHARE * average:
-            self._hold = 1
-            average = goodput
-        self._average = average + AVERAGE_WEIGHT * (goodput - average)
-        self._calm += was_used
-        if self._calm >= self._hold:
+            change = self.limit / self._base - 1
+            least = 1 + (GAIN * change if change > 0 else -LOSS)
+            self._end_trial(goodput, goodput >= least * (self._reference or goodput), now)
+            return
+        weight = AVERAGE_WEIGHT if self._reference and not self._slow_start else 1.0
+        if self._reference and abs(goodput - self._reference) > CHANGED_SHARE * self._reference:
+            self._hold, self._pause, weight = 1, 1, 1.0
+        self._reference += weight * (goodput - self._reference)
+        self._hold -= in_flight >= self.limit
+        if self._hold <= 0:
             self._try(now)
         else:
-            self._open_window(now)
+            self._set(self._base, now)
 
     def _try(self, now: float) -> None:
-        self._calm = 0
-        factor = STEP_DOWN if self._goes_down else self._step
-        wanted = min(max(round(self._base * factor), self._lowest), self._highest)
+        wanted = min(max(round(self._base * self._factor), self._lowest), self._highest)
         if wanted == self._base:
-            self._slow_start = False
-            self._average = None
-            self._goes_down = not self._goes_down
-            self._hold = min(4 * self._hold, LONGEST_HOLD)
+            self._reference = 0.0
+            self._turn(2)
         self._set(wanted, now)
 
-    def _judge(self, goodput: float, now: float) -> None:
-        reference = self._average or goodput
-        change = self.limit / self._base - 1
-        gain = goodput / reference - 1
-        if gain >= GAIN * change if change > 0 else gain >= -LOSS:
-            self._keep(goodput, now)
+    def _end_trial(self, goodput: float, won: bool, now: float) -> None:
+        if won:
+            self._factor = min(max(1.0, self._factor) + STEP - 1, SLOW_START_STEP)
+            self._base, self._reference, self._pause, self._hold = self.limit, goodput, 1, 1
+            if self._slow_start:
+                self._try(now)
+                return
         elif self._slow_start and not self._is_second:
-            self._open_window(now)
+            self._set(self.limit, now)
             self._is_second = True
+            return
         else:
-            self._give_up(now)
-
-    def _keep(self, goodput: float, now: float) -> None:
-        if not self._goes_down:
-            self._step = next((step for step in STEPS if step > self._step), STEPS[-1])
-        self._goes_down = False
-        self._base = self.limit
-        self._average = goodput
-        self._hold = 1
-        if self._slow_start:
-            self._try(now)
-        else:
-            self._open_window(now)
-
-    def _give_up(self, now: float) -> None:
-        self._goes_down = not self._goes_down
-        self._step = STEPS[0]
-        self._slow_start = False
-        self._hold = min(2 * self._hold, LONGEST_HOLD)
+            self._turn(1)
         self._set(self._base, now)
+
+    def _turn(self, doublings: int) -> None:
+        """Pause longer, then try the other direction."""
+        self._slow_start = False
+        self._factor = STEP_DOWN if self._factor > 1 else STEP
+        self._hold = self._pause = min(self._pause << doublings, LONGEST_HOLD)
 
     def _retreat(self, now: float) -> None:
         self.cut_at = now
-        self._calm = 0
         if self.limit > self._base:
-            self._give_up(now)
-            return
-        self._slow_start = False
-        self._step = STEPS[0]
-        self._average = None
-        self._base = max(int(self._base * CUT), self._lowest)
+            self._turn(1)
+        else:
+            self._slow_start, self._reference = False, 0.0
+            self._factor = min(self._factor, STEP)
+            self._hold = self._pause
+            self._base = max(int(self._base * CUT), self._lowest)
         self._set(self._base, now)
-
-    def _set(self, limit: int, now: float) -> None:
-        settle = self._latency if limit != self.limit else 0.0
-        self.limit = limit
-        self._is_second = False
-        self._open_window(now, settle)
 
 
 class Pacer:
