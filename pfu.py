@@ -6453,7 +6453,6 @@ class S3Uploader(MultipartUploader, InspectableUploader):
                 events = client.meta.events
                 events.register("request-created.s3", self._count_request)
                 events.register("response-received.s3", self._count_throttling)
-                events.register("before-sign.s3", drop_expect_header)
                 events.register("before-send.s3", self._pace)
                 self._clients[seconds] = client
             return self._clients[seconds]
@@ -7666,11 +7665,13 @@ class Guard:
     def _send(self, request: Any, event_name: str, **_: Any) -> Any:
         """botocore's handler of before-send: the answer.
 
+        The body is sent immediately: a server that ignores ``Expect`` would cost a second a file.
         Some servers close a connection after an answer without saying so: of two requests in a row
         the second would always fail.
         """
         from botocore.exceptions import ConnectionClosedError
 
+        request.headers.pop("Expect", None)
         operation, streams = event_name.rpartition(".")[2], request.stream_output
         try:
             answer = sent_within_bounds(self._session.send, request)
@@ -7773,11 +7774,6 @@ def check_signer(request_signer: Any, region_name: str | None = None, **_: Any) 
     if found is not None:
         frozen = found.get_frozen_credentials()
         Credentials(frozen.access_key, frozen.secret_key, frozen.token).check()
-
-
-def drop_expect_header(request: Any, **_: Any) -> None:
-    """Send the body immediately: a server that ignores ``Expect`` would cost a second a file."""
-    del request.headers["Expect"]
 
 
 class CredentialProcess:
