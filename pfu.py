@@ -5076,8 +5076,12 @@ class StoreClock:
     wrong, so several in a row have to agree, with nothing taken in between.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, clock: Callable[[], float] = time.time, notes: deque[str] | None = None
+    ) -> None:
+        """``notes``: for the user, who should know of a clock that is wrong."""
         self.offset = 0.0  # seconds by which the store's clock is ahead
+        self._notes = deque() if notes is None else notes
         self._clock = clock
         self._taken = 0  # since the clock was corrected; a node with a wrong one takes few
         self._skews: list[float] = []  # seen since something was taken with the current offset
@@ -5091,19 +5095,18 @@ class StoreClock:
         """The same by an ``offset``, which may no longer be the present one."""
         return self._clock() + offset
 
-    def took(self, offset: float) -> str:
-        """Something signed with this offset was taken. Returns what the user should know."""
+    def took(self, offset: float) -> None:
+        """Something signed with this offset was taken."""
         if offset != self.offset:
             if self._accepted == self.offset:
-                return ""
+                return
             self._turn_to(offset)
         self._accepted = offset
         self._skews.clear()
         self._taken += 1
-        if self._taken != CLOCK_SURE or abs(offset) <= CLOCK_SKEW_SECONDS:
-            return ""
-        told = f"{abs(offset) / 60:.0f} min {'behind' if offset > 0 else 'ahead of'}"
-        return f"this machine's clock is {told} the store's: correct it"
+        if self._taken == CLOCK_SURE and abs(offset) > CLOCK_SKEW_SECONDS:
+            told = f"{abs(offset) / 60:.0f} min {'behind' if offset > 0 else 'ahead of'}"
+            self._notes.append(f"this machine's clock is {told} the store's: correct it")
 
     def corrects(self, status: int | None, date: str | None, offset: float) -> bool:
         """Whether a request signed with ``offset`` is worth another try, with a better one.
@@ -5273,13 +5276,8 @@ class FastLane:
                 if self._store_clock.corrects(again.status, again.date, offset):
                     raise rejected from again  # so the clock was not why
                 raise
-        self.took(offset)
+        self._store_clock.took(offset)
         return answer
-
-    def took(self, offset: float) -> None:
-        """Something signed with this clock offset was taken."""
-        if note := self._store_clock.took(offset):
-            self._traffic.notes.append(note)
 
     async def _send(
         self, connection: Connection, head: bytes, body: Body, sha256_hex: str, check: Check
@@ -6049,7 +6047,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         self._renewed_at = -RENEWAL_SECONDS
         self._is_plain = False  # whether an http:// endpoint speaks TLS was checked
         self._is_keeper = False  # this process requests the credentials
-        self._store_clock = StoreClock()
+        self._store_clock = StoreClock(notes=self.traffic.notes)
         self._is_asking_boto3 = False
         self._tried_without: set[str] = set()  # a checksum, by operation
         self._heads_have_etags = False  # answers to HeadObject, as far as known
@@ -6372,7 +6370,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
                 endpoint_url=self.options.endpoint_url,
                 config=config,
             )
-            Guard(client, service, self._store_clock, self.traffic.notes)
+            Guard(client, service, self._store_clock)
             if self.options.no_overwrite:
                 for operation in CONDITIONAL:  # not as an argument: boto3 knows it since 1.35 only
                     client.meta.events.register(f"before-call.s3.{operation}", add_condition)
@@ -6569,7 +6567,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             if answer is None:
                 ended(posted, None)
                 return
-            lane.took(posted.offset)
+            self._store_clock.took(posted.offset)
             self._acknowledge(terms)
             self.traffic.fast_files += 1
             ended(posted, Receipt(answer.etag, fast=True))
@@ -7633,12 +7631,12 @@ class Guard:
     before botocore sees it.
     """
 
-    def __init__(self, client: Any, service: str, clock: StoreClock, notes: deque[str]) -> None:
+    def __init__(self, client: Any, service: str, clock: StoreClock) -> None:
         """Raises UsageError for an invalid proxy."""
         url = client.meta.endpoint_url
         check_proxy(client.meta.config, url)
         self._by_proxy = url.startswith("http:") and bool(proxy_of(client.meta.config, url))
-        self._clock, self._notes = clock, notes
+        self._clock = clock
         self._session = session = client._endpoint.http_session
         make = session._get_ssl_context
         session._get_ssl_context = lambda: loaded_once(make())  # of a proxy
@@ -7722,8 +7720,8 @@ class Guard:
         offset = context.get("clock_offset")
         if offset is None:
             return None
-        if 200 <= answer.status_code < 300 and (note := self._clock.took(offset)):
-            self._notes.append(note)
+        if 200 <= answer.status_code < 300:
+            self._clock.took(offset)
         date = answer.headers.get("date")
         is_better = self._clock.corrects(answer.status_code, date, offset)
         return 0 if is_better and attempts <= 2 else None

@@ -195,6 +195,7 @@ class TestLooks:
             (answer_text(*SIZE_AND_ETAG, "x-amz-meta-A:  b "), True),
             (answer_text(*SIZE_AND_ETAG, "X-Amz-Meta-a: b", "Connection: Close"), False),
             (answer_text(*SIZE_AND_ETAG, "x-amz-meta-a: b", status="HTTP/1.0 200"), False),
+            (answer_text(*SIZE_AND_ETAG, "Vary: a", "Vary: b", "x-amz-meta-a: b"), True),  # MinIO
             (answer_text("Content-Length: 300", status=NO_OBJECT), True),
             (answer_text("Content-Type: application/xml", status=NO_OBJECT), True),
         ],
