@@ -7697,7 +7697,8 @@ class Guard:
         status, content, told = answer.status_code, answer._content or b"", answer.headers.get
         is_good, is_html = status in (200, 206), HTML_BODY.match(content) is not None
         if request.method == "HEAD" and not (is_good and operation == "HeadObject"):
-            is_html = "html" in told("content-type", "").lower() and told("content-length") != "0"
+            is_empty = told("content-length", "0") == "0"
+            is_html = "html" in told("content-type", "").lower() and not is_empty
         if status == 407 or (self._by_proxy and is_html and status == FORBIDDEN):
             return f"{PROXY_REFUSES}: the proxy says {status}"
         if is_html and status != TOO_LARGE:
