@@ -3647,7 +3647,7 @@ class HeadWriter:
             fill = self._formats[kind] = head_format(self._template, self._credentials, *kind)
         sums = (base64_of(sha256_hex),) if checksum else ()
         ordered = fill.order((*values, sha256_hex, self._timestamp, *sums))
-        joined = "".join(values)
+        joined = "".join((*values, sha256_hex))
         if not is_printable(joined):
             raise ValueError("a header's value is not printable ASCII")
         folded = tuple(map(fold, ordered)) if " " in joined else ordered
