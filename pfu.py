@@ -68,8 +68,6 @@ import io
 import ipaddress
 import itertools
 import json
-import logging
-import logging.handlers
 import math
 import mimetypes
 import operator
@@ -13660,88 +13658,67 @@ class MaskedStream(io.TextIOWrapper):
         return len(text)
 
 
-class LogFile(logging.handlers.RotatingFileHandler):
-    """Messages, one line each with a timestamp, in a file readable only by its owner.
+class LineFile:
+    """Lines for --log-file or --events, appended to a file readable only by its owner.
 
-    Rotates itself. Whether it is writable is checked at the start; later errors stop nothing.
+    Whether it is writable is checked at the start. A later error stops nothing: it is returned
+    once, and nothing is written from then on.
     """
 
-    def __init__(self, path: str) -> None:
-        """Raises UsageError."""
-        super().__init__(
-            absolute(path), maxBytes=LOG_BYTES, backupCount=LOG_FILES, encoding="utf-8"
-        )
-        self.problem = ""
-        self.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S%z"))
+    def __init__(self, what: str, path: str, largest: int = 0) -> None:
+        """``path``: ``-`` is standard output; ``largest``: bytes before it is rotated; 0: never.
 
-    def _open(self) -> Any:
+        Raises UsageError.
+        """
+        self._what, self._largest = what, largest
+        self._path = "standard output" if path == "-" else absolute(path)
+        self._unwritten = b""
+        self._fd: int | None = os.dup(sys.stdout.fileno()) if path == "-" else self._open()
+
+    def _open(self) -> int:
         try:
-            fd = open_own(self.baseFilename, os.O_APPEND)
+            fd = open_own(self._path, os.O_APPEND)
         except LedgerError as error:
-            raise UsageError("open log", self.baseFilename, error.cause) from error
-        return os.fdopen(fd, "a", encoding="utf-8", errors="backslashreplace")
+            raise UsageError(f"open {self._what}", self._path, error.cause) from error
+        size = os.fstat(fd).st_size
+        if size and os.pread(fd, 1, size - 1) != b"\n":  # a run was killed amid a line
+            self._unwritten = b"\n" + self._unwritten
+        return fd
 
-    def handleError(self, record: logging.LogRecord) -> None:
-        self.problem = f"cannot write log {self.baseFilename}: {sys.exc_info()[1]}"
-
-    def write(self, text: str) -> str:
-        """Write one line. Returns why that, or an earlier line, failed."""
-        if not self.problem:
-            line = printable(text)
-            self.handle(logging.LogRecord("pfu", logging.INFO, "", 0, line, None, None))
-        return self.problem
-
-
-class Events:
-    """What happens in a run, as JSON lines for programs: --events.
-
-    Whether the file is writable is checked at the start; later errors stop nothing.
-    """
-
-    def __init__(self, path: str) -> None:
-        """``path``: appended to; ``-`` is standard output. Raises UsageError."""
-        self.name = "standard output" if path == "-" else absolute(path)
-        self._progress_at = 0.0
-        self._lines = bytearray()  # not yet written
-        self._fd: int | None = None
-        if path == "-":
-            self._fd = os.dup(sys.stdout.fileno())
-            return
-        try:
-            self._fd = open_own(self.name, os.O_APPEND)
-        except LedgerError as error:
-            raise UsageError("open events", self.name, error.cause) from error
-        size = os.fstat(self._fd).st_size
-        if size and os.pread(self._fd, 1, size - 1) != b"\n":  # a run was killed amid a line
-            self._lines += b"\n"
-
-    def write(self, kind: str, told: Mapping[str, Any], *, at_once: bool = True) -> str:
-        """Write one line. Returns why that failed, once; nothing is written from then on."""
+    def write(self, line: str, *, at_once: bool = True) -> str:
+        """Write one line, or keep it until there are more. Returns why that failed, once."""
         if self._fd is None:
             return ""
-        line = json_text({"event": kind, "time": round(time.time(), 3), **told})
-        self._lines += MASK.hide(line).encode("utf-8", "backslashreplace") + b"\n"
-        if not at_once and len(self._lines) < EVENT_BYTES:
+        self._unwritten += MASK.hide(line).encode("utf-8", "backslashreplace") + b"\n"
+        if not at_once and len(self._unwritten) < KEPT_LINES:
             return ""
         try:
-            while self._lines:
-                del self._lines[: os.write(self._fd, self._lines)]
-        except OSError as error:
+            if self._largest:
+                self._fd = self._rotated(self._fd)
+            while self._unwritten:
+                self._unwritten = self._unwritten[os.write(self._fd, self._unwritten) :]
+            return ""
+        except (OSError, UsageError) as error:
             os.close(self._fd)
             self._fd = None
-            return f"cannot write events to {self.name}: {os_cause(error)}"
-        return ""
+            cause = os_cause(error) if isinstance(error, OSError) else error.cause
+            return f"cannot write {self._what} to {self._path}: {cause}"
 
-    def progress(self, told: Mapping[str, Any]) -> str:
-        """The same, once a second at most."""
-        now = time.monotonic()
-        if now - self._progress_at < EVENT_SECONDS:
-            return ""
-        self._progress_at = now
-        return self.write("progress", told)
+    def _rotated(self, fd: int) -> int:
+        """The file to write to: this one, or a new one if it is full."""
+        size = os.fstat(fd).st_size
+        if not size or size + len(self._unwritten) <= self._largest:
+            return fd
+        names = [self._path, *(f"{self._path}.{number}" for number in range(1, LOG_FILES + 1))]
+        for newer, older in zip(names[-2::-1], names[:0:-1]):
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(newer, older)
+        new = self._open()
+        os.close(fd)
+        return new
 
 
-EVENT_SECONDS, EVENT_BYTES = 1.0, 8 * KIB
+EVENT_SECONDS, KEPT_LINES = 1.0, 8 * KIB  # between two reports of progress; bytes
 
 
 def can_erase(stream: IO[str]) -> bool:
@@ -13998,8 +13975,9 @@ class Console(Observer):
     ) -> None:
         """``plans``: list the files of a dry run on standard output."""
         self.last_words: Callable[[str], None] = lambda reason: None  # when the run is aborted
-        self.log: LogFile | None = None
-        self.events: Events | None = None
+        self.log: LineFile | None = None
+        self.events: LineFile | None = None
+        self._next_progress = 0.0
         self.quiet = quiet
         self.plans = plans
         self.verbose = verbose
@@ -14023,16 +14001,18 @@ class Console(Observer):
 
     def record(self, text: str) -> None:
         """A line for the log only."""
-        log, self.log = self.log, None
-        problem = log.write(text) if log else ""
-        if problem:
-            self._print(f"pfu: {problem}")
-        else:
-            self.log = log
+        if self.log:
+            now = time.strftime("%Y-%m-%d %H:%M:%S%z")
+            self._complain(self.log.write(f"{now} {printable(text)}"))
 
     def event(self, kind: str, told: Mapping[str, Any], *, at_once: bool = True) -> None:
         """A line for --events."""
-        if self.events and (problem := self.events.write(kind, told, at_once=at_once)):
+        if self.events:
+            line = json_text({"event": kind, "time": round(time.time(), 3), **told})
+            self._complain(self.events.write(line, at_once=at_once))
+
+    def _complain(self, problem: str) -> None:
+        if problem:
             self.problem(problem)
 
     @property
@@ -14070,12 +14050,13 @@ class Console(Observer):
         self.detail(f"{bytes_text(size)} already stored as parts")
 
     def progress(self, progress: Progress) -> None:
-        if self.events:
+        now = time.monotonic()
+        if self.events and now >= self._next_progress:
+            self._next_progress = now + EVENT_SECONDS
             whole = {"files_to_upload": self._view.files, "bytes_to_upload": self._view.size}
-            if problem := self.events.progress({**progress._asdict(), **whole}):
-                self.problem(problem)
+            self.event("progress", {**progress._asdict(), **whole})
         if self._block:
-            self._view.move(progress, time.monotonic())
+            self._view.move(progress, now)
             self._block.show(self._view.lines)
 
     def waiting(self, reason: str) -> None:
@@ -15395,9 +15376,9 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
     try:
         check_own_files(options)
         if options.log_file:
-            console.log = LogFile(options.log_file)
+            console.log = LineFile("log", options.log_file, LOG_BYTES)
         if options.events:
-            console.events = Events(options.events)
+            console.events = LineFile("events", options.events)
         return run_command(options, console)
     except PfuError as error:
         code, reason = error.exit_code, str(error)
