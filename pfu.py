@@ -68,7 +68,6 @@ import io
 import ipaddress
 import itertools
 import json
-import math
 import mimetypes
 import operator
 import os
@@ -11205,26 +11204,18 @@ class Summary:
 class Progress(NamedTuple):
     """The progress of an upload, all processes together. Only resent data is counted twice."""
 
-    files: int
-    """Files acknowledged by the store."""
-    bytes: int
-    """Bytes acknowledged by the store, including those of unfinished files."""
-    settled_files: int
-    """Pending files that need not be sent: they are unchanged, or gone."""
-    settled_bytes: int
-    """Bytes of these files."""
-    failed: int
-    """Files that have failed so far; some are retried once at the end."""
-    in_flight: int
-    """Requests waiting for an answer."""
-    limit: int
-    """The current limit on requests in flight."""
-    throttled: int
-    """Requests that the store throttled."""
-    stopping: bool
-    """Whether nothing new is started any more."""
-    away: str = ""
-    """How long and why the store has been unavailable; empty if it is not."""
+    files: int  # acknowledged by the store
+    bytes: int  # the same, including those of unfinished files
+    settled_files: int  # pending files that need not be sent: they are unchanged, or gone
+    settled_bytes: int  # of these files
+    failed: int  # files so far; some are retried once at the end
+    in_flight: int  # requests waiting for an answer
+    limit: int  # the current one on requests in flight
+    throttled: int  # requests
+    stopping: bool  # whether nothing new is started any more
+    away: str  # how long and why the store has been unavailable; empty if it is not
+    files_to_upload: int  # pending at the start
+    bytes_to_upload: int  # the same, without what the store already has as parts
 
 
 def refused_text(row: RefusedRow) -> str:
@@ -12128,6 +12119,7 @@ class BatchJobModel(BatchJobRow):
         self._groups = FailureGroups(self.observer)
         self._is_told_away = 0.0
         self._failed = self._settled_files = self._settled_bytes = 0
+        self._files_to_upload = self._bytes_to_upload = 0
         self._memory = MemoryGauge()
         self._preparation: Preparation | None = None
         self._root: Root | None = None
@@ -12588,6 +12580,7 @@ class BatchJobModel(BatchJobRow):
         has_left_over = self._is_whole() and any(self._ledger.left_over_uploads(self))
         if self.is_stopping() or not (files or has_left_over):
             return
+        self._files_to_upload, self._bytes_to_upload = files, size
         self.observer.uploading(files, size)
         preparation = self._prepare()
         self._is_preparing = True
@@ -12692,6 +12685,7 @@ class BatchJobModel(BatchJobRow):
 
     def _count_resumed(self, work: WorkList) -> None:
         if work.resumed_bytes:
+            self._bytes_to_upload = max(0, self._bytes_to_upload - work.resumed_bytes)
             self.observer.resumed(work.resumed_bytes)
             work.resumed_bytes = 0
 
@@ -12770,6 +12764,8 @@ class BatchJobModel(BatchJobRow):
             throttled=int(engine.total("throttled")),
             stopping=stopping,
             away=away,
+            files_to_upload=self._files_to_upload,
+            bytes_to_upload=self._bytes_to_upload,
         )
 
     def _count_traffic(self, engine: Engine) -> None:
@@ -13594,28 +13590,24 @@ class Sandbox:
 # Progress: the live view, the summary, the JSON
 # ======================================================================================
 #
-# On a terminal, standard error has a block of up to three lines at the bottom. Between two drawings
-# the cursor rests on its first character, so that "erase below" removes it, however the terminal
-# has wrapped or cut its lines since: its height in rows is never needed. Line wrapping is off while
-# the block is drawn: the resize of a terminal is noticed only later. Other output goes where the
-# block was, with the block redrawn below it.
+# On a terminal, standard error has a block of a few lines at the bottom: short texts, one after the
+# other, wrapped to the width that the terminal has now. Between two drawings the cursor rests on
+# its first character, so that "erase below" removes it, however the terminal has wrapped or cut its
+# lines since: its height in rows is never needed. Line wrapping is off while the block is drawn:
+# the resize of a terminal is noticed only later. Other output goes where the block was, with the
+# block redrawn below it.
 #
 # A terminal that cannot erase (TERM is dumb, or not set) gets no block: problems, notes and the
 # summary are printed as to a pipe. Colours are for terminals only, and off where NO_COLOR is set
 # (https://no-color.org).
 
 DRAW_SECONDS = 0.1  # between two drawings
-RATE_SECONDS = 8.0  # window of a rate
+RATE_SECONDS = 10.0  # window of a rate: on a slow line, a part may take as long
 RATE_STEP = 0.5  # seconds between two readings of a rate; faster would be unreadable
-SMOOTH_SECONDS = 10.0  # smoothing of the time left
 SETTLE_SECONDS = 2.0  # before a time left is shown
 LONGEST_LEFT = 30 * 86_400  # seconds; nothing longer is shown
 
-WIDEST_BAR = 50  # columns
-NARROWEST_BAR = 10
-AFTER_BAR = len("  100 %   99 min 59 s left")
-
-SGR: Mapping[str, str] = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33"}
+SGR: Mapping[str, str] = {"bold": "1", "red": "31", "green": "32", "yellow": "33"}
 
 
 def bytes_text(size: float) -> str:
@@ -13745,16 +13737,25 @@ class Span(NamedTuple):
 
 
 Line = Sequence[Span]
-Layout = Callable[[int], Sequence[Line]]  # lines for this many columns
 
 
-def painted(line: Line, columns: int, colours: bool) -> str:
-    """A line as it is written, cut to its width."""
-    shown = []
-    for text, style in line:
-        shown.append(Span(text[: max(columns, 0)], style).painted(colours))
-        columns -= len(text)
-    return "".join(shown)
+def painted(line: Line, colours: bool) -> str:
+    """A line as it is written."""
+    return "".join(span.painted(colours) for span in line)
+
+
+def flowing(spans: Iterable[Span], columns: int) -> list[list[Span]]:
+    """Lines of spans, two spaces apart; one that does not fit begins the next line."""
+    lines: list[list[Span]] = []
+    room = 0
+    for text, style in spans:
+        room -= len(text) + 2
+        if room < 0:
+            room = columns - len(text)
+            lines.append([Span(text[:columns], style)])
+        else:
+            lines[-1] += [Span("  "), Span(text, style)]
+    return lines
 
 
 class LiveBlock:
@@ -13767,34 +13768,36 @@ class LiveBlock:
     def __init__(self) -> None:
         self._terminal = sys.stderr.fileno()
         self._colours = has_colours(sys.stderr)
-        self._layout: Layout | None = None
+        self._spans: Sequence[Span] = ()
         self._shown = ""
         self._size = (0, 0)
-        self._due = 0.0
+        self._next = 0.0
 
-    def show(self, layout: Layout, *, at_once: bool = False) -> None:
-        """Draw these lines, unless the last drawing was a moment ago."""
-        self._layout = layout
-        now = time.monotonic()
-        if at_once or now >= self._due:
-            self._due = now + DRAW_SECONDS
+    def show(self, *spans: Span) -> None:
+        """Draw these, unless the last drawing of the same, by its first word, was a moment ago."""
+        now, is_new = time.monotonic(), spans[:1] != self._spans[:1]
+        self._spans = spans
+        if is_new or now >= self._next:
+            self._next = now + DRAW_SECONDS
             self.draw()
 
     def draw(self) -> None:
-        """Redraw the last lines, as far as they fit, if this program is in the foreground."""
-        if self._layout is None or not self._is_in_foreground():
+        """Redraw the last ones, as far as they fit, if this program is in the foreground."""
+        if not self._spans or not self._is_in_foreground():
             return
         with contextlib.suppress(OSError):
             size = os.get_terminal_size(self._terminal)
+            if size != self._size:
+                self.hide()
+                self._size = size
             columns, rows = (size.columns or 80) - 1, size.lines or 24
-            lines = self._layout(columns)[: max(rows - 1, 1)]
+            lines = flowing(self._spans, columns)[: max(rows - 1, 1)]
+            text = "\x1b[K\n".join(painted(line, self._colours) for line in lines)
             up = f"\x1b[{len(lines) - 1}A" if len(lines) > 1 else ""
-            text = "\x1b[K\n".join(painted(line, columns, self._colours) for line in lines)
             text = f"\r{text}{self.ERASE_BELOW}{up}\r"
-            if text != self._shown or size != self._size:
-                anew = "" if size == self._size else self.ERASE
-                self._shown, self._size = text, size
-                self._write(f"{self.CUT}{anew}{text}{self.WRAP}")
+            if text != self._shown:
+                self._shown = text
+                self._write(f"{self.CUT}{text}{self.WRAP}")
 
     def hide(self) -> None:
         """Leave the terminal as if there was no block, until the next drawing."""
@@ -13804,7 +13807,7 @@ class LiveBlock:
 
     def end(self) -> None:
         """Remove it for good."""
-        self._layout = None
+        self._spans = ()
         self.hide()
 
     def _is_in_foreground(self) -> bool:
@@ -13819,147 +13822,56 @@ class LiveBlock:
             os.write(self._terminal, text.encode("ascii", "replace"))
 
 
-class Rate:
-    """The growth rate of a count."""
-
-    def __init__(self) -> None:
-        self.recent = 0.0  # per second, over the last RATE_SECONDS
-        self.smooth = 0.0  # the same, smoothed; 0 as long as nothing moves
-        self.age = 0.0  # seconds since the first reading
-        self._readings: deque[tuple[float, float]] = deque()
-        self._began = 0.0
-
-    def read(self, count: float, now: float) -> None:
-        """Take a reading, unless the last one is too recent."""
-        readings = self._readings
-        if not readings:
-            self._began = now
-            readings.append((now, count))
-        seconds = now - readings[-1][0]
-        if seconds < (RATE_STEP if self.age > 1 else DRAW_SECONDS):
-            return
-        readings.append((now, count))
-        while readings[1][0] <= now - RATE_SECONDS:
-            readings.popleft()
-        since, first = readings[0]
-        self.age = now - self._began
-        self.recent = max(count - first, 0) / max(now - since, 1.0)
-        self._smoothen(seconds)
-
-    def _smoothen(self, seconds: float) -> None:
-        if self.age < SETTLE_SECONDS or not self.smooth or not self.recent:
-            self.smooth = self.recent
-        else:
-            weight = 1 - math.exp(-seconds / SMOOTH_SECONDS)
-            self.smooth += weight * (self.recent - self.smooth)
-
-    def seconds_for(self, count: float) -> float:
-        """How long this many more will take; 0 if unknown."""
-        known = self.smooth and self.age >= SETTLE_SECONDS
-        return count / self.smooth if known else 0.0
-
-
 def rate_text(rate: float, unit: str) -> str:
     """``13,400 files/s``, ``0.4 files/s``, seven characters wide before the unit."""
     return f"{rate:>7,.1f} {unit}/s" if 0 < rate < 10 else f"{rate:>7,.0f} {unit}/s"
 
 
 class UploadView:
-    """The display of an upload in progress."""
+    """What is shown of an upload in progress, with rates over the last RATE_SECONDS.
 
-    def __init__(self, files: int, size: int) -> None:
-        """``files`` and ``size`` are pending at the start."""
-        self.files = files
-        self.size = size
-        self._files_rate = Rate()
-        self._bytes_rate = Rate()
-        self._work_rate = Rate()
-        self._progress = Progress(0, 0, 0, 0, 0, 0, 0, 0, False)
+    The time left follows the work as the limiter sees it: small files go first, so bytes alone
+    would show too little. Numbers keep their width, so that the lines stand still.
+    """
 
-    def move(self, progress: Progress, now: float) -> None:
-        """Take in the current progress."""
-        self._progress = progress
-        self._files_rate.read(progress.files + progress.settled_files, now)
-        self._bytes_rate.read(progress.bytes, now)
-        self._work_rate.read(self._work(), now)
+    def __init__(self) -> None:
+        self._readings: deque[tuple[float, tuple[int, int, int]]] = deque()
 
-    def _files(self) -> int:
-        return min(self._progress.files + self._progress.settled_files, self.files)
+    def spans(self, progress: Progress, now: float) -> Iterator[Span]:
+        """The state, counts, rates, and trouble if there is any."""
+        all_files, all_bytes = progress.files_to_upload, progress.bytes_to_upload
+        files = min(progress.files + progress.settled_files, all_files)
+        size = min(progress.bytes + progress.settled_bytes, all_bytes)
+        work, whole = size + files * REQUEST_WORK, max(all_bytes + all_files * REQUEST_WORK, 1)
+        seconds, *rates = self._rates((files, progress.bytes, work), now)
+        yield Span("stopping " if progress.stopping else "uploading", "bold")
+        yield Span(f"{100 * work // whole:>3} %")
+        yield Span(f"{files:>{len(f'{all_files:,}')},} / {count_of(all_files, 'file')}")
+        yield Span(f"{bytes_text(size):>10} / {bytes_text(all_bytes)}")
+        yield Span(rate_text(rates[0], "files"))
+        yield Span(f"{bytes_text(rates[1]):>10}/s")
+        yield Span(f"{progress.in_flight:>3,} in flight")
+        left = (whole - work) / rates[2] if rates[2] and seconds >= SETTLE_SECONDS else 0.0
+        if 0 < left < LONGEST_LEFT and not progress.stopping:
+            yield Span(f"{duration_text(left) if left >= 60 else f'{left:.0f} s'} left")
+        if progress.failed:
+            yield Span(f"{progress.failed:,} failed", "red")
+        if progress.throttled:
+            yield Span(f"{progress.throttled:,} throttled", "yellow")
+        if progress.away:
+            told = f"the store has been unavailable for {progress.away}"
+            yield Span(printable(told), "yellow")
 
-    def _bytes(self) -> int:
-        return min(self._progress.bytes + self._progress.settled_bytes, self.size)
-
-    def _work(self) -> int:
-        """Work as in the limiter. Small files go first: bytes alone would show too little."""
-        return self._bytes() + self._files() * REQUEST_WORK
-
-    def _whole(self) -> int:
-        return max(self.size + self.files * REQUEST_WORK, 1)
-
-    def seconds_left(self) -> float:
-        """The time left; 0 if there is no sensible estimate."""
-        left = self._work_rate.seconds_for(self._whole() - self._work())
-        return left if left < LONGEST_LEFT and not self._progress.stopping else 0.0
-
-    def lines(self, columns: int) -> Sequence[Line]:
-        """The block: progress, then columns of counts, rates, requests and trouble."""
-        lines = [self._headline(columns), *grid(self._cells(), columns, (2, 1, 3))]
-        away = self._progress.away
-        if away:
-            lines.append([Span(printable(f"the store has been unavailable for {away}"), "yellow")])
-        return lines
-
-    def _headline(self, columns: int) -> Line:
-        what = Span("stopping " if self._progress.stopping else "uploading", "bold")
-        share, left = self._work() / self._whole(), self.seconds_left()
-        after = f"  {int(100 * share):>3} %"
-        if left:
-            after += f"   {duration_text(left) if left >= 60 else f'{left:.0f} s'} left"
-        room = min(columns - len(what.text) - len("  []") - AFTER_BAR, WIDEST_BAR)
-        if room < NARROWEST_BAR:
-            fits = len(what.text) + len(after) <= columns
-            return [what, Span(after if fits else after[: len("  100 %")])]
-        done = int(room * share)
-        bar = Span("#" * done), Span("-" * (room - done), "dim")
-        return [what, Span("  ["), *bar, Span("]"), Span(after)]
-
-    def _cells(self) -> Sequence[Line]:
-        now = self._progress
-        width = max(len(f"{self.files:,}"), len("1023.9 MiB"))
-        speed, unit = bytes_text(self._bytes_rate.recent).split()
-        trouble = max(len(f"{now.failed:,}"), len(f"{now.throttled:,}"), 3)
-        return [
-            [
-                Span(f"{self._files():>{width},} / {count_of(self.files, 'file')}"),
-                Span(rate_text(self._files_rate.recent, "files")),
-                Span(f"{now.in_flight:>3,} in flight"),
-                Span(f"{now.failed:>{trouble},} failed", "red" if now.failed else ""),
-            ],
-            [
-                Span(f"{bytes_text(self._bytes()):>{width}} / {bytes_text(self.size)}"),
-                Span(f"{speed:>7} {unit}/s"),
-                Span(f"{now.limit:>3,} max"),
-                Span(f"{now.throttled:>{trouble},} throttled", "yellow" if now.throttled else ""),
-            ],
-        ]
-
-
-def grid(rows: Sequence[Line], columns: int, dispensable: Sequence[int]) -> list[Line]:
-    """Columns of spans that fit; the dispensable ones are dropped in that order."""
-    widths = [max(len(span.text) for span in cells) for cells in zip(*rows)]
-    kept = list(range(len(widths)))
-    for dropped in (-1, *dispensable):
-        kept = [number for number in kept if number != dropped]
-        gap = (columns - sum(widths[number] for number in kept)) // len(kept)
-        if gap >= 2:
-            break
-    else:
-        return []
-    space = Span(" " * min(gap, 3))
-    return [
-        [span for n in kept for span in (space, row[n]._replace(text=row[n].text.ljust(widths[n])))]
-        for row in rows
-    ]
+    def _rates(self, counts: tuple[int, int, int], now: float) -> list[float]:
+        """The seconds that they are taken over, and what each of the counts has grown a second."""
+        readings = self._readings
+        if not readings or now - readings[-1][0] >= RATE_STEP:
+            readings.append((now, counts))
+        while readings[0][0] < now - RATE_SECONDS and len(readings) > 1:
+            readings.popleft()
+        (since, first), (until, last) = readings[0], readings[-1]
+        seconds = until - since
+        return [seconds, *(max(b - a, 0) / max(seconds, 1.0) for a, b in zip(first, last))]
 
 
 class Console(Observer):
@@ -13982,7 +13894,7 @@ class Console(Observer):
         self.plans = plans
         self.verbose = verbose
         self._block = LiveBlock() if live and not quiet else None
-        self._view = UploadView(0, 0)
+        self._view = UploadView()
 
     def note(self, text: str) -> None:
         self.record(f"note: {text}")
@@ -14040,24 +13952,20 @@ class Console(Observer):
         self._say_now("listing", f"{count_of(objects, 'object')} in the store")
 
     def uploading(self, files: int, size: int) -> None:
-        self._view = UploadView(files, size)
         waiting = f"{count_of(files, 'file')}, {bytes_text(size)} to upload"
-        self._say_now("checking", f"the destination; {waiting}", at_once=True)
+        self._say_now("checking", f"the destination; {waiting}")
         self.detail(f"{count_of(files, 'file')} to upload, {bytes_text(size)}")
 
     def resumed(self, size: int) -> None:
-        self._view.size = max(0, self._view.size - size)
         self.detail(f"{bytes_text(size)} already stored as parts")
 
     def progress(self, progress: Progress) -> None:
         now = time.monotonic()
         if self.events and now >= self._next_progress:
             self._next_progress = now + EVENT_SECONDS
-            whole = {"files_to_upload": self._view.files, "bytes_to_upload": self._view.size}
-            self.event("progress", {**progress._asdict(), **whole})
+            self.event("progress", progress._asdict())
         if self._block:
-            self._view.move(progress, now)
-            self._block.show(self._view.lines)
+            self._block.show(*self._view.spans(progress, now))
 
     def waiting(self, reason: str) -> None:
         if reason:
@@ -14091,10 +13999,9 @@ class Console(Observer):
         if self._block:
             self._block.hide()
 
-    def _say_now(self, what: str, text: str, *, at_once: bool = False) -> None:
+    def _say_now(self, what: str, text: str) -> None:
         if self._block:
-            line = [Span(what, "bold"), Span(f"  {text}")]
-            self._block.show(lambda columns: [line], at_once=at_once)
+            self._block.show(Span(what, "bold"), Span(text))
 
     def _print(self, text: str) -> None:
         """Nobody may be able to read it; that does not stop an upload."""
