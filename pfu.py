@@ -11240,20 +11240,20 @@ class FailureGroups:
         self._counts[cause] += 1
         count, paths = self._counts[cause], self._paths.setdefault(cause, [])
         if count == 1:
-            self._observer.problem(f"failed: {printable(path)}: {printable(cause)}")
+            self._observer.problem(f"failed: {path}: {cause}")
         elif len(paths) < TOLD_PATHS:
             paths.append(path)
         if count == self._due.setdefault(cause, COUNTED_STEP):
             self._due[cause] *= COUNTED_STEP
-            self._observer.problem(f"failed: {count:,} files so far: {printable(cause)}")
+            self._observer.problem(f"failed: {count:,} files so far: {cause}")
 
     def close(self) -> None:
         """Report the final counts."""
         for cause, paths in self._paths.items():
             if paths:
                 more = self._counts[cause] - 1
-                named = ", ".join(map(printable, paths)) + ", ..." * (more > len(paths))
-                told = f"failed: {count_of(more, 'more file')}: {printable(cause)}: {named}"
+                named = ", ".join(paths) + ", ..." * (more > len(paths))
+                told = f"failed: {count_of(more, 'more file')}: {cause}: {named}"
                 self._observer.problem(told)
         self._counts.clear()
         self._paths.clear()
@@ -13582,7 +13582,7 @@ class Sandbox:
         for key in shown:
             head = client.head_object(Bucket=uploader.bucket, Key=key)
             metadata = " ".join(f"{k}={v}" for k, v in sorted(head["Metadata"].items()))
-            yield f"  {printable(key)}  {head['ContentLength']} bytes  {head['ContentType']}"
+            yield f"  {key}  {head['ContentLength']} bytes  {head['ContentType']}"
             yield f"    {metadata}"
 
 
@@ -13636,9 +13636,14 @@ def time_text(seconds: int) -> str:
         return str(seconds)
 
 
+def plural(number: int, noun: str) -> str:
+    """``file`` for 1, else ``files``."""
+    return noun if number == 1 else f"{noun}s"
+
+
 def count_of(number: int, noun: str) -> str:
     """``1 file``, ``1,234 files``."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    return f"{number:,} {plural(number, noun)}"
 
 
 class MaskedStream(io.TextIOWrapper):
@@ -13729,19 +13734,17 @@ class Span(NamedTuple):
     text: str
     style: str = ""
 
-    def painted(self, colours: bool) -> str:
-        """The text with escape sequences."""
-        if not (self.text and self.style and colours):
-            return self.text
-        return f"\x1b[{SGR[self.style]}m{self.text}\x1b[0m"
 
-
-Line = Sequence[Span]
+Line = Union[str, Sequence[Span]]
 
 
 def painted(line: Line, colours: bool) -> str:
-    """A line as it is written."""
-    return "".join(span.painted(colours) for span in line)
+    """A line as it is written: made printable here, and with escape sequences if it may."""
+    shown = []
+    for text, style in [Span(line)] if isinstance(line, str) else line:
+        text = printable(text)
+        shown.append(f"\x1b[{SGR[style]}m{text}\x1b[0m" if text and style and colours else text)
+    return "".join(shown)
 
 
 def flowing(spans: Iterable[Span], columns: int) -> list[list[Span]]:
@@ -13749,6 +13752,7 @@ def flowing(spans: Iterable[Span], columns: int) -> list[list[Span]]:
     lines: list[list[Span]] = []
     room = 0
     for text, style in spans:
+        text = printable(text)
         room -= len(text) + 2
         if room < 0:
             room = columns - len(text)
@@ -13859,8 +13863,7 @@ class UploadView:
         if progress.throttled:
             yield Span(f"{progress.throttled:,} throttled", "yellow")
         if progress.away:
-            told = f"the store has been unavailable for {progress.away}"
-            yield Span(printable(told), "yellow")
+            yield Span(f"the store has been unavailable for {progress.away}", "yellow")
 
     def _rates(self, counts: tuple[int, int, int], now: float) -> list[float]:
         """The seconds that they are taken over, and what each of the counts has grown a second."""
@@ -13895,6 +13898,7 @@ class Console(Observer):
         self.verbose = verbose
         self._block = LiveBlock() if live and not quiet else None
         self._view = UploadView()
+        self._colours = has_colours(sys.stdout)
 
     def note(self, text: str) -> None:
         self.record(f"note: {text}")
@@ -13935,7 +13939,7 @@ class Console(Observer):
     def ended(self, end: FileEnd) -> None:
         self.event("file", end._asdict(), at_once=False)
         reason = f": {end.reason}" if end.reason else ""
-        self.detail(f"{end.outcome}: {printable(end.path)}{printable(reason)}")
+        self.detail(f"{end.outcome}: {end.path}{reason}")
 
     def made_ledger(self, path: str) -> None:
         """Who looks on may see that it is the wrong place; cron's mail is not about it."""
@@ -13969,7 +13973,7 @@ class Console(Observer):
 
     def waiting(self, reason: str) -> None:
         if reason:
-            self._say_now("waiting", f"for the store (Ctrl-C to stop): {printable(reason)}")
+            self._say_now("waiting", f"for the store (Ctrl-C to stop): {reason}")
 
     def planned(self, change: Change) -> None:
         found = change.found
@@ -13981,11 +13985,11 @@ class Console(Observer):
         reason = found.problem or change.reason
         if change.keeps_hash:
             reason += "; compared first, only its metadata is updated if the contents are the same"
-        self.say(f"{printable(found.path)}  {bytes_text(found.file_size)}  {printable(reason)}")
+        self.say(f"{found.path}  {bytes_text(found.file_size)}  {reason}")
 
     def stuck(self, reason: str) -> None:
         self.finish()
-        self.problem(f"aborted: {printable(reason)}")
+        self.problem(f"aborted: {reason}")
         self.last_words(reason)
         leave(ExitCode.INCOMPLETE)
 
@@ -14011,11 +14015,20 @@ class Console(Observer):
         if self._block:
             self._block.draw()
 
-    def say(self, text: str) -> None:
-        """Requested output, on standard output. A closed pipe is not an error."""
+    def say(self, *lines: Line) -> None:
+        """Requested output, on standard output."""
+        if lines:
+            self._put("\n".join(painted(line, self._colours) for line in lines))
+
+    def say_json(self, told: Any) -> None:
+        """The same, for --json."""
+        self._put(MASK.hide(json_text(told)))
+
+    def _put(self, text: str) -> None:
+        """A closed pipe is not an error."""
         self.pause()
         try:
-            print(MASK.hide(text), flush=True)
+            print(text, flush=True)
         except BrokenPipeError:
             silence(sys.stdout)
         except OSError as error:
@@ -14047,11 +14060,6 @@ class Count(NamedTuple):
     more: str = ""
     style: str = ""
 
-    @classmethod
-    def things(cls, number: int, noun: str, rest: str = "", more: str = "") -> Count:
-        """``1 file seen``, ``2 files seen``."""
-        return cls(number, f"{noun}{'' if number == 1 else 's'} {rest}".rstrip(), more)
-
 
 def json_text(told: Any) -> str:
     """What ``--json`` prints, on one line."""
@@ -14067,14 +14075,14 @@ def with_short_texts(told: Any) -> Any:
     return list(map(with_short_texts, told)) if isinstance(told, list) else told
 
 
-def count_lines(always: Sequence[Count], others: Iterable[Count], colours: bool) -> Iterator[str]:
+def count_lines(always: Iterable[Count], others: Iterable[Count]) -> Iterator[Line]:
     """Counts, one per line; of ``others`` only those that are not 0."""
     counts = [*always, *(count for count in others if count.number)]
     width = max(len(f"{count.number:,}") for count in counts)
     room = max(len(count.of) for count in counts)
     for number, of, more, style in counts:
-        first = Span(f"{number:>{width},} {of}", style).painted(colours)
-        yield f"  {first}{' ' * (room - len(of))}   {more}".rstrip()
+        rest = f"{' ' * (room - len(of))}   {more}".rstrip()
+        yield Span("  "), Span(f"{number:>{width},} {of}", style), Span(rest)
 
 
 STATUS_STYLES: Mapping[int, str] = {ExitCode.OK: "green", ExitCode.INCOMPLETE: "yellow"}
@@ -14086,41 +14094,33 @@ NEXT: Mapping[int, str] = {
 }
 
 
-def status_line(status: str, ends: str, code: int, colours: bool) -> str:
+def status_line(result: Summary | Verdict, joint: str) -> Line:
     """The first line of a summary."""
-    return f"{Span(status, STATUS_STYLES.get(code, 'red')).painted(colours)}: {ends}"
+    style = STATUS_STYLES.get(result.exit_code, "red")
+    return Span(result.status, style), Span(f": {result.root} {joint} {result.destination}")
 
 
-def summary_text(summary: Summary, *, colours: bool = False) -> str:
+def summary_lines(summary: Summary) -> Iterator[Line]:
     """The end of a run, for the user."""
-    ends = f"{printable(summary.root)} to {printable(summary.destination)}"
-    lines = [
-        status_line(summary.status, ends, summary.exit_code, colours),
-        *count_lines(_outcome_counts(summary), _other_counts(summary), colours),
-        *(f"  {line}" for line in _cost_lines(summary)),
-    ]
-    if summary.exit_code in NEXT:
-        lines.append(f"{Span('next', 'bold').painted(colours)}: {NEXT[summary.exit_code]}")
-    return "\n".join(lines)
-
-
-def _outcome_counts(summary: Summary) -> list[Count]:
     size = bytes_text(summary.bytes_uploaded) if summary.uploaded else ""
-    return [
-        Count.things(summary.seen, "file", "seen"),
-        Count(summary.uploaded, "uploaded", size),
-    ]
-
-
-def _other_counts(summary: Summary) -> list[Count]:
-    return [
-        Count(summary.renewed, "of which metadata only"),
-        Count(summary.removed, "removed here"),
-        Count(summary.unchanged, "unchanged"),
-        Count(summary.skipped, "skipped", skipped_text(summary)),
-        Count(summary.failed, "failed", "listed above; all are in the ledger", "red"),
-        Count(summary.pending, "pending", "not started, or interrupted", "yellow"),
-    ]
+    yield status_line(summary, "to")
+    yield from count_lines(
+        [
+            Count(summary.seen, f"{plural(summary.seen, 'file')} seen"),
+            Count(summary.uploaded, "uploaded", size),
+        ],
+        [
+            Count(summary.renewed, "of which metadata only"),
+            Count(summary.removed, "removed here"),
+            Count(summary.unchanged, "unchanged"),
+            Count(summary.skipped, "skipped", skipped_text(summary)),
+            Count(summary.failed, "failed", "listed above; all are in the ledger", "red"),
+            Count(summary.pending, "pending", "not started, or interrupted", "yellow"),
+        ],
+    )
+    yield from cost_lines(summary)
+    if summary.exit_code in NEXT:
+        yield Span("next", "bold"), Span(f": {NEXT[summary.exit_code]}")
 
 
 def skipped_text(summary: Summary) -> str:
@@ -14128,84 +14128,112 @@ def skipped_text(summary: Summary) -> str:
     return ", ".join(f"{reason}: {n:,}" for reason, n in summary.skipped_by_reason.items())
 
 
-def _cost_lines(summary: Summary) -> Iterator[str]:
+def cost_lines(summary: Summary) -> Iterator[Line]:
+    """Time, memory and requests, and why they were not less."""
     seconds = max(summary.elapsed_seconds, 0.001)
     spent = [duration_text(summary.elapsed_seconds)]
     if summary.uploaded:
         spent.append(rate_text(summary.uploaded / seconds, "files").strip())
         spent.append(f"{bytes_text(summary.bytes_uploaded / seconds)}/s")
-    yield ", ".join(spent)
-    requests = [
-        text
-        for number, text in (
-            (summary.requests, count_of(summary.requests, "request")),
-            (summary.retries, f"{summary.retries:,} retried"),
-            (summary.throttled, f"{summary.throttled:,} throttled"),
-        )
-        if number
+    yield f"  {', '.join(spent)}"
+    used = [
+        f"{summary.cpu_seconds:.1f} s of CPU",
+        f"{bytes_text(summary.peak_memory_bytes)} of memory",
+        count_of(summary.requests, "request") if summary.requests else "",
+        f"{summary.retries:,} retried" if summary.retries else "",
+        f"{summary.throttled:,} throttled" if summary.throttled else "",
     ]
-    memory = f"{bytes_text(summary.peak_memory_bytes)} of memory"
-    yield ", ".join([f"{summary.cpu_seconds:.1f} s of CPU", memory, *requests])
+    yield f"  {', '.join(filter(None, used))}"
     has_one = summary.fast_lane_off != NO_FAST_LANE
     if has_one and summary.fast_lane < summary.uploaded - summary.renewed:
         why = summary.fast_lane_off or "the rest went through boto3"
-        yield f"{summary.fast_lane:,} of {summary.uploaded:,} by the fast lane: {printable(why)}"
+        yield f"  {summary.fast_lane:,} of {summary.uploaded:,} by the fast lane: {why}"
 
 
-def plan_text(summary: Summary, *, colours: bool = False) -> str:
+def plan_lines(summary: Summary) -> Iterator[Line]:
     """The end of a dry run, for the user."""
     price = summary.request_cost_usd
     cost = "" if price is None else f"about {max(price, 0.01):.2f} USD (us-east-1)"
-    ends = f"{printable(summary.root)} to {printable(summary.destination)}"
-    always = [
-        Count.things(summary.seen, "file", "seen"),
-        Count(summary.pending, "would be uploaded", bytes_text(summary.bytes_pending)),
-        Count.things(summary.requests, "request", more=cost),
-    ]
-    others = [
-        Count(summary.compared, "of which to be compared", "uploaded only if the contents differ"),
-        Count(summary.unchanged, "unchanged"),
-        Count(summary.skipped, "skipped", skipped_text(summary)),
-        Count(summary.failed, "cannot be uploaded", style="red"),
-    ]
-    head = status_line(summary.status, ends, summary.exit_code, colours)
-    return "\n".join([head, *count_lines(always, others, colours)])
+    to_compare = "uploaded only if the contents differ"
+    yield status_line(summary, "to")
+    yield from count_lines(
+        [
+            Count(summary.seen, f"{plural(summary.seen, 'file')} seen"),
+            Count(summary.pending, "would be uploaded", bytes_text(summary.bytes_pending)),
+            Count(summary.requests, plural(summary.requests, "request"), cost),
+        ],
+        [
+            Count(summary.compared, "of which to be compared", to_compare),
+            Count(summary.unchanged, "unchanged"),
+            Count(summary.skipped, "skipped", skipped_text(summary)),
+            Count(summary.failed, "cannot be uploaded", style="red"),
+        ],
+    )
 
 
-METRICS: Mapping[str, tuple[str, Callable[[Summary], float]]] = {
-    "run_duration_seconds": ("Duration of the last run.", lambda s: s.elapsed_seconds),
-    "run_exit_code": (
-        "Exit code of the last run; 0: everything is in the store.",
-        lambda s: s.exit_code,
+def verdict_lines(verdict: Verdict, *, quiet: bool) -> Iterator[Line]:
+    """The result of --verify, for the user."""
+    yield from (f"{told['reason']}: {told['path']}" for told in verdict.differences)
+    more = verdict.differing - len(verdict.differences)
+    if more > 0:
+        yield f"and {count_of(more, 'more file')} that differ"
+    yield from (f"no local file: {key}" for key in verdict.extra_keys)
+    if quiet:
+        return
+    unchecked, lost = (verdict.by_reason.get(name, 0) for name in (UNCHECKED, NOT_IN_STORE))
+    differing = verdict.differing - unchecked - lost
+    known, never = verdict.extra_known, verdict.extra - verdict.extra_known
+    extra = f"left alone; of deleted files: {known:,}, not in the ledger: {never:,}"
+    no_digest = "the store reports no digest for them"
+    yield status_line(verdict, "and")
+    yield from count_lines(
+        [
+            Count(verdict.checked, f"{plural(verdict.checked, 'file')} compared"),
+            Count(verdict.verified, "match the store"),
+        ],
+        [
+            Count(verdict.adopted, "of which new to the ledger"),
+            Count(differing, "differ", "pending: the next run uploads them", "red"),
+            Count(lost, NOT_IN_STORE, "", "red"),
+            Count(unchecked, UNCHECKED, "left as is", "red"),
+            Count(verdict.skipped, "skipped"),
+            Count(verdict.objects, f"{plural(verdict.objects, 'object')} listed"),
+            Count(verdict.extra, "without a local file", extra, "yellow"),
+            Count(verdict.bytes_read_back, "bytes read back", no_digest),
+        ],
+    )
+    yield f"  {duration_text(verdict.elapsed_seconds)}"
+
+
+METRICS: Mapping[str, tuple[str, str]] = {  # a field of Summary, or a time; what it is
+    "last_run_timestamp_seconds": ("now", "When the last run ended."),
+    "last_success_timestamp_seconds": (
+        "last_success",
+        "When a run last ended with everything in the store; 0: never.",
     ),
-    "run_files": ("Files seen by the last run.", lambda s: s.seen),
-    "run_uploaded_files": ("Files it uploaded.", lambda s: s.uploaded),
-    "run_uploaded_bytes": ("Bytes it uploaded.", lambda s: s.bytes_uploaded),
-    "run_unchanged_files": ("Files already in the store.", lambda s: s.unchanged),
-    "run_skipped_files": ("Files it skipped.", lambda s: s.skipped),
-    "run_failed_files": ("Files it failed to upload.", lambda s: s.failed),
-    "run_pending_files": ("Files left for the next run.", lambda s: s.pending),
-    "run_throttled_requests": ("Requests throttled by the store.", lambda s: s.throttled),
-    "run_cpu_seconds": ("CPU time of all processes.", lambda s: s.cpu_seconds),
-    "run_peak_memory_bytes": ("Peak memory of all processes.", lambda s: s.peak_memory_bytes),
+    "run_duration_seconds": ("elapsed_seconds", "Duration of the last run."),
+    "run_exit_code": ("exit_code", "Exit code of the last run; 0: everything is in the store."),
+    "run_files": ("seen", "Files seen by the last run."),
+    "run_uploaded_files": ("uploaded", "Files it uploaded."),
+    "run_uploaded_bytes": ("bytes_uploaded", "Bytes it uploaded."),
+    "run_unchanged_files": ("unchanged", "Files already in the store."),
+    "run_skipped_files": ("skipped", "Files it skipped."),
+    "run_failed_files": ("failed", "Files it failed to upload."),
+    "run_pending_files": ("pending", "Files left for the next run."),
+    "run_throttled_requests": ("throttled", "Requests throttled by the store."),
+    "run_cpu_seconds": ("cpu_seconds", "CPU time of all processes."),
+    "run_peak_memory_bytes": ("peak_memory_bytes", "Peak memory of all processes."),
 }
-LAST_RUN, LAST_SUCCESS = "last_run_timestamp_seconds", "last_success_timestamp_seconds"
 
 
 def metrics_text(summary: Summary, db: str, now: float, last_success: float) -> str:
     """For node_exporter's textfile collector; times in seconds since the epoch."""
-    times = {
-        LAST_RUN: ("When the last run ended.", now),
-        LAST_SUCCESS: (
-            "When a run last ended with everything in the store; 0: never.",
-            last_success,
-        ),
-    }
-    figures = {name: (says, value(summary)) for name, (says, value) in METRICS.items()}
+    figures = {**vars(summary), "now": now, "last_success": last_success}
     labels = f'root="{label_text(absolute(summary.root))}",db="{label_text(db)}"'
     return "".join(
-        f"# HELP pfu_{name} {says}\n# TYPE pfu_{name} gauge\npfu_{name}{{{labels}}} {figure:.15g}\n"
-        for name, (says, figure) in {**times, **figures}.items()
+        f"# HELP pfu_{name} {says}\n# TYPE pfu_{name} gauge\n"
+        f"pfu_{name}{{{labels}}} {figures[figure]:.15g}\n"
+        for name, (figure, says) in METRICS.items()
     )
 
 
@@ -14218,10 +14246,7 @@ def write_metrics(path: str, summary: Summary, db: str) -> None:
     """Replace the file atomically; ``db`` tells jobs apart. Raises UsageError."""
     now = time.time()
     try:
-        if summary.exit_code == ExitCode.OK:
-            last_success = now
-        else:
-            last_success = last_success_in(path)
+        last_success = now if summary.exit_code == ExitCode.OK else last_success_in(path)
         new = f"{path}.new"
         with contextlib.suppress(FileNotFoundError):
             os.unlink(new)  # left by another run, or by somebody else
@@ -14238,30 +14263,26 @@ def last_success_in(path: str) -> float:
     if not os.path.isfile(path) or os.path.islink(path):
         return 0.0
     text = read_given("read metrics", path).decode("utf-8", "replace")
-    found = re.search(rf"^pfu_{LAST_SUCCESS}\{{.*\}} ([0-9.e+]+)$", text, re.MULTILINE)
+    found = re.search(r"^pfu_last_success_timestamp_seconds\{.*\} ([0-9.e+]+)$", text, re.MULTILINE)
     return float(found[1]) if found else 0.0
 
 
-def jobs_text(jobs: Sequence[BatchJobRow]) -> Iterator[str]:
+def jobs_text(jobs: Iterable[BatchJobRow]) -> Iterator[str]:
     """The last runs, one line each, with the reason below if a run stopped early."""
     for job in jobs:
-        began = time_text(job.created_at)
-        status = JobStatus(job.status).text
-        ends = f"{printable(job.root_dir)} to {printable(job.destination)}"
+        what = ""
+        counts = (
+            f"{job.uploaded:,} uploaded ({bytes_text(job.bytes_uploaded)}), "
+            f"{job.unchanged:,} unchanged, {job.skipped:,} skipped, {job.failed:,} failed, "
+            f"{job.pending:,} pending"
+        )
         if job.mode == VERIFY_MODE:
-            yield (
-                f"{began}  verification {status}: {ends}: {job.seen:,} files, "
-                f"{job.unchanged:,} match, {job.failed:,} differ"
-            )
-        else:
-            yield (
-                f"{began}  {status}: {ends}: "
-                f"{job.uploaded:,} uploaded ({bytes_text(job.bytes_uploaded)}), "
-                f"{job.unchanged:,} unchanged, {job.skipped:,} skipped, {job.failed:,} failed, "
-                f"{job.pending:,} pending"
-            )
+            what = "verification "
+            counts = f"{job.seen:,} files, {job.unchanged:,} match, {job.failed:,} differ"
+        head = f"{time_text(job.created_at)}  {what}{JobStatus(job.status).text}"
+        yield f"{head}: {job.root_dir} to {job.destination}: {counts}"
         if job.error:
-            yield f"    {printable(job.error)}"
+            yield f"    {job.error}"
 
 
 # ======================================================================================
@@ -14919,11 +14940,9 @@ def verify(options: argparse.Namespace, console: Console) -> ExitCode:
         verdict = job.verify()
     console.finish()
     if not options.json:
-        colours = has_colours(sys.stdout)
-        for line in verdict_text(verdict, quiet=options.quiet, colours=colours):
-            console.say(line)
+        console.say(*verdict_lines(verdict, quiet=options.quiet))
     if verdict.error:
-        console.problem(f"stopped: {printable(verdict.error)}")
+        console.problem(f"stopped: {verdict.error}")
     conclude_verification(options, console, verdict)
     return ExitCode(verdict.exit_code)
 
@@ -14935,50 +14954,7 @@ def conclude_verification(options: argparse.Namespace, console: Console, verdict
     counts = ("checked", "verified", "adopted", "differing", "extra", "skipped")
     console.record(end_of(verdict, counts))
     if options.json:
-        console.say(json_text(dataclasses.asdict(verdict)))
-
-
-def verdict_text(verdict: Verdict, *, quiet: bool, colours: bool = False) -> Iterator[str]:
-    """The result of --verify, for the user."""
-    for told in verdict.differences:
-        yield f"{printable(told['reason'])}: {printable(told['path'])}"
-    more = verdict.differing - len(verdict.differences)
-    if more > 0:
-        yield f"and {count_of(more, 'more file')} that differ"
-    for key in verdict.extra_keys:
-        yield f"no local file: {printable(key)}"
-    if quiet:
-        return
-    ends = f"{printable(verdict.root)} and {printable(verdict.destination)}"
-    unchecked, lost = (verdict.by_reason.get(name, 0) for name in (UNCHECKED, NOT_IN_STORE))
-    differing = verdict.differing - unchecked - lost
-    yield status_line(verdict.status, ends, verdict.exit_code, colours)
-    yield from count_lines(
-        [
-            Count.things(verdict.checked, "file", "compared"),
-            Count(verdict.verified, "match the store"),
-        ],
-        [
-            Count(verdict.adopted, "of which new to the ledger"),
-            Count(differing, "differ", "pending: the next run uploads them", "red"),
-            Count(lost, NOT_IN_STORE, "", "red"),
-            Count(unchecked, UNCHECKED, "left as is", "red"),
-            Count(verdict.skipped, "skipped"),
-            Count.things(verdict.objects, "object", "listed"),
-            Count(verdict.extra, "without a local file", extra_text(verdict), "yellow"),
-            Count(
-                verdict.bytes_read_back, "bytes read back", "the store reports no digest for them"
-            ),
-        ],
-        colours,
-    )
-    yield f"  {duration_text(verdict.elapsed_seconds)}"
-
-
-def extra_text(verdict: Verdict) -> str:
-    """About objects without a local file."""
-    never = verdict.extra - verdict.extra_known
-    return f"left alone; of deleted files: {verdict.extra_known:,}, not in the ledger: {never:,}"
+        console.say_json(dataclasses.asdict(verdict))
 
 
 def show_status(options: argparse.Namespace, console: Console) -> ExitCode:
@@ -14987,9 +14963,9 @@ def show_status(options: argparse.Namespace, console: Console) -> ExitCode:
         raise UsageError("read ledger", options.db, "it does not exist", "specify one with --db")
     jobs = last_jobs(absolute(options.db))
     if options.json:
-        console.say(json_text([job.told() for job in jobs]))
+        console.say_json([job.told() for job in jobs])
     else:
-        console.say("\n".join(jobs_text(jobs)) or "no runs in the ledger")
+        console.say(*(jobs_text(jobs) if jobs else ["no runs in the ledger"]))
     return ExitCode.OK
 
 
@@ -15028,7 +15004,7 @@ def clean_up(options: argparse.Namespace, console: Console) -> ExitCode:
     for problem in cleanup.problems:
         console.problem(problem)
     if options.json:
-        console.say(json_text(cleanup.as_json()))
+        console.say_json(cleanup.as_json())
     return cleanup.exit_code
 
 
@@ -15058,8 +15034,7 @@ class Cleanup:
             place = {"destination": upload.destination, "key": upload.object_key}
             of_s3 = UploadHandle.read(upload.upload_id).upload_id if upload.upload_id else None
             self.uploads.append({**place, "upload_id": of_s3, "bytes": stored})
-            what = f"{upload.object_key} of {upload.destination}"
-            yield f"{printable(what)}  {bytes_text(stored)}"
+            yield f"{upload.object_key} of {upload.destination}  {bytes_text(stored)}"
         what = "would be aborted" if dry_run else "aborted"
         yield f"{count_of(len(self.uploads), 'unfinished upload')} {what}, {bytes_text(size)}"
 
@@ -15170,16 +15145,15 @@ def upload(options: argparse.Namespace, console: Console, sandbox: Sandbox | Non
         summary = job.dry_run() if options.dry_run else job.run()
     console.finish()
     if summary.error:
-        console.problem(f"stopped: {printable(summary.error)}")
+        console.problem(f"stopped: {summary.error}")
     conclude(options, console, summary)
     nothing_began = summary.exit_code == ExitCode.CANNOT_START and not summary.uploaded
     prints = not options.json and not options.quiet and options.events != "-"
     if prints and not nothing_began:
-        text = plan_text if options.dry_run else summary_text
-        console.say(text(summary, colours=has_colours(sys.stdout)))
+        console.say(*(plan_lines if options.dry_run else summary_lines)(summary))
     if sandbox and prints and not options.dry_run:
         assert isinstance(job.uploader, S3Uploader)
-        console.say("\n".join(sandbox.contents(job.uploader)))
+        console.say(*sandbox.contents(job.uploader))
     return ExitCode(summary.exit_code)
 
 
@@ -15194,7 +15168,7 @@ def conclude(options: argparse.Namespace, console: Console, summary: Summary) ->
             console.problem(str(error))
     console.event("end", dataclasses.asdict(summary))
     if options.json:
-        console.say(json_text(dataclasses.asdict(summary)))
+        console.say_json(dataclasses.asdict(summary))
 
 
 def end_of(result: Summary | Verdict, counts: Iterable[str]) -> str:
@@ -15311,7 +15285,7 @@ def give_up(
     if options.verify:
         conclude_verification(options, console, Verdict(status="could not start", **end))
     elif options.cleanup and options.json:
-        console.say(json_text(cleanup_json("could not start", [], [reason], code, reason)))
+        console.say_json(cleanup_json("could not start", [], [reason], code, reason))
     elif not options.cleanup and not options.status:
         conclude(options, console, Summary(mode=options.mode, **end))
 
