@@ -11279,6 +11279,15 @@ class FileEnd(NamedTuple):
         ends = file.file_path, file.object_key, told, file.file_size
         return cls(*ends, round(outcome.seconds, 6), file.etag, file.sha256, reason)
 
+    @classmethod
+    def planned(cls, change: Change) -> FileEnd:
+        """A file that needs work, or that fails without any."""
+        found, reason = change.found, change.found.problem or change.reason
+        if change.keeps_hash:
+            reason += "; compared first, only its metadata is updated if the contents are the same"
+        told = "failed" if found.problem else "pending"
+        return cls(found.path, found.key, told, found.file_size, 0.0, None, None, reason)
+
 
 ENDS = {
     OutcomeKind.UPLOADED: "uploaded",
@@ -11295,7 +11304,7 @@ class Observer:
     wants_files = False  # whether ended() is called
 
     def ended(self, end: FileEnd) -> None:
-        """A file that needed work has ended."""
+        """A file that needed work has ended; in a dry run: this file needs work."""
 
     def note(self, text: str) -> None:
         """Something a user may want to know."""
@@ -11303,29 +11312,21 @@ class Observer:
     def problem(self, text: str) -> None:
         """Something that went wrong."""
 
+    def detail(self, text: str) -> None:
+        """Something that few want to know."""
+
     def made_ledger(self, path: str) -> None:
         """There was no ledger yet; this one is made."""
 
-    def scanned(self, files: int) -> None:
-        """This many files have been seen; called a few times a second."""
+    def busy(self, what: str, text: str) -> None:
+        """What the run is doing, while it uploads nothing yet; called several times a second.
 
-    def listed(self, objects: int) -> None:
-        """For --verify, this many objects have been listed; called like scanned()."""
-
-    def uploading(self, files: int, size: int) -> None:
-        """The scan is done; this many files and bytes are pending. Next is the destination."""
+        ``what``: scanning, listing (--verify only), checking (the destination), or waiting (for
+        it to answer). Checking begins when the scan is done.
+        """
 
     def progress(self, progress: Progress) -> None:
         """The progress of the upload; called several times a second."""
-
-    def resumed(self, size: int) -> None:
-        """This many of the pending bytes are already stored, as parts of unfinished uploads."""
-
-    def planned(self, change: Change) -> None:
-        """In a dry run: this file needs work."""
-
-    def waiting(self, reason: str) -> None:
-        """The store has not answered yet, and why; called several times a second."""
 
     def stuck(self, reason: str) -> None:
         """The run does not end although it was stopped: it is stuck in a system call.
@@ -12194,7 +12195,8 @@ class BatchJobModel(BatchJobRow):
             summary.bytes_pending += 0 if failed else size
             if not failed:
                 summary.requests += self._requests_of(size) if size > threshold else 1
-            self.observer.planned(change)
+            if self.observer.wants_files:
+                self.observer.ended(FileEnd.planned(change))
             removable += not failed and stat.S_ISREG(int(change.found.permissions, 8))
         if removable and self.options.remove_source_files:
             told = f"up to {count_of(removable, 'file')} would be removed here"
@@ -12526,7 +12528,7 @@ class BatchJobModel(BatchJobRow):
         self.summary.unchanged += len(batch) - len(changes)
         if self._seen is not None:
             self._mark_seen(known.values())
-        self.observer.scanned(self.summary.seen)
+        self.observer.busy("scanning", f"{count_of(self.summary.seen, 'file')} seen")
         return changes
 
     def _judge(self, suspects: Iterable[tuple[Found, Known | None]]) -> list[Change]:
@@ -12559,8 +12561,7 @@ class BatchJobModel(BatchJobRow):
 
     def _tell_failed(self, found: Found) -> None:
         if self.observer.wants_files:
-            ends = found.path, found.key, "failed", found.file_size
-            self.observer.ended(FileEnd(*ends, 0.0, None, None, found.problem))
+            self.observer.ended(FileEnd.planned(Change(found, "")))
 
     def _mark_seen(self, rows: Iterable[tuple[Any, ...]]) -> None:
         seen, place = self._seen, Known._fields.index("row")
@@ -12581,11 +12582,15 @@ class BatchJobModel(BatchJobRow):
         if self.is_stopping() or not (files or has_left_over):
             return
         self._files_to_upload, self._bytes_to_upload = files, size
-        self.observer.uploading(files, size)
+        waiting = f"{count_of(files, 'file')} to upload, {bytes_text(size)}"
+        self.observer.detail(waiting)
+        self.observer.busy("checking", f"the destination; {waiting}")
         preparation = self._prepare()
         self._is_preparing = True
         while not preparation.is_done(TICK_SECONDS):
-            self.observer.waiting(preparation.trouble)
+            if preparation.trouble:
+                told = f"for the store (Ctrl-C to stop): {preparation.trouble}"
+                self.observer.busy("waiting", told)
             if self.is_stopping():
                 return
         for note in preparation.result():
@@ -12686,7 +12691,7 @@ class BatchJobModel(BatchJobRow):
     def _count_resumed(self, work: WorkList) -> None:
         if work.resumed_bytes:
             self._bytes_to_upload = max(0, self._bytes_to_upload - work.resumed_bytes)
-            self.observer.resumed(work.resumed_bytes)
+            self.observer.detail(f"{bytes_text(work.resumed_bytes)} already stored as parts")
             work.resumed_bytes = 0
 
     def _count(self, outcome: Outcome) -> None:
@@ -13160,7 +13165,8 @@ class Verification:
         while (page := self._job.wait_for(self._threads.submit(next, pages, None))) is not None:
             self._ledger.add_listed(page)
             self.verdict.objects += len(page)
-            self._job.observer.listed(self.verdict.objects)
+            listed = f"{count_of(self.verdict.objects, 'object')} in the store"
+            self._job.observer.busy("listing", listed)
 
     def _compare_all(self, scan: Scan) -> None:
         scan.keys_elsewhere = []
@@ -13170,7 +13176,7 @@ class Verification:
                 self._tree = tree_of(self._job.scanned_root(scan))
             self._compare(batch)
             self._take_others(scan.keys_elsewhere)
-            self._job.observer.scanned(self.verdict.checked)
+            self._job.observer.busy("scanning", f"{count_of(self.verdict.checked, 'file')} seen")
             if time.monotonic() - self._counted_at > REPORT_SECONDS:
                 self._job.count_checked(self.verdict)
                 self._counted_at = time.monotonic()
@@ -13886,15 +13892,15 @@ class Console(Observer):
         quiet: bool = False,
         verbose: bool = False,
         live: bool = False,
-        plans: bool = True,
+        lists: bool = False,
     ) -> None:
-        """``plans``: list the files of a dry run on standard output."""
+        """``lists``: the files of a dry run, on standard output."""
         self.last_words: Callable[[str], None] = lambda reason: None  # when the run is aborted
         self.log: LineFile | None = None
         self.events: LineFile | None = None
         self._next_progress = 0.0
         self.quiet = quiet
-        self.plans = plans
+        self.lists = lists
         self.verbose = verbose
         self._block = LiveBlock() if live and not quiet else None
         self._view = UploadView()
@@ -13934,10 +13940,13 @@ class Console(Observer):
     @property
     def wants_files(self) -> bool:  # type: ignore[override]
         """Whether there is anything to tell of each file."""
-        return self.verbose or self.events is not None
+        return self.verbose or self.lists or self.events is not None
 
     def ended(self, end: FileEnd) -> None:
         self.event("file", end._asdict(), at_once=False)
+        if self.lists:
+            self.say(f"{end.path}  {bytes_text(end.bytes)}  {end.reason}")
+            return
         reason = f": {end.reason}" if end.reason else ""
         self.detail(f"{end.outcome}: {end.path}{reason}")
 
@@ -13949,19 +13958,9 @@ class Console(Observer):
         else:
             self.record(f"note: {told}")
 
-    def scanned(self, files: int) -> None:
-        self._say_now("scanning", f"{count_of(files, 'file')} seen")
-
-    def listed(self, objects: int) -> None:
-        self._say_now("listing", f"{count_of(objects, 'object')} in the store")
-
-    def uploading(self, files: int, size: int) -> None:
-        waiting = f"{count_of(files, 'file')}, {bytes_text(size)} to upload"
-        self._say_now("checking", f"the destination; {waiting}")
-        self.detail(f"{count_of(files, 'file')} to upload, {bytes_text(size)}")
-
-    def resumed(self, size: int) -> None:
-        self.detail(f"{bytes_text(size)} already stored as parts")
+    def busy(self, what: str, text: str) -> None:
+        if self._block:
+            self._block.show(Span(what, "bold"), Span(text))
 
     def progress(self, progress: Progress) -> None:
         now = time.monotonic()
@@ -13970,22 +13969,6 @@ class Console(Observer):
             self.event("progress", progress._asdict())
         if self._block:
             self._block.show(*self._view.spans(progress, now))
-
-    def waiting(self, reason: str) -> None:
-        if reason:
-            self._say_now("waiting", f"for the store (Ctrl-C to stop): {reason}")
-
-    def planned(self, change: Change) -> None:
-        found = change.found
-        ends = found.path, found.key, "failed" if found.problem else "pending", found.file_size
-        end = FileEnd(*ends, 0.0, None, None, found.problem or change.reason)
-        self.event("file", end._asdict(), at_once=False)
-        if not self.plans:
-            return
-        reason = found.problem or change.reason
-        if change.keeps_hash:
-            reason += "; compared first, only its metadata is updated if the contents are the same"
-        self.say(f"{found.path}  {bytes_text(found.file_size)}  {reason}")
 
     def stuck(self, reason: str) -> None:
         self.finish()
@@ -14002,10 +13985,6 @@ class Console(Observer):
         """Hide it until there is something new to show."""
         if self._block:
             self._block.hide()
-
-    def _say_now(self, what: str, text: str) -> None:
-        if self._block:
-            self._block.show(Span(what, "bold"), Span(text))
 
     def _print(self, text: str) -> None:
         """Nobody may be able to read it; that does not stop an upload."""
@@ -15250,8 +15229,8 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
     options = make_parser().parse_all(sys.argv[1:] if arguments is None else arguments, os.environ)
     options.db = options.db or default_ledger(options.shard)
     live = can_erase(sys.stderr) and not options.json
-    plans = not options.quiet and not options.json and options.events != "-"
-    console = Console(quiet=options.quiet, verbose=options.verbose, live=live, plans=plans)
+    lists = options.dry_run and not (options.quiet or options.json or options.events == "-")
+    console = Console(quiet=options.quiet, verbose=options.verbose, live=live, lists=lists)
 
     console.last_words = functools.partial(give_up, options, console)
     try:

@@ -48,7 +48,7 @@ class TestTerminal:
         slow_and_busy(place)
         seen = on_terminal(place, *SLOW, columns=columns)
         assert seen.code == 1
-        assert seen.view(r"^checking\s+the destination; 80 files, 112.8 K")
+        assert seen.view(r"^checking\s+the destination; 80 files to upload, 1")
         counts = r"\d+ / 80 files\s+[\d.]+ [KMi]*B / 112\.8 KiB"
         rates = r"[\d.]+ files/s\s+[\d.]+ [KMi]*B/s\s+[1-9]\d* in flight"
         view = seen.view(rf"\nuploading +\d+ %\s+{counts}\s+{rates}\s+1 failed\s+[1-8] throttled$")
