@@ -82,7 +82,6 @@ import socket
 import sqlite3
 import stat
 import subprocess
-import tempfile
 import threading
 import time
 import unicodedata
@@ -13507,8 +13506,11 @@ def difference(found: Found, row: StoredRow | None, listed: Listed | None) -> st
 
 SANDBOX_SERVER = """
 import sys, threading
-from moto.server import DomainDispatcherApplication, create_backend_app
-from werkzeug.serving import WSGIRequestHandler, make_server
+try:
+    from moto.server import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import WSGIRequestHandler, make_server
+except ImportError:
+    sys.exit(print("moto is not installed"))
 
 class Handler(WSGIRequestHandler):
     protocol_version = "HTTP/1.1"
@@ -13529,7 +13531,7 @@ SANDBOX_ENVIRONMENT = {
     "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
     **dict.fromkeys(("NO_PROXY", "no_proxy"), "127.0.0.1"),
 }
-SANDBOX_SECONDS = 60  # for the server to start
+SANDBOX_SECONDS = 60  # for the server to end
 SANDBOX_SHOWN = 5  # objects shown individually
 
 
@@ -13541,27 +13543,21 @@ class Sandbox:
 
     def __init__(self) -> None:
         """Raises UsageError if moto is not installed."""
-        command = [sys.executable, "-c", FORGET_CWD + SANDBOX_SERVER]
-        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         self._process = subprocess.Popen(
-            command,
+            [sys.executable, "-c", FORGET_CWD + SANDBOX_SERVER],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._errors,
+            stderr=subprocess.DEVNULL,
             text=True,
             start_new_session=True,
         )
         assert self._process.stdout is not None
         port = self._process.stdout.readline().strip()
-        if not port:
-            raise UsageError("start sandbox", "", self._reason(), "pip install -r requirements.txt")
+        if not port.isdecimal():
+            self.__exit__()
+            cause = port or "its server ended immediately"
+            raise UsageError("start sandbox", "", cause, "pip install -r requirements.txt")
         self.endpoint_url = f"http://127.0.0.1:{port}"
-
-    def _reason(self) -> str:
-        self._process.communicate(timeout=SANDBOX_SECONDS)
-        self._errors.seek(0)
-        lines = self._errors.read().strip().splitlines() or ["the server exited immediately"]
-        return "moto is not installed" if "ModuleNotFoundError" in lines[-1] else lines[-1]
 
     def __enter__(self) -> Sandbox:
         for name in [name for name in os.environ if name.startswith("AWS_")]:
@@ -13572,24 +13568,21 @@ class Sandbox:
     def __exit__(self, *_: object) -> None:
         self._process.terminate()
         self._process.communicate(timeout=SANDBOX_SECONDS)
-        self._errors.close()
 
     def contents(self, uploader: S3Uploader) -> Iterator[str]:
         """Lines that show what the server holds: totals, and some keys with their metadata."""
-        client = uploader._client_of("s3")
+        client, bucket = uploader._client_of("s3"), uploader.bucket
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket)
         files = size = 0
         shown: list[str] = []
-        pages = client.get_paginator("list_objects_v2").paginate(Bucket=uploader.bucket)
         for stored in itertools.chain.from_iterable(page.get("Contents", []) for page in pages):
             files, size = files + 1, size + stored["Size"]
-            if len(shown) < SANDBOX_SHOWN:
-                shown.append(stored["Key"])
+            shown += [stored["Key"]] if files <= SANDBOX_SHOWN else []
         yield f"The sandbox holds {count_of(files, 'object')}, {bytes_text(size)}, for example:"
         for key in shown:
-            head = client.head_object(Bucket=uploader.bucket, Key=key)
-            metadata = " ".join(f"{k}={v}" for k, v in sorted(head["Metadata"].items()))
+            head = client.head_object(Bucket=bucket, Key=key)
             yield f"  {key}  {head['ContentLength']} bytes  {head['ContentType']}"
-            yield f"    {metadata}"
+            yield "    " + " ".join(f"{k}={v}" for k, v in sorted(head["Metadata"].items()))
 
 
 # ======================================================================================
@@ -14917,23 +14910,7 @@ def verify(options: argparse.Namespace, console: Console) -> ExitCode:
     job = job_of(options, console, None)
     with stopping_on_signals(job, console):
         verdict = job.verify()
-    console.finish()
-    if not options.json:
-        console.say(*verdict_lines(verdict, quiet=options.quiet))
-    if verdict.error:
-        console.problem(f"stopped: {verdict.error}")
-    conclude_verification(options, console, verdict)
-    return ExitCode(verdict.exit_code)
-
-
-def conclude_verification(options: argparse.Namespace, console: Console, verdict: Verdict) -> None:
-    """What programs read of a verification: log, JSON."""
-    for told in verdict.differences:
-        console.record(f"{told['reason']}: {told['path']}")
-    counts = ("checked", "verified", "adopted", "differing", "extra", "skipped")
-    console.record(end_of(verdict, counts))
-    if options.json:
-        console.say_json(dataclasses.asdict(verdict))
+    return conclude(options, console, verdict, verdict_lines(verdict, quiet=options.quiet))
 
 
 def show_status(options: argparse.Namespace, console: Console) -> ExitCode:
@@ -15122,38 +15099,50 @@ def upload(options: argparse.Namespace, console: Console, sandbox: Sandbox | Non
     console.event("start", {**begins, "root": job.root_dir, "dry_run": options.dry_run})
     with stopping_on_signals(job, console):
         summary = job.dry_run() if options.dry_run else job.run()
-    console.finish()
-    if summary.error:
-        console.problem(f"stopped: {summary.error}")
-    conclude(options, console, summary)
-    nothing_began = summary.exit_code == ExitCode.CANNOT_START and not summary.uploaded
-    prints = not options.json and not options.quiet and options.events != "-"
-    if prints and not nothing_began:
-        console.say(*(plan_lines if options.dry_run else summary_lines)(summary))
-    if sandbox and prints and not options.dry_run:
+    lines = plan_lines(summary) if options.dry_run else summary_lines(summary)
+    if sandbox and not options.dry_run:
         assert isinstance(job.uploader, S3Uploader)
-        console.say(*sandbox.contents(job.uploader))
-    return ExitCode(summary.exit_code)
+        lines = itertools.chain(lines, sandbox.contents(job.uploader))
+    nothing_began = summary.exit_code == ExitCode.CANNOT_START and not summary.uploaded
+    if options.quiet or options.events == "-" or nothing_began:
+        lines = iter(())
+    return conclude(options, console, summary, lines)
 
 
-def conclude(options: argparse.Namespace, console: Console, summary: Summary) -> None:
-    """Output for programs: log, metrics, JSON."""
-    counts = ("seen", "uploaded", "unchanged", "skipped", "failed", "pending", "bytes_uploaded")
-    console.record(end_of(summary, counts))
-    if options.metrics_file and not options.dry_run:
+def conclude(
+    options: argparse.Namespace, console: Console, result: Summary | Verdict, lines: Iterable[Line]
+) -> ExitCode:
+    """Tell how it ended; ``lines`` are for people."""
+    console.finish()
+    if result.error:
+        console.problem(f"stopped: {result.error}")
+    tell_programs(options, console, result)
+    if not options.json:
+        console.say(*lines)
+    return ExitCode(result.exit_code)
+
+
+LOGGED_COUNTS = (
+    *("seen", "uploaded", "unchanged", "checked", "verified", "adopted", "differing", "extra"),
+    *("skipped", "failed", "pending", "bytes_uploaded"),
+)
+
+
+def tell_programs(options: argparse.Namespace, console: Console, result: Summary | Verdict) -> None:
+    """Log, metrics, events, JSON."""
+    told = dataclasses.asdict(result)
+    for different in told.get("differences", ()):
+        console.record(f"{different['reason']}: {different['path']}")
+    counts = ", ".join(f"{told[name]:,} {name}" for name in LOGGED_COUNTS if name in told)
+    console.record(f"{result.status}: {counts}, exit code {result.exit_code:d}")
+    if isinstance(result, Summary) and options.metrics_file and not options.dry_run:
         try:
-            write_metrics(options.metrics_file, summary, absolute(options.db))
+            write_metrics(options.metrics_file, result, absolute(options.db))
         except UsageError as error:
             console.problem(str(error))
-    console.event("end", dataclasses.asdict(summary))
+    console.event("end", told)
     if options.json:
-        console.say_json(dataclasses.asdict(summary))
-
-
-def end_of(result: Summary | Verdict, counts: Iterable[str]) -> str:
-    """The last line of a run in the log."""
-    told = ", ".join(f"{getattr(result, name):,} {name}" for name in counts)
-    return f"{result.status}: {told}, exit code {result.exit_code:d}"
+        console.say_json(told)
 
 
 @contextlib.contextmanager
@@ -15259,14 +15248,14 @@ def give_up(
     code: ExitCode = ExitCode.INCOMPLETE,
 ) -> None:
     """Tell programs what a person was told: nothing was done, or it was broken off."""
-    end: dict[str, Any] = {"error": reason, "exit_code": code}
+    end: dict[str, Any] = {"status": "could not start", "error": reason, "exit_code": code}
     end.update(root=options.root or "", destination=options.destination or "")
     if options.verify:
-        conclude_verification(options, console, Verdict(status="could not start", **end))
+        tell_programs(options, console, Verdict(**end))
     elif options.cleanup and options.json:
         console.say_json(cleanup_json("could not start", [], [reason], code, reason))
     elif not options.cleanup and not options.status:
-        conclude(options, console, Summary(mode=options.mode, **end))
+        tell_programs(options, console, Summary(mode=options.mode, **end))
 
 
 def open_streams() -> None:
