@@ -11169,9 +11169,7 @@ class Summary:
     seen: int = 0
     uploaded: int = 0
     renewed: int = 0  # of these, files that only had their metadata updated
-    compared: int = (
-        0  # of a dry run's pending files, those that are sent only if their bytes differ
-    )
+    compared: int = 0  # of a dry run's pending files, those sent only if their bytes differ
     unchanged: int = 0
     removed: int = 0  # files here, because the store has them
     skipped: int = 0
@@ -11281,10 +11279,11 @@ class FileEnd(NamedTuple):
     @classmethod
     def planned(cls, change: Change) -> FileEnd:
         """A file that needs work, or that fails without any."""
-        found, reason = change.found, change.found.problem or change.reason
-        if change.keeps_hash:
+        found, told, reason = change.found, "pending", change.reason
+        if found.problem:
+            told, reason = "failed", found.problem
+        elif change.keeps_hash:
             reason += "; compared first, only its metadata is updated if the contents are the same"
-        told = "failed" if found.problem else "pending"
         return cls(found.path, found.key, told, found.file_size, 0.0, None, None, reason)
 
 
@@ -12194,8 +12193,7 @@ class BatchJobModel(BatchJobRow):
             summary.bytes_pending += 0 if failed else size
             if not failed:
                 summary.requests += self._requests_of(size) if size > threshold else 1
-            if self.observer.wants_files:
-                self.observer.ended(FileEnd.planned(change))
+            self._tell(change)
             removable += not failed and stat.S_ISREG(int(change.found.permissions, 8))
         if removable and self.options.remove_source_files:
             told = f"up to {count_of(removable, 'file')} would be removed here"
@@ -12544,7 +12542,7 @@ class BatchJobModel(BatchJobRow):
                     self._failed += 1
                     if not self._ledger.read_only:  # a dry run reports it elsewhere
                         self._groups.add(found.path, found.problem)
-                        self._tell_failed(found)
+                        self._tell(change)
                 self._moved += change.reason in MOVED_ALONE
                 if change.reason == OLDER_LEDGER:
                     self.note(OLDER_LEDGER_NOTE)
@@ -12558,9 +12556,9 @@ class BatchJobModel(BatchJobRow):
     def _spares(self) -> bool:
         return isinstance(self.uploader, S3Uploader) and self.uploader.options.no_overwrite
 
-    def _tell_failed(self, found: Found) -> None:
+    def _tell(self, change: Change) -> None:
         if self.observer.wants_files:
-            self.observer.ended(FileEnd.planned(Change(found, "")))
+            self.observer.ended(FileEnd.planned(change))
 
     def _mark_seen(self, rows: Iterable[tuple[Any, ...]]) -> None:
         seen, place = self._seen, Known._fields.index("row")
@@ -13605,6 +13603,7 @@ RATE_SECONDS = 10.0  # window of a rate: on a slow line, a part may take as long
 RATE_STEP = 0.5  # seconds between two readings of a rate; faster would be unreadable
 SETTLE_SECONDS = 2.0  # before a time left is shown
 LONGEST_LEFT = 30 * 86_400  # seconds; nothing longer is shown
+STANDARD_ERROR = 2
 
 SGR: Mapping[str, str] = {"bold": "1", "red": "31", "green": "32", "yellow": "33"}
 
@@ -13768,28 +13767,29 @@ class LiveBlock:
     ERASE = "\r \x1b[J\r\x1b[K"  # erase from this line on; tmux would keep what is erased from 0, 0
     CUT, WRAP = "\x1b[?7l", "\x1b[?7h"  # what happens to text beyond the last column
 
-    def __init__(self) -> None:
-        self._terminal = sys.stderr.fileno()
+    def __init__(self, is_wanted: bool) -> None:
+        self._is_wanted = is_wanted
         self._colours = has_colours(sys.stderr)
         self._spans: Sequence[Span] = ()
         self._shown = ""
         self._size = (0, 0)
         self._next = 0.0
 
-    def show(self, *spans: Span) -> None:
-        """Draw these, unless the last drawing of the same, by its first word, was a moment ago."""
-        now, is_new = time.monotonic(), spans[:1] != self._spans[:1]
-        self._spans = spans
-        if is_new or now >= self._next:
-            self._next = now + DRAW_SECONDS
-            self.draw()
+    def show(self, spans: Iterable[Span]) -> None:
+        """Draw these, unless the last drawing was a moment ago and began with the same."""
+        if self._is_wanted:
+            now, before = time.monotonic(), self._spans[:1]
+            self._spans = [*spans]
+            if self._spans[:1] != before or now >= self._next:
+                self._next = now + DRAW_SECONDS
+                self.draw()
 
     def draw(self) -> None:
         """Redraw the last ones, as far as they fit, if this program is in the foreground."""
         if not self._spans or not self._is_in_foreground():
             return
         with contextlib.suppress(OSError):
-            size = os.get_terminal_size(self._terminal)
+            size = os.get_terminal_size(STANDARD_ERROR)
             if size != self._size:
                 self.hide()
                 self._size = size
@@ -13809,20 +13809,20 @@ class LiveBlock:
             self._write(self.ERASE)
 
     def end(self) -> None:
-        """Remove it for good."""
+        """Remove it, until there is something else to show."""
         self._spans = ()
         self.hide()
 
     def _is_in_foreground(self) -> bool:
         try:
-            return os.tcgetpgrp(self._terminal) == os.getpgrp()
+            return os.tcgetpgrp(STANDARD_ERROR) == os.getpgrp()
         except (OSError, AttributeError):  # it controls other processes, or none (Windows)
             return True
 
     def _write(self, text: str) -> None:
         """Bypasses sys.stderr, which a signal handler may have interrupted."""
         with contextlib.suppress(OSError):
-            os.write(self._terminal, text.encode("ascii", "replace"))
+            os.write(STANDARD_ERROR, text.encode("ascii", "replace"))
 
 
 def rate_text(rate: float, unit: str) -> str:
@@ -13879,29 +13879,20 @@ class UploadView:
 class Console(Observer):
     """Messages on standard error: a live view on a terminal, problems everywhere."""
 
-    def __init__(
-        self,
-        *,
-        quiet: bool = False,
-        verbose: bool = False,
-        live: bool = False,
-        lists: bool = False,
-    ) -> None:
+    def __init__(self, *, quiet: bool, verbose: bool, live: bool, lists: bool) -> None:
         """``lists``: the files of a dry run, on standard output."""
         self.last_words: Callable[[str], None] = lambda reason: None  # when the run is aborted
         self.log: LineFile | None = None
         self.events: LineFile | None = None
-        self._next_progress = 0.0
-        self.quiet = quiet
-        self.lists = lists
-        self.verbose = verbose
-        self._block = LiveBlock() if live and not quiet else None
+        self.block = LiveBlock(live and not quiet)
+        self._quiet, self._verbose, self._lists = quiet, verbose, lists
         self._view = UploadView()
         self._colours = has_colours(sys.stdout)
+        self._next_progress = 0.0
 
     def note(self, text: str) -> None:
         self.record(f"note: {text}")
-        if not self.quiet:
+        if not self._quiet:
             self._print(f"pfu: note: {text}")
 
     def problem(self, text: str) -> None:
@@ -13910,9 +13901,8 @@ class Console(Observer):
 
     def detail(self, text: str) -> None:
         """Shown by --verbose only."""
-        if self.verbose:
-            self.record(text)
-            self._print(f"pfu: {text}")
+        if self._verbose:
+            self.problem(text)
 
     def record(self, text: str) -> None:
         """A line for the log only."""
@@ -13920,11 +13910,11 @@ class Console(Observer):
             now = time.strftime("%Y-%m-%d %H:%M:%S%z")
             self._complain(self.log.write(f"{now} {printable(text)}"))
 
-    def event(self, kind: str, told: Mapping[str, Any], *, at_once: bool = True) -> None:
+    def event(self, kind: str, told: Mapping[str, Any]) -> None:
         """A line for --events."""
         if self.events:
             line = json_text({"event": kind, "time": round(time.time(), 3), **told})
-            self._complain(self.events.write(line, at_once=at_once))
+            self._complain(self.events.write(line, at_once=kind != "file"))
 
     def _complain(self, problem: str) -> None:
         if problem:
@@ -13933,11 +13923,11 @@ class Console(Observer):
     @property
     def wants_files(self) -> bool:  # type: ignore[override]
         """Whether there is anything to tell of each file."""
-        return self.verbose or self.lists or self.events is not None
+        return self._verbose or self._lists or self.events is not None
 
     def ended(self, end: FileEnd) -> None:
-        self.event("file", end._asdict(), at_once=False)
-        if self.lists:
+        self.event("file", end._asdict())
+        if self._lists:
             self.say(f"{end.path}  {bytes_text(end.bytes)}  {end.reason}")
             return
         reason = f": {end.reason}" if end.reason else ""
@@ -13952,40 +13942,27 @@ class Console(Observer):
             self.record(f"note: {told}")
 
     def busy(self, what: str, text: str) -> None:
-        if self._block:
-            self._block.show(Span(what, "bold"), Span(text))
+        self.block.show([Span(what, "bold"), Span(text)])
 
     def progress(self, progress: Progress) -> None:
         now = time.monotonic()
         if self.events and now >= self._next_progress:
             self._next_progress = now + EVENT_SECONDS
             self.event("progress", progress._asdict())
-        if self._block:
-            self._block.show(*self._view.spans(progress, now))
+        self.block.show(self._view.spans(progress, now))
 
     def stuck(self, reason: str) -> None:
-        self.finish()
+        self.block.end()
         self.problem(f"aborted: {reason}")
         self.last_words(reason)
         leave(ExitCode.INCOMPLETE)
 
-    def finish(self) -> None:
-        """Remove the live view."""
-        if self._block:
-            self._block.end()
-
-    def pause(self) -> None:
-        """Hide it until there is something new to show."""
-        if self._block:
-            self._block.hide()
-
     def _print(self, text: str) -> None:
         """Nobody may be able to read it; that does not stop an upload."""
-        self.pause()
+        self.block.hide()
         with contextlib.suppress(OSError):
             print(printable(text), file=sys.stderr, flush=True)
-        if self._block:
-            self._block.draw()
+        self.block.draw()
 
     def say(self, *lines: Line) -> None:
         """Requested output, on standard output."""
@@ -13998,14 +13975,13 @@ class Console(Observer):
 
     def _put(self, text: str) -> None:
         """A closed pipe is not an error."""
-        self.pause()
+        self.block.hide()
         try:
             print(text, flush=True)
-        except BrokenPipeError:
-            silence(sys.stdout)
         except OSError as error:
             silence(sys.stdout)
-            self.problem(f"cannot write to standard output: {os_cause(error)}")
+            if not isinstance(error, BrokenPipeError):
+                self.problem(f"cannot write to standard output: {os_cause(error)}")
 
 
 def leave(code: int) -> None:
@@ -15113,7 +15089,7 @@ def conclude(
     options: argparse.Namespace, console: Console, result: Summary | Verdict, lines: Iterable[Line]
 ) -> ExitCode:
     """Tell how it ended; ``lines`` are for people."""
-    console.finish()
+    console.block.end()
     if result.error:
         console.problem(f"stopped: {result.error}")
     tell_programs(options, console, result)
@@ -15157,14 +15133,14 @@ def stopping_on_signals(job: BatchJobModel, console: Console) -> Iterator[None]:
         nonlocal interrupts
         interrupts += number == signal.SIGINT
         if interrupts > 1:
-            console.finish()
+            console.block.end()
             with contextlib.suppress(OSError):  # not sys.stderr, which this may have interrupted
-                os.write(2, b"pfu: stopped immediately; the next run resumes\n")
+                os.write(STANDARD_ERROR, b"pfu: stopped immediately; the next run resumes\n")
             os._exit(ExitCode.STOPPED)
         job.stop(f"{signal.Signals(number).name} received")
 
     def suspend(number: int, frame: Any) -> None:
-        console.pause()
+        console.block.hide()
         signal.signal(number, signal.SIG_DFL)
         signal.raise_signal(number)
         signal.signal(number, suspend)
@@ -15235,7 +15211,7 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
         code, reason = ExitCode.STOPPED, "interrupted"
     except Exception as error:  # noqa: BLE001  one line instead of a traceback
         code, reason = ExitCode.CANNOT_START, internal_error(error)
-    console.finish()
+    console.block.end()
     console.problem(reason)
     give_up(options, console, reason, code)
     return code
