@@ -14933,42 +14933,54 @@ def clean_up(options: argparse.Namespace, console: Console) -> ExitCode:
             console.record(line)
             if not options.json and not options.quiet:
                 console.say(line)
-    for problem in cleanup.problems:
+    for problem in cleanup.result.problems:
         console.problem(problem)
-    if options.json:
-        console.say_json(cleanup.as_json())
-    return cleanup.exit_code
+    return conclude(options, console, cleanup.result)
 
 
 DEFAULT_BUCKET = re.compile(r"s3://pfu-(?P<account>[0-9]{12})-[a-z0-9-]+(?:/|\Z)")
+
+
+@dataclass
+class CleanupResult:
+    """What --cleanup did; the fields are the keys of its --json."""
+
+    version: str = __version__
+    status: str = "could not start"
+    aborted: int = 0
+    bytes: int = 0  # that these uploads hold
+    uploads: list[dict[str, Any]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    error: str | None = None
+    exit_code: int = ExitCode.CANNOT_START
 
 
 class Cleanup:
     """Aborts all unfinished uploads that a ledger knows of, at any destination."""
 
     def __init__(self, ledger: Ledger, options: S3Options) -> None:
-        self.problems: list[str] = []
-        self._is_plan = False
-        self.uploads: list[dict[str, Any]] = []
+        self.result = CleanupResult()
         self._ledger = ledger
         self._options = options
         self._uploaders: dict[tuple[str, str], S3Uploader] = {}
 
     def run(self, *, dry_run: bool) -> Iterator[str]:
         """Yield a line for each upload, and a total."""
-        self._is_plan = dry_run
-        size = 0
+        result = self.result
         for upload in self._ledger.unfinished_uploads():
             stored = sum(part.part_size for part in self._ledger.parts(upload.id))
             if not dry_run and not self._abort(upload):
                 continue
-            size += stored
+            result.aborted, result.bytes = result.aborted + 1, result.bytes + stored
             place = {"destination": upload.destination, "key": upload.object_key}
             of_s3 = UploadHandle.read(upload.upload_id).upload_id if upload.upload_id else None
-            self.uploads.append({**place, "upload_id": of_s3, "bytes": stored})
+            result.uploads.append({**place, "upload_id": of_s3, "bytes": stored})
             yield f"{upload.object_key} of {upload.destination}  {bytes_text(stored)}"
         what = "would be aborted" if dry_run else "aborted"
-        yield f"{count_of(len(self.uploads), 'unfinished upload')} {what}, {bytes_text(size)}"
+        yield f"{count_of(result.aborted, 'unfinished upload')} {what}, {bytes_text(result.bytes)}"
+        end = JobStatus.COMPLETE_WITH_FAILURES if result.problems else JobStatus.COMPLETE
+        result.status = "dry run" if dry_run else end.text
+        result.exit_code = ExitCode.INCOMPLETE if result.problems else ExitCode.OK
 
     def _abort(self, upload: UploadModel) -> bool:
         """Whether it is gone now, or was in a sandbox, which is gone."""
@@ -14980,10 +14992,10 @@ class Cleanup:
                 left += uploader.traffic.notes
                 uploader.traffic.notes.clear()
         except PfuError as error:
-            self.problems.append(str(error))
+            self.result.problems.append(str(error))
             return False
         self._ledger.forget_upload(upload.id)
-        self.problems += left
+        self.result.problems += left
         return not left
 
     def _uploader_of(self, upload: UploadModel) -> S3Uploader:
@@ -15003,37 +15015,6 @@ class Cleanup:
             )
             raise UsageError("abort upload of", upload.object_key, cause)
         return self._uploaders[place]
-
-    @property
-    def exit_code(self) -> ExitCode:
-        """Of the program."""
-        return ExitCode.INCOMPLETE if self.problems else ExitCode.OK
-
-    def as_json(self) -> dict[str, Any]:
-        """What --json prints."""
-        end = JobStatus.COMPLETE_WITH_FAILURES if self.problems else JobStatus.COMPLETE
-        status = "dry run" if self._is_plan else end.text
-        return cleanup_json(status, self.uploads, self.problems, self.exit_code)
-
-
-def cleanup_json(
-    status: str,
-    uploads: Sequence[Mapping[str, Any]],
-    problems: Sequence[str],
-    code: int,
-    error: str | None = None,
-) -> dict[str, Any]:
-    """What --cleanup --json prints."""
-    return {
-        "version": __version__,
-        "status": status,
-        "aborted": len(uploads),
-        "bytes": sum(upload["bytes"] for upload in uploads),
-        "uploads": uploads,
-        "problems": problems,
-        "error": error,
-        "exit_code": code,
-    }
 
 
 def job_of(options: argparse.Namespace, console: Console, sandbox: Sandbox | None) -> BatchJobModel:
@@ -15086,7 +15067,7 @@ def upload(options: argparse.Namespace, console: Console, sandbox: Sandbox | Non
 
 
 def conclude(
-    options: argparse.Namespace, console: Console, result: Summary | Verdict, lines: Iterable[Line]
+    options: argparse.Namespace, console: Console, result: Result, lines: Iterable[Line] = ()
 ) -> ExitCode:
     """Tell how it ended; ``lines`` are for people."""
     console.block.end()
@@ -15098,13 +15079,14 @@ def conclude(
     return ExitCode(result.exit_code)
 
 
+Result = Union[Summary, Verdict, CleanupResult]
 LOGGED_COUNTS = (
     *("seen", "uploaded", "unchanged", "checked", "verified", "adopted", "differing", "extra"),
-    *("skipped", "failed", "pending", "bytes_uploaded"),
+    *("skipped", "failed", "pending", "bytes_uploaded", "aborted"),
 )
 
 
-def tell_programs(options: argparse.Namespace, console: Console, result: Summary | Verdict) -> None:
+def tell_programs(options: argparse.Namespace, console: Console, result: Result) -> None:
     """Log, metrics, events, JSON."""
     told = dataclasses.asdict(result)
     for different in told.get("differences", ()):
@@ -15225,13 +15207,13 @@ def give_up(
 ) -> None:
     """Tell programs what a person was told: nothing was done, or it was broken off."""
     end: dict[str, Any] = {"status": "could not start", "error": reason, "exit_code": code}
-    end.update(root=options.root or "", destination=options.destination or "")
+    ends: dict[str, Any] = {"root": options.root or "", "destination": options.destination or ""}
     if options.verify:
-        tell_programs(options, console, Verdict(**end))
-    elif options.cleanup and options.json:
-        console.say_json(cleanup_json("could not start", [], [reason], code, reason))
-    elif not options.cleanup and not options.status:
-        tell_programs(options, console, Summary(mode=options.mode, **end))
+        tell_programs(options, console, Verdict(**end, **ends))
+    elif options.cleanup:
+        tell_programs(options, console, CleanupResult(**end, problems=[reason]))
+    elif not options.status:
+        tell_programs(options, console, Summary(mode=options.mode, **end, **ends))
 
 
 def open_streams() -> None:
