@@ -14023,12 +14023,12 @@ def with_short_texts(told: Any) -> Any:
     return list(map(with_short_texts, told)) if isinstance(told, list) else told
 
 
-def count_lines(always: Iterable[Count], others: Iterable[Count]) -> Iterator[Line]:
-    """Counts, one per line; of ``others`` only those that are not 0."""
-    counts = [*always, *(count for count in others if count.number)]
-    width = max(len(f"{count.number:,}") for count in counts)
-    room = max(len(count.of) for count in counts)
-    for number, of, more, style in counts:
+def count_lines(*counts: Count) -> Iterator[Line]:
+    """Counts, one per line: the first two, and of the others those that are not 0."""
+    shown = [*counts[:2], *(count for count in counts[2:] if count.number)]
+    width = max(len(f"{count.number:,}") for count in shown)
+    room = max(len(count.of) for count in shown)
+    for number, of, more, style in shown:
         rest = f"{' ' * (room - len(of))}   {more}".rstrip()
         yield Span("  "), Span(f"{number:>{width},} {of}", style), Span(rest)
 
@@ -14053,18 +14053,14 @@ def summary_lines(summary: Summary) -> Iterator[Line]:
     size = bytes_text(summary.bytes_uploaded) if summary.uploaded else ""
     yield status_line(summary, "to")
     yield from count_lines(
-        [
-            Count(summary.seen, f"{plural(summary.seen, 'file')} seen"),
-            Count(summary.uploaded, "uploaded", size),
-        ],
-        [
-            Count(summary.renewed, "of which metadata only"),
-            Count(summary.removed, "removed here"),
-            Count(summary.unchanged, "unchanged"),
-            Count(summary.skipped, "skipped", skipped_text(summary)),
-            Count(summary.failed, "failed", "listed above; all are in the ledger", "red"),
-            Count(summary.pending, "pending", "not started, or interrupted", "yellow"),
-        ],
+        Count(summary.seen, f"{plural(summary.seen, 'file')} seen"),
+        Count(summary.uploaded, "uploaded", size),
+        Count(summary.renewed, "of which metadata only"),
+        Count(summary.removed, "removed here"),
+        Count(summary.unchanged, "unchanged"),
+        Count(summary.skipped, "skipped", skipped_text(summary)),
+        Count(summary.failed, "failed", "listed above; all are in the ledger", "red"),
+        Count(summary.pending, "pending", "not started, or interrupted", "yellow"),
     )
     yield from cost_lines(summary)
     if summary.exit_code in NEXT:
@@ -14105,17 +14101,13 @@ def plan_lines(summary: Summary) -> Iterator[Line]:
     to_compare = "uploaded only if the contents differ"
     yield status_line(summary, "to")
     yield from count_lines(
-        [
-            Count(summary.seen, f"{plural(summary.seen, 'file')} seen"),
-            Count(summary.pending, "would be uploaded", bytes_text(summary.bytes_pending)),
-            Count(summary.requests, plural(summary.requests, "request"), cost),
-        ],
-        [
-            Count(summary.compared, "of which to be compared", to_compare),
-            Count(summary.unchanged, "unchanged"),
-            Count(summary.skipped, "skipped", skipped_text(summary)),
-            Count(summary.failed, "cannot be uploaded", style="red"),
-        ],
+        Count(summary.seen, f"{plural(summary.seen, 'file')} seen"),
+        Count(summary.pending, "would be uploaded", bytes_text(summary.bytes_pending)),
+        Count(summary.requests, plural(summary.requests, "request"), cost),
+        Count(summary.compared, "of which to be compared", to_compare),
+        Count(summary.unchanged, "unchanged"),
+        Count(summary.skipped, "skipped", skipped_text(summary)),
+        Count(summary.failed, "cannot be uploaded", style="red"),
     )
 
 
@@ -14135,20 +14127,16 @@ def verdict_lines(verdict: Verdict, *, quiet: bool) -> Iterator[Line]:
     no_digest = "the store reports no digest for them"
     yield status_line(verdict, "and")
     yield from count_lines(
-        [
-            Count(verdict.checked, f"{plural(verdict.checked, 'file')} compared"),
-            Count(verdict.verified, "match the store"),
-        ],
-        [
-            Count(verdict.adopted, "of which new to the ledger"),
-            Count(differing, "differ", "pending: the next run uploads them", "red"),
-            Count(lost, NOT_IN_STORE, "", "red"),
-            Count(unchecked, UNCHECKED, "left as is", "red"),
-            Count(verdict.skipped, "skipped"),
-            Count(verdict.objects, f"{plural(verdict.objects, 'object')} listed"),
-            Count(verdict.extra, "without a local file", extra, "yellow"),
-            Count(verdict.bytes_read_back, "bytes read back", no_digest),
-        ],
+        Count(verdict.checked, f"{plural(verdict.checked, 'file')} compared"),
+        Count(verdict.verified, "match the store"),
+        Count(verdict.adopted, "of which new to the ledger"),
+        Count(differing, "differ", "pending: the next run uploads them", "red"),
+        Count(lost, NOT_IN_STORE, "", "red"),
+        Count(unchecked, UNCHECKED, "left as is", "red"),
+        Count(verdict.skipped, "skipped"),
+        Count(verdict.objects, f"{plural(verdict.objects, 'object')} listed"),
+        Count(verdict.extra, "without a local file", extra, "yellow"),
+        Count(verdict.bytes_read_back, "bytes read back", no_digest),
     )
     yield f"  {duration_text(verdict.elapsed_seconds)}"
 
