@@ -11154,18 +11154,23 @@ def usable_processors() -> int:
 
 
 @dataclass
-class Summary:
-    """What a run did; the fields are the keys of --json.
-
-    Always: seen = uploaded + unchanged + skipped + failed + pending.
-    """
+class Result:
+    """How an action ended; the fields are the keys of its --json."""
 
     version: str = __version__
+    status: str = "could not start"
+    error: str | None = None  # why it stopped early
+    exit_code: int = ExitCode.CANNOT_START
+
+
+@dataclass
+class Summary(Result):
+    """What a run did. Always: seen = uploaded + unchanged + skipped + failed + pending."""
+
     batch_id: str = ""
     mode: str = ""
     root: str = ""
     destination: str = ""
-    status: str = "could not start"
     seen: int = 0
     uploaded: int = 0
     renewed: int = 0  # of these, files that only had their metadata updated
@@ -11189,8 +11194,6 @@ class Summary:
     skipped_by_reason: dict[str, int] = field(default_factory=dict)
     failures: list[dict[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    error: str | None = None  # why the run stopped early
-    exit_code: int = ExitCode.CANNOT_START
 
     def skip(self, reason: str) -> None:
         """One more file was skipped."""
@@ -13080,13 +13083,11 @@ def _peak_resident_set() -> int:
 
 
 @dataclass
-class Verdict:
-    """The result of --verify; the fields are the keys of its --json."""
+class Verdict(Result):
+    """The result of --verify."""
 
-    version: str = __version__
     root: str = ""
     destination: str = ""
-    status: str = "verified"
     checked: int = 0  # files in the tree
     objects: int = 0  # below the prefix
     verified: int = 0  # files that are in the store in their current form
@@ -13101,8 +13102,6 @@ class Verdict:
     bytes_read_back: int = 0  # of objects for which the store reports nothing to compare
     elapsed_seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
-    error: str | None = None
-    exit_code: int = ExitCode.OK
 
 
 class Checked(NamedTuple):
@@ -13153,6 +13152,7 @@ class Verification:
                 self._tree.close()
         verdict.elapsed_seconds = round(time.monotonic() - began, 3)
         verdict.notes = self._job.summary.notes
+        verdict.status, verdict.exit_code = "verified", ExitCode.OK
         if verdict.differing:
             verdict.status, verdict.exit_code = "differs", ExitCode.INCOMPLETE
 
@@ -14930,17 +14930,13 @@ DEFAULT_BUCKET = re.compile(r"s3://pfu-(?P<account>[0-9]{12})-[a-z0-9-]+(?:/|\Z)
 
 
 @dataclass
-class CleanupResult:
-    """What --cleanup did; the fields are the keys of its --json."""
+class CleanupResult(Result):
+    """What --cleanup did."""
 
-    version: str = __version__
-    status: str = "could not start"
     aborted: int = 0
     bytes: int = 0  # that these uploads hold
     uploads: list[dict[str, Any]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
-    error: str | None = None
-    exit_code: int = ExitCode.CANNOT_START
 
 
 class Cleanup:
@@ -15067,7 +15063,6 @@ def conclude(
     return ExitCode(result.exit_code)
 
 
-Result = Union[Summary, Verdict, CleanupResult]
 LOGGED_COUNTS = (
     *("seen", "uploaded", "unchanged", "checked", "verified", "adopted", "differing", "extra"),
     *("skipped", "failed", "pending", "bytes_uploaded", "aborted"),
@@ -15194,7 +15189,7 @@ def give_up(
     code: ExitCode = ExitCode.INCOMPLETE,
 ) -> None:
     """Tell programs what a person was told: nothing was done, or it was broken off."""
-    end: dict[str, Any] = {"status": "could not start", "error": reason, "exit_code": code}
+    end: dict[str, Any] = {"error": reason, "exit_code": code}
     ends: dict[str, Any] = {"root": options.root or "", "destination": options.destination or ""}
     if options.verify:
         tell_programs(options, console, Verdict(**end, **ends))
