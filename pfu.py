@@ -69,9 +69,6 @@ import io
 import ipaddress
 import itertools
 import json
-import logging
-import logging.handlers
-import math
 import mimetypes
 import operator
 import os
@@ -87,7 +84,6 @@ import socket
 import sqlite3
 import stat
 import subprocess
-import tempfile
 import threading
 import time
 import unicodedata
@@ -10343,24 +10339,27 @@ def usable_processors() -> int:
 
 
 @dataclass
-class Summary:
-    """What a run did; the fields are the keys of --json.
-
-    Always: seen = uploaded + unchanged + skipped + failed + pending.
-    """
+class Result:
+    """How an action ended; the fields are the keys of its --json."""
 
     version: str = __version__
+    status: str = "could not start"
+    error: str | None = None  # why it stopped early
+    exit_code: int = ExitCode.CANNOT_START
+
+
+@dataclass
+class Summary(Result):
+    """What a run did. Always: seen = uploaded + unchanged + skipped + failed + pending."""
+
     batch_id: str = ""
     mode: str = ""
     root: str = ""
     destination: str = ""
-    status: str = "could not start"
     seen: int = 0
     uploaded: int = 0
     renewed: int = 0  # of these, files that only had their metadata updated
-    compared: int = (
-        0  # of a dry run's pending files, those that are sent only if their bytes differ
-    )
+    compared: int = 0  # of a dry run's pending files, those sent only if their bytes differ
     unchanged: int = 0
     removed: int = 0  # files here, because the store has them
     skipped: int = 0
@@ -10380,8 +10379,6 @@ class Summary:
     skipped_by_reason: dict[str, int] = field(default_factory=dict)
     failures: list[dict[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    error: str | None = None  # why the run stopped early
-    exit_code: int = ExitCode.CANNOT_START
 
     def skip(self, reason: str) -> None:
         """One more file was skipped."""
@@ -10392,26 +10389,18 @@ class Summary:
 class Progress(NamedTuple):
     """The progress of an upload, all processes together. Only resent data is counted twice."""
 
-    files: int
-    """Files acknowledged by the store."""
-    bytes: int
-    """Bytes acknowledged by the store, including those of unfinished files."""
-    settled_files: int
-    """Pending files that need not be sent: they are unchanged, or gone."""
-    settled_bytes: int
-    """Bytes of these files."""
-    failed: int
-    """Files that have failed so far; some are retried once at the end."""
-    in_flight: int
-    """Requests waiting for an answer."""
-    limit: int
-    """The current limit on requests in flight."""
-    throttled: int
-    """Requests that the store throttled."""
-    stopping: bool
-    """Whether nothing new is started any more."""
-    away: str = ""
-    """How long and why the store has been unavailable; empty if it is not."""
+    files: int  # acknowledged by the store
+    bytes: int  # the same, including those of unfinished files
+    settled_files: int  # pending files that need not be sent: they are unchanged, or gone
+    settled_bytes: int  # of these files
+    failed: int  # files so far; some are retried once at the end
+    in_flight: int  # requests waiting for an answer
+    limit: int  # the current one on requests in flight
+    throttled: int  # requests
+    stopping: bool  # whether nothing new is started any more
+    away: str  # how long and why the store has been unavailable; empty if it is not
+    files_to_upload: int  # pending at the start
+    bytes_to_upload: int  # the same, without what the store already has as parts
 
 
 def refused_text(row: RefusedRow) -> str:
@@ -10436,20 +10425,20 @@ class FailureGroups:
         self._counts[cause] += 1
         count, paths = self._counts[cause], self._paths.setdefault(cause, [])
         if count == 1:
-            self._observer.problem(f"failed: {printable(path)}: {printable(cause)}")
+            self._observer.problem(f"failed: {path}: {cause}")
         elif len(paths) < TOLD_PATHS:
             paths.append(path)
         if count == self._due.setdefault(cause, COUNTED_STEP):
             self._due[cause] *= COUNTED_STEP
-            self._observer.problem(f"failed: {count:,} files so far: {printable(cause)}")
+            self._observer.problem(f"failed: {count:,} files so far: {cause}")
 
     def close(self) -> None:
         """Report the final counts."""
         for cause, paths in self._paths.items():
             if paths:
                 more = self._counts[cause] - 1
-                named = ", ".join(map(printable, paths)) + ", ..." * (more > len(paths))
-                told = f"failed: {count_of(more, 'more file')}: {printable(cause)}: {named}"
+                named = ", ".join(paths) + ", ..." * (more > len(paths))
+                told = f"failed: {count_of(more, 'more file')}: {cause}: {named}"
                 self._observer.problem(told)
         self._counts.clear()
         self._paths.clear()
@@ -10475,6 +10464,16 @@ class FileEnd(NamedTuple):
         ends = file.file_path, file.object_key, told, file.file_size
         return cls(*ends, round(outcome.seconds, 6), file.etag, file.sha256, reason)
 
+    @classmethod
+    def planned(cls, change: Change) -> FileEnd:
+        """A file that needs work, or that fails without any."""
+        found, told, reason = change.found, "pending", change.reason
+        if found.problem:
+            told, reason = "failed", found.problem
+        elif change.keeps_hash:
+            reason += "; compared first, only its metadata is updated if the contents are the same"
+        return cls(found.path, found.key, told, found.file_size, 0.0, None, None, reason)
+
 
 ENDS = {
     OutcomeKind.UPLOADED: "uploaded",
@@ -10491,7 +10490,7 @@ class Observer:
     wants_files = False  # whether ended() is called
 
     def ended(self, end: FileEnd) -> None:
-        """A file that needed work has ended."""
+        """A file that needed work has ended; in a dry run: this file needs work."""
 
     def note(self, text: str) -> None:
         """Something a user may want to know."""
@@ -10499,29 +10498,21 @@ class Observer:
     def problem(self, text: str) -> None:
         """Something that went wrong."""
 
+    def detail(self, text: str) -> None:
+        """Something that few want to know."""
+
     def made_ledger(self, path: str) -> None:
         """There was no ledger yet; this one is made."""
 
-    def scanned(self, files: int) -> None:
-        """This many files have been seen; called a few times a second."""
+    def busy(self, what: str, text: str) -> None:
+        """What the run is doing, while it uploads nothing yet; called several times a second.
 
-    def listed(self, objects: int) -> None:
-        """For --verify, this many objects have been listed; called like scanned()."""
-
-    def uploading(self, files: int, size: int) -> None:
-        """The scan is done; this many files and bytes are pending. Next is the destination."""
+        ``what``: scanning, listing (--verify only), checking (the destination), or waiting (for
+        it to answer). Checking begins when the scan is done.
+        """
 
     def progress(self, progress: Progress) -> None:
         """The progress of the upload; called several times a second."""
-
-    def resumed(self, size: int) -> None:
-        """This many of the pending bytes are already stored, as parts of unfinished uploads."""
-
-    def planned(self, change: Change) -> None:
-        """In a dry run: this file needs work."""
-
-    def waiting(self, reason: str) -> None:
-        """The store has not answered yet, and why; called several times a second."""
 
     def stuck(self, reason: str) -> None:
         """The run does not end although it was stopped: it is stuck in a system call.
@@ -11312,6 +11303,7 @@ class BatchJobModel(BatchJobRow):
         self._groups = FailureGroups(self.observer)
         self._is_told_away = 0.0
         self._failed = self._settled_files = self._settled_bytes = 0
+        self._files_to_upload = self._bytes_to_upload = 0
         self._memory = MemoryGauge()
         self._preparation: Preparation | None = None
         self._root: Root | None = None
@@ -11387,7 +11379,7 @@ class BatchJobModel(BatchJobRow):
             summary.bytes_pending += 0 if failed else size
             if not failed:
                 summary.requests += self._requests_of(size) if size > threshold else 1
-            self.observer.planned(change)
+            self._tell(change)
             removable += not failed and stat.S_ISREG(int(change.found.permissions, 8))
         if removable and self.options.remove_source_files:
             told = f"up to {count_of(removable, 'file')} would be removed here"
@@ -11719,7 +11711,7 @@ class BatchJobModel(BatchJobRow):
         self.summary.unchanged += len(batch) - len(changes)
         if self._seen is not None:
             self._mark_seen(known.values())
-        self.observer.scanned(self.summary.seen)
+        self.observer.busy("scanning", f"{count_of(self.summary.seen, 'file')} seen")
         return changes
 
     def _judge(self, suspects: Iterable[tuple[Found, FileModel | None]]) -> list[Change]:
@@ -11736,7 +11728,7 @@ class BatchJobModel(BatchJobRow):
                     self._failed += 1
                     if not self._ledger.read_only:  # a dry run reports it elsewhere
                         self._groups.add(found.path, found.problem)
-                        self._tell_failed(found)
+                        self._tell(change)
                 self._moved += change.reason in MOVED_ALONE
                 if change.reason == OLDER_LEDGER:
                     self.note(OLDER_LEDGER_NOTE)
@@ -11750,10 +11742,9 @@ class BatchJobModel(BatchJobRow):
     def _spares(self) -> bool:
         return isinstance(self.uploader, S3Uploader) and self.uploader.options.no_overwrite
 
-    def _tell_failed(self, found: Found) -> None:
+    def _tell(self, change: Change) -> None:
         if self.observer.wants_files:
-            ends = found.path, found.key, "failed", found.file_size
-            self.observer.ended(FileEnd(*ends, 0.0, None, None, found.problem))
+            self.observer.ended(FileEnd.planned(change))
 
     def _mark_seen(self, rows: Iterable[tuple[Any, ...]]) -> None:
         seen = self._seen
@@ -11773,11 +11764,16 @@ class BatchJobModel(BatchJobRow):
         has_left_over = self._is_whole() and any(self._ledger.left_over_uploads(self))
         if self.is_stopping() or not (files or has_left_over):
             return
-        self.observer.uploading(files, size)
+        self._files_to_upload, self._bytes_to_upload = files, size
+        waiting = f"{count_of(files, 'file')} to upload, {bytes_text(size)}"
+        self.observer.detail(waiting)
+        self.observer.busy("checking", f"the destination; {waiting}")
         preparation = self._prepare()
         self._is_preparing = True
         while not preparation.is_done(TICK_SECONDS):
-            self.observer.waiting(preparation.trouble)
+            if preparation.trouble:
+                told = f"for the store (Ctrl-C to stop): {preparation.trouble}"
+                self.observer.busy("waiting", told)
             if self.is_stopping():
                 return
         for note in preparation.result():
@@ -11877,7 +11873,8 @@ class BatchJobModel(BatchJobRow):
 
     def _count_resumed(self, work: WorkList) -> None:
         if work.resumed_bytes:
-            self.observer.resumed(work.resumed_bytes)
+            self._bytes_to_upload = max(0, self._bytes_to_upload - work.resumed_bytes)
+            self.observer.detail(f"{bytes_text(work.resumed_bytes)} already stored as parts")
             work.resumed_bytes = 0
 
     def _count(self, outcome: Outcome) -> None:
@@ -11955,6 +11952,8 @@ class BatchJobModel(BatchJobRow):
             throttled=int(engine.total("throttled")),
             stopping=stopping,
             away=away,
+            files_to_upload=self._files_to_upload,
+            bytes_to_upload=self._bytes_to_upload,
         )
 
     def _count_traffic(self, engine: Engine) -> None:
@@ -12264,13 +12263,11 @@ def _peak_resident_set() -> int:
 
 
 @dataclass
-class Verdict:
-    """The result of --verify; the fields are the keys of its --json."""
+class Verdict(Result):
+    """The result of --verify."""
 
-    version: str = __version__
     root: str = ""
     destination: str = ""
-    status: str = "verified"
     checked: int = 0  # files in the tree
     objects: int = 0  # below the prefix
     verified: int = 0  # files that are in the store in their current form
@@ -12285,8 +12282,6 @@ class Verdict:
     bytes_read_back: int = 0  # of objects for which the store reports nothing to compare
     elapsed_seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
-    error: str | None = None
-    exit_code: int = ExitCode.OK
 
 
 class Checked(NamedTuple):
@@ -12337,6 +12332,7 @@ class Verification:
                 self._tree.close()
         verdict.elapsed_seconds = round(time.monotonic() - began, 3)
         verdict.notes = self._job.summary.notes
+        verdict.status, verdict.exit_code = "verified", ExitCode.OK
         if verdict.differing:
             verdict.status, verdict.exit_code = "differs", ExitCode.INCOMPLETE
 
@@ -12346,7 +12342,8 @@ class Verification:
         while (page := self._job.wait_for(self._threads.submit(next, pages, None))) is not None:
             self._ledger.add_listed(page)
             self.verdict.objects += len(page)
-            self._job.observer.listed(self.verdict.objects)
+            listed = f"{count_of(self.verdict.objects, 'object')} in the store"
+            self._job.observer.busy("listing", listed)
 
     def _compare_all(self, scan: Scan) -> None:
         scan.keys_elsewhere = []
@@ -12356,7 +12353,7 @@ class Verification:
                 self._tree = Tree(self._job.scanned_root(scan))
             self._compare(batch)
             self._take_others(scan.keys_elsewhere)
-            self._job.observer.scanned(self.verdict.checked)
+            self._job.observer.busy("scanning", f"{count_of(self.verdict.checked, 'file')} seen")
             if time.monotonic() - self._counted_at > REPORT_SECONDS:
                 self._job.count_checked(self.verdict)
                 self._counted_at = time.monotonic()
@@ -12680,8 +12677,11 @@ def difference(found: Found, row: FileModel | None, listed: Listed | None) -> st
 
 SANDBOX_SERVER = """
 import sys, threading
-from moto.server import DomainDispatcherApplication, create_backend_app
-from werkzeug.serving import WSGIRequestHandler, make_server
+try:
+    from moto.server import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import WSGIRequestHandler, make_server
+except ImportError:
+    sys.exit(print("moto is not installed"))
 
 class Handler(WSGIRequestHandler):
     protocol_version = "HTTP/1.1"
@@ -12702,7 +12702,7 @@ SANDBOX_ENVIRONMENT = {
     "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
     **dict.fromkeys(("NO_PROXY", "no_proxy"), "127.0.0.1"),
 }
-SANDBOX_SECONDS = 60  # for the server to start
+SANDBOX_SECONDS = 60  # for the server to end
 SANDBOX_SHOWN = 5  # objects shown individually
 
 
@@ -12714,27 +12714,21 @@ class Sandbox:
 
     def __init__(self) -> None:
         """Raises UsageError if moto is not installed."""
-        command = [sys.executable, "-c", FORGET_CWD + SANDBOX_SERVER]
-        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         self._process = subprocess.Popen(
-            command,
+            [sys.executable, "-c", FORGET_CWD + SANDBOX_SERVER],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._errors,
+            stderr=subprocess.DEVNULL,
             text=True,
             start_new_session=True,
         )
         assert self._process.stdout is not None
         port = self._process.stdout.readline().strip()
-        if not port:
-            raise UsageError("start sandbox", "", self._reason(), "pip install -r requirements.txt")
+        if not port.isdecimal():
+            self.__exit__()
+            cause = port or "its server ended immediately"
+            raise UsageError("start sandbox", "", cause, "pip install -r requirements.txt")
         self.endpoint_url = f"http://127.0.0.1:{port}"
-
-    def _reason(self) -> str:
-        self._process.communicate(timeout=SANDBOX_SECONDS)
-        self._errors.seek(0)
-        lines = self._errors.read().strip().splitlines() or ["the server exited immediately"]
-        return "moto is not installed" if "ModuleNotFoundError" in lines[-1] else lines[-1]
 
     def __enter__(self) -> Sandbox:
         for name in [name for name in os.environ if name.startswith("AWS_")]:
@@ -12745,52 +12739,46 @@ class Sandbox:
     def __exit__(self, *_: object) -> None:
         self._process.terminate()
         self._process.communicate(timeout=SANDBOX_SECONDS)
-        self._errors.close()
 
     def contents(self, uploader: S3Uploader) -> Iterator[str]:
         """Lines that show what the server holds: totals, and some keys with their metadata."""
-        client = uploader._client_of("s3")
+        client, bucket = uploader._client_of("s3"), uploader.bucket
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket)
         files = size = 0
         shown: list[str] = []
-        pages = client.get_paginator("list_objects_v2").paginate(Bucket=uploader.bucket)
         for stored in itertools.chain.from_iterable(page.get("Contents", []) for page in pages):
             files, size = files + 1, size + stored["Size"]
-            if len(shown) < SANDBOX_SHOWN:
-                shown.append(stored["Key"])
+            shown += [stored["Key"]] if files <= SANDBOX_SHOWN else []
         yield f"The sandbox holds {count_of(files, 'object')}, {bytes_text(size)}, for example:"
         for key in shown:
-            head = client.head_object(Bucket=uploader.bucket, Key=key)
-            metadata = " ".join(f"{k}={v}" for k, v in sorted(head["Metadata"].items()))
-            yield f"  {printable(key)}  {head['ContentLength']} bytes  {head['ContentType']}"
-            yield f"    {metadata}"
+            head = client.head_object(Bucket=bucket, Key=key)
+            yield f"  {key}  {head['ContentLength']} bytes  {head['ContentType']}"
+            yield "    " + " ".join(f"{k}={v}" for k, v in sorted(head["Metadata"].items()))
 
 
 # ======================================================================================
 # Progress: the live view, the summary, the JSON
 # ======================================================================================
 #
-# On a terminal, standard error has a block of up to three lines at the bottom. Between two drawings
-# the cursor rests on its first character, so that "erase below" removes it, however the terminal
-# has wrapped or cut its lines since: its height in rows is never needed. Line wrapping is off while
-# the block is drawn: the resize of a terminal is noticed only later. Other output goes where the
-# block was, with the block redrawn below it.
+# On a terminal, standard error has a block of a few lines at the bottom: short texts, one after the
+# other, wrapped to the width that the terminal has now. Between two drawings the cursor rests on
+# its first character, so that "erase below" removes it, however the terminal has wrapped or cut its
+# lines since: its height in rows is never needed. Line wrapping is off while the block is drawn:
+# the resize of a terminal is noticed only later. Other output goes where the block was, with the
+# block redrawn below it.
 #
 # A terminal that cannot erase (TERM is dumb, or not set) gets no block: problems, notes and the
 # summary are printed as to a pipe. Colours are for terminals only, and off where NO_COLOR is set
 # (https://no-color.org).
 
 DRAW_SECONDS = 0.1  # between two drawings
-RATE_SECONDS = 8.0  # window of a rate
+RATE_SECONDS = 10.0  # window of a rate: on a slow line, a part may take as long
 RATE_STEP = 0.5  # seconds between two readings of a rate; faster would be unreadable
-SMOOTH_SECONDS = 10.0  # smoothing of the time left
 SETTLE_SECONDS = 2.0  # before a time left is shown
 LONGEST_LEFT = 30 * 86_400  # seconds; nothing longer is shown
+STANDARD_ERROR = 2
 
-WIDEST_BAR = 50  # columns
-NARROWEST_BAR = 10
-AFTER_BAR = len("  100 %   99 min 59 s left")
-
-SGR: Mapping[str, str] = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33"}
+SGR: Mapping[str, str] = {"bold": "1", "red": "31", "green": "32", "yellow": "33"}
 
 
 def bytes_text(size: float) -> str:
@@ -12819,9 +12807,14 @@ def time_text(seconds: int) -> str:
         return str(seconds)
 
 
+def plural(number: int, noun: str) -> str:
+    """``file`` for 1, else ``files``."""
+    return noun if number == 1 else f"{noun}s"
+
+
 def count_of(number: int, noun: str) -> str:
     """``1 file``, ``1,234 files``."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    return f"{number:,} {plural(number, noun)}"
 
 
 class MaskedStream(io.TextIOWrapper):
@@ -12833,88 +12826,67 @@ class MaskedStream(io.TextIOWrapper):
         return len(text)
 
 
-class LogFile(logging.handlers.RotatingFileHandler):
-    """Messages, one line each with a timestamp, in a file readable only by its owner.
+class LineFile:
+    """Lines for --log-file or --events, appended to a file readable only by its owner.
 
-    Rotates itself. Whether it is writable is checked at the start; later errors stop nothing.
+    Whether it is writable is checked at the start. A later error stops nothing: it is returned
+    once, and nothing is written from then on.
     """
 
-    def __init__(self, path: str) -> None:
-        """Raises UsageError."""
-        super().__init__(
-            absolute(path), maxBytes=LOG_BYTES, backupCount=LOG_FILES, encoding="utf-8"
-        )
-        self.problem = ""
-        self.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S%z"))
+    def __init__(self, what: str, path: str, largest: int = 0) -> None:
+        """``path``: ``-`` is standard output; ``largest``: bytes before it is rotated; 0: never.
 
-    def _open(self) -> Any:
+        Raises UsageError.
+        """
+        self._what, self._largest = what, largest
+        self._path = "standard output" if path == "-" else absolute(path)
+        self._unwritten = b""
+        self._fd: int | None = os.dup(sys.stdout.fileno()) if path == "-" else self._open()
+
+    def _open(self) -> int:
         try:
-            fd = open_own(self.baseFilename, os.O_APPEND)
+            fd = open_own(self._path, os.O_APPEND)
         except LedgerError as error:
-            raise UsageError("open log", self.baseFilename, error.cause) from error
-        return os.fdopen(fd, "a", encoding="utf-8", errors="backslashreplace")
+            raise UsageError(f"open {self._what}", self._path, error.cause) from error
+        size = os.fstat(fd).st_size
+        if size and os.pread(fd, 1, size - 1) != b"\n":  # a run was killed amid a line
+            self._unwritten = b"\n" + self._unwritten
+        return fd
 
-    def handleError(self, record: logging.LogRecord) -> None:
-        self.problem = f"cannot write log {self.baseFilename}: {sys.exc_info()[1]}"
-
-    def write(self, text: str) -> str:
-        """Write one line. Returns why that, or an earlier line, failed."""
-        if not self.problem:
-            line = printable(text)
-            self.handle(logging.LogRecord("pfu", logging.INFO, "", 0, line, None, None))
-        return self.problem
-
-
-class Events:
-    """What happens in a run, as JSON lines for programs: --events.
-
-    Whether the file is writable is checked at the start; later errors stop nothing.
-    """
-
-    def __init__(self, path: str) -> None:
-        """``path``: appended to; ``-`` is standard output. Raises UsageError."""
-        self.name = "standard output" if path == "-" else absolute(path)
-        self._progress_at = 0.0
-        self._lines = bytearray()  # not yet written
-        self._fd: int | None = None
-        if path == "-":
-            self._fd = os.dup(sys.stdout.fileno())
-            return
-        try:
-            self._fd = open_own(self.name, os.O_APPEND)
-        except LedgerError as error:
-            raise UsageError("open events", self.name, error.cause) from error
-        size = os.fstat(self._fd).st_size
-        if size and os.pread(self._fd, 1, size - 1) != b"\n":  # a run was killed amid a line
-            self._lines += b"\n"
-
-    def write(self, kind: str, told: Mapping[str, Any], *, at_once: bool = True) -> str:
-        """Write one line. Returns why that failed, once; nothing is written from then on."""
+    def write(self, line: str, *, at_once: bool = True) -> str:
+        """Write one line, or keep it until there are more. Returns why that failed, once."""
         if self._fd is None:
             return ""
-        line = json_text({"event": kind, "time": round(time.time(), 3), **told})
-        self._lines += MASK.hide(line).encode("utf-8", "backslashreplace") + b"\n"
-        if not at_once and len(self._lines) < EVENT_BYTES:
+        self._unwritten += MASK.hide(line).encode("utf-8", "backslashreplace") + b"\n"
+        if not at_once and len(self._unwritten) < KEPT_LINES:
             return ""
         try:
-            while self._lines:
-                del self._lines[: os.write(self._fd, self._lines)]
-        except OSError as error:
+            if self._largest:
+                self._fd = self._rotated(self._fd)
+            while self._unwritten:
+                self._unwritten = self._unwritten[os.write(self._fd, self._unwritten) :]
+            return ""
+        except (OSError, UsageError) as error:
             os.close(self._fd)
             self._fd = None
-            return f"cannot write events to {self.name}: {os_cause(error)}"
-        return ""
+            cause = os_cause(error) if isinstance(error, OSError) else error.cause
+            return f"cannot write {self._what} to {self._path}: {cause}"
 
-    def progress(self, told: Mapping[str, Any]) -> str:
-        """The same, once a second at most."""
-        now = time.monotonic()
-        if now - self._progress_at < EVENT_SECONDS:
-            return ""
-        self._progress_at = now
-        return self.write("progress", told)
+    def _rotated(self, fd: int) -> int:
+        """The file to write to: this one, or a new one if it is full."""
+        size = os.fstat(fd).st_size
+        if not size or size + len(self._unwritten) <= self._largest:
+            return fd
+        names = [self._path, *(f"{self._path}.{number}" for number in range(1, LOG_FILES + 1))]
+        for newer, older in zip(names[-2::-1], names[:0:-1]):
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(newer, older)
+        new = self._open()
+        os.close(fd)
+        return new
 
 
-EVENT_SECONDS, EVENT_BYTES = 1.0, 8 * KIB
+EVENT_SECONDS, KEPT_LINES = 1.0, 8 * KIB  # between two reports of progress; bytes
 
 
 def can_erase(stream: IO[str]) -> bool:
@@ -12933,24 +12905,32 @@ class Span(NamedTuple):
     text: str
     style: str = ""
 
-    def painted(self, colours: bool) -> str:
-        """The text with escape sequences."""
-        if not (self.text and self.style and colours):
-            return self.text
-        return f"\x1b[{SGR[self.style]}m{self.text}\x1b[0m"
+
+Line = Union[str, Sequence[Span]]
 
 
-Line = Sequence[Span]
-Layout = Callable[[int], Sequence[Line]]  # lines for this many columns
-
-
-def painted(line: Line, columns: int, colours: bool) -> str:
-    """A line as it is written, cut to its width."""
+def painted(line: Line, colours: bool) -> str:
+    """A line as it is written: made printable here, and with escape sequences if it may."""
     shown = []
-    for text, style in line:
-        shown.append(Span(text[: max(columns, 0)], style).painted(colours))
-        columns -= len(text)
+    for text, style in [Span(line)] if isinstance(line, str) else line:
+        text = printable(text)
+        shown.append(f"\x1b[{SGR[style]}m{text}\x1b[0m" if text and style and colours else text)
     return "".join(shown)
+
+
+def flowing(spans: Iterable[Span], columns: int) -> list[list[Span]]:
+    """Lines of spans, two spaces apart; one that does not fit begins the next line."""
+    lines: list[list[Span]] = []
+    room = 0
+    for text, style in spans:
+        text = printable(text)
+        room -= len(text) + 2
+        if room < 0:
+            room = columns - len(text)
+            lines.append([Span(text[:columns], style)])
+        else:
+            lines[-1] += [Span("  "), Span(text, style)]
+    return lines
 
 
 class LiveBlock:
@@ -12960,37 +12940,40 @@ class LiveBlock:
     ERASE = "\r \x1b[J\r\x1b[K"  # erase from this line on; tmux would keep what is erased from 0, 0
     CUT, WRAP = "\x1b[?7l", "\x1b[?7h"  # what happens to text beyond the last column
 
-    def __init__(self) -> None:
-        self._terminal = sys.stderr.fileno()
+    def __init__(self, is_wanted: bool) -> None:
+        self._is_wanted = is_wanted
         self._colours = has_colours(sys.stderr)
-        self._layout: Layout | None = None
+        self._spans: Sequence[Span] = ()
         self._shown = ""
         self._size = (0, 0)
-        self._due = 0.0
+        self._next = 0.0
 
-    def show(self, layout: Layout, *, at_once: bool = False) -> None:
-        """Draw these lines, unless the last drawing was a moment ago."""
-        self._layout = layout
-        now = time.monotonic()
-        if at_once or now >= self._due:
-            self._due = now + DRAW_SECONDS
-            self.draw()
+    def show(self, spans: Iterable[Span]) -> None:
+        """Draw these, unless the last drawing was a moment ago and began with the same."""
+        if self._is_wanted:
+            now, before = time.monotonic(), self._spans[:1]
+            self._spans = [*spans]
+            if self._spans[:1] != before or now >= self._next:
+                self._next = now + DRAW_SECONDS
+                self.draw()
 
     def draw(self) -> None:
-        """Redraw the last lines, as far as they fit, if this program is in the foreground."""
-        if self._layout is None or not self._is_in_foreground():
+        """Redraw the last ones, as far as they fit, if this program is in the foreground."""
+        if not self._spans or not self._is_in_foreground():
             return
         with contextlib.suppress(OSError):
-            size = os.get_terminal_size(self._terminal)
+            size = os.get_terminal_size(STANDARD_ERROR)
+            if size != self._size:
+                self.hide()
+                self._size = size
             columns, rows = (size.columns or 80) - 1, size.lines or 24
-            lines = self._layout(columns)[: max(rows - 1, 1)]
+            lines = flowing(self._spans, columns)[: max(rows - 1, 1)]
+            text = "\x1b[K\n".join(painted(line, self._colours) for line in lines)
             up = f"\x1b[{len(lines) - 1}A" if len(lines) > 1 else ""
-            text = "\x1b[K\n".join(painted(line, columns, self._colours) for line in lines)
             text = f"\r{text}{self.ERASE_BELOW}{up}\r"
-            if text != self._shown or size != self._size:
-                anew = "" if size == self._size else self.ERASE
-                self._shown, self._size = text, size
-                self._write(f"{self.CUT}{anew}{text}{self.WRAP}")
+            if text != self._shown:
+                self._shown = text
+                self._write(f"{self.CUT}{text}{self.WRAP}")
 
     def hide(self) -> None:
         """Leave the terminal as if there was no block, until the next drawing."""
@@ -12999,60 +12982,20 @@ class LiveBlock:
             self._write(self.ERASE)
 
     def end(self) -> None:
-        """Remove it for good."""
-        self._layout = None
+        """Remove it, until there is something else to show."""
+        self._spans = ()
         self.hide()
 
     def _is_in_foreground(self) -> bool:
         try:
-            return os.tcgetpgrp(self._terminal) == os.getpgrp()
+            return os.tcgetpgrp(STANDARD_ERROR) == os.getpgrp()
         except (OSError, AttributeError):  # it controls other processes, or none (Windows)
             return True
 
     def _write(self, text: str) -> None:
         """Bypasses sys.stderr, which a signal handler may have interrupted."""
         with contextlib.suppress(OSError):
-            os.write(self._terminal, text.encode("ascii", "replace"))
-
-
-class Rate:
-    """The growth rate of a count."""
-
-    def __init__(self) -> None:
-        self.recent = 0.0  # per second, over the last RATE_SECONDS
-        self.smooth = 0.0  # the same, smoothed; 0 as long as nothing moves
-        self.age = 0.0  # seconds since the first reading
-        self._readings: deque[tuple[float, float]] = deque()
-        self._began = 0.0
-
-    def read(self, count: float, now: float) -> None:
-        """Take a reading, unless the last one is too recent."""
-        readings = self._readings
-        if not readings:
-            self._began = now
-            readings.append((now, count))
-        seconds = now - readings[-1][0]
-        if seconds < (RATE_STEP if self.age > 1 else DRAW_SECONDS):
-            return
-        readings.append((now, count))
-        while readings[1][0] <= now - RATE_SECONDS:
-            readings.popleft()
-        since, first = readings[0]
-        self.age = now - self._began
-        self.recent = max(count - first, 0) / max(now - since, 1.0)
-        self._smoothen(seconds)
-
-    def _smoothen(self, seconds: float) -> None:
-        if self.age < SETTLE_SECONDS or not self.smooth or not self.recent:
-            self.smooth = self.recent
-        else:
-            weight = 1 - math.exp(-seconds / SMOOTH_SECONDS)
-            self.smooth += weight * (self.recent - self.smooth)
-
-    def seconds_for(self, count: float) -> float:
-        """How long this many more will take; 0 if unknown."""
-        known = self.smooth and self.age >= SETTLE_SECONDS
-        return count / self.smooth if known else 0.0
+            os.write(STANDARD_ERROR, text.encode("ascii", "replace"))
 
 
 def rate_text(rate: float, unit: str) -> str:
@@ -13061,127 +13004,68 @@ def rate_text(rate: float, unit: str) -> str:
 
 
 class UploadView:
-    """The display of an upload in progress."""
+    """What is shown of an upload in progress, with rates over the last RATE_SECONDS.
 
-    def __init__(self, files: int, size: int) -> None:
-        """``files`` and ``size`` are pending at the start."""
-        self.files = files
-        self.size = size
-        self._files_rate = Rate()
-        self._bytes_rate = Rate()
-        self._work_rate = Rate()
-        self._progress = Progress(0, 0, 0, 0, 0, 0, 0, 0, False)
+    The time left follows the work as the limiter sees it: small files go first, so bytes alone
+    would show too little. Numbers keep their width, so that the lines stand still.
+    """
 
-    def move(self, progress: Progress, now: float) -> None:
-        """Take in the current progress."""
-        self._progress = progress
-        self._files_rate.read(progress.files + progress.settled_files, now)
-        self._bytes_rate.read(progress.bytes, now)
-        self._work_rate.read(self._work(), now)
+    def __init__(self) -> None:
+        self._readings: deque[tuple[float, tuple[int, int, int]]] = deque()
 
-    def _files(self) -> int:
-        return min(self._progress.files + self._progress.settled_files, self.files)
+    def spans(self, progress: Progress, now: float) -> Iterator[Span]:
+        """The state, counts, rates, and trouble if there is any."""
+        all_files, all_bytes = progress.files_to_upload, progress.bytes_to_upload
+        files = min(progress.files + progress.settled_files, all_files)
+        size = min(progress.bytes + progress.settled_bytes, all_bytes)
+        work, whole = size + files * REQUEST_WORK, max(all_bytes + all_files * REQUEST_WORK, 1)
+        seconds, *rates = self._rates((files, progress.bytes, work), now)
+        yield Span("stopping " if progress.stopping else "uploading", "bold")
+        yield Span(f"{100 * work // whole:>3} %")
+        yield Span(f"{files:>{len(f'{all_files:,}')},} / {count_of(all_files, 'file')}")
+        yield Span(f"{bytes_text(size):>10} / {bytes_text(all_bytes)}")
+        yield Span(rate_text(rates[0], "files"))
+        yield Span(f"{bytes_text(rates[1]):>10}/s")
+        yield Span(f"{progress.in_flight:>3,} in flight")
+        left = (whole - work) / rates[2] if rates[2] and seconds >= SETTLE_SECONDS else 0.0
+        if 0 < left < LONGEST_LEFT and not progress.stopping:
+            yield Span(f"{duration_text(left) if left >= 60 else f'{left:.0f} s'} left")
+        if progress.failed:
+            yield Span(f"{progress.failed:,} failed", "red")
+        if progress.throttled:
+            yield Span(f"{progress.throttled:,} throttled", "yellow")
+        if progress.away:
+            yield Span(f"the store has been unavailable for {progress.away}", "yellow")
 
-    def _bytes(self) -> int:
-        return min(self._progress.bytes + self._progress.settled_bytes, self.size)
-
-    def _work(self) -> int:
-        """Work as in the limiter. Small files go first: bytes alone would show too little."""
-        return self._bytes() + self._files() * REQUEST_WORK
-
-    def _whole(self) -> int:
-        return max(self.size + self.files * REQUEST_WORK, 1)
-
-    def seconds_left(self) -> float:
-        """The time left; 0 if there is no sensible estimate."""
-        left = self._work_rate.seconds_for(self._whole() - self._work())
-        return left if left < LONGEST_LEFT and not self._progress.stopping else 0.0
-
-    def lines(self, columns: int) -> Sequence[Line]:
-        """The block: progress, then columns of counts, rates, requests and trouble."""
-        lines = [self._headline(columns), *grid(self._cells(), columns, (2, 1, 3))]
-        away = self._progress.away
-        if away:
-            lines.append([Span(printable(f"the store has been unavailable for {away}"), "yellow")])
-        return lines
-
-    def _headline(self, columns: int) -> Line:
-        what = Span("stopping " if self._progress.stopping else "uploading", "bold")
-        share, left = self._work() / self._whole(), self.seconds_left()
-        after = f"  {int(100 * share):>3} %"
-        if left:
-            after += f"   {duration_text(left) if left >= 60 else f'{left:.0f} s'} left"
-        room = min(columns - len(what.text) - len("  []") - AFTER_BAR, WIDEST_BAR)
-        if room < NARROWEST_BAR:
-            fits = len(what.text) + len(after) <= columns
-            return [what, Span(after if fits else after[: len("  100 %")])]
-        done = int(room * share)
-        bar = Span("#" * done), Span("-" * (room - done), "dim")
-        return [what, Span("  ["), *bar, Span("]"), Span(after)]
-
-    def _cells(self) -> Sequence[Line]:
-        now = self._progress
-        width = max(len(f"{self.files:,}"), len("1023.9 MiB"))
-        speed, unit = bytes_text(self._bytes_rate.recent).split()
-        trouble = max(len(f"{now.failed:,}"), len(f"{now.throttled:,}"), 3)
-        return [
-            [
-                Span(f"{self._files():>{width},} / {count_of(self.files, 'file')}"),
-                Span(rate_text(self._files_rate.recent, "files")),
-                Span(f"{now.in_flight:>3,} in flight"),
-                Span(f"{now.failed:>{trouble},} failed", "red" if now.failed else ""),
-            ],
-            [
-                Span(f"{bytes_text(self._bytes()):>{width}} / {bytes_text(self.size)}"),
-                Span(f"{speed:>7} {unit}/s"),
-                Span(f"{now.limit:>3,} max"),
-                Span(f"{now.throttled:>{trouble},} throttled", "yellow" if now.throttled else ""),
-            ],
-        ]
-
-
-def grid(rows: Sequence[Line], columns: int, dispensable: Sequence[int]) -> list[Line]:
-    """Columns of spans that fit; the dispensable ones are dropped in that order."""
-    widths = [max(len(span.text) for span in cells) for cells in zip(*rows)]
-    kept = list(range(len(widths)))
-    for dropped in (-1, *dispensable):
-        kept = [number for number in kept if number != dropped]
-        gap = (columns - sum(widths[number] for number in kept)) // len(kept)
-        if gap >= 2:
-            break
-    else:
-        return []
-    space = Span(" " * min(gap, 3))
-    return [
-        [span for n in kept for span in (space, row[n]._replace(text=row[n].text.ljust(widths[n])))]
-        for row in rows
-    ]
+    def _rates(self, counts: tuple[int, int, int], now: float) -> list[float]:
+        """The seconds that they are taken over, and what each of the counts has grown a second."""
+        readings = self._readings
+        if not readings or now - readings[-1][0] >= RATE_STEP:
+            readings.append((now, counts))
+        while readings[0][0] < now - RATE_SECONDS and len(readings) > 1:
+            readings.popleft()
+        (since, first), (until, last) = readings[0], readings[-1]
+        seconds = until - since
+        return [seconds, *(max(b - a, 0) / max(seconds, 1.0) for a, b in zip(first, last))]
 
 
 class Console(Observer):
     """Messages on standard error: a live view on a terminal, problems everywhere."""
 
-    def __init__(
-        self,
-        *,
-        quiet: bool = False,
-        verbose: bool = False,
-        live: bool = False,
-        plans: bool = True,
-    ) -> None:
-        """``plans``: list the files of a dry run on standard output."""
+    def __init__(self, *, quiet: bool, verbose: bool, live: bool, lists: bool) -> None:
+        """``lists``: the files of a dry run, on standard output."""
         self.last_words: Callable[[str], None] = lambda reason: None  # when the run is aborted
-        self.log: LogFile | None = None
-        self.events: Events | None = None
-        self.quiet = quiet
-        self.plans = plans
-        self.verbose = verbose
-        self._block = LiveBlock() if live and not quiet else None
-        self._view = UploadView(0, 0)
+        self.log: LineFile | None = None
+        self.events: LineFile | None = None
+        self.block = LiveBlock(live and not quiet)
+        self._quiet, self._verbose, self._lists = quiet, verbose, lists
+        self._view = UploadView()
+        self._colours = has_colours(sys.stdout)
+        self._next_progress = 0.0
 
     def note(self, text: str) -> None:
         self.record(f"note: {text}")
-        if not self.quiet:
+        if not self._quiet:
             self._print(f"pfu: note: {text}")
 
     def problem(self, text: str) -> None:
@@ -13190,33 +13074,37 @@ class Console(Observer):
 
     def detail(self, text: str) -> None:
         """Shown by --verbose only."""
-        if self.verbose:
-            self.record(text)
-            self._print(f"pfu: {text}")
+        if self._verbose:
+            self.problem(text)
 
     def record(self, text: str) -> None:
         """A line for the log only."""
-        log, self.log = self.log, None
-        problem = log.write(text) if log else ""
-        if problem:
-            self._print(f"pfu: {problem}")
-        else:
-            self.log = log
+        if self.log:
+            now = time.strftime("%Y-%m-%d %H:%M:%S%z")
+            self._complain(self.log.write(f"{now} {printable(text)}"))
 
-    def event(self, kind: str, told: Mapping[str, Any], *, at_once: bool = True) -> None:
+    def event(self, kind: str, told: Mapping[str, Any]) -> None:
         """A line for --events."""
-        if self.events and (problem := self.events.write(kind, told, at_once=at_once)):
+        if self.events:
+            line = json_text({"event": kind, "time": round(time.time(), 3), **told})
+            self._complain(self.events.write(line, at_once=kind != "file"))
+
+    def _complain(self, problem: str) -> None:
+        if problem:
             self.problem(problem)
 
     @property
     def wants_files(self) -> bool:  # type: ignore[override]
         """Whether there is anything to tell of each file."""
-        return self.verbose or self.events is not None
+        return self._verbose or self._lists or self.events is not None
 
     def ended(self, end: FileEnd) -> None:
-        self.event("file", end._asdict(), at_once=False)
+        self.event("file", end._asdict())
+        if self._lists:
+            self.say(f"{end.path}  {bytes_text(end.bytes)}  {end.reason}")
+            return
         reason = f": {end.reason}" if end.reason else ""
-        self.detail(f"{end.outcome}: {printable(end.path)}{printable(reason)}")
+        self.detail(f"{end.outcome}: {end.path}{reason}")
 
     def made_ledger(self, path: str) -> None:
         """Who looks on may see that it is the wrong place; cron's mail is not about it."""
@@ -13226,86 +13114,47 @@ class Console(Observer):
         else:
             self.record(f"note: {told}")
 
-    def scanned(self, files: int) -> None:
-        self._say_now("scanning", f"{count_of(files, 'file')} seen")
-
-    def listed(self, objects: int) -> None:
-        self._say_now("listing", f"{count_of(objects, 'object')} in the store")
-
-    def uploading(self, files: int, size: int) -> None:
-        self._view = UploadView(files, size)
-        waiting = f"{count_of(files, 'file')}, {bytes_text(size)} to upload"
-        self._say_now("checking", f"the destination; {waiting}", at_once=True)
-        self.detail(f"{count_of(files, 'file')} to upload, {bytes_text(size)}")
-
-    def resumed(self, size: int) -> None:
-        self._view.size = max(0, self._view.size - size)
-        self.detail(f"{bytes_text(size)} already stored as parts")
+    def busy(self, what: str, text: str) -> None:
+        self.block.show([Span(what, "bold"), Span(text)])
 
     def progress(self, progress: Progress) -> None:
-        if self.events:
-            whole = {"files_to_upload": self._view.files, "bytes_to_upload": self._view.size}
-            if problem := self.events.progress({**progress._asdict(), **whole}):
-                self.problem(problem)
-        if self._block:
-            self._view.move(progress, time.monotonic())
-            self._block.show(self._view.lines)
-
-    def waiting(self, reason: str) -> None:
-        if reason:
-            self._say_now("waiting", f"for the store (Ctrl-C to stop): {printable(reason)}")
-
-    def planned(self, change: Change) -> None:
-        found = change.found
-        ends = found.path, found.key, "failed" if found.problem else "pending", found.file_size
-        end = FileEnd(*ends, 0.0, None, None, found.problem or change.reason)
-        self.event("file", end._asdict(), at_once=False)
-        if not self.plans:
-            return
-        reason = found.problem or change.reason
-        if change.keeps_hash:
-            reason += "; compared first, only its metadata is updated if the contents are the same"
-        self.say(f"{printable(found.path)}  {bytes_text(found.file_size)}  {printable(reason)}")
+        now = time.monotonic()
+        if self.events and now >= self._next_progress:
+            self._next_progress = now + EVENT_SECONDS
+            self.event("progress", progress._asdict())
+        self.block.show(self._view.spans(progress, now))
 
     def stuck(self, reason: str) -> None:
-        self.finish()
-        self.problem(f"aborted: {printable(reason)}")
+        self.block.end()
+        self.problem(f"aborted: {reason}")
         self.last_words(reason)
         leave(ExitCode.INCOMPLETE)
 
-    def finish(self) -> None:
-        """Remove the live view."""
-        if self._block:
-            self._block.end()
-
-    def pause(self) -> None:
-        """Hide it until there is something new to show."""
-        if self._block:
-            self._block.hide()
-
-    def _say_now(self, what: str, text: str, *, at_once: bool = False) -> None:
-        if self._block:
-            line = [Span(what, "bold"), Span(f"  {text}")]
-            self._block.show(lambda columns: [line], at_once=at_once)
-
     def _print(self, text: str) -> None:
         """Nobody may be able to read it; that does not stop an upload."""
-        self.pause()
+        self.block.hide()
         with contextlib.suppress(OSError):
             print(printable(text), file=sys.stderr, flush=True)
-        if self._block:
-            self._block.draw()
+        self.block.draw()
 
-    def say(self, text: str) -> None:
-        """Requested output, on standard output. A closed pipe is not an error."""
-        self.pause()
+    def say(self, *lines: Line) -> None:
+        """Requested output, on standard output."""
+        if lines:
+            self._put("\n".join(painted(line, self._colours) for line in lines))
+
+    def say_json(self, told: Any) -> None:
+        """The same, for --json."""
+        self._put(MASK.hide(json_text(told)))
+
+    def _put(self, text: str) -> None:
+        """A closed pipe is not an error."""
+        self.block.hide()
         try:
-            print(MASK.hide(text), flush=True)
-        except BrokenPipeError:
-            silence(sys.stdout)
+            print(text, flush=True)
         except OSError as error:
             silence(sys.stdout)
-            self.problem(f"cannot write to standard output: {os_cause(error)}")
+            if not isinstance(error, BrokenPipeError):
+                self.problem(f"cannot write to standard output: {os_cause(error)}")
 
 
 def leave(code: int) -> None:
@@ -13332,11 +13181,6 @@ class Count(NamedTuple):
     more: str = ""
     style: str = ""
 
-    @classmethod
-    def things(cls, number: int, noun: str, rest: str = "", more: str = "") -> Count:
-        """``1 file seen``, ``2 files seen``."""
-        return cls(number, f"{noun}{'' if number == 1 else 's'} {rest}".rstrip(), more)
-
 
 def json_text(told: Any) -> str:
     """What ``--json`` prints, on one line."""
@@ -13352,14 +13196,14 @@ def with_short_texts(told: Any) -> Any:
     return list(map(with_short_texts, told)) if isinstance(told, list) else told
 
 
-def count_lines(always: Sequence[Count], others: Iterable[Count], colours: bool) -> Iterator[str]:
-    """Counts, one per line; of ``others`` only those that are not 0."""
-    counts = [*always, *(count for count in others if count.number)]
-    width = max(len(f"{count.number:,}") for count in counts)
-    room = max(len(count.of) for count in counts)
-    for number, of, more, style in counts:
-        first = Span(f"{number:>{width},} {of}", style).painted(colours)
-        yield f"  {first}{' ' * (room - len(of))}   {more}".rstrip()
+def count_lines(*counts: Count) -> Iterator[Line]:
+    """Counts, one per line: the first two, and of the others those that are not 0."""
+    shown = [*counts[:2], *(count for count in counts[2:] if count.number)]
+    width = max(len(f"{count.number:,}") for count in shown)
+    room = max(len(count.of) for count in shown)
+    for number, of, more, style in shown:
+        rest = f"{' ' * (room - len(of))}   {more}".rstrip()
+        yield Span("  "), Span(f"{number:>{width},} {of}", style), Span(rest)
 
 
 STATUS_STYLES: Mapping[int, str] = {ExitCode.OK: "green", ExitCode.INCOMPLETE: "yellow"}
@@ -13371,41 +13215,29 @@ NEXT: Mapping[int, str] = {
 }
 
 
-def status_line(status: str, ends: str, code: int, colours: bool) -> str:
+def status_line(result: Summary | Verdict, joint: str) -> Line:
     """The first line of a summary."""
-    return f"{Span(status, STATUS_STYLES.get(code, 'red')).painted(colours)}: {ends}"
+    style = STATUS_STYLES.get(result.exit_code, "red")
+    return Span(result.status, style), Span(f": {result.root} {joint} {result.destination}")
 
 
-def summary_text(summary: Summary, *, colours: bool = False) -> str:
+def summary_lines(summary: Summary) -> Iterator[Line]:
     """The end of a run, for the user."""
-    ends = f"{printable(summary.root)} to {printable(summary.destination)}"
-    lines = [
-        status_line(summary.status, ends, summary.exit_code, colours),
-        *count_lines(_outcome_counts(summary), _other_counts(summary), colours),
-        *(f"  {line}" for line in _cost_lines(summary)),
-    ]
-    if summary.exit_code in NEXT:
-        lines.append(f"{Span('next', 'bold').painted(colours)}: {NEXT[summary.exit_code]}")
-    return "\n".join(lines)
-
-
-def _outcome_counts(summary: Summary) -> list[Count]:
     size = bytes_text(summary.bytes_uploaded) if summary.uploaded else ""
-    return [
-        Count.things(summary.seen, "file", "seen"),
+    yield status_line(summary, "to")
+    yield from count_lines(
+        Count(summary.seen, f"{plural(summary.seen, 'file')} seen"),
         Count(summary.uploaded, "uploaded", size),
-    ]
-
-
-def _other_counts(summary: Summary) -> list[Count]:
-    return [
         Count(summary.renewed, "of which metadata only"),
         Count(summary.removed, "removed here"),
         Count(summary.unchanged, "unchanged"),
         Count(summary.skipped, "skipped", skipped_text(summary)),
         Count(summary.failed, "failed", "listed above; all are in the ledger", "red"),
         Count(summary.pending, "pending", "not started, or interrupted", "yellow"),
-    ]
+    )
+    yield from cost_lines(summary)
+    if summary.exit_code in NEXT:
+        yield Span("next", "bold"), Span(f": {NEXT[summary.exit_code]}")
 
 
 def skipped_text(summary: Summary) -> str:
@@ -13413,84 +13245,104 @@ def skipped_text(summary: Summary) -> str:
     return ", ".join(f"{reason}: {n:,}" for reason, n in summary.skipped_by_reason.items())
 
 
-def _cost_lines(summary: Summary) -> Iterator[str]:
+def cost_lines(summary: Summary) -> Iterator[Line]:
+    """Time, memory and requests, and why they were not less."""
     seconds = max(summary.elapsed_seconds, 0.001)
     spent = [duration_text(summary.elapsed_seconds)]
     if summary.uploaded:
         spent.append(rate_text(summary.uploaded / seconds, "files").strip())
         spent.append(f"{bytes_text(summary.bytes_uploaded / seconds)}/s")
-    yield ", ".join(spent)
-    requests = [
-        text
-        for number, text in (
-            (summary.requests, count_of(summary.requests, "request")),
-            (summary.retries, f"{summary.retries:,} retried"),
-            (summary.throttled, f"{summary.throttled:,} throttled"),
-        )
-        if number
+    yield f"  {', '.join(spent)}"
+    used = [
+        f"{summary.cpu_seconds:.1f} s of CPU",
+        f"{bytes_text(summary.peak_memory_bytes)} of memory",
+        count_of(summary.requests, "request") if summary.requests else "",
+        f"{summary.retries:,} retried" if summary.retries else "",
+        f"{summary.throttled:,} throttled" if summary.throttled else "",
     ]
-    memory = f"{bytes_text(summary.peak_memory_bytes)} of memory"
-    yield ", ".join([f"{summary.cpu_seconds:.1f} s of CPU", memory, *requests])
+    yield f"  {', '.join(filter(None, used))}"
     has_one = summary.fast_lane_off != NO_FAST_LANE
     if has_one and summary.fast_lane < summary.uploaded - summary.renewed:
         why = summary.fast_lane_off or "the rest went through boto3"
-        yield f"{summary.fast_lane:,} of {summary.uploaded:,} by the fast lane: {printable(why)}"
+        yield f"  {summary.fast_lane:,} of {summary.uploaded:,} by the fast lane: {why}"
 
 
-def plan_text(summary: Summary, *, colours: bool = False) -> str:
+def plan_lines(summary: Summary) -> Iterator[Line]:
     """The end of a dry run, for the user."""
     price = summary.request_cost_usd
     cost = "" if price is None else f"about {max(price, 0.01):.2f} USD (us-east-1)"
-    ends = f"{printable(summary.root)} to {printable(summary.destination)}"
-    always = [
-        Count.things(summary.seen, "file", "seen"),
+    to_compare = "uploaded only if the contents differ"
+    yield status_line(summary, "to")
+    yield from count_lines(
+        Count(summary.seen, f"{plural(summary.seen, 'file')} seen"),
         Count(summary.pending, "would be uploaded", bytes_text(summary.bytes_pending)),
-        Count.things(summary.requests, "request", more=cost),
-    ]
-    others = [
-        Count(summary.compared, "of which to be compared", "uploaded only if the contents differ"),
+        Count(summary.requests, plural(summary.requests, "request"), cost),
+        Count(summary.compared, "of which to be compared", to_compare),
         Count(summary.unchanged, "unchanged"),
         Count(summary.skipped, "skipped", skipped_text(summary)),
         Count(summary.failed, "cannot be uploaded", style="red"),
-    ]
-    head = status_line(summary.status, ends, summary.exit_code, colours)
-    return "\n".join([head, *count_lines(always, others, colours)])
+    )
 
 
-METRICS: Mapping[str, tuple[str, Callable[[Summary], float]]] = {
-    "run_duration_seconds": ("Duration of the last run.", lambda s: s.elapsed_seconds),
-    "run_exit_code": (
-        "Exit code of the last run; 0: everything is in the store.",
-        lambda s: s.exit_code,
+def verdict_lines(verdict: Verdict, *, quiet: bool) -> Iterator[Line]:
+    """The result of --verify, for the user."""
+    yield from (f"{told['reason']}: {told['path']}" for told in verdict.differences)
+    more = verdict.differing - len(verdict.differences)
+    if more > 0:
+        yield f"and {count_of(more, 'more file')} that differ"
+    yield from (f"no local file: {key}" for key in verdict.extra_keys)
+    if quiet:
+        return
+    unchecked, lost = (verdict.by_reason.get(name, 0) for name in (UNCHECKED, NOT_IN_STORE))
+    differing = verdict.differing - unchecked - lost
+    known, never = verdict.extra_known, verdict.extra - verdict.extra_known
+    extra = f"left alone; of deleted files: {known:,}, not in the ledger: {never:,}"
+    no_digest = "the store reports no digest for them"
+    yield status_line(verdict, "and")
+    yield from count_lines(
+        Count(verdict.checked, f"{plural(verdict.checked, 'file')} compared"),
+        Count(verdict.verified, "match the store"),
+        Count(verdict.adopted, "of which new to the ledger"),
+        Count(differing, "differ", "pending: the next run uploads them", "red"),
+        Count(lost, NOT_IN_STORE, "", "red"),
+        Count(unchecked, UNCHECKED, "left as is", "red"),
+        Count(verdict.skipped, "skipped"),
+        Count(verdict.objects, f"{plural(verdict.objects, 'object')} listed"),
+        Count(verdict.extra, "without a local file", extra, "yellow"),
+        Count(verdict.bytes_read_back, "bytes read back", no_digest),
+    )
+    yield f"  {duration_text(verdict.elapsed_seconds)}"
+
+
+METRICS: Mapping[str, tuple[str, str]] = {  # a field of Summary, or a time; what it is
+    "last_run_timestamp_seconds": ("now", "When the last run ended."),
+    "last_success_timestamp_seconds": (
+        "last_success",
+        "When a run last ended with everything in the store; 0: never.",
     ),
-    "run_files": ("Files seen by the last run.", lambda s: s.seen),
-    "run_uploaded_files": ("Files it uploaded.", lambda s: s.uploaded),
-    "run_uploaded_bytes": ("Bytes it uploaded.", lambda s: s.bytes_uploaded),
-    "run_unchanged_files": ("Files already in the store.", lambda s: s.unchanged),
-    "run_skipped_files": ("Files it skipped.", lambda s: s.skipped),
-    "run_failed_files": ("Files it failed to upload.", lambda s: s.failed),
-    "run_pending_files": ("Files left for the next run.", lambda s: s.pending),
-    "run_throttled_requests": ("Requests throttled by the store.", lambda s: s.throttled),
-    "run_cpu_seconds": ("CPU time of all processes.", lambda s: s.cpu_seconds),
-    "run_peak_memory_bytes": ("Peak memory of all processes.", lambda s: s.peak_memory_bytes),
+    "run_duration_seconds": ("elapsed_seconds", "Duration of the last run."),
+    "run_exit_code": ("exit_code", "Exit code of the last run; 0: everything is in the store."),
+    "run_files": ("seen", "Files seen by the last run."),
+    "run_uploaded_files": ("uploaded", "Files it uploaded."),
+    "run_uploaded_bytes": ("bytes_uploaded", "Bytes it uploaded."),
+    "run_unchanged_files": ("unchanged", "Files already in the store."),
+    "run_skipped_files": ("skipped", "Files it skipped."),
+    "run_failed_files": ("failed", "Files it failed to upload."),
+    "run_pending_files": ("pending", "Files left for the next run."),
+    "run_throttled_requests": ("throttled", "Requests throttled by the store."),
+    "run_cpu_seconds": ("cpu_seconds", "CPU time of all processes."),
+    "run_peak_memory_bytes": ("peak_memory_bytes", "Peak memory of all processes."),
 }
-LAST_RUN, LAST_SUCCESS = "last_run_timestamp_seconds", "last_success_timestamp_seconds"
 
 
 def metrics_text(summary: Summary, db: str, now: float, last_success: float) -> str:
     """For node_exporter's textfile collector; times in seconds since the epoch."""
-    times = {
-        LAST_RUN: ("When the last run ended.", now),
-        LAST_SUCCESS: (
-            "When a run last ended with everything in the store; 0: never.",
-            last_success,
-        ),
-    }
-    figures = {name: (says, value(summary)) for name, (says, value) in METRICS.items()}
+    figures = {**vars(summary), "now": now, "last_success": last_success}
     labels = f'root="{label_text(absolute(summary.root))}",db="{label_text(db)}"'
     return "".join(
-        f"# HELP pfu_{name} {says}\n# TYPE pfu_{name} gauge\npfu_{name}{{{labels}}} {figure:.15g}\n"
-        for name, (says, figure) in {**times, **figures}.items()
+        f"# HELP pfu_{name} {says}\n# TYPE pfu_{name} gauge\n"
+        f"pfu_{name}{{{labels}}} {figures[figure]:.15g}\n"
+        for name, (figure, says) in METRICS.items()
     )
 
 
@@ -13503,10 +13355,7 @@ def write_metrics(path: str, summary: Summary, db: str) -> None:
     """Replace the file atomically; ``db`` tells jobs apart. Raises UsageError."""
     now = time.time()
     try:
-        if summary.exit_code == ExitCode.OK:
-            last_success = now
-        else:
-            last_success = last_success_in(path)
+        last_success = now if summary.exit_code == ExitCode.OK else last_success_in(path)
         new = f"{path}.new"
         with contextlib.suppress(FileNotFoundError):
             os.unlink(new)  # left by another run, or by somebody else
@@ -13523,30 +13372,26 @@ def last_success_in(path: str) -> float:
     if not os.path.isfile(path) or os.path.islink(path):
         return 0.0
     text = read_given("read metrics", path).decode("utf-8", "replace")
-    found = re.search(rf"^pfu_{LAST_SUCCESS}\{{.*\}} ([0-9.e+]+)$", text, re.MULTILINE)
+    found = re.search(r"^pfu_last_success_timestamp_seconds\{.*\} ([0-9.e+]+)$", text, re.MULTILINE)
     return float(found[1]) if found else 0.0
 
 
-def jobs_text(jobs: Sequence[BatchJobRow]) -> Iterator[str]:
+def jobs_text(jobs: Iterable[BatchJobRow]) -> Iterator[str]:
     """The last runs, one line each, with the reason below if a run stopped early."""
     for job in jobs:
-        began = time_text(job.created_at)
-        status = JobStatus(job.status).text
-        ends = f"{printable(job.root_dir)} to {printable(job.destination)}"
+        what = ""
+        counts = (
+            f"{job.uploaded:,} uploaded ({bytes_text(job.bytes_uploaded)}), "
+            f"{job.unchanged:,} unchanged, {job.skipped:,} skipped, {job.failed:,} failed, "
+            f"{job.pending:,} pending"
+        )
         if job.mode == VERIFY_MODE:
-            yield (
-                f"{began}  verification {status}: {ends}: {job.seen:,} files, "
-                f"{job.unchanged:,} match, {job.failed:,} differ"
-            )
-        else:
-            yield (
-                f"{began}  {status}: {ends}: "
-                f"{job.uploaded:,} uploaded ({bytes_text(job.bytes_uploaded)}), "
-                f"{job.unchanged:,} unchanged, {job.skipped:,} skipped, {job.failed:,} failed, "
-                f"{job.pending:,} pending"
-            )
+            what = "verification "
+            counts = f"{job.seen:,} files, {job.unchanged:,} match, {job.failed:,} differ"
+        head = f"{time_text(job.created_at)}  {what}{JobStatus(job.status).text}"
+        yield f"{head}: {job.root_dir} to {job.destination}: {counts}"
         if job.error:
-            yield f"    {printable(job.error)}"
+            yield f"    {job.error}"
 
 
 # ======================================================================================
@@ -14041,58 +13886,7 @@ def verify(options: argparse.Namespace, console: Console) -> ExitCode:
     job = job_of(options, console, None)
     with stopping_on_signals(job, console):
         verdict = job.verify()
-    console.finish()
-    if not options.json:
-        colours = has_colours(sys.stdout)
-        for line in verdict_text(verdict, quiet=options.quiet, colours=colours):
-            console.say(line)
-    if verdict.error:
-        console.problem(f"stopped: {printable(verdict.error)}")
-    conclude(options, console, verdict)
-    return ExitCode(verdict.exit_code)
-
-
-def verdict_text(verdict: Verdict, *, quiet: bool, colours: bool = False) -> Iterator[str]:
-    """The result of --verify, for the user."""
-    for told in verdict.differences:
-        yield f"{printable(told['reason'])}: {printable(told['path'])}"
-    more = verdict.differing - len(verdict.differences)
-    if more > 0:
-        yield f"and {count_of(more, 'more file')} that differ"
-    for key in verdict.extra_keys:
-        yield f"no local file: {printable(key)}"
-    if quiet:
-        return
-    ends = f"{printable(verdict.root)} and {printable(verdict.destination)}"
-    unchecked, lost = (verdict.by_reason.get(name, 0) for name in (UNCHECKED, NOT_IN_STORE))
-    differing = verdict.differing - unchecked - lost
-    yield status_line(verdict.status, ends, verdict.exit_code, colours)
-    yield from count_lines(
-        [
-            Count.things(verdict.checked, "file", "compared"),
-            Count(verdict.verified, "match the store"),
-        ],
-        [
-            Count(verdict.adopted, "of which new to the ledger"),
-            Count(differing, "differ", "pending: the next run uploads them", "red"),
-            Count(lost, NOT_IN_STORE, "", "red"),
-            Count(unchecked, UNCHECKED, "left as is", "red"),
-            Count(verdict.skipped, "skipped"),
-            Count.things(verdict.objects, "object", "listed"),
-            Count(verdict.extra, "without a local file", extra_text(verdict), "yellow"),
-            Count(
-                verdict.bytes_read_back, "bytes read back", "the store reports no digest for them"
-            ),
-        ],
-        colours,
-    )
-    yield f"  {duration_text(verdict.elapsed_seconds)}"
-
-
-def extra_text(verdict: Verdict) -> str:
-    """About objects without a local file."""
-    never = verdict.extra - verdict.extra_known
-    return f"left alone; of deleted files: {verdict.extra_known:,}, not in the ledger: {never:,}"
+    return conclude(options, console, verdict, verdict_lines(verdict, quiet=options.quiet))
 
 
 def show_status(options: argparse.Namespace, console: Console) -> ExitCode:
@@ -14101,9 +13895,9 @@ def show_status(options: argparse.Namespace, console: Console) -> ExitCode:
         raise UsageError("read ledger", options.db, "it does not exist", "specify one with --db")
     jobs = last_jobs(absolute(options.db))
     if options.json:
-        console.say(json_text([job.told() for job in jobs]))
+        console.say_json([job.told() for job in jobs])
     else:
-        console.say("\n".join(jobs_text(jobs)) or "no runs in the ledger")
+        console.say(*(jobs_text(jobs) if jobs else ["no runs in the ledger"]))
     return ExitCode.OK
 
 
@@ -14139,63 +13933,50 @@ def clean_up(options: argparse.Namespace, console: Console) -> ExitCode:
             console.record(line)
             if not options.json and not options.quiet:
                 console.say(line)
-    for problem in cleanup.problems:
+    for problem in cleanup.result.problems:
         console.problem(problem)
-    end = JobStatus.COMPLETE_WITH_FAILURES if cleanup.problems else JobStatus.COMPLETE
-    result = CleanupResult(
-        status="dry run" if options.dry_run else end.text,
-        aborted=len(cleanup.uploads),
-        bytes=sum(upload["bytes"] for upload in cleanup.uploads),
-        uploads=cleanup.uploads,
-        problems=cleanup.problems,
-        exit_code=ExitCode.INCOMPLETE if cleanup.problems else ExitCode.OK,
-    )
-    conclude(options, console, result)
-    return ExitCode(result.exit_code)
-
-
-@dataclass
-class CleanupResult:
-    """What --cleanup did; the fields are the keys of its --json."""
-
-    version: str = __version__
-    status: str = "could not start"
-    aborted: int = 0
-    bytes: int = 0
-    uploads: list[dict[str, Any]] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-    error: str | None = None
-    exit_code: int = ExitCode.OK
+    return conclude(options, console, cleanup.result)
 
 
 DEFAULT_BUCKET = re.compile(r"s3://pfu-(?P<account>[0-9]{12})-[a-z0-9-]+(?:/|\Z)")
+
+
+@dataclass
+class CleanupResult(Result):
+    """What --cleanup did."""
+
+    aborted: int = 0
+    bytes: int = 0  # that these uploads hold
+    uploads: list[dict[str, Any]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
 
 
 class Cleanup:
     """Aborts all unfinished uploads that a ledger knows of, at any destination."""
 
     def __init__(self, ledger: Ledger, options: S3Options) -> None:
-        self.problems: list[str] = []
-        self.uploads: list[dict[str, Any]] = []
+        self.result = CleanupResult()
         self._ledger = ledger
         self._options = options
         self._uploaders: dict[tuple[str, str], S3Uploader] = {}
 
     def run(self, *, dry_run: bool) -> Iterator[str]:
         """Yield a line for each upload, and a total."""
-        size = 0
+        result = self.result
         for upload in self._ledger.unfinished_uploads():
             stored = sum(part.part_size for part in self._ledger.parts(upload.id))
             if not dry_run and not self._abort(upload):
                 continue
-            size += stored
+            result.aborted, result.bytes = result.aborted + 1, result.bytes + stored
             place = {"destination": upload.destination, "key": upload.object_key}
             of_s3 = UploadHandle.read(upload.upload_id).upload_id if upload.upload_id else None
-            self.uploads.append({**place, "upload_id": of_s3, "bytes": stored})
-            what = f"{upload.object_key} of {upload.destination}"
-            yield f"{printable(what)}  {bytes_text(stored)}"
+            result.uploads.append({**place, "upload_id": of_s3, "bytes": stored})
+            yield f"{upload.object_key} of {upload.destination}  {bytes_text(stored)}"
         what = "would be aborted" if dry_run else "aborted"
-        yield f"{count_of(len(self.uploads), 'unfinished upload')} {what}, {bytes_text(size)}"
+        yield f"{count_of(result.aborted, 'unfinished upload')} {what}, {bytes_text(result.bytes)}"
+        end = JobStatus.COMPLETE_WITH_FAILURES if result.problems else JobStatus.COMPLETE
+        result.status = "dry run" if dry_run else end.text
+        result.exit_code = ExitCode.INCOMPLETE if result.problems else ExitCode.OK
 
     def _abort(self, upload: UploadModel) -> bool:
         """Whether it is gone now, or was in a sandbox, which is gone."""
@@ -14207,10 +13988,10 @@ class Cleanup:
                 left += uploader.traffic.notes
                 uploader.traffic.notes.clear()
         except PfuError as error:
-            self.problems.append(str(error))
+            self.result.problems.append(str(error))
             return False
         self._ledger.forget_upload(upload.id)
-        self.problems += left
+        self.result.problems += left
         return not left
 
     def _uploader_of(self, upload: UploadModel) -> S3Uploader:
@@ -14271,45 +14052,50 @@ def upload(options: argparse.Namespace, console: Console, sandbox: Sandbox | Non
     console.event("start", {**begins, "root": job.root_dir, "dry_run": options.dry_run})
     with stopping_on_signals(job, console):
         summary = job.dry_run() if options.dry_run else job.run()
-    console.finish()
-    if summary.error:
-        console.problem(f"stopped: {printable(summary.error)}")
-    conclude(options, console, summary)
-    nothing_began = summary.exit_code == ExitCode.CANNOT_START and not summary.uploaded
-    prints = not options.json and not options.quiet and options.events != "-"
-    if prints and not nothing_began:
-        text = plan_text if options.dry_run else summary_text
-        console.say(text(summary, colours=has_colours(sys.stdout)))
-    if sandbox and prints and not options.dry_run:
+    lines = plan_lines(summary) if options.dry_run else summary_lines(summary)
+    if sandbox and not options.dry_run:
         assert isinstance(job.uploader, S3Uploader)
-        console.say("\n".join(sandbox.contents(job.uploader)))
-    return ExitCode(summary.exit_code)
-
-
-LOGGED_COUNTS: Mapping[type, Sequence[str]] = {
-    Summary: ("seen", "uploaded", "unchanged", "skipped", "failed", "pending", "bytes_uploaded"),
-    Verdict: ("checked", "verified", "adopted", "differing", "extra", "skipped"),
-    CleanupResult: ("aborted", "bytes"),
-}
+        lines = itertools.chain(lines, sandbox.contents(job.uploader))
+    nothing_began = summary.exit_code == ExitCode.CANNOT_START and not summary.uploaded
+    if options.quiet or options.events == "-" or nothing_began:
+        lines = iter(())
+    return conclude(options, console, summary, lines)
 
 
 def conclude(
-    options: argparse.Namespace, console: Console, end: Summary | Verdict | CleanupResult
-) -> None:
-    """Output for programs: log, metrics, JSON."""
-    for difference in end.differences if isinstance(end, Verdict) else ():
-        console.record(f"{difference['reason']}: {difference['path']}")
-    counts = ", ".join(f"{getattr(end, name):,} {name}" for name in LOGGED_COUNTS[type(end)])
-    console.record(f"{end.status}: {counts}, exit code {end.exit_code:d}")
-    if isinstance(end, Summary):
-        if options.metrics_file and not options.dry_run:
-            try:
-                write_metrics(options.metrics_file, end, absolute(options.db))
-            except UsageError as error:
-                console.problem(str(error))
-        console.event("end", dataclasses.asdict(end))
+    options: argparse.Namespace, console: Console, result: Result, lines: Iterable[Line] = ()
+) -> ExitCode:
+    """Tell how it ended; ``lines`` are for people."""
+    console.block.end()
+    if result.error:
+        console.problem(f"stopped: {result.error}")
+    tell_programs(options, console, result)
+    if not options.json:
+        console.say(*lines)
+    return ExitCode(result.exit_code)
+
+
+LOGGED_COUNTS = (
+    *("seen", "uploaded", "unchanged", "checked", "verified", "adopted", "differing", "extra"),
+    *("skipped", "failed", "pending", "bytes_uploaded", "aborted"),
+)
+
+
+def tell_programs(options: argparse.Namespace, console: Console, result: Result) -> None:
+    """Log, metrics, events, JSON."""
+    told = dataclasses.asdict(result)
+    for different in told.get("differences", ()):
+        console.record(f"{different['reason']}: {different['path']}")
+    counts = ", ".join(f"{told[name]:,} {name}" for name in LOGGED_COUNTS if name in told)
+    console.record(f"{result.status}: {counts}, exit code {result.exit_code:d}")
+    if isinstance(result, Summary) and options.metrics_file and not options.dry_run:
+        try:
+            write_metrics(options.metrics_file, result, absolute(options.db))
+        except UsageError as error:
+            console.problem(str(error))
+    console.event("end", told)
     if options.json:
-        console.say(json_text(dataclasses.asdict(end)))
+        console.say_json(told)
 
 
 @contextlib.contextmanager
@@ -14324,14 +14110,14 @@ def stopping_on_signals(job: BatchJobModel, console: Console) -> Iterator[None]:
         nonlocal interrupts
         interrupts += number == signal.SIGINT
         if interrupts > 1:
-            console.finish()
+            console.block.end()
             with contextlib.suppress(OSError):  # not sys.stderr, which this may have interrupted
-                os.write(2, b"pfu: stopped immediately; the next run resumes\n")
+                os.write(STANDARD_ERROR, b"pfu: stopped immediately; the next run resumes\n")
             os._exit(ExitCode.STOPPED)
         job.stop(f"{signal.Signals(number).name} received")
 
     def suspend(number: int, frame: Any) -> None:
-        console.pause()
+        console.block.hide()
         signal.signal(number, signal.SIG_DFL)
         signal.raise_signal(number)
         signal.signal(number, suspend)
@@ -14381,16 +14167,16 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
     options = make_parser().parse_all(sys.argv[1:] if arguments is None else arguments, os.environ)
     options.db = options.db or default_ledger(options.shard)
     live = can_erase(sys.stderr) and not options.json
-    plans = not options.quiet and not options.json and options.events != "-"
-    console = Console(quiet=options.quiet, verbose=options.verbose, live=live, plans=plans)
+    lists = options.dry_run and not (options.quiet or options.json or options.events == "-")
+    console = Console(quiet=options.quiet, verbose=options.verbose, live=live, lists=lists)
 
     console.last_words = functools.partial(give_up, options, console)
     try:
         check_own_files(options)
         if options.log_file:
-            console.log = LogFile(options.log_file)
+            console.log = LineFile("log", options.log_file, LOG_BYTES)
         if options.events:
-            console.events = Events(options.events)
+            console.events = LineFile("events", options.events)
         return run_command(options, console)
     except PfuError as error:
         code, reason = error.exit_code, str(error)
@@ -14398,7 +14184,7 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
         code, reason = ExitCode.STOPPED, "interrupted"
     except Exception as error:  # noqa: BLE001  one line instead of a traceback
         code, reason = ExitCode.CANNOT_START, internal_error(error)
-    console.finish()
+    console.block.end()
     console.problem(reason)
     give_up(options, console, reason, code)
     return code
@@ -14411,15 +14197,14 @@ def give_up(
     code: ExitCode = ExitCode.INCOMPLETE,
 ) -> None:
     """Tell programs what a person was told: nothing was done, or it was broken off."""
-    end: dict[str, Any] = {"status": "could not start", "error": reason, "exit_code": code}
-    if options.cleanup:
-        conclude(options, console, CleanupResult(problems=[reason], **end))
-        return
-    end.update(root=options.root or "", destination=options.destination or "")
+    end: dict[str, Any] = {"error": reason, "exit_code": code}
+    ends: dict[str, Any] = {"root": options.root or "", "destination": options.destination or ""}
     if options.verify:
-        conclude(options, console, Verdict(**end))
+        tell_programs(options, console, Verdict(**end, **ends))
+    elif options.cleanup:
+        tell_programs(options, console, CleanupResult(**end, problems=[reason]))
     elif not options.status:
-        conclude(options, console, Summary(mode=options.mode, **end))
+        tell_programs(options, console, Summary(mode=options.mode, **end, **ends))
 
 
 def open_streams() -> None:

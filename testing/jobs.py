@@ -129,16 +129,14 @@ class Witness(pfu.Observer):
         self.is_to_end = is_to_end
         self.deadline = time.monotonic() + 30
         self.sizes: list[int] = []
-        self.resumed_sizes: list[int] = []
+        self.sizes_to_upload: list[int] = []
 
     def progress(self, progress: pfu.Progress) -> None:
         self.sizes.append(progress.bytes)
+        self.sizes_to_upload.append(progress.bytes_to_upload)
         assert time.monotonic() < self.deadline
         if self.is_to_end():
             raise Killed
-
-    def resumed(self, size: int) -> None:
-        self.resumed_sizes.append(size)
 
 
 def killed(

@@ -25,6 +25,7 @@ class Screen:
     """
 
     TOKEN = re.compile(r"\x1b\[([?\d;]*)([A-Za-z])|[^\x1b]")
+    CUT = re.compile(r"\x1b(\[[?\d;]*)?\Z")
 
     def __init__(self, columns: int, rows: int, *, reflows: bool = True) -> None:
         self.columns, self.rows, self.reflows = columns, rows, reflows
@@ -33,8 +34,12 @@ class Screen:
         self.x = self.y = 0
         self.wraps = True
         self.styles: set[str] = set()
+        self._rest = ""  # of a sequence whose end has not been read yet
 
     def feed(self, text: str) -> None:
+        text, self._rest = self._rest + text, ""
+        if cut := self.CUT.search(text):
+            text, self._rest = text[: cut.start()], cut[0]
         position = 0
         for token in self.TOKEN.finditer(text):
             assert token.start() == position, text[position:]

@@ -84,4 +84,4 @@ class TestLibrary:
         place.files(3)
         summary = run_within(place)
         assert (summary.exit_code, summary.uploaded) == (0, 3)
-        assert "fast lane" not in pfu.summary_text(summary)
+        assert "fast lane" not in str(list(pfu.summary_lines(summary)))

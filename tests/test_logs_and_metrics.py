@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from pathlib import Path
@@ -34,17 +35,20 @@ class TestLog:
         assert "5 seen, 4 uploaded" in ends[0]
         assert log.stat().st_mode & 0o777 == 0o600
 
-    def test_the_log_rotates_itself(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(pfu, "LOG_BYTES", 1000)
-        log = pfu.LogFile(str(tmp_path / "log"))
+    def test_the_log_rotates_itself(self, tmp_path: Path) -> None:
+        log = pfu.LineFile("log", str(tmp_path / "log"), 1000)
         for number in range(500):
-            assert log.write(f"line {number}\nof many") == ""
-        log.close()
+            assert log.write(f"{number} lines so far") == ""
         names = sorted(path.name for path in tmp_path.iterdir())
         assert names == ["log", *(f"log.{n}" for n in range(1, pfu.LOG_FILES + 1))]
         assert all(path.stat().st_size <= 1000 for path in tmp_path.iterdir())
         assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o600}
-        assert "line 499\\nof many" in (tmp_path / "log").read_text()
+        assert (tmp_path / "log").read_text().endswith("\n499 lines so far\n")
+        os.truncate(tmp_path / "log", 0)
+        (tmp_path / "log.5").unlink()
+        (tmp_path / "log.5").mkdir()
+        told = [log.write("x" * 600) for _ in range(4)]
+        assert told == ["", f"cannot write log to {tmp_path}/log: Is a directory", "", ""]
 
     def test_own_files_are_left_out_wherever_they_are(self, place: Place) -> None:
         place.files(3)

@@ -88,8 +88,11 @@ class TestOutput:
         assert (summary["retries"], summary["throttled"]) == (4, 4)
 
     def test_the_summary_is_read_at_a_glance(self) -> None:
-        assert pfu.summary_text(SUMMARY) == SUMMARY_TEXT
-        coloured = pfu.summary_text(SUMMARY, colours=True)
+        plain, coloured = (
+            "\n".join(pfu.painted(line, colours) for line in pfu.summary_lines(SUMMARY))
+            for colours in (False, True)
+        )
+        assert plain == SUMMARY_TEXT
         assert coloured.startswith("\x1b[33mcomplete with failures\x1b[0m: /srv")
         assert "\n  \x1b[31m     2 failed\x1b[0m       listed" in coloured
         assert re.sub(r"\x1b\[\d+m", "", coloured) == SUMMARY_TEXT

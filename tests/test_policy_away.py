@@ -275,9 +275,9 @@ def test_the_live_view_says_why_it_stands_still(place: Place) -> None:
     place.file("unlucky", b"larger")
     pfu.BatchJobModel(place.root, uploader, place.path / "l.db", options, observer).run()
     assert any("upload: no answer" in text for text in observer.away)
-    view = pfu.UploadView(1, 1)
-    view.move(pfu.Progress(0, 0, 0, 0, 0, 0, 4, 0, False, "12 s: refused"), 1.0)
-    assert view.lines(100)[-1][0].text == "the store has been unavailable for 12 s: refused"
+    told = pfu.Progress(0, 0, 0, 0, 0, 0, 4, 0, False, "12 s: refused", 1, 1)
+    *_, last = pfu.UploadView().spans(told, 1.0)
+    assert last.text == "the store has been unavailable for 12 s: refused"
 
 
 def test_a_limiter_learns_nothing_of_an_outage() -> None:

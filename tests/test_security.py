@@ -59,8 +59,9 @@ class Swapper(pfu.Observer):
     def __init__(self, swap: Callable[[], object]) -> None:
         self.swap = swap
 
-    def uploading(self, files: int, size: int) -> None:
-        self.swap()
+    def busy(self, what: str, text: str) -> None:
+        if what == "checking":
+            self.swap()
 
 
 def swap_for_link(path: Path, target: Path) -> None:
@@ -163,9 +164,9 @@ class TestRoot:
     def test_a_root_that_goes_away_while_it_is_scanned(self, at_hand: Place) -> None:
         at_hand.files(20)
         observer = pfu.Observer()
-        observer.scanned = lambda files: at_hand.root.exists() and replace_root(at_hand)  # type: ignore
+        observer.busy = lambda what, text: at_hand.root.exists() and replace_root(at_hand)  # type: ignore
         job = s3_job(at_hand, observer)
-        observer.scanned = lambda files: Path(job.root_dir).rename(at_hand.path / "gone")  # type: ignore
+        observer.busy = lambda what, text: Path(job.root_dir).rename(at_hand.path / "gone")  # type: ignore
         summary = job.run()
         assert summary.exit_code == 2
         assert "is it mounted?" in str(summary.error)

@@ -98,7 +98,7 @@ class StopsTheScan(pfu.Observer):
 
     job: pfu.BatchJobModel
 
-    def scanned(self, files: int) -> None:
+    def busy(self, what: str, text: str) -> None:
         self.job.stop("enough")
 
 

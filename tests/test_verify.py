@@ -241,7 +241,8 @@ class TestVerify:
             assert (run.code, says in run.out, run.err.count("\n")) == (code, True, code // 2)
             if code == 1:
                 assert run.json["by_reason"] == {"cannot be checked": run.json["differing"]}
-                text = "\n".join(pfu.verdict_text(pfu.Verdict(**run.json), quiet=False))
+                lines = pfu.verdict_lines(pfu.Verdict(**run.json), quiet=False)
+                text = "\n".join(pfu.painted(line, False) for line in lines)
                 assert re.search("cannot be checked +left as is", text)
                 assert "pending" not in text
             assert {row["status"] for row in unasked.rows()} == {pfu.FileStatus.SUCCESS}
