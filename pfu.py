@@ -993,7 +993,7 @@ class Found(NamedTuple):
     problem: str = ""
 
 
-# Decides whether a file is the one that was stored: same order in Known and in Found.
+# Decides whether a file is the one that was stored: same order in Known, StoredRow and Found.
 FACTS_KNOWN, FACTS_FOUND = slice(1, 8), slice(3, 10)
 STATE_KNOWN = slice(8, 12)  # Known.status to missing_since
 AS_STORED = (FileStatus.SUCCESS, 0, None, None)  # these, if all is well
@@ -1074,7 +1074,7 @@ class Inspected(NamedTuple):
         An ETag that looks like an MD5 need not be one (SSE-KMS), and the parts may have other
         sizes than those known: such a digest can only prove that the bytes are the same.
         """
-        forms = self.forms()
+        forms = [told for told in self.forms() if told[0] in digests]
         same = {form for form, digest in forms if digests[form] == digest}
         sha256 = {form for form, _ in forms if form.algorithm == "sha256"}
         is_clear = len(sha256) == 1 and not self._is_of_parts_untold
@@ -12061,8 +12061,8 @@ def task_of(file: FileModel) -> Task:
     )
 
 
-def stored_of(file: FileModel) -> Stored | None:
-    """What the store has of a file according to the ledger, if anything."""
+def stored_of(file: FileModel | StoredRow) -> Stored | None:
+    """What the store has of a file according to the ledger, if its digest is known."""
     if not file.sha256 and not file.etag:
         return None
     return Stored(
@@ -12893,13 +12893,14 @@ def compare(
     return Change(found, reason, keeps_hash, known.late) if reason else None
 
 
-def what_changed(found: Found, known: Known, options: RunOptions) -> str | None:
+def what_changed(found: Found, known: Known | StoredRow, options: RunOptions) -> str | None:
     """How a file of the same size differs from the ledger; its bytes may be the same."""
-    if known.changed_at is None:
-        return OLDER_LEDGER
+    if known[FACTS_KNOWN] == found[FACTS_FOUND]:
+        return None
     told = [
         ("modification time changed", found.last_modified != known.last_modified),
         ("permissions changed", found.permissions != known.permissions),
+        (OLDER_LEDGER, known.changed_at is None),
         ("owner changed", (found.uid, found.gid) != (known.uid, known.gid)),
         (CTIME_MOVED, found.changed_at != known.changed_at and not options.ignore_ctime),
         (INODE_MOVED, found.inode != known.inode and not options.ignore_inode),
@@ -13146,7 +13147,7 @@ class Verification:
             with contextlib.suppress(StoppedError):
                 self._take_listing()
                 self._compare_all(self._job.scan())
-                self._compare_moved()
+                self._compare_removed()
                 verdict.extra, verdict.extra_keys = self._ledger.not_found(REPORTED_FAILURES)
                 if verdict.extra:
                     verdict.extra_known = self._ledger.went_away(self._job.place)
@@ -13184,68 +13185,32 @@ class Verification:
         self.verdict.skipped = sum(scan.skipped.values())
         self._job.refuse_empty(scan, self.verdict.checked + self.verdict.skipped)
 
-    def _compare_moved(self) -> None:
+    def _compare_removed(self) -> None:
         """Files that pfu removed here, once the store had them: does it still have them?"""
         for batch in batches(self._ledger.moved(self._job.place), SCAN_BATCH):
             self._job.heed_stop()
-            rows = self._ledger.stored([found.id for found in batch])
-            listed = self._ledger.listed([found.key for found in batch])
-            asked = {
-                found.id: self._threads.submit(self._check_moved, found, rows[found.id])
-                for found in batch
-                if self._checksum or difference(found, rows[found.id], listed.get(found.key))
-            }
-            reasons = dict.fromkeys((found.id for found in batch), "")
-            for file_id, answer in asked.items():
-                checked = self._job.wait_for(answer)
-                self.verdict.bytes_read_back += checked.read_back
-                reasons[file_id] = checked.reason
-            self._count(batch, reasons)
-
-    def _check_moved(self, found: Found, row: StoredRow) -> Checked:
-        try:
-            stored = self._patiently(self._uploader.inspect, found.key)
-            if stored is None or stored.size != found.file_size:
-                return Checked(NOT_IN_STORE)
-            known = dict(forms_of_row(row))
-            same = any(known.get(form) == digest for form, digest in stored.forms())
-            read_back = 0
-            if self._checksum and not same and WHOLE_SHA256 in known:
-                read_back = stored.size
-                whole = self._patiently(self._uploader.read_back, found.key)
-                same = whole == known[WHOLE_SHA256]
-            is_like = (stored.etag and stored.etag == row.etag) or stored.is_of(found)
-            same = same or bool(is_like and not read_back)
-            return Checked("" if same else NOT_IN_STORE, None, read_back)
-        except FatalError:
-            raise
-        except TransferError as error:
-            return Checked(f"{UNCHECKED}: {error.cause}")
+            self._compare(batch, is_here=False)
 
     def _take_others(self, keys: list[str]) -> None:
         """Objects that belong to other shares of the tree."""
         self._ledger.mark_found(keys)
         keys.clear()
 
-    def _compare(self, batch: Sequence[Found]) -> None:
+    def _compare(self, batch: Sequence[Found], *, is_here: bool = True) -> None:
+        """``is_here``: the files were found in the tree."""
         rows = self._ledger.stored([found.id for found in batch])
         listed = self._ledger.listed([found.key for found in batch])
-        reasons = {
-            found.id: difference(found, rows.get(found.id), listed.get(found.key))
-            for found in batch
-        }
-        self._shown.update(
-            "-" in row.etag
-            for row, object_ in ((rows.get(f.id), listed.get(f.key)) for f in batch)
-            if row and object_ and row.etag and row.etag == object_.etag
-        )
-        closer = [
-            (found, rows.get(found.id))
-            for found in batch
-            if self._is_in_question(found, rows.get(found.id), reasons[found.id], listed)
-        ]
+        reasons: dict[str, str] = {}
+        closer: list[tuple[Found, StoredRow | None]] = []
+        for found in batch:
+            row, object_ = rows.get(found.id), listed.get(found.key)
+            reason = reasons[found.id] = difference(found, row, object_, self._job.options)
+            if row and object_ and row.etag and row.etag == object_.etag:
+                self._shown.add("-" in row.etag)
+            if self._is_in_question(found, row, reason, listed):
+                closer.append((found, row))
         adopted = []
-        for (found, _), checked in zip(closer, self._look_closer(closer)):
+        for (found, _), checked in zip(closer, self._look_closer(closer, is_here=is_here)):
             reasons[found.id] = checked.reason
             self.verdict.bytes_read_back += checked.read_back
             self._weigh(checked.reason)
@@ -13253,7 +13218,7 @@ class Verification:
                 adopted.append(checked.adopted)
         self._ledger.adopt(adopted)
         self.verdict.adopted += len(adopted)
-        self._count(batch, reasons)
+        self._count(batch, reasons, is_here=is_here)
 
     def _is_in_question(
         self, found: Found, row: StoredRow | None, reason: str, listed: Collection[str]
@@ -13270,29 +13235,27 @@ class Verification:
             return self._missed <= MAX_MISSED
         if row is None or reason == OTHER_ETAG:
             return True
-        return not reason and (self._checksum or has_moved(found, row, self._job.options))
+        return not reason and (self._checksum or self._is_touched(found, row))
 
-    def _look_closer(self, files: Iterable[tuple[Found, StoredRow | None]]) -> list[Checked]:
-        """Read files in parallel. Raises StoppedError."""
-        asked = [self._threads.submit(self._check, found, row) for found, row in files]
+    def _is_touched(self, found: Found, row: StoredRow) -> bool:
+        """Whether a file may have been replaced with the same size and time."""
+        return what_changed(found, row, self._job.options) is not None
+
+    def _look_closer(
+        self, files: Iterable[tuple[Found, StoredRow | None]], *, is_here: bool
+    ) -> list[Checked]:
+        """Ask about files, and read them, in parallel. Raises StoppedError."""
+        asked = [self._threads.submit(self._check, found, row, is_here) for found, row in files]
         return list(map(self._job.wait_for, asked))
 
-    def _check(self, found: Found, row: StoredRow | None) -> Checked:
+    def _check(self, found: Found, row: StoredRow | None, is_here: bool) -> Checked:
         try:
-            if row is not None and not self._checksum and has_moved(found, row, self._job.options):
-                checked = self._check_file(found, row)
-                if checked.reason:
-                    return checked
             stored = self._patiently(self._uploader.inspect, found.key)
             if stored is None:
                 return Checked(NOT_UPLOADED if row is None else MISSING)
-            if row is None:
-                return self._adopt(found, stored)
             if stored.size != found.file_size:
-                return Checked(OTHER_SIZE)
-            if self._checksum:
-                return self._check_bytes(found, row, stored)
-            return self._check_object(found, row, stored)
+                return Checked(NOT_UPLOADED if row is None else OTHER_SIZE)
+            return self._check_bytes(found, row, stored, is_here)
         except FatalError:
             raise
         except (TransferError, SourceError) as error:
@@ -13314,43 +13277,50 @@ class Verification:
         self._answers, self._silent_since = self._answers + 1, 0.0
         return answer
 
-    def _check_object(self, found: Found, row: StoredRow, stored: Inspected) -> Checked:
-        """Is it the object that was stored? Its ETag counts if the store repeats such ETags."""
-        if row.etag and stored.etag == row.etag:
-            return Checked()
-        digests = self._digests(found, {form for form, _ in stored.forms()})
-        if stored.forms() and stored.proves(digests):
-            return Checked()
-        if ("-" in (row.etag or "")) in self._shown or not (
-            stored.is_of(found) or not stored.metadata
-        ):
-            return Checked(OTHER_ETAG)
-        self._job.note(NOT_SHOWN_NOTE)
-        return Checked()
-
-    def _check_file(self, found: Found, row: StoredRow) -> Checked:
-        """Is it the file that was stored? Its ctime or inode has changed since."""
-        forms = forms_of_row(row)
-        digests = self._digests(found, {form for form, _ in forms})
-        return Checked("" if is_same(forms, digests) is not False else CHANGED_SINCE)
-
-    def _check_bytes(self, found: Found, row: StoredRow, stored: Inspected) -> Checked:
-        """Compare the bytes of the file, the ledger and the store."""
-        forms = forms_of_row(row)
-        wanted = {form for form, _ in (*forms, *stored.forms())} | {WHOLE_SHA256}
-        digests = self._digests(found, wanted)
-        if is_same(forms, digests) is False:
-            return Checked(CHANGED_SINCE)
-        return self._against_store(found, stored, digests)
-
-    def _against_store(
-        self, found: Found, stored: Inspected, digests: Mapping[Form, str]
+    def _check_bytes(
+        self, found: Found, row: StoredRow | None, stored: Inspected, is_here: bool
     ) -> Checked:
-        proof, read_back = stored.proves(digests), 0
+        """Does the store have these bytes? Both answers need a proof.
+
+        The ledger's ETag is one, of the object; without ``checksum`` the object's metadata are
+        another, for a file that the ledger does not know. All else is proven by digests: of the
+        file, or what the ledger knows of one that was removed.
+        """
+        in_ledger = row and stored_of(row)
+        likely = part_size_for(found.file_size, DEFAULT_PART_SIZE)
+        known = in_ledger.forms(found.file_size, likely) if in_ledger else []
+        is_ours = stored.is_of(found)
+        is_known = bool(row.etag and row.etag == stored.etag) if row else is_ours
+        proof: bool | None = (is_known and not self._checksum) or None
+        digests, read_back = dict(known), 0
+        is_suspect = self._checksum or bool(row and self._is_touched(found, row))
+        if is_here and (is_suspect or not proof):
+            digests = self._digests(found, {form for form, _ in (*known, *stored.forms())})
+            if is_suspect and known and all(digests[form] != digest for form, digest in known):
+                return Checked(CHANGED_SINCE)
         if proof is None:
+            proof = stored.proves(digests)
+        if proof is None and self._checksum and WHOLE_SHA256 in digests:
             whole = self._patiently(self._uploader.read_back, found.key)
             proof, read_back = whole == digests[WHOLE_SHA256], stored.size
-        return Checked("" if proof else OTHER_BYTES, None, read_back)
+        if proof is None and row:
+            is_like = is_ours or (is_here and not stored.metadata)  # some stores drop them
+            proof = is_known or (is_like and self._is_all_there_is(row))
+        elif proof is None:
+            self._job.note(NOTHING_TOLD_NOTE)
+        if proof:
+            adopted = None if row else adopted_row(found, stored, digests, self._job)
+            return Checked("", adopted, read_back)
+        if row is None:
+            return Checked(OTHER_BYTES if is_ours else NOT_UPLOADED, None, read_back)
+        return Checked(OTHER_BYTES if self._checksum else OTHER_ETAG, None, read_back)
+
+    def _is_all_there_is(self, row: StoredRow) -> bool:
+        """Whether size and metadata must do: another ETag proves nothing in this store."""
+        if ("-" in (row.etag or "")) in self._shown:
+            return False
+        self._job.note(NOT_SHOWN_NOTE)
+        return True
 
     def _digests(self, found: Found, forms: Collection[Form]) -> dict[Form, str]:
         """Digests of a file's current bytes. Raises SourceError."""
@@ -13359,30 +13329,9 @@ class Verification:
         with contextlib.closing(
             open_source(self._tree, found.path, found.permissions, beat)
         ) as source:
-            digests = digests_of(source, forms)
-            source.check_unchanged(lambda: digests_of(source, forms), digests)
+            digests = digests_of(source, {*forms, WHOLE_SHA256})
+            source.check_unchanged(lambda: digests_of(source, digests), digests)
         return digests
-
-    def _adopt(self, found: Found, stored: Inspected) -> Checked:
-        """Adopt a file whose object has the metadata of this very file, or its bytes."""
-        if stored.size != found.file_size:
-            return Checked(NOT_UPLOADED)
-        is_ours = stored.is_of(found)
-        if is_ours and not self._checksum:
-            return Checked("", adopted_row(found, stored, stored.clear_sha256, self._job))
-        digests = self._digests(found, {form for form, _ in stored.forms()} | {WHOLE_SHA256})
-        proof, read_back = stored.proves(digests), 0
-        if proof is None and (is_ours or self._checksum):
-            checked = self._against_store(found, stored, digests)
-            proof, read_back = not checked.reason, checked.read_back
-        if proof is None:
-            self._job.note(NOTHING_TOLD_NOTE)
-        if not proof:
-            return Checked(OTHER_BYTES if is_ours else NOT_UPLOADED, None, read_back)
-        sha256 = stored.clear_sha256 or digests[WHOLE_SHA256]
-        row = adopted_row(found, stored, sha256, self._job)
-        row.stale = None if is_ours else OUTDATED
-        return Checked("", row, read_back)
 
     def _weigh(self, reason: str) -> None:
         """Stop if further questions are pointless."""
@@ -13393,7 +13342,7 @@ class Verification:
             cause = f"{MAX_UNCHECKED} files in a row {reason}"
             raise TransferError("verify", self._job.destination, cause)
 
-    def _count(self, batch: Sequence[Found], reasons: Mapping[str, str]) -> None:
+    def _count(self, batch: Sequence[Found], reasons: Mapping[str, str], *, is_here: bool) -> None:
         verdict = self.verdict
         verdict.checked += len(batch)
         doubtful, changed = [], []
@@ -13403,12 +13352,16 @@ class Verification:
                 verdict.verified += 1
                 continue
             verdict.differing += 1
-            is_unchecked = reason.startswith(UNCHECKED)
-            kind = UNCHECKED if is_unchecked else reason
+            if reason.startswith(UNCHECKED):
+                kind = UNCHECKED
+            elif is_here:
+                kind = reason
+            else:
+                kind = reason = NOT_IN_STORE
             verdict.by_reason[kind] = verdict.by_reason.get(kind, 0) + 1
-            if reason == CHANGED_SINCE:
+            if kind == CHANGED_SINCE:
                 changed.append(found.id)
-            elif not (reason in (NOT_UPLOADED, NOT_IN_STORE) or found.problem or is_unchecked):
+            elif not found.problem and kind not in (NOT_UPLOADED, NOT_IN_STORE, UNCHECKED):
                 doubtful.append(found.id)
             if len(verdict.differences) < REPORTED_FAILURES:
                 told = {"path": found.path, "key": found.key, "reason": reason}
@@ -13437,27 +13390,11 @@ NOT_SHOWN_NOTE = (
 )
 
 
-def has_moved(found: Found, row: StoredRow, options: RunOptions) -> bool:
-    """Whether a file may have been replaced with the same size and time."""
-    ctime = found.changed_at != row.changed_at and not options.ignore_ctime
-    return ctime or (found.inode != row.inode and not options.ignore_inode)
-
-
-def forms_of_row(row: StoredRow) -> list[tuple[Form, str]]:
-    """What a file's bytes can be compared by, according to the ledger."""
-    part_size = row.part_size or 0
-    facts = row.last_modified, row.permissions, row.uid, row.gid
-    known = Stored(*facts, row.etag or "", row.sha256 or "", part_size, 0, 0, False)
-    return known.forms(row.file_size, part_size_for(row.file_size, DEFAULT_PART_SIZE))
-
-
-def is_same(forms: Sequence[tuple[Form, str]], digests: Mapping[Form, str]) -> bool | None:
-    """Whether one of the digests matches the known one; None: there is none to compare."""
-    return any(digests[form] == digest for form, digest in forms) if forms else None
-
-
-def adopted_row(found: Found, stored: Inspected, sha256: str, job: BatchJobModel) -> FileModel:
+def adopted_row(
+    found: Found, stored: Inspected, digests: Mapping[Form, str], job: BatchJobModel
+) -> FileModel:
     """The row of a file that is in the store but not in the ledger."""
+    sha256 = stored.clear_sha256 or digests.get(WHOLE_SHA256, "")
     owner = (stored.metadata.get(name, "") for name in ("uid", "gid"))
     uid, gid = (int(told) if told.isdigit() and len(told) < 11 else None for told in owner)
     return FileModel(
@@ -13479,18 +13416,21 @@ def adopted_row(found: Found, stored: Inspected, sha256: str, job: BatchJobModel
         uid=found.uid if uid is None else uid,
         gid=found.gid if gid is None else gid,
         part_size=stored.part_size if "-" in sha256 else None,
+        stale=None if stored.is_of(found) else OUTDATED,
         destination_id=job.place.id,
     )
 
 
-def difference(found: Found, row: StoredRow | None, listed: Listed | None) -> str:
+def difference(
+    found: Found, row: StoredRow | None, listed: Listed | None, options: RunOptions
+) -> str:
     """Why a file is not in the store in this form; empty if it is, according to a listing."""
     if found.problem:
         return found.problem
     if row is None or row.status != FileStatus.SUCCESS:
         return NOT_UPLOADED
-    owner = (row.uid, row.gid) if row.changed_at is not None else (found.uid, found.gid)
-    if found[3:8] != (*row[1:4], *owner) or row.stale not in (None, MOVED):
+    is_stale = row.stale not in (None, MOVED) or found.file_size != row.file_size
+    if is_stale or what_changed(found, row, options) not in (None, OLDER_LEDGER, *MOVED_ALONE):
         return CHANGED_SINCE
     if listed is None:
         return MISSING
