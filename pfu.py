@@ -11345,79 +11345,38 @@ class Observer:
         """
 
 
-class Proof:
-    """Holds successes back until the store has proven itself: see Uploader.prove().
-
-    The proof is the first object that is not empty; if there is none, or none for long, the
-    first one.
-    """
-
-    def __init__(self, uploader: Uploader) -> None:
-        self.problem = ""  # why the proof failed
-        self.held: list[Outcome] = []  # acknowledged, but not trusted yet
-        self._is_needed = isinstance(uploader, InspectableUploader)
-        self._is_asked = False
-
-    def sift(self, outcomes: Sequence[AnyOutcome]) -> list[AnyOutcome]:
-        """The outcomes that may be processed now."""
-        rest: list[AnyOutcome] = []
-        for outcome in outcomes:
-            if outcome.id.endswith("/proof"):
-                rest += self._end(outcome)
-            elif self._is_needed and is_taken(outcome):
-                assert isinstance(outcome, Outcome)
-                self.held.append(outcome)
-            else:
-                rest.append(outcome)
-        return rest
-
-    def _end(self, outcome: AnyOutcome) -> list[Outcome]:
-        """A store that cannot be asked is trusted; one that gives a wrong answer is not."""
-        if isinstance(outcome, Outcome) and outcome.kind in GIVEN_BACK:
-            self.problem = outcome.error
-            return []
-        self._is_needed = False
-        held, self.held = self.held, []
-        return held
-
-    def candidate(self, *, is_end: bool) -> Outcome | None:
-        """The object to prove it with, once."""
-        if self._is_asked or not self.held:
-            return None
-        first = next((held for held in self.held if held.file_size), None)
-        if first is None and (is_end or len(self.held) >= PAGE_ROWS):
-            first = self.held[0]
-        self._is_asked = first is not None
-        return first
+MOST_LISTINGS = 4  # of names, in one run
 
 
-MOST_LISTINGS = 4
+class Doubts:
+    """Holds successes back until the store has answered what they raise.
 
-
-class Spelling:
-    """Holds successes of odd keys back until the store has shown that it keeps such names.
-
-    A store that keeps `a\\b` as `a/b` has one object for two files. The first key of each kind that
-    it accepts is looked up; if that is inconclusive the next one, up to MOST_LISTINGS per run.
+    The first object is looked up to see whether this is a store, see Uploader.prove(): the first
+    that is not empty; if there is none, or none for long, the first one. Then, of each kind of odd
+    key, the first one: a store that keeps `a\\b` as `a/b` has one object for two files. If the
+    answer is inconclusive the next one is looked up, up to MOST_LISTINGS per run.
     """
 
     def __init__(self, uploader: Uploader, since: float) -> None:
         self.lost: set[str] = set()  # keys that were sent and have overwritten others
         self.held: list[tuple[Outcome, FileModel]] = []
         self._since = since
-        self._is_needed = isinstance(uploader, InspectableUploader)
-        self._known: dict[str, str] = {}  # kind: empty, or a key that is kept under another name
+        is_silent = not isinstance(uploader, InspectableUploader)
+        self._is_proven = self._is_proving = is_silent
+        self._known = dict.fromkeys(ODD_IN_KEYS if is_silent else (), "")  # or what a key became
         self._asked: dict[str, tuple[str, frozenset[str]]] = {}  # key and kinds, by task
         self._looked_for: set[str] = set()  # keys
         self._tasks: list[AnyTask] = []
 
     def problem(self, key: str) -> str | None:
         """Why a file with this key cannot be in the store; None: not known yet."""
-        known = [self._known.get(kind) for kind in odd_kinds(key)] if self._is_needed else []
-        example = next(filter(None, known), "")
+        kinds = odd_kinds(key)
+        if not kinds:
+            return ""
+        example = next(filter(None, map(self._known.get, kinds)), "")
         if example:
             return f"{KEPT_OTHERWISE}, as it did {example}"
-        return None if None in known else ""
+        return None if kinds - self._known.keys() else ""
 
     def sift(
         self, outcomes: Sequence[AnyOutcome], taken: Mapping[str, FileModel]
@@ -11425,45 +11384,61 @@ class Spelling:
         """The outcomes that may be processed now."""
         rest: list[AnyOutcome] = []
         for outcome in outcomes:
-            if outcome.id.endswith("/name"):
-                held = self._answer(outcome)
-            elif is_taken(outcome):
-                assert isinstance(outcome, Outcome)
-                held = [(outcome, taken[outcome.id.partition("/")[0]])]
+            if isinstance(outcome, Outcome) and outcome.kind is OutcomeKind.UPLOADED:
+                rest += self._weigh(outcome, taken[outcome.id.partition("/")[0]])
+            elif outcome.id.endswith(("/proof", "/name")):
+                held, self.held = self.held, []
+                self._heed(outcome)
+                for success, file in held:
+                    rest += self._weigh(success, file)
             else:
                 rest.append(outcome)
-                continue
-            for success, file in held:
-                problem = self.problem(file.object_key)
-                if problem is None:
-                    self._hold(success, file)
-                elif problem:
-                    self.lost.add(file.object_key)
-                    rest.append(as_kept_otherwise(success._replace(sent=True), file, problem))
-                else:
-                    rest.append(success)
         return rest
 
-    def tasks(self) -> list[AnyTask]:
-        """What to look up."""
-        tasks, self._tasks = self._tasks, []
-        return tasks
-
-    def _hold(self, success: Outcome, file: FileModel) -> None:
+    def _weigh(self, success: Outcome, file: FileModel) -> Sequence[Outcome]:
+        problem = self.problem(file.object_key) if self._is_proven else None
+        if problem:
+            self.lost.add(file.object_key)
+            return (as_kept_otherwise(success._replace(sent=True), file, problem),)
+        if problem is not None:
+            return (success,)
         self.held.append((success, file))
+        if self._is_proven:
+            self._look_up(success, file)
+        return ()
+
+    def _look_up(self, success: Outcome, file: FileModel) -> None:
+        """Find out how the store keeps such names, unless that is under way."""
         key = file.object_key
         asked = {kind for _, kinds in self._asked.values() for kind in kinds}
         open_kinds = odd_kinds(key) - self._known.keys()
         if not open_kinds & asked and key not in self._looked_for:
             self._looked_for.add(key)
-            task_id = f"{success.id.partition('/')[0]}/name"
+            task_id = f"{file.id}/name"
             self._asked[task_id] = key, open_kinds
             self._tasks.append(NameTask(task_id, key, success.file_size, self._since))
 
-    def _answer(self, answer: AnyOutcome) -> list[tuple[Outcome, FileModel]]:
-        """The outcomes that were held. Without an answer they stay held, or are trusted."""
+    def tasks(self, *, is_end: bool = False) -> list[AnyTask]:
+        """What to look up; ``is_end``: nothing else is left."""
+        tasks, self._tasks = self._tasks, []
+        if not self._is_proving and self.held:
+            empty = self.held[0] if is_end or len(self.held) >= PAGE_ROWS else None
+            first = next((held for held in self.held if held[0].file_size), empty)
+            if first:
+                self._is_proving = True
+                success, file = first
+                read = success.file_size, success.last_modified, success.permissions
+                found = Found(file.id, file.file_path, file.object_key, *read)
+                tasks.append(ProofTask(f"{file.id}/proof", found.key, found))
+        return tasks
+
+    def _heed(self, answer: AnyOutcome) -> None:
+        """A store that cannot be asked is trusted; one that gives a wrong answer is not."""
         if isinstance(answer, Outcome) and answer.kind in GIVEN_BACK:
-            return []
+            return
+        if answer.id.endswith("/proof"):
+            self._is_proven = True
+            return
         key, kinds = self._asked.pop(answer.id)
         kept_as = answer.kept_as if isinstance(answer, Named) else ""
         if kept_as == key:
@@ -11471,10 +11446,8 @@ class Spelling:
         elif kept_as:
             altered = kinds - odd_kinds(kept_as) or kinds
             self._known.update(dict.fromkeys(altered, f"{key} ({kept_as})"))
-        held, self.held = self.held, []
         if not isinstance(answer, Named) or len(self._looked_for) >= MOST_LISTINGS:
             self.believe()
-        return held
 
     def believe(self) -> list[AnyOutcome]:
         """Release everything held that nothing speaks against, to be sifted again."""
@@ -11628,8 +11601,7 @@ class WorkList:
         self.differed = 0  # files whose bytes were compared and differed
         self.stale = 0  # files whose metadata the store would not update
         self.refusal = ""  # why
-        self.proof = Proof(uploader)
-        self._spelling = Spelling(uploader, job.created_at)
+        self._doubts = Doubts(uploader, job.created_at)
         self._prefix = uploader.prefix
         self._root = ledger.renamed[0] if ledger.renamed else job.root_dir
         self._below_root = self._root.rstrip("/") + "/"
@@ -11674,19 +11646,9 @@ class WorkList:
         if not page and is_first:
             page = self._take_ready() or self._take_left_over()
         if not page and is_first:
-            is_end = len(self._taken) == len(self.proof.held) + len(self._spelling.held)
-            page = self._prove(is_end=is_end) or self._take_later()
+            is_end = len(self._taken) == len(self._doubts.held)
+            page = self._doubts.tasks(is_end=is_end) or self._take_later()
         return page or self.removals.take()
-
-    def _prove(self, *, is_end: bool = False) -> list[AnyTask]:
-        """The task that proves the store, once there is an object for it."""
-        first = self.proof.candidate(is_end=is_end)
-        if first is None:
-            return []
-        file = self._taken[first.id.partition("/")[0]]
-        ends = file.id, file.file_path, file.object_key
-        found = Found(*ends, first.file_size, first.last_modified, first.permissions)
-        return [ProofTask(f"{file.id}/proof", found.key, found)]
 
     def take_others(self, count: int, directories: set[str]) -> list[AnyTask]:
         """Files of other directories; with a count of -1, the further tasks of these files."""
@@ -11711,15 +11673,15 @@ class WorkList:
 
     def take_back(self, outcomes: Sequence[AnyOutcome]) -> list[Outcome]:
         """Write outcomes to the ledger. Returns those of finished files."""
-        outcomes = self._spelling.sift(self.proof.sift(outcomes), self._taken)
-        self._ready.extend([*self._prove(), *self._spelling.tasks()])
+        outcomes = self._doubts.sift(outcomes, self._taken)
+        self._ready.extend(self._doubts.tasks())
         ended, self._ended = self._ended, []
         if not outcomes and not ended:
             return []
         with self._ledger.together():
             ended += [end for end in map(self._follow, outcomes) if end]
             self._record(ended)
-            self._ledger.lose_objects(self._job, self._spelling.lost)
+            self._ledger.lose_objects(self._job, self._doubts.lost)
         return ended
 
     def _tell(self, end: FileEnd | None) -> None:
@@ -11733,7 +11695,7 @@ class WorkList:
 
     def last(self, is_stopping: Callable[[], bool]) -> Iterator[list[AnyOutcome]]:
         """The outcomes left to process when nothing is in progress any more."""
-        yield [] if is_stopping() else self._spelling.believe()
+        yield [] if is_stopping() else self._doubts.believe()
 
     # -- out
 
@@ -11757,7 +11719,7 @@ class WorkList:
 
     def _fails_by_name(self, file: FileModel) -> bool:
         """It would overwrite the object of another file, of this run or an earlier one."""
-        problem = self._spelling.problem(file.object_key)
+        problem = self._doubts.problem(file.object_key)
         if not problem and file.error and file.error.startswith(KEPT_OTHERWISE):
             problem = file.error
         if not problem:
@@ -12662,8 +12624,6 @@ class BatchJobModel(BatchJobRow):
             for told in work.take_told():
                 self.observer.ended(told)
             engine.files_left = work.left
-            if work.proof.problem:
-                self.stop(work.proof.problem, ExitCode.CANNOT_START)
             self._count_resumed(work)
             for note in engine.notes:
                 self.note(note)
