@@ -995,7 +995,7 @@ class Found(NamedTuple):
 
 # Decides whether a file is the one that was stored: same order in Known, StoredRow and Found.
 FACTS_KNOWN, FACTS_FOUND = slice(1, 8), slice(3, 10)
-STATE_KNOWN = slice(8, 12)  # Known.status to missing_since
+STATE_KNOWN, ROW_KNOWN = slice(8, 12), 12  # Known.status to missing_since, Known.row
 AS_STORED = (FileStatus.SUCCESS, 0, None, None)  # these, if all is well
 
 
@@ -10877,6 +10877,11 @@ class Engine:
 # ======================================================================================
 # Batch run: one upload session from the scan to the summary
 # ======================================================================================
+#
+# BatchJobModel is the session, and its row in the ledger. Comparison walks over ROOT and finds what
+# needs work; Sending feeds an engine with it. What comes next, and what follows from an outcome, is
+# decided by WorkList: with LargeFiles for files in parts, Doubts for successes that the store must
+# confirm, and Removals for files that are no longer needed here. Accounts counts each file once.
 
 
 class Timetable(NamedTuple):
@@ -11462,32 +11467,48 @@ def as_kept_otherwise(outcome: Outcome, file: FileModel, problem: str) -> Outcom
     return failed._replace(error=problem, cause=KEPT_OTHERWISE)
 
 
+@dataclass
 class LargeFile:
     """A file that is being uploaded in parts."""
 
-    __slots__ = (
-        *("begun", "file", "in_flight", "is_fast", "is_gone", "known", "missing", "opened_at"),
-        *("problem", "restarts", "unsent", "was_known"),
-    )
+    file: FileModel
+    known: UploadModel | None  # what the ledger knows of it
+    was_known: bool  # from an earlier run
+    begun: Begun | None = None
+    parts: Iterator[PartTask] = field(default_factory=lambda: iter(()))  # not handed out yet
+    missing: int = 0  # parts that are not in the store
+    unsent: int = 0  # bytes of these
+    in_flight: int = 0  # tasks
+    problem: Outcome | None = None
+    restarts: int = 0
+    is_fast: bool = True  # no part went through the safe lane
+    opened_at: float = field(default_factory=time.monotonic)
 
-    def __init__(self, file: FileModel, known: UploadModel | None) -> None:
-        self.file = file
-        self.known = known  # what the ledger knows of it
-        self.was_known = known is not None  # from an earlier run
-        self.begun: Begun | None = None
-        self.missing = 0  # parts that are not in the store
-        self.unsent = 0  # bytes of parts not handed to an engine
-        self.in_flight = 0  # tasks
-        self.problem: Outcome | None = None
-        self.restarts = 0
-        self.is_gone = False  # the store no longer knows the upload
-        self.is_fast = True  # no part went through the safe lane
-        self.opened_at = time.monotonic()
+    @property
+    def may_be_begun(self) -> bool:
+        """Whether the store may have an upload of it."""
+        return self.was_known or self.restarts > 0
 
-    def as_ended(self, outcome: Outcome, **changed: Any) -> Outcome:
-        """The outcome of the whole file, by that of its last step."""
-        seconds = time.monotonic() - self.opened_at
-        return outcome._replace(id=self.file.id, seconds=seconds, **changed)
+    def parts_without(self, stored: Collection[int]) -> Iterator[PartTask]:
+        """The parts that are not stored, in order; whoever takes one has it in flight."""
+        file, begun = self.file, self.begun
+        assert begun is not None
+        for number in range(1, begun.part_count + 1):
+            if number not in stored:
+                offset = (number - 1) * begun.part_size
+                size = min(begun.part_size, begun.snapshot.size - offset)
+                self.in_flight += 1
+                self.unsent -= size
+                yield PartTask(
+                    part_id(file.id, number),
+                    file.file_path,
+                    file.object_key,
+                    begun.upload_id,
+                    number,
+                    offset,
+                    size,
+                    begun.snapshot,
+                )
 
 
 RESTARTS = {OutcomeKind.CHANGED: READ_ATTEMPTS - 1, OutcomeKind.GONE: 1, OutcomeKind.CRAMPED: 1}
@@ -11499,33 +11520,31 @@ STALE_STATUSES = frozenset(
 class Removals:
     """Files that are to be removed here, each once the store shows it and it is still the same."""
 
-    def __init__(self, ledger: Ledger, options: RunOptions) -> None:
-        self.removed = 0  # files
+    def __init__(self, job: BatchJobModel) -> None:
         self.kept: Counter[str] = Counter()  # files, by the reason why they are still here
-        self._ledger = ledger
-        self._wanted = options.remove_source_files
-        self._read = {inode_of(path): path for path in options.scan.read_files}
+        self._ledger = job.ledger
+        self._accounts = job.accounts
+        self.is_wanted = job.options.remove_source_files
+        self._read = {inode_of(path): path for path in job.options.scan.read_files}
         self._waiting: deque[RemoveTask] = deque()
         self._begun: dict[str, RemoveTask] = {}
-        self._still_here: list[tuple[int | None, str]] = []  # not yet in the ledger
-        self._lost: list[tuple[RemoveTask, str]] = []
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def add(self, file: FileModel, kind: OutcomeKind) -> FileEnd | None:
-        """A file whose transfer came to ``kind``. Returns what is told of it at once."""
-        if not self._wanted or not stat.S_ISREG(int(file.permissions, 8)):
-            return None
+    def add(self, file: FileModel, kind: OutcomeKind) -> None:
+        """A file whose transfer came to ``kind``."""
+        if not stat.S_ISREG(int(file.permissions, 8)):
+            return
         facts = (getattr(file, name) for name in ("uid", "gid", "inode", "changed_at"))
         ends = file.id, file.file_path, file.object_key
         found = Found(*ends, file.file_size, file.last_modified, file.permissions, *facts)
         what = f"{file.id}/remove", file.object_key, found, file.etag or "", file.sha256 or ""
         task = RemoveTask(*what, kind, file.stale)
-        if not file.racy and not self._is_read(file):
+        if file.racy or self._is_read(file):
+            self._conclude(task, TOO_YOUNG if file.racy else "this run reads it")
+        else:
             self._waiting.append(task)
-            return None
-        return self._conclude(task, TOO_YOUNG if file.racy else "this run reads it")
 
     def _is_read(self, file: FileModel) -> bool:
         """Whether it is a list or pattern file of this run, by whatever path."""
@@ -11539,98 +11558,62 @@ class Removals:
             self._ledger.mark_moved([(MOVED, task.found.id) for task in page])
         return [*page]
 
-    def end(self, outcome: AnyOutcome) -> FileEnd | None:
-        """What is told of a file."""
-        task = self._begun.pop(outcome.id)
+    def end(self, outcome: AnyOutcome) -> None:
+        """What became of a file."""
+        task, reason = self._begun.pop(outcome.id), None
         if isinstance(outcome, Removed):
-            return self._conclude(task, outcome.reason)
-        if isinstance(outcome, Outcome) and outcome.kind not in GIVEN_BACK:
-            return self._conclude(task, outcome.cause or outcome.error)
-        self._still_here.append((task.stale, task.found.id))
-        return None
+            reason = outcome.reason
+        elif isinstance(outcome, Outcome) and outcome.kind not in GIVEN_BACK:
+            reason = outcome.cause or outcome.error
+        if reason != "":
+            self._ledger.mark_moved([(task.stale, task.found.id)])
+        if reason is not None:
+            self._conclude(task, reason)
 
-    def _conclude(self, task: RemoveTask, reason: str) -> FileEnd:
+    def _conclude(self, task: RemoveTask, reason: str) -> None:
         """``reason``: why the file is still here; empty if it is not."""
-        told = "not removed"
+        found, told = task.found, "not removed"
         if not reason:
             told = "removed"
-            self.removed += 1
+            self._accounts.summary.removed += 1
         elif reason in (LOST, REPLACED):
             told = "failed"
-            self._lost.append((task, reason))
+            self._ledger.record_lost([(found.id, reason)])
+            self._accounts.lose(task, reason)
         else:
             self.kept[reason] += 1
-        if reason:
-            self._still_here.append((task.stale, task.found.id))
-        found = task.found
         ends = found.path, found.key, told, found.file_size, 0.0, task.etag, task.sha256
-        return FileEnd(*ends, reason)
-
-    def record(self) -> list[tuple[RemoveTask, str]]:
-        """Write to the ledger what has ended. Returns what the store turned out not to have."""
-        here, self._still_here = self._still_here, []
-        lost, self._lost = self._lost, []
-        if here:
-            self._ledger.mark_moved(here)
-        if lost:
-            self._ledger.record_lost((task.found.id, reason) for task, reason in lost)
-        return lost
+        self._accounts.end(FileEnd(*ends, reason))
 
 
 class WorkList:
     """Decides what to do next, and what follows from each outcome.
 
-    Pending files come from the ledger page by page, smallest first. A large one is started, its
-    parts are handed out in order, and it is completed once the store has them all. Files in
-    progress go before new ones, so few large files are open at a time.
+    Pending files come from the ledger page by page, smallest first. Files in progress go before new
+    ones, so few large files are open at a time.
     """
 
-    def __init__(
-        self,
-        ledger: Ledger,
-        job: BatchJobRow,
-        uploader: Uploader,
-        options: RunOptions,
-        files: int,
-        *,
-        whole: bool = True,
-    ) -> None:
+    def __init__(self, job: BatchJobModel, files: int, *, whole: bool) -> None:
         """``files``: how many are pending; ``whole``: the scan saw everything."""
-        self.fast_files = 0  # large ones whose parts all went through the fast lane
-        self.renewed = 0  # files sent again only for their metadata
-        self.differed = 0  # files whose bytes were compared and differed
-        self.stale = 0  # files whose metadata the store would not update
-        self.refusal = ""  # why
-        self._doubts = Doubts(uploader, job.created_at)
-        self._prefix = uploader.prefix
-        self._root = ledger.renamed[0] if ledger.renamed else job.root_dir
-        self._below_root = self._root.rstrip("/") + "/"
-        self._ended: list[Outcome] = []  # of files that need not be sent
-        self.tells = False  # whether a caller takes what take_told() returns
-        self._told: list[FileEnd] = []
-        self._later: deque[FileModel] = deque()  # temporary failures: retried once at the end
-        self._was_tried: set[str] = set()  # of those, and of those handed out of turn
-        self._turn = 0
-        self._has_begun_anew = False  # an upload of an earlier run that was refused
-        self._most_parts = MAX_PARTS  # until the store turns out to allow fewer
-        self.resumed_bytes = 0  # that need not be sent, since this was last set to 0
-        self.failed_abort = ""  # why an unwanted upload could not be aborted
-        self._aborting: set[str] = set()
+        ledger = job.ledger
+        self.removals = Removals(job)
         self._ledger = ledger
         self._job = job
+        self._accounts = job.accounts
         self._files = files
-        self._page_share = 2 * options.processes()
-        takes_parts = isinstance(uploader, MultipartUploader)
-        self._threshold = options.engine().threshold if takes_parts else sys.maxsize
-        self.removals = Removals(ledger, options)
-        self._position = (-1, "")
+        self._page_share = 2 * job.options.processes()
+        self._doubts = Doubts(job.uploader, job.created_at)
+        self._prefix = job.uploader.prefix
+        root = ledger.renamed[0] if ledger.renamed else job.root_dir
+        self._below_root = root.rstrip("/") + "/"
+        self._threshold = threshold_of(job.uploader, job.options)
+        self._ended: list[Outcome] = []  # of files that need not be sent
+        self._later: deque[FileModel] = deque()  # temporary failures: retried once at the end
+        self._was_tried: set[str] = set()  # of those, and of those handed out of turn
         self._taken: dict[str, FileModel] = {}
-        self._large: dict[str, LargeFile] = {}
-        self._parts: dict[str, Iterator[PartTask]] = {}
+        self._pending = self._pending_pages()
         self._ready: deque[AnyTask] = deque()
-        self._left_over = ledger.left_over_uploads(job) if takes_parts and whole else iter(())
-        begun = ledger.unfinished_uploads() if takes_parts else ()
-        self._begun_before = {upload.id: upload for upload in begun}
+        self.large = LargeFiles(job, self._ready, self._was_tried, whole=whole)
 
     def next_page(self, is_first: bool) -> list[AnyTask]:
         """What can be done now; empty if something in progress must end first, or all is done.
@@ -11640,11 +11623,11 @@ class WorkList:
         if len(self.removals) >= PAGE_ROWS:
             return self.removals.take()
         page = self._take_ready() if is_first else []
-        page += self._take_parts()
+        page += self.large.take_parts(self._page_share)
         if not page:
             page = self._take_pending()
         if not page and is_first:
-            page = self._take_ready() or self._take_left_over()
+            page = self._take_ready() or self.large.take_left_over()
         if not page and is_first:
             is_end = len(self._taken) == len(self._doubts.held)
             page = self._doubts.tasks(is_end=is_end) or self._take_later()
@@ -11658,40 +11641,28 @@ class WorkList:
                 for task in self._ready
                 if isinstance(task, LOOKS) or task.id.partition("/")[0] in directories
             ]
-            self._ready = deque(task for task in self._ready if task not in ready)
-            parts = (next(self._parts[name], None) for name in directories if name in self._parts)
-            return [*ready, *map(self._hand_out, filter(None, parts))]
+            for task in ready:
+                self._ready.remove(task)
+            return [*ready, *self.large.next_parts(directories)]
         page = self._ledger.begin_elsewhere(self._job.id, count, directories, self._taken)
         self._was_tried.update(file.id for file in page)
-        page = [file for file in page if not self._fails_by_name(file)]
-        return [*self._tasks_of(page), *self._take_ready()]
+        return [*self._tasks_of(self._with_a_name(page)), *self._take_ready()]
 
     @property
     def left(self) -> int:
         """Files that are not finished."""
         return max(self._files, 0) + len(self._taken)
 
-    def take_back(self, outcomes: Sequence[AnyOutcome]) -> list[Outcome]:
-        """Write outcomes to the ledger. Returns those of finished files."""
+    def take_back(self, outcomes: Sequence[AnyOutcome]) -> None:
+        """Write outcomes to the ledger, and count them."""
         outcomes = self._doubts.sift(outcomes, self._taken)
         self._ready.extend(self._doubts.tasks())
         ended, self._ended = self._ended, []
-        if not outcomes and not ended:
-            return []
-        with self._ledger.together():
-            ended += [end for end in map(self._follow, outcomes) if end]
-            self._record(ended)
-            self._ledger.lose_objects(self._job, self._doubts.lost)
-        return ended
-
-    def _tell(self, end: FileEnd | None) -> None:
-        if self.tells and end is not None:
-            self._told.append(end)
-
-    def take_told(self) -> list[FileEnd]:
-        """Files that have ended since the last call."""
-        told, self._told = self._told, []
-        return told
+        if outcomes or ended:
+            with self._ledger.together():
+                ended += [end for end in map(self._follow, outcomes) if end]
+                self._record(ended)
+                self._ledger.lose_objects(self._job, self._doubts.lost)
 
     def last(self, is_stopping: Callable[[], bool]) -> Iterator[list[AnyOutcome]]:
         """The outcomes left to process when nothing is in progress any more."""
@@ -11702,56 +11673,41 @@ class WorkList:
     def _take_ready(self) -> list[AnyTask]:
         return [self._ready.popleft() for _ in range(min(len(self._ready), PAGE_ROWS))]
 
-    def _take_parts(self) -> list[AnyTask]:
-        """Like other pages, pages of parts get smaller towards the end."""
-        page: list[AnyTask] = []
-        waiting = sum(self._large[file_id].unsent for file_id in self._parts)
-        size = min(PAGE_BYTES, waiting // self._page_share)
-        while self._parts and (size > 0 or not page):
-            file_id, parts = next(iter(self._parts.items()))
-            part = next(parts, None)
-            if part is None:
-                del self._parts[file_id]
-                continue
-            page.append(self._hand_out(part))
-            size -= part.size
-        return page
-
-    def _fails_by_name(self, file: FileModel) -> bool:
-        """It would overwrite the object of another file, of this run or an earlier one."""
-        problem = self._doubts.problem(file.object_key)
-        if not problem and file.error and file.error.startswith(KEPT_OTHERWISE):
-            problem = file.error
-        if not problem:
-            return False
-        self._files -= 1
-        self._taken[file.id] = file
-        failed = Outcome(file.id, OutcomeKind.FAILED, problem, 0)
-        self._ended.append(as_kept_otherwise(failed, file, problem))
-        return True
-
-    def _hand_out(self, part: PartTask) -> PartTask:
-        large = self._large[part.id.partition("/")[0]]
-        large.in_flight += 1
-        large.unsent -= part.size
-        return part
-
     def _take_pending(self) -> list[AnyTask]:
+        if len(self.large) >= MAX_OPEN_UPLOADS:
+            return []
+        return self._tasks_of(next(self._pending, []))
+
+    def _pending_pages(self) -> Iterator[list[FileModel]]:
         """Pages get smaller towards the end, so that all processes finish together."""
-        if len(self._large) >= MAX_OPEN_UPLOADS:
-            return []
+        for turn in range(len(TURNS)):
+            position = (-1, "")
+            while page := self._begin_page(position, turn):
+                position = page[-1].file_size, page[-1].id
+                page = [file for file in page if file.id not in self._was_tried]
+                if page := self._with_a_name(page):
+                    yield page
+
+    def _begin_page(self, position: tuple[int, str], turn: int) -> list[FileModel]:
         rows = max(20, min(PAGE_ROWS, self._files // self._page_share))
-        where = self._job.id, self._position, rows, PAGE_BYTES, self._turn
-        page = self._ledger.begin_page(*where)
-        if not page and self._turn + 1 < len(TURNS):
-            self._turn, self._position = self._turn + 1, (-1, "")
-            return self._take_pending()
-        if not page:
-            return []
-        self._position = (page[-1].file_size, page[-1].id)
-        page = [file for file in page if file.id not in self._was_tried]
-        page = [file for file in page if not self._fails_by_name(file)]
-        return self._tasks_of(page) if page else self._take_pending()
+        return self._ledger.begin_page(self._job.id, position, rows, PAGE_BYTES, turn)
+
+    def _with_a_name(self, page: Iterable[FileModel]) -> list[FileModel]:
+        """Those of a page that would overwrite no object of another file; the others fail."""
+        fine: list[FileModel] = []
+        for file in page:
+            problem = self._doubts.problem(file.object_key)
+            if not problem and file.error and file.error.startswith(KEPT_OTHERWISE):
+                problem = file.error  # of an earlier run
+            if problem:
+                self._files -= 1
+                self._taken[file.id] = file
+                self._ended.append(
+                    as_kept_otherwise(Outcome(file.id, OutcomeKind.FAILED), file, problem)
+                )
+            else:
+                fine.append(file)
+        return fine
 
     def _tasks_of(self, page: Sequence[FileModel]) -> list[AnyTask]:
         """Tasks of small files; large ones are prepared."""
@@ -11764,15 +11720,15 @@ class WorkList:
         self._ledger.doubt_hashes(small)
         if large:
             with self._ledger.together():
-                self._ready.extend(map(self._open, large))
+                self._ready.extend(map(self.large.open, large))
         return list(map(task_of, small))
 
     def _check(self, row: FileModel) -> None:
         """Raises LedgerError for a row whose file or key is outside this run."""
-        path, key = row.file_path, row.object_key
-        is_below = path.startswith(self._below_root) or path == self._root
-        if not is_below or "/../" in f"{path}/" or not key.startswith(self._prefix):
-            cause = f"it maps {path} to {key}, which is outside this run"
+        path, key = f"{row.file_path}/", row.object_key
+        is_below = path.startswith(self._below_root) and "/../" not in path
+        if not is_below or not key.startswith(self._prefix):
+            cause = f"it maps {row.file_path} to {key}, which is outside this run"
             raise LedgerError("read ledger", self._ledger.path, cause, MOVE_AWAY)
 
     def _take_later(self) -> list[AnyTask]:
@@ -11780,94 +11736,137 @@ class WorkList:
         again, self._later = self._later, deque()
         return self._tasks_of(again) or self._take_ready()
 
-    def _take_left_over(self) -> list[AnyTask]:
-        """Uploads of earlier runs that are no longer wanted."""
-        return list(itertools.islice(self._abort_tasks(self._left_over), MAX_OPEN_UPLOADS))
-
     # -- back
 
     def _follow(self, outcome: AnyOutcome) -> Outcome | None:
         """Process an outcome. Returns that of a finished file."""
         file_id, _, step = outcome.id.partition("/")
         if step == "remove":
-            self._tell(self.removals.end(outcome))
+            self.removals.end(outcome)
             return None
+        end = self.large.follow(outcome) if step else outcome
+        if not isinstance(end, Outcome):
+            return None
+        if end.kind is OutcomeKind.LARGE:
+            self._ready.append(self.large.open(self._taken[file_id]))
+            return None
+        if end.kind is OutcomeKind.UNSENT and file_id not in self._was_tried:
+            self._was_tried.add(file_id)
+            self._later.append(self._taken.pop(file_id))
+            self._files += 1
+            return None
+        if not step and file_id in self.large.begun_before and end.kind in STORED:
+            self.large.abort(self.large.begun_before[file_id])
+        return end
+
+    def _record(self, ended: Sequence[Outcome]) -> None:
+        files: list[FileModel] = []
+        gone: list[FileModel] = []
+        for outcome in ended:
+            file, kind = self._taken.pop(outcome.id), outcome.kind
+            if kind is OutcomeKind.VANISHED:
+                gone.append(file)
+            else:
+                if kind is OutcomeKind.UPLOADED and (file.sha256 or file.etag):
+                    self._accounts.differed += 1
+                file.apply(outcome)
+                files.append(file)
+            self._accounts.add(file, outcome)
+            if self.removals.is_wanted and kind in STORED:
+                self.removals.add(file, kind)
+        self._ledger.record(files, gone)
+
+
+class LargeFiles:
+    """Uploads in parts: each is begun, its parts are handed out in order, then it is completed.
+
+    What the store has acknowledged is kept for the next try and the next run, unless the file is
+    gone, or in the store in another way.
+    """
+
+    def __init__(
+        self, job: BatchJobModel, ready: deque[AnyTask], was_tried: Collection[str], *, whole: bool
+    ) -> None:
+        """``ready``: takes tasks for boto3; ``was_tried``: files that this run has tried."""
+        takes_parts = isinstance(job.uploader, MultipartUploader)
+        self.resumed_bytes = 0  # that need not be sent, since this was last set to 0
+        self.failed_abort = ""  # why an unwanted upload could not be aborted
+        self._ledger = job.ledger
+        self._job = job
+        self._ready = ready
+        self._was_tried = was_tried
+        self._has_begun_anew = False  # an upload of an earlier run that was refused
+        self._most_parts = MAX_PARTS  # until the store turns out to allow fewer
+        self._aborting: set[str] = set()
+        self._large: dict[str, LargeFile] = {}
+        self._left_over = job.ledger.left_over_uploads(job) if takes_parts and whole else iter(())
+        begun = job.ledger.unfinished_uploads() if takes_parts else ()
+        self.begun_before = {upload.id: upload for upload in begun}
+
+    def __len__(self) -> int:
+        return len(self._large)
+
+    # -- out
+
+    def take_parts(self, share: int) -> list[AnyTask]:
+        """Like other pages, pages of parts get smaller towards the end."""
+        page: list[AnyTask] = []
+        size = min(PAGE_BYTES, sum(large.unsent for large in self._large.values()) // share)
+        for part in itertools.chain.from_iterable(large.parts for large in self._large.values()):
+            page.append(part)
+            size -= part.size
+            if size <= 0:
+                break
+        return page
+
+    def next_parts(self, files: Collection[str]) -> list[AnyTask]:
+        """One part of each of these files that has one."""
+        parts = (next(self._large[name].parts, None) for name in files if name in self._large)
+        return [part for part in parts if part]
+
+    def take_left_over(self) -> list[AnyTask]:
+        """Aborts uploads of earlier runs that are no longer wanted."""
+        return list(itertools.islice(self._abort_tasks(self._left_over), MAX_OPEN_UPLOADS))
+
+    # -- back
+
+    def follow(self, outcome: AnyOutcome) -> Outcome | None:
+        """Process the outcome of a step. Returns that of a finished file."""
+        file_id, _, step = outcome.id.partition("/")
         if step == "abort":
-            if isinstance(outcome, Aborted):
-                self._ledger.forget_upload(file_id)
-            elif isinstance(outcome, Outcome) and outcome.error:
-                self.failed_abort = outcome.error
+            self._end_abort(file_id, outcome)
             return None
-        if not step:
-            assert isinstance(outcome, Outcome)
-            if outcome.kind in STORED and file_id in self._begun_before:  # it was large before
-                self._ready.extend(self._abort_tasks([self._begun_before[file_id]]))
-            if outcome.kind is not OutcomeKind.LARGE:
-                return self._put_off(outcome)
-            self._ready.append(self._open(self._taken[file_id]))
-            return None
-        return self._follow_large(self._large[file_id], outcome)
-
-    def _put_off(self, outcome: Outcome) -> Outcome | None:
-        """A first temporary failure does not finish a file."""
-        file_id = outcome.id
-        if outcome.kind is not OutcomeKind.UNSENT or file_id in self._was_tried:
-            return outcome
-        self._was_tried.add(file_id)
-        self._later.append(self._taken.pop(file_id))
-        self._files += 1
-        return None
-
-    def _follow_large(self, large: LargeFile, outcome: AnyOutcome) -> Outcome | None:
+        large = self._large[file_id]
         large.in_flight -= 1
         if isinstance(outcome, Begun):
             self._take_begun(large, outcome)
         elif isinstance(outcome, PartDone):
-            self._take_part(large, outcome)
+            self._ledger.record_parts([PartModel(outcome.id, *outcome.part)])
+            large.missing -= 1
+            large.is_fast &= outcome.fast
         elif isinstance(outcome, Outcome):
             if outcome.kind in STORED:
                 return self._end(large, outcome)
             large.problem = large.problem or outcome
             if outcome.kind is OutcomeKind.CRAMPED:
-                number = int(outcome.id.rpartition("/")[2])
-                self._most_parts = min(self._most_parts, number - 1)
-            self._parts.pop(large.file.id, None)
+                self._most_parts = min(self._most_parts, int(step) - 1)
+            large.parts, large.unsent = iter(()), 0
         if large.problem:
             return None if large.in_flight else self._give_up(large, large.problem)
         if not large.missing:
             self._complete(large)
         return None
 
-    def _record(self, ended: Sequence[Outcome]) -> None:
-        files: list[FileModel] = []
-        gone: list[FileModel] = []
-        for outcome in ended:
-            file = self._taken.pop(outcome.id)
-            if outcome.kind is OutcomeKind.VANISHED:
-                gone.append(file)
-            else:
-                self._weigh(file, outcome)
-                file.apply(outcome)
-                files.append(file)
-            if self.tells and outcome.kind not in GIVEN_BACK:
-                self._tell(FileEnd.of(file, outcome))
-            if outcome.kind in STORED:
-                self._tell(self.removals.add(file, outcome.kind))
-        self._ledger.record(files, gone)
+    def _end_abort(self, file_id: str, outcome: AnyOutcome) -> None:
+        if isinstance(outcome, Aborted):
+            self._ledger.forget_upload(file_id)
+        elif isinstance(outcome, Outcome) and outcome.error:
+            self.failed_abort = outcome.error
 
-    def _weigh(self, file: FileModel, outcome: Outcome) -> None:
-        """The result of comparing its bytes."""
-        self.differed += outcome.kind is OutcomeKind.UPLOADED and bool(file.sha256 or file.etag)
-        self.renewed += outcome.kind is OutcomeKind.RENEWED
-        if outcome.stale:
-            self.stale += 1
-            self.refusal = self.refusal or outcome.error
-
-    # -- large files
-
-    def _open(self, file: FileModel) -> BeginTask:
+    def open(self, file: FileModel) -> BeginTask:
         """The ledger records an upload before the store is asked for it."""
-        large = LargeFile(file, self._ledger.unfinished_upload(file.id))
+        known = self._ledger.unfinished_upload(file.id)
+        large = LargeFile(file, known, was_known=known is not None)
         self._large[file.id] = large
         if large.known is None:
             large.known = self._upload_row(large, None)
@@ -11876,9 +11875,9 @@ class WorkList:
             self._ledger.count_headway(large.known)
         return self._begin(large)
 
-    def _begin(self, large: LargeFile) -> BeginTask:
-        file, anew = large.file, large.is_gone
-        known = large.known if large.was_known or large.restarts else None
+    def _begin(self, large: LargeFile, *, anew: bool = False) -> BeginTask:
+        file = large.file
+        known = large.known if large.may_be_begun else None
         stored = stored_parts(self._ledger.parts(file.id)) if known else ()
         large.in_flight += 1
         return BeginTask(
@@ -11931,14 +11930,7 @@ class WorkList:
         resumed = sum(part.size for part in begun.parts)
         self.resumed_bytes += resumed
         large.unsent = begun.snapshot.size - resumed
-        self._parts[file_id] = parts_of(large.file, begun, stored)
-
-    def _take_part(self, large: LargeFile, done: PartDone) -> None:
-        number, size, etag, sha256 = done.part
-        row = PartModel(part_id(large.file.id, number), number, size, etag, sha256)
-        self._ledger.record_parts([row])
-        large.missing -= 1
-        large.is_fast &= done.fast
+        large.parts = large.parts_without(stored)
 
     def _complete(self, large: LargeFile) -> None:
         begun, file_id = large.begun, large.file.id
@@ -11958,36 +11950,28 @@ class WorkList:
         )
 
     def _end(self, large: LargeFile, outcome: Outcome) -> Outcome:
-        file_id = large.file.id
+        """The parts in the store are kept for the next run, unless the file needs them no more."""
+        kind, file_id = outcome.kind, large.file.id
         del self._large[file_id]
-        self._parts.pop(file_id, None)
-        if outcome.kind is OutcomeKind.UPLOADED:
+        if kind is OutcomeKind.UPLOADED or (kind in STORED and not large.may_be_begun):
             self._ledger.forget_upload(file_id)
-            self.fast_files += large.is_fast and large.begun is not None
-        elif large.was_known or large.restarts:
-            self._abort(large)
-        else:
-            self._ledger.forget_upload(file_id)
-        return large.as_ended(outcome)
+            self._job.summary.fast_lane += large.is_fast and large.begun is not None
+        elif kind in STORED or kind in SKIPPED:
+            assert large.known is not None
+            self.abort(large.known)
+        return outcome._replace(id=file_id, seconds=time.monotonic() - large.opened_at)
 
     def _give_up(self, large: LargeFile, problem: Outcome) -> Outcome | None:
-        """A large file cannot be uploaded as it was started: start over, or give up.
-
-        The parts in the store are kept for the next run, unless the file is gone.
-        """
+        """A large file cannot be uploaded as it was started: start over, or give up."""
         kind = problem.kind
         if large.restarts < RESTARTS.get(kind, 0) or self._is_stale(large, problem):
             large.restarts += 1
-            large.is_gone = kind is not OutcomeKind.CHANGED
             large.problem = None
-            self._ready.append(self._begin(large))
+            self._ready.append(self._begin(large, anew=kind is not OutcomeKind.CHANGED))
             return None
         if kind in RESTARTS:
-            kind = OutcomeKind.FAILED
-        del self._large[large.file.id]
-        if kind in (OutcomeKind.VANISHED, OutcomeKind.KEPT):
-            self._abort(large)
-        return self._put_off(large.as_ended(problem, kind=kind))
+            problem = problem._replace(kind=OutcomeKind.FAILED)
+        return self._end(large, problem)
 
     def _is_stale(self, large: LargeFile, problem: Outcome) -> bool:
         """Whether an upload resumed from an earlier run is refused; at most once a run."""
@@ -11998,9 +11982,9 @@ class WorkList:
         self._has_begun_anew |= is_stale
         return is_stale
 
-    def _abort(self, large: LargeFile) -> None:
-        assert large.known is not None
-        self._ready.extend(self._abort_tasks([large.known]))
+    def abort(self, upload: UploadModel) -> None:
+        """It is no longer wanted."""
+        self._ready.extend(self._abort_tasks([upload]))
 
     def _abort_tasks(self, uploads: Iterable[UploadModel]) -> Iterator[AbortTask]:
         """No task for uploads whose abort has already been requested."""
@@ -12009,6 +11993,12 @@ class WorkList:
                 self._aborting.add(upload.id)
                 task_id = f"{upload.id}/abort"
                 yield AbortTask(task_id, upload.object_key, upload.upload_id, upload.created_at)
+
+
+def threshold_of(uploader: Uploader, options: RunOptions) -> int:
+    """Bytes; larger files go up in parts."""
+    takes_parts = isinstance(uploader, MultipartUploader)
+    return options.engine().threshold if takes_parts else sys.maxsize
 
 
 def task_of(file: FileModel) -> Task:
@@ -12041,24 +12031,10 @@ def stored_of(file: FileModel | StoredRow) -> Stored | None:
     )
 
 
-def parts_of(file: FileModel, begun: Begun, stored: Collection[int]) -> Iterator[PartTask]:
-    """The parts of a file that are not stored, in order."""
-    for number in range(1, begun.part_count + 1):
-        if number not in stored:
-            offset = (number - 1) * begun.part_size
-            yield PartTask(
-                part_id(file.id, number),
-                file.file_path,
-                file.object_key,
-                begun.upload_id,
-                number,
-                offset,
-                min(begun.part_size, begun.snapshot.size - offset),
-                begun.snapshot,
-            )
-
-
 VERIFY_MODE = "verify"  # BatchJob.mode of a verification
+
+
+COUNTS = "seen", "uploaded", "unchanged", "skipped", "failed", "pending", "bytes_uploaded"
 
 
 class Stop(NamedTuple):
@@ -12066,6 +12042,72 @@ class Stop(NamedTuple):
 
     exit_code: ExitCode
     reason: str
+
+
+class Accounts:
+    """Counts files: each that is seen is uploaded, unchanged, skipped, failed, or pending."""
+
+    def __init__(self, summary: Summary, observer: Observer) -> None:
+        self.summary = summary
+        self.groups = FailureGroups(observer)
+        self._observer = observer
+        self._ended: list[FileEnd] = []
+        self.settled_files = self.settled_bytes = 0  # pending ones that need not be sent
+        self.differed = 0  # files whose bytes were compared and differed
+        self.stale = 0  # files whose metadata the store would not update
+        self.refusal = ""  # why
+
+    def add(self, file: FileModel, outcome: Outcome) -> None:
+        """A file has ended; ``outcome`` was applied to it."""
+        kind, size = outcome.kind, outcome.file_size
+        if kind in STORED:
+            is_sent = kind is OutcomeKind.UPLOADED or outcome.sent
+            self._count_stored(kind, size if is_sent else 0)
+        elif kind in SKIPPED:
+            self.summary.skip(SKIPPED[kind])
+        elif kind not in GIVEN_BACK:
+            self.fail(outcome.path, outcome.cause or outcome.error)
+        if kind is OutcomeKind.UNCHANGED or kind in SKIPPED:
+            self.settled_files += 1
+            self.settled_bytes += size
+        if outcome.stale:
+            self.stale += 1
+            self.refusal = self.refusal or outcome.error
+        if self._observer.wants_files and kind not in GIVEN_BACK:
+            self._ended.append(FileEnd.of(file, outcome))
+
+    def end(self, end: FileEnd) -> None:
+        """To be told to the observer, once the ledger knows it."""
+        if self._observer.wants_files:
+            self._ended.append(end)
+
+    def tell(self) -> None:
+        """The ledger knows it."""
+        ended, self._ended = self._ended, []
+        for end in ended:
+            self._observer.ended(end)
+
+    def _count_stored(self, kind: OutcomeKind, sent: int, files: int = 1) -> None:
+        self.summary.uploaded += files * (kind in SENT_WHOLE)
+        self.summary.renewed += files * (kind is OutcomeKind.RENEWED)
+        self.summary.unchanged += files * (kind is OutcomeKind.UNCHANGED)
+        self.summary.bytes_uploaded += sent
+
+    def lose(self, task: RemoveTask, reason: str) -> None:
+        """A file was counted as stored, and the store does not show it."""
+        sent = task.found.file_size if task.kind is OutcomeKind.UPLOADED else 0
+        self._count_stored(task.kind, -sent, -1)
+        self.fail(task.found.path, reason)
+
+    def fail(self, path: str, cause: str) -> None:
+        """A file has failed."""
+        self.summary.failed += 1
+        self.groups.add(path, cause)
+
+    def balance(self) -> None:
+        """All other files are pending."""
+        told = self.summary
+        told.pending = told.seen - told.uploaded - told.unchanged - told.skipped - told.failed
 
 
 class BatchJobModel(BatchJobRow):
@@ -12088,23 +12130,16 @@ class BatchJobModel(BatchJobRow):
         self.observer = observer or Observer()
         self.db = absolute(db)
         self._began = time.monotonic()
-        self._stop: Stop | None = None
-        self._groups = FailureGroups(self.observer)
-        self._is_told_away = 0.0
-        self._failed = self._settled_files = self._settled_bytes = 0
-        self._memory = MemoryGauge()
-        self._preparation: Preparation | None = None
-        self._root: Root | None = None
-        self._source = absolute(root)
+        self.stopped: Stop | None = None
+        self.source = absolute(root)
         self.place = DestinationModel(None, "", "")
-        self._seen: bytearray | None = None  # rows of files that were seen, if needed
-        self._moved = 0  # files to be compared only because of their ctime or inode
-        self._is_taken_over = False
-        self._scan: Scan | None = None
-        self._is_preparing = self._has_sent = False
-        self._engine: Engine | None = None
-        self._verification: Verification | None = None
+        self.is_taken_over = False  # from another ROOT
         self.summary = Summary(mode=self.options.mode)
+        self.accounts = Accounts(self.summary, self.observer)
+        self.memory = MemoryGauge()
+        self.comparison: Comparison | None = None
+        self.preparation: Preparation | None = None
+        self._sending = Sending(self)
         super().__init__(
             id=uuid.uuid4().hex,
             status=JobStatus.CREATED,
@@ -12122,17 +12157,14 @@ class BatchJobModel(BatchJobRow):
         Raises PfuError if the run cannot start; a run that has started always returns a summary,
         with ``exit_code`` and, if it stopped early, ``error``.
         """
-        self._fit()
+        spare_addresses()
+        self.change_options(*self.options.fitted())
         with self._session():
             self._run()
         return self.summary
 
-    def _fit(self) -> None:
-        """Limit processes to what the machine has room for. Raises UsageError."""
-        spare_addresses()
-        self._change_options(*self.options.fitted())
-
-    def _change_options(self, options: RunOptions, told: str) -> None:
+    def change_options(self, options: RunOptions, told: str) -> None:
+        """Limit a run to what the machine has room for; ``told`` says why."""
         self.options = options
         self.mode = self.summary.mode = options.mode
         if told:
@@ -12141,49 +12173,16 @@ class BatchJobModel(BatchJobRow):
     def dry_run(self) -> Summary:
         """Scan, compare and report to the observer what would be done; write nothing anywhere."""
         self._find_ends()
-        self._ledger = Ledger(self.db, read_only=True)
-        try:
+        with contextlib.closing(Ledger(self.db, read_only=True)) as self.ledger:
             self._find_place()
-            self._plan()
-        finally:
-            self._ledger.close()
+            self.compare().plan()
         summary = self.summary
         summary.status = "dry run"
         summary.exit_code = ExitCode.INCOMPLETE if summary.failed else ExitCode.OK
-        if self._stop:
-            summary.exit_code, summary.error = self._stop
+        if self.stopped:
+            summary.exit_code, summary.error = self.stopped
         self._measure()
         return summary
-
-    def _plan(self) -> None:
-        scan, summary, threshold = self.scan(), self.summary, self._threshold()
-        removable = 0
-        for change in self._changes(scan):
-            failed, size = bool(change.found.problem), change.found.file_size
-            summary.failed += failed
-            summary.pending += not failed
-            summary.compared += change.keeps_hash
-            summary.bytes_pending += 0 if failed else size
-            if not failed:
-                summary.requests += self._requests_of(size) if size > threshold else 1
-            self.observer.planned(change)
-            removable += not failed and stat.S_ISREG(int(change.found.permissions, 8))
-        if removable and self.options.remove_source_files:
-            told = f"up to {count_of(removable, 'file')} would be removed here"
-            self.note(f"{told}, each once the store shows it")
-        self._count_skipped(scan)
-        if not self._stop:
-            self.refuse_empty(scan, summary.seen)
-        summary.request_cost_usd = self.uploader.request_cost(summary.requests)
-
-    def _threshold(self) -> int:
-        """Bytes; larger files go up in parts."""
-        takes_parts = isinstance(self.uploader, MultipartUploader)
-        return self.options.engine().threshold if takes_parts else sys.maxsize
-
-    def _requests_of(self, size: int) -> int:
-        """Requests for a large file: its parts, the first and the last."""
-        return 2 + -(-size // part_size_for(size, self.options.engine().part_size))
 
     def verify(self) -> Verdict:
         """Compare the store with the ledger and the tree; differing files become pending.
@@ -12191,48 +12190,12 @@ class BatchJobModel(BatchJobRow):
         With the option ``checksum`` the bytes of each object are checked too. Raises PfuError.
         """
         with self._session():
-            self._verification = Verification(self, self._ledger, checksum=self.options.checksum)
-            verdict = self._verification.verdict
-            self.mode = VERIFY_MODE
-            self._save(JobStatus.SCANNING)
-            try:
-                self._verification.run()
-            except PfuError as error:
-                self._stop = Stop(error.exit_code, str(error))
-                with contextlib.suppress(LedgerError):
-                    self._conclude_verification(verdict)
-                raise
-            self._conclude_verification(verdict)
-        return verdict
-
-    def _conclude_verification(self, verdict: Verdict) -> None:
-        """It gets a row in BatchJob, so that adopted files have a run."""
-        if self._stop:
-            verdict.status = "interrupted"
-            verdict.exit_code, verdict.error = self._stop
-        self.error = verdict.error
-        self.count_checked(verdict)
-        self.finished_at = int(time.time())
-        if self._stop:
-            self._save(JobStatus.INTERRUPTED)
-            return
-        self.move_to(JobStatus.UPLOADING)
-        differs = verdict.exit_code != ExitCode.OK
-        self._save(JobStatus.COMPLETE_WITH_FAILURES if differs else JobStatus.COMPLETE)
-
-    def count_checked(self, verdict: Verdict) -> None:
-        """For --status, while the verification goes on too."""
-        self.seen, self.unchanged, self.failed = (
-            verdict.checked,
-            verdict.verified,
-            verdict.differing,
-        )
-        self._ledger.save_job(self)
+            return Verification(self).run()
 
     def stop(self, reason: str, exit_code: ExitCode = ExitCode.STOPPED) -> None:
         """Accept no further work; finish or drop what is in flight. Safe in a signal handler."""
-        if self._stop is None:
-            self._stop = Stop(exit_code, shortened(reason))
+        if self.stopped is None:
+            self.stopped = Stop(exit_code, shortened(reason))
 
     @contextlib.contextmanager
     def _session(self) -> Iterator[None]:
@@ -12246,25 +12209,25 @@ class BatchJobModel(BatchJobRow):
             self._lock = LedgerLock(self.db)
             closing.callback(self._lock.close)
             closing.enter_context(self._watched())
-            self._ledger = Ledger(self.db)
-            closing.callback(self._ledger.close)
-            if self._ledger.is_new:
+            self.ledger = Ledger(self.db)
+            closing.callback(self.ledger.close)
+            if self.ledger.is_new:
                 self.observer.made_ledger(self.db)
-            self._ledger.fold()
-            self._ledger.interrupt_unfinished_jobs()
+            self.ledger.fold()
+            self.ledger.interrupt_unfinished_jobs()
             self._find_place()
-            self._ledger.save_destination(self.place)
+            self.ledger.save_destination(self.place)
             yield
 
     def _find_place(self) -> None:
         """What the ledger knows of the destination. Raises UsageError if another ROOT has it."""
-        self.place = place = self._ledger.destination(self)
-        if self._source != self.root_dir:
-            self._ledger.renamed = self._source, self.root_dir
-        if self.endpoint == SANDBOX_ENDPOINT and place.id and not self._ledger.read_only:
-            self._ledger.forget_files(place)
-        is_known = self._ledger.has_uploads(place)
-        is_new = not is_known and not self._ledger.has_files(place)
+        self.place = place = self.ledger.destination(self)
+        if self.source != self.root_dir:
+            self.ledger.renamed = self.source, self.root_dir
+        if self.endpoint == SANDBOX_ENDPOINT and place.id and not self.ledger.read_only:
+            self.ledger.forget_files(place)
+        is_known = self.ledger.has_uploads(place)
+        is_new = not is_known and not self.ledger.has_files(place)
         self.uploader.first_root = self.root_dir if is_new and not self.options.scan.shard else ""
         if is_known and place.root_dir and base_of(place.root_dir) != base_of(self.root_dir):
             self._take_over(place.root_dir)
@@ -12272,9 +12235,9 @@ class BatchJobModel(BatchJobRow):
 
     def _take_over(self, known_root: str) -> None:
         """The files there are those of another ROOT: is it the same one?"""
-        old, new = base_of(known_root), base_of(self._source)
-        self._is_taken_over = not os.path.exists(old) or is_same_file(old, new)
-        if not self._is_taken_over:
+        old, new = base_of(known_root), base_of(self.source)
+        self.is_taken_over = not os.path.exists(old) or is_same_file(old, new)
+        if not self.is_taken_over:
             hint = (
                 f"choose another --db, or pass --root-as {shlex.quote(known_root)} if both are one"
             )
@@ -12293,37 +12256,30 @@ class BatchJobModel(BatchJobRow):
 
     def _movement(self) -> tuple[float, ...]:
         """Changes as long as there is any progress."""
-        summary, traffic, engine = self.summary, self.uploader.traffic, self._engine
-        beats = self._scan.beats if self._scan else 0
-        counts = (beats, summary.seen, summary.uploaded, summary.unchanged, summary.skipped)
+        summary, traffic, engine = self.summary, self.uploader.traffic, self._sending.engine
+        beats = self.comparison.scan.beats if self.comparison else 0
         sent = tuple(map(engine.total, Gauges.FROM_RUNNER)) if engine else ()
-        return (self.status, *counts, *self._verified(), traffic.requests, traffic.beats, *sent)
-
-    def _verified(self) -> tuple[int, int]:
-        verdict = self._verification and self._verification.verdict
-        return (verdict.objects, verdict.checked) if verdict else (0, 0)
+        counts = summary.seen, summary.uploaded, summary.unchanged, summary.skipped
+        return (self.status, beats, *counts, traffic.requests, traffic.beats, *sent)
 
     def _silence(self, seconds: float) -> str:
         return f"no progress for {seconds:.0f} s: waiting for {self._waits_for()}"
 
     def _waits_for(self) -> str:
-        if self._engine:
-            return self._engine.waits_for()
-        if self._verification and self._scan is None:
+        scan = self.comparison and self.comparison.scan
+        if self.mode == VERIFY_MODE and scan is None:
             return f"the store to list {self.destination}"
         if self.status == JobStatus.SCANNING:
-            return f"the file system, at {self._scan.where if self._scan else self.root_dir}"
-        if self._is_preparing:
-            return f"the store to answer about {self.destination}"
-        return f"the ledger, {self.db}"
+            return f"the file system, at {scan.where if scan else self.root_dir}"
+        return self._sending.waits_for() or f"the ledger, {self.db}"
 
     # -- the session, step by step
 
-    def _prepare(self) -> Preparation:
+    def prepare(self) -> Preparation:
         """Prepare the destination, once, while the scan goes on."""
-        if self._preparation is None:
-            self._preparation = Preparation(self.uploader, self.first_patience())
-        return self._preparation
+        if self.preparation is None:
+            self.preparation = Preparation(self.uploader, self.first_patience())
+        return self.preparation
 
     @property
     def patience(self) -> float:
@@ -12333,15 +12289,15 @@ class BatchJobModel(BatchJobRow):
 
     def first_patience(self) -> float:
         """Before its first answer: a mistyped URL must not cost minutes, a job at boot may wait."""
-        is_known = self.options.patience is not None or self._ledger.has_uploads(self.place)
+        is_known = self.options.patience is not None or self.ledger.has_uploads(self.place)
         return self.patience if is_known else FIRST_SECONDS
 
     def _find_ends(self) -> None:
         """Check that ROOT can be read, and resolve the destination."""
         try:
-            mode = os.stat(self._source).st_mode
+            mode = os.stat(self.source).st_mode
         except OSError as error:
-            raise UsageError("read root", self._source, os_cause(error)) from error
+            raise UsageError("read root", self.source, os_cause(error)) from error
         if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
             cause = f"it is a {kind_of(mode)}"
             raise UsageError("read root", self.root_dir, cause, "specify a directory or a file")
@@ -12375,113 +12331,218 @@ class BatchJobModel(BatchJobRow):
 
     def heed_stop(self) -> None:
         """Raises StoppedError if the run has been stopped."""
-        if self.is_stopping() and self._stop:
-            raise StoppedError("stopped", "", self._stop.reason)
+        if self.is_stopping() and self.stopped:
+            raise StoppedError("stopped", "", self.stopped.reason)
 
     def _run(self) -> None:
         try:
-            self._save(JobStatus.SCANNING)
-            self._take_in_tree()
-            self._save(JobStatus.UPLOADING)
-            self._upload_all()
-            self._ledger.release_in_progress(self.id)
+            self.save(JobStatus.SCANNING)
+            comparison = self._take_in_tree()
+            self.save(JobStatus.UPLOADING)
+            self._sending.upload_all(comparison)
+            self.ledger.release_in_progress(self.id)
         except LedgerError as error:
-            code = ExitCode.INCOMPLETE if self._has_sent else error.exit_code
-            self._stop = Stop(code, str(error))
+            code = ExitCode.INCOMPLETE if self._sending.has_sent else error.exit_code
+            self.stopped = Stop(code, str(error))
         except StoppedError:
             pass  # it is known why
         except PfuError as error:
-            self._stop = Stop(error.exit_code, str(error))
+            self.stopped = Stop(error.exit_code, str(error))
         except Exception as error:  # noqa: BLE001  any error goes to the ledger and one line
-            self._stop = Stop(ExitCode.INCOMPLETE, internal_error(error))
-        if self._preparation:
-            self._preparation.close()
+            self.stopped = Stop(ExitCode.INCOMPLETE, internal_error(error))
+        if self.preparation:
+            self.preparation.close()
         try:
             self._finish()
         except LedgerError as error:
-            self._stop = self._stop or Stop(ExitCode.INCOMPLETE, str(error))
+            self.stopped = self.stopped or Stop(ExitCode.INCOMPLETE, str(error))
             self._conclude()
 
-    def _save(self, status: JobStatus) -> None:
+    def save(self, status: JobStatus) -> None:
+        """Write a new status to the ledger."""
         self.move_to(status)
-        self._ledger.save_job(self)
+        self.ledger.save_job(self)
 
-    def _take_in_tree(self) -> None:
+    def _take_in_tree(self) -> Comparison:
         """Scan ROOT into the ledger."""
-        scan = self.scan()
-        for many in batches(self._changes(scan), SCAN_COMMIT):
-            with self._ledger.together():
+        comparison = self.compare()
+        for many in batches(comparison.changes(), SCAN_COMMIT):
+            with self.ledger.together():
                 for few in batches(many, SCAN_BATCH):
-                    self._prepare()
-                    self._ledger.take_in(few, self.id, self.created_at, self.place)
-                self._write_counts()
-        self._count_skipped(scan)
-        self._write_counts()
-        if self._stop:
+                    self.prepare()
+                    self.ledger.take_in(few, self.id, self.created_at, self.place)
+                self.write_counts()
+            self.accounts.tell()
+        comparison.count_skipped()
+        self.write_counts()
+        if not self.stopped:
+            comparison.find_root()
+            comparison.refuse_empty(self.summary.seen)
+            comparison.sweep()
+        return comparison
+
+    def compare(self) -> Comparison:
+        """Begin to scan ROOT."""
+        self.comparison = Comparison(self)
+        return self.comparison
+
+    def note(self, note: str) -> None:
+        """Show a note once."""
+        if note not in self.summary.notes:
+            self.summary.notes.append(note)
+            self.observer.note(note)
+
+    def warn(self, note: str) -> None:
+        """Show a note even if notes are not wanted."""
+        self.summary.notes.append(note)
+        self.observer.problem(note)
+
+    def is_stopping(self) -> bool:
+        """Whether nothing new is to be started: after a signal, or at the time limit."""
+        limit = self.options.max_duration
+        if limit and time.monotonic() - self._began > limit:
+            self.stop(f"time limit of {limit:g} s reached")
+        return self.stopped is not None
+
+    # -- the end
+
+    def _finish(self) -> None:
+        """Count, check the counts, and close the run in the ledger."""
+        self._name_idle()
+        self.accounts.groups.close()
+        ledger, summary = self.ledger, self.summary
+        ledger.fold()
+        summary.failed = ledger.count(self.id, FileStatus.FAILED)
+        pending, summary.bytes_pending = ledger.pending(self.id)
+        summary.failures = [
+            {"path": path, "reason": reason}
+            for path, reason in ledger.failures(self.id, REPORTED_FAILURES)
+        ]
+        self._conclude()
+        if pending != summary.pending and not self.stopped:
+            self.observer.problem(
+                f"internal error: {summary.pending} files are unaccounted for, "
+                f"the ledger has {pending} pending"
+            )
+        self.finished_at, self.error = int(time.time()), summary.error
+        self.write_counts()
+
+    def _name_idle(self) -> None:
+        """Large files without progress in several runs are failures, if this run had a chance."""
+        if self.stopped and self.stopped.exit_code != ExitCode.STOPPED:
             return
-        self._root = self.scanned_root(scan)
-        self.refuse_empty(scan, self.summary.seen)
-        if self._is_whole():
-            self._ledger.forget_vanished(self, self.place)
-            self._sweep()
+        for file, upload, stored in list(self.ledger.idle_files(self.id)):
+            cause = (
+                f"no progress in {upload.idle_runs + 1} runs: "
+                f"{bytes_text(stored)} of {bytes_text(file.file_size)} are stored "
+                "(give it more time, or upload a snapshot if it keeps changing)"
+            )
+            file.fail(f"upload: {cause}", 0)
+            self.ledger.record([file])
+            self.accounts.fail(file.file_path, cause)
 
-    def refuse_empty(self, scan: Scan, files: int) -> None:
-        """Raises UsageError if ROOT has become empty."""
-        options = self.options
-        may_be_empty = scan.elsewhere or options.scan.name_lists or options.remove_source_files
-        if not files and not may_be_empty and self._ledger.has_uploads(self.place):
-            cause = "it is empty, but earlier runs uploaded files from it"
-            raise UsageError("read root", self.root_dir, cause, "is it mounted?")
+    def write_counts(self) -> None:
+        """For --status, also during the run."""
+        self._lock.check_in_place()
+        self.ledger.check_in_place()
+        self.accounts.balance()
+        for name in COUNTS:
+            setattr(self, name, getattr(self.summary, name))
+        self.ledger.save_job(self)
 
-    def _is_whole(self) -> bool:
+    def _conclude(self) -> None:
+        """How the run ended, for the ledger and in the summary."""
+        self.accounts.balance()
+        summary = self.summary
+        is_incomplete = bool(summary.failed or summary.pending)
+        end = JobStatus.COMPLETE_WITH_FAILURES if is_incomplete else JobStatus.COMPLETE
+        summary.exit_code = ExitCode.INCOMPLETE if is_incomplete else ExitCode.OK
+        if self.stopped:
+            (code, summary.error), end = self.stopped, JobStatus.INTERRUPTED
+            has_started = code == ExitCode.CANNOT_START and summary.uploaded
+            has_failed = summary.failed or self._sending.is_told_away
+            is_more = has_started or (code == ExitCode.STOPPED and has_failed)
+            summary.exit_code = ExitCode.INCOMPLETE if is_more else code
+        if self.status < JobStatus.COMPLETE:
+            self.move_to(end)
+        summary.status = end.text
+        self._measure()
+
+    def _measure(self) -> None:
+        self.summary.elapsed_seconds = round(time.monotonic() - self._began, 3)
+        self.summary.cpu_seconds = round(cpu_seconds(), 3)
+        self.memory.look(force=True)
+        self.summary.peak_memory_bytes = self.memory.peak
+
+
+class Comparison:
+    """The tree compared with the ledger: a scan, and what needs work of what it finds."""
+
+    def __init__(self, job: BatchJobModel) -> None:
+        identity = f"{job.endpoint} {job.destination}"
+        self.scan = Scan(job.source, identity, job.uploader.prefix, job.options.scan, job.db)
+        self.scan.heed_stop = job.heed_stop
+        self.moved = 0  # files to be read only because of their ctime or inode
+        self.root: Root | None = None
+        self._job, self._options, self._ledger = job, job.options, job.ledger
+        self._summary, self._accounts = job.summary, job.accounts
+        uploader = job.uploader
+        self._spares = isinstance(uploader, S3Uploader) and uploader.options.no_overwrite
+        due = job.place.swept_at + min(SWEEP_SECONDS, job.options.keep_history)
+        is_due = due <= job.created_at and not job.ledger.read_only
+        self._seen = job.ledger.room_for_rows() if is_due else None  # a bit for each row
+
+    @property
+    def is_whole(self) -> bool:
         """Whether the scan saw all files of this ROOT and destination."""
-        return bool(self._scan and self._scan.is_whole and not self._scan.is_single)
+        return self.scan.is_whole and not self.scan.is_single
 
-    def _sweep(self) -> None:
-        """Mark files that are gone, and forget those gone for long."""
-        seen, shard = self._seen, self.options.scan.shard
-        if seen is None:
+    def find_root(self) -> Root:
+        """Raises FatalError if it is no longer there."""
+        scan, source = self.scan, self._job.source
+        is_link = scan.is_single and os.path.islink(source)
+        folder = os.path.dirname(source) if scan.is_single else source
+        self.root = Root(folder, scan.root_place, self._options.scan.follow_symlinks or is_link)
+        self.root.check_is_there()
+        return self.root
+
+    def refuse_empty(self, files: int) -> None:
+        """Raises UsageError if ROOT has become empty."""
+        options = self._options
+        may_be_empty = self.scan.elsewhere or options.scan.name_lists or options.remove_source_files
+        if not files and not may_be_empty and self._ledger.has_uploads(self._job.place):
+            cause = "it is empty, but earlier runs uploaded files from it"
+            raise UsageError("read root", self._job.root_dir, cause, "is it mounted?")
+
+    def sweep(self) -> None:
+        """If the scan saw all: mark files that are gone, and forget those gone for long."""
+        job, seen, shard = self._job, self._seen, self._options.scan.shard
+        if self.is_whole:
+            self._ledger.forget_vanished(job, job.place)
+        if not self.is_whole or seen is None:
             return
-        cut = len(os.path.join(self._source, ""))
+        cut = len(os.path.join(job.source, ""))
 
         def is_missing(row: int, path: str) -> bool:
             is_seen = row >> 3 < len(seen) and seen[row >> 3] >> (row & 7) & 1
             return not is_seen and (shard is None or shard.has(os.fsencode(path[cut:])))
 
-        self._ledger.sweep(
-            self, self.place, is_missing, self.created_at - self.options.keep_history
-        )
-        self.place.swept_at = self.created_at
-        self._ledger.save_destination(self.place)
+        forgotten = job.created_at - self._options.keep_history
+        self._ledger.sweep(job, job.place, is_missing, forgotten)
+        job.place.swept_at = job.created_at
+        self._ledger.save_destination(job.place)
 
-    def scanned_root(self, scan: Scan) -> Root:
-        """Raises FatalError if it is no longer there."""
-        is_link = scan.is_single and os.path.islink(self._source)
-        folder = os.path.dirname(self._source) if scan.is_single else self._source
-        root = Root(folder, scan.root_place, self.options.scan.follow_symlinks or is_link)
-        root.check_is_there()
-        return root
-
-    def scan(self) -> Scan:
-        """A walk over the root, for this destination."""
-        identity = f"{self.endpoint} {self.destination}"
-        self._scan = Scan(self._source, identity, self.uploader.prefix, self.options.scan, self.db)
-        self._scan.heed_stop = self.heed_stop
-        due = self.place.swept_at + min(SWEEP_SECONDS, self.options.keep_history)
-        if not self._ledger.read_only and due <= self.created_at:
-            self._seen = self._ledger.room_for_rows()
-        return self._scan
-
-    def _changes(self, scan: Scan) -> Iterator[Change]:
+    def changes(self) -> Iterator[Change]:
         """What needs work, as the scan finds it; a stop ends the scan."""
-        going_on = itertools.takewhile(lambda _: not self.is_stopping(), batches(scan, SCAN_BATCH))
+        found = batches(self.scan, SCAN_BATCH)
+        going_on = itertools.takewhile(lambda _: not self._job.is_stopping(), found)
         return itertools.chain.from_iterable(map(self._compare, going_on))
 
     def _compare(self, batch: Sequence[Found]) -> list[Change]:
         """Those of a batch that need work; the others are counted as unchanged."""
         known = self._ledger.known([found.id for found in batch])
         suspects: list[tuple[Found, Known | None]] = []
-        looks_closer = self.options.force or self.options.reads_all or self._is_taken_over
+        looks_closer = self._options.force or self._options.reads_all or self._job.is_taken_over
         for found in batch:
             row: Any = known.get(found.id)
             if (
@@ -12492,241 +12553,226 @@ class BatchJobModel(BatchJobRow):
                 or found.problem
             ):
                 suspects.append((found, row and Known._make(row)))
-        self.summary.seen += len(batch)
+        self._summary.seen += len(batch)
         changes = self._judge(suspects)
-        self._memory.look()
-        self.summary.unchanged += len(batch) - len(changes)
+        self._job.memory.look()
+        self._summary.unchanged += len(batch) - len(changes)
         if self._seen is not None:
-            self._mark_seen(known.values())
-        self.observer.scanned(self.summary.seen)
+            for row in known.values():
+                self._seen[row[ROW_KNOWN] >> 3] |= 1 << (row[ROW_KNOWN] & 7)
+        self._job.observer.scanned(self._summary.seen)
         return changes
 
     def _judge(self, suspects: Iterable[tuple[Found, Known | None]]) -> list[Change]:
         changes, again = [], []
         for found, known in suspects:
-            change = compare(found, known, self.options, taken_over=self._is_taken_over)
-            reason = change.reason if change else ""
-            if reason == MOVED_AWAY or (reason == NOT_OVERWRITTEN and self._spares):
-                self.summary.skip(reason if found.problem else SKIPPED[OutcomeKind.KEPT])
-                self.summary.unchanged -= 1  # as what needs no work is counted
-            elif change is not None:
+            change = compare(found, known, self._options, taken_over=self._job.is_taken_over)
+            if change is None:
+                if known and known.missing_since is not None:
+                    again.append(found.id)
+            elif change.reason == MOVED_AWAY or (change.reason == NOT_OVERWRITTEN and self._spares):
+                reason = change.reason if found.problem else SKIPPED[OutcomeKind.KEPT]
+                self._summary.skip(reason)
+                self._summary.unchanged -= 1  # as what needs no work is counted
+            else:
                 changes.append(change)
+                self.moved += change.reason in MOVED_ALONE
                 if found.problem:
-                    self._failed += 1
-                    if not self._ledger.read_only:  # a dry run reports it elsewhere
-                        self._groups.add(found.path, found.problem)
-                        self._tell_failed(found)
-                self._moved += change.reason in MOVED_ALONE
+                    self._fail(found)
                 if change.reason == OLDER_LEDGER:
-                    self.note(OLDER_LEDGER_NOTE)
-            elif known and known.missing_since is not None:
-                again.append(found.id)
+                    self._job.note(OLDER_LEDGER_NOTE)
         if again and not self._ledger.read_only:
             self._ledger.seen_again(again)
         return changes
 
-    @property
-    def _spares(self) -> bool:
-        return isinstance(self.uploader, S3Uploader) and self.uploader.options.no_overwrite
-
-    def _tell_failed(self, found: Found) -> None:
-        if self.observer.wants_files:
-            ends = found.path, found.key, "failed", found.file_size
-            self.observer.ended(FileEnd(*ends, 0.0, None, None, found.problem))
-
-    def _mark_seen(self, rows: Iterable[tuple[Any, ...]]) -> None:
-        seen, place = self._seen, Known._fields.index("row")
-        assert seen is not None
-        for row in rows:
-            seen[row[place] >> 3] |= 1 << (row[place] & 7)
-
-    def _count_skipped(self, scan: Scan) -> None:
-        reasons = Counter(self.summary.skipped_by_reason)
-        self.summary.skipped_by_reason = dict(reasons + scan.skipped)
-        skipped = sum(scan.skipped.values())
-        self.summary.skipped += skipped
-        self.summary.seen += skipped
-
-    def _upload_all(self) -> None:
-        files, size = self._ledger.pending(self.id)
-        has_left_over = self._is_whole() and any(self._ledger.left_over_uploads(self))
-        if self.is_stopping() or not (files or has_left_over):
+    def _fail(self, found: Found) -> None:
+        if self._ledger.read_only:  # a dry run reports it elsewhere
+            self._summary.failed += 1
             return
-        self.observer.uploading(files, size)
-        preparation = self._prepare()
-        self._is_preparing = True
-        while not preparation.is_done(TICK_SECONDS):
-            self.observer.waiting(preparation.trouble)
-            if self.is_stopping():
-                return
-        for note in preparation.result():
-            self.note(note)
+        self._accounts.fail(found.path, found.problem)
+        ends = found.path, found.key, "failed", found.file_size
+        self._accounts.end(FileEnd(*ends, 0.0, None, None, found.problem))
+
+    def plan(self) -> None:
+        """Tell the observer what a run would do, and count it."""
+        job, options, summary, removable = self._job, self._options.engine(), self._summary, 0
+        threshold = threshold_of(job.uploader, self._options)
+        for change in self.changes():
+            job.observer.planned(change)
+            if not change.found.problem:
+                size = change.found.file_size
+                summary.compared += change.keeps_hash
+                summary.bytes_pending += size
+                summary.requests += 1
+                if size > threshold:  # its parts, the first and the last
+                    summary.requests += 1 + -(-size // part_size_for(size, options.part_size))
+                removable += stat.S_ISREG(int(change.found.permissions, 8))
+        if removable and self._options.remove_source_files:
+            told = f"up to {count_of(removable, 'file')} would be removed here"
+            job.note(f"{told}, each once the store shows it")
+        self.count_skipped()
+        self._accounts.balance()
+        if not job.stopped:
+            self.refuse_empty(summary.seen)
+        summary.request_cost_usd = job.uploader.request_cost(summary.requests)
+
+    def count_skipped(self) -> None:
+        """Files that the scan left out."""
+        skipped, summary = self.scan.skipped, self._summary
+        summary.skipped_by_reason = dict(Counter(summary.skipped_by_reason) + skipped)
+        summary.skipped += sum(skipped.values())
+        summary.seen += sum(skipped.values())
+
+
+class Sending:
+    """The upload of what is pending: an engine, its work list, and what is told meanwhile."""
+
+    def __init__(self, job: BatchJobModel) -> None:
+        self.engine: Engine | None = None  # while it works
+        self.has_sent = False
+        self.is_told_away = 0.0  # seconds that the store has been away, if that was told
+        self._job = job
         self._is_preparing = False
-        with spared_collector(), contextlib.closing(self._make_engine()) as engine:
-            self._engine = engine
+
+    def waits_for(self) -> str:
+        """What has to happen next, in words; empty: nothing here."""
+        if self.engine:
+            return self.engine.waits_for()
+        return f"the store to answer about {self._job.destination}" if self._is_preparing else ""
+
+    def upload_all(self, comparison: Comparison) -> None:
+        """Upload all that is pending. Raises PfuError."""
+        job = self._job
+        files, size = job.ledger.pending(job.id)
+        has_left_over = comparison.is_whole and any(job.ledger.left_over_uploads(job))
+        if job.is_stopping() or not (files or has_left_over):
+            return
+        job.observer.uploading(files, size)
+        if not self._is_prepared():
+            return
+        with spared_collector(), contextlib.closing(self._make_engine(comparison)) as engine:
+            self.engine = engine
             try:
-                self._upload_pending(engine, files)
+                self._upload_pending(engine, comparison, files)
             finally:
                 self._tick(engine)
                 self._count_traffic(engine)
-        self._engine = None
+        self.engine = None
         if engine.deaths:
-            self._warn(f"{engine.deaths} worker process(es) died and were replaced")
+            job.warn(f"{engine.deaths} worker process(es) died and were replaced")
 
-    def _warn(self, note: str) -> None:
-        """Show a note even if notes are not wanted."""
-        self.summary.notes.append(note)
-        self.observer.problem(note)
+    def _is_prepared(self) -> bool:
+        """Wait for the destination; False: stopped meanwhile."""
+        job, preparation = self._job, self._job.prepare()
+        self._is_preparing = True
+        while not preparation.is_done(TICK_SECONDS):
+            job.observer.waiting(preparation.trouble)
+            if job.is_stopping():
+                return False
+        for note in preparation.result():
+            job.note(note)
+        self._is_preparing = False
+        return True
 
-    def note(self, note: str) -> None:
-        """Show a note once."""
-        if note not in self.summary.notes:
-            self.summary.notes.append(note)
-            self.observer.note(note)
-
-    def _make_engine(self) -> Engine:
-        if self.options.mode == "parallel" and (lack := what_workers_lack()):
-            self._change_options(*self.options.alone(lack))
-        limiter = self.options.limiter(self.uploader.fast_lane_off is None)
-        options = dataclasses.replace(self.options.engine(), root=self._root)
-        limits = limiter, self.options.rate, RunClock(self.patience)
-        if self.options.mode == "concurrent":
-            return Engine([LocalRunner(self.uploader, options)], *limits)
+    def _make_engine(self, comparison: Comparison) -> Engine:
+        job = self._job
+        if job.options.mode == "parallel" and (lack := what_workers_lack()):
+            job.change_options(*job.options.alone(lack))
+        limiter = job.options.limiter(job.uploader.fast_lane_off is None)
+        options = dataclasses.replace(job.options.engine(), root=comparison.root)
+        limits = limiter, job.options.rate, RunClock(job.patience)
+        if job.options.mode == "concurrent":
+            return Engine([LocalRunner(job.uploader, options)], *limits)
         method = start_method()
         importlib.import_module("asyncio")  # which forked workers share
         with contextlib.ExitStack() as started:
             runners: list[Runner] = []
-            for _ in range(self.options.processes()):
-                runner = WorkerRunner(self.uploader, options, method)
+            for _ in range(job.options.processes()):
+                runner = WorkerRunner(job.uploader, options, method)
                 started.callback(runner.close, kill=True)
                 runners.append(runner)
             engine = Engine(runners, *limits)
             started.pop_all()
         return engine
 
-    def _upload_pending(self, engine: Engine, files: int) -> None:
-        work = WorkList(
-            *(self._ledger, self, self.uploader, self.options, files), whole=self._is_whole()
-        )
+    def _upload_pending(self, engine: Engine, comparison: Comparison, files: int) -> None:
+        job = self._job
+        work = WorkList(job, files, whole=comparison.is_whole)
         engine.files_left = files
-        work.tells = self.observer.wants_files
         uploading = engine.upload(work.next_page, lambda: self._tick(engine), work.take_others)
-        for outcomes in itertools.chain(uploading, work.last(self.is_stopping)):
-            with self._ledger.together():  # what is recorded is counted, whatever happens next
-                for outcome in work.take_back(outcomes):
-                    self._count(outcome)
-                for end in outcomes:  # also of a part, whose file is not finished
-                    if isinstance(end, Outcome) and end.kind is OutcomeKind.FATAL:
-                        self.stop(end.error, ExitCode.CANNOT_START)
-                for task, reason in work.removals.record():
-                    self._count_lost(task, reason)
-                self._write_counts()
-            for told in work.take_told():
-                self.observer.ended(told)
+        for outcomes in itertools.chain(uploading, work.last(job.is_stopping)):
+            with job.ledger.together():  # what is recorded is counted, whatever happens next
+                work.take_back(outcomes)
+                job.write_counts()
+            for end in outcomes:  # also of a part, whose file is not finished
+                if isinstance(end, Outcome) and end.kind is OutcomeKind.FATAL:
+                    job.stop(end.error, ExitCode.CANNOT_START)
+            job.accounts.tell()
             engine.files_left = work.left
-            self._count_resumed(work)
+            if work.large.resumed_bytes:
+                job.observer.resumed(work.large.resumed_bytes)
+                work.large.resumed_bytes = 0
             for note in engine.notes:
-                self.note(note)
+                job.note(note)
             engine.notes.clear()
-        self.summary.fast_lane += work.fast_files
-        self.summary.renewed += work.renewed
-        self.summary.removed += work.removals.removed
-        for reason, count in work.removals.kept.most_common(TOLD_CAUSES):
-            tell = self.note if reason in AS_IT_SHOULD_BE else self._warn
-            tell(f"{count_of(count, 'file')} not removed: {printable(reason)}")
-        self._tell_comparison(work)
-        if work.failed_abort:
-            hint = "the next run or --cleanup will try again"
-            self.note(f"an unfinished upload may remain: {work.failed_abort} ({hint})")
+        self._tell_of(work, comparison)
 
-    def _tell_comparison(self, work: WorkList) -> None:
-        """How to save time in the next run, and which metadata was not updated."""
-        if work.stale:
+    def _tell_of(self, work: WorkList, comparison: Comparison) -> None:
+        """What was not done, and how to save time in the next run."""
+        job, accounts = self._job, self._job.accounts
+        for reason, count in work.removals.kept.most_common(TOLD_CAUSES):
+            tell = job.note if reason in AS_IT_SHOULD_BE else job.warn
+            tell(f"{count_of(count, 'file')} not removed: {printable(reason)}")
+        if accounts.stale:
             hint = "--renew-by-upload uploads these files again"
-            objects = count_of(work.stale, "object")
-            self.note(f"outdated metadata remains on {objects}: {work.refusal} ({hint})")
-        if self._moved >= MANY_MOVED and not work.differed:
-            self.note(
-                f"{self._moved:,} files were read again for a new ctime or inode number, but "
+            objects = count_of(accounts.stale, "object")
+            job.note(f"outdated metadata remains on {objects}: {accounts.refusal} ({hint})")
+        if comparison.moved >= MANY_MOVED and not accounts.differed:
+            job.note(
+                f"{comparison.moved:,} files were read again for a new ctime or inode number, but "
                 "none had changed: if this happens every time, pass --ignore-ctime or "
                 "--ignore-inode"
             )
-
-    def _count_resumed(self, work: WorkList) -> None:
-        if work.resumed_bytes:
-            self.observer.resumed(work.resumed_bytes)
-            work.resumed_bytes = 0
-
-    def _count(self, outcome: Outcome) -> None:
-        kind, summary = outcome.kind, self.summary
-        if kind in SENT_WHOLE:
-            summary.uploaded += 1
-            is_sent = kind is OutcomeKind.UPLOADED or outcome.sent
-            summary.bytes_uploaded += outcome.file_size if is_sent else 0
-        elif kind is OutcomeKind.UNCHANGED:
-            summary.unchanged += 1
-            self._settled_files += 1
-            self._settled_bytes += outcome.file_size
-        elif kind in SKIPPED:
-            self._settled_files += 1
-            self._settled_bytes += outcome.file_size
-            summary.skip(SKIPPED[kind])
-        else:
-            self._failed += kind not in GIVEN_BACK
-            if kind not in GIVEN_BACK:
-                self._groups.add(outcome.path, outcome.cause or outcome.error)
-
-    def _count_lost(self, task: RemoveTask, reason: str) -> None:
-        """It was counted as stored, and the store does not show it."""
-        is_sent = task.kind is OutcomeKind.UPLOADED
-        self.summary.uploaded -= task.kind in SENT_WHOLE
-        self.summary.renewed -= task.kind is OutcomeKind.RENEWED
-        self.summary.bytes_uploaded -= task.found.file_size if is_sent else 0
-        self.summary.unchanged -= task.kind is OutcomeKind.UNCHANGED
-        self._failed += 1
-        self._groups.add(task.found.path, reason)
-
-    def is_stopping(self) -> bool:
-        """Whether nothing new is to be started: after a signal, or at the time limit."""
-        limit = self.options.max_duration
-        if limit and time.monotonic() - self._began > limit:
-            self.stop(f"time limit of {limit:g} s reached")
-        return self._stop is not None
+        if work.large.failed_abort:
+            hint = "the next run or --cleanup will try again"
+            job.note(f"an unfinished upload may remain: {work.large.failed_abort} ({hint})")
 
     def _tick(self, engine: Engine) -> bool:
-        self._memory.look()
+        job, now, clock = self._job, time.monotonic(), engine.clock
+        job.memory.look()
         self._share_news(engine)
-        now, clock = time.monotonic(), engine.clock
         away = f"{clock.shows(now):.0f} s: {clock.cause}" if clock.is_away(now) else ""
         if clock.is_over(now):
-            self.stop(f"the store has been unavailable for {away}", ExitCode.INCOMPLETE)
+            job.stop(f"the store has been unavailable for {away}", ExitCode.INCOMPLETE)
         elif engine.row.is_lost and engine.files_left:
-            self.stop(refused_text(engine.row), ExitCode.INCOMPLETE)
+            job.stop(refused_text(engine.row), ExitCode.INCOMPLETE)
         self._tell_away(clock.shows(now), away)
-        stopping = self.is_stopping()
-        self.observer.progress(self._progress(engine, stopping, away))
+        stopping = job.is_stopping()
+        job.observer.progress(self._progress(engine, stopping, away))
         return stopping
 
     def _share_news(self, engine: Engine) -> None:
+        preparation = self._job.preparation
         again, engine.wants_shared = engine.wants_shared, False
-        if self._preparation and (news := self._preparation.news(again=again)) is not None:
+        if preparation and (news := preparation.news(again=again)) is not None:
             engine.share(news)
 
     def _tell_away(self, seconds: float, away: str) -> None:
         """Report it once, and when it is over."""
-        if away and seconds >= TELL_SECONDS and not self._is_told_away:
-            self.observer.note(f"the store has been unavailable for {away}")
-        elif not away and self._is_told_away:
-            self.observer.note(f"the store is back after {self._is_told_away:.0f} s")
-        self._is_told_away = seconds if away and seconds >= TELL_SECONDS else 0.0
+        before, is_due = self.is_told_away, away and seconds >= TELL_SECONDS
+        self.is_told_away = seconds if is_due else 0.0
+        if is_due and not before:
+            self._job.observer.note(f"the store has been unavailable for {away}")
+        elif before and not away:
+            self._job.observer.note(f"the store is back after {before:.0f} s")
 
     def _progress(self, engine: Engine, stopping: bool, away: str) -> Progress:
         return Progress(
             files=int(engine.total("files")),
             bytes=int(engine.total("bytes")),
-            settled_files=self._settled_files,
-            settled_bytes=self._settled_bytes,
-            failed=self._failed,
+            settled_files=self._job.accounts.settled_files,
+            settled_bytes=self._job.accounts.settled_bytes,
+            failed=self._job.summary.failed,
             in_flight=int(engine.total("in_flight")),
             limit=engine.limit,
             throttled=int(engine.total("throttled")),
@@ -12735,95 +12781,12 @@ class BatchJobModel(BatchJobRow):
         )
 
     def _count_traffic(self, engine: Engine) -> None:
-        self._has_sent = engine.total("taken") > 0
-        self.summary.requests = int(engine.total("requests"))
-        self.summary.retries = int(engine.total("retries"))
-        self.summary.throttled = int(engine.total("throttled"))
-        self.summary.fast_lane += int(engine.total("fast_files"))
-        self.summary.fast_lane_off = engine.fast_lane_off or self.uploader.fast_lane_off
-
-    # -- the end
-
-    def _finish(self) -> None:
-        """Count, check the counts, and close the run in the ledger."""
-        self._name_idle()
-        self._groups.close()
-        ledger, summary = self._ledger, self.summary
-        ledger.fold()
-        summary.failed = ledger.count(self.id, FileStatus.FAILED)
-        pending, summary.bytes_pending = ledger.pending(self.id)
-        summary.failures = [
-            {"path": path, "reason": reason}
-            for path, reason in ledger.failures(self.id, REPORTED_FAILURES)
-        ]
-        self._conclude()
-        if pending != summary.pending and not self._stop:
-            self.observer.problem(
-                f"internal error: {summary.pending} files are unaccounted for, "
-                f"the ledger has {pending} pending"
-            )
-        self.finished_at, self.error = int(time.time()), summary.error
-        self._write_counts()
-
-    def _name_idle(self) -> None:
-        """Large files without progress in several runs are failures, if this run had a chance."""
-        if self._stop and self._stop.exit_code != ExitCode.STOPPED:
-            return
-        for file, upload, stored in list(self._ledger.idle_files(self.id)):
-            cause = (
-                f"no progress in {upload.idle_runs + 1} runs: "
-                f"{bytes_text(stored)} of {bytes_text(file.file_size)} are stored "
-                "(give it more time, or upload a snapshot if it keeps changing)"
-            )
-            file.fail(f"upload: {cause}", 0)
-            self._ledger.record([file])
-            self._groups.add(file.file_path, cause)
-
-    def _write_counts(self) -> None:
-        """For --status, also during the run."""
-        self._lock.check_in_place()
-        self._ledger.check_in_place()
-        summary = self.summary
-        if not self.finished_at:
-            summary.failed = self._failed
-            done = summary.uploaded + summary.unchanged + summary.skipped + summary.failed
-            summary.pending = summary.seen - done
-        for name in ("seen", "uploaded", "unchanged", "skipped", "failed", "pending"):
-            setattr(self, name, getattr(summary, name))
-        self.bytes_uploaded = summary.bytes_uploaded
-        self._ledger.save_job(self)
-
-    def _conclude(self) -> None:
-        summary = self.summary
-        done = summary.uploaded + summary.unchanged + summary.skipped + summary.failed
-        summary.pending = summary.seen - done
-        end = self._end()
-        if self.status < JobStatus.COMPLETE:
-            self.move_to(end)
-        summary.status = end.text
-        self._measure()
-
-    def _end(self) -> JobStatus:
-        """How the run ended, also set in the summary."""
-        summary = self.summary
-        if self._stop:
-            summary.exit_code, summary.error = self._stop.exit_code, self._stop.reason
-            is_wish = self._stop.exit_code == ExitCode.STOPPED
-            could_start = self._stop.exit_code == ExitCode.CANNOT_START and summary.uploaded
-            if could_start or (is_wish and (summary.failed or self._is_told_away)):
-                summary.exit_code = ExitCode.INCOMPLETE
-            return JobStatus.INTERRUPTED
-        if summary.failed or summary.pending:
-            summary.exit_code = ExitCode.INCOMPLETE
-            return JobStatus.COMPLETE_WITH_FAILURES
-        summary.exit_code = ExitCode.OK
-        return JobStatus.COMPLETE
-
-    def _measure(self) -> None:
-        self.summary.elapsed_seconds = round(time.monotonic() - self._began, 3)
-        self.summary.cpu_seconds = round(cpu_seconds(), 3)
-        self._memory.look(force=True)
-        self.summary.peak_memory_bytes = self._memory.peak
+        summary = self._job.summary
+        self.has_sent = engine.total("taken") > 0
+        for name in ("requests", "retries", "throttled"):
+            setattr(summary, name, int(engine.total(name)))
+        summary.fast_lane += int(engine.total("fast_files"))
+        summary.fast_lane_off = engine.fast_lane_off or self._job.uploader.fast_lane_off
 
 
 def compare(
@@ -12841,15 +12804,17 @@ def compare(
         return Change(found, "forced")
     if found.file_size != known.file_size:
         return Change(found, "size changed", late=known.late if known.late > 1 else 0)
-    reason = REASONS_TO_LOOK.get((known.status, known.racy), DAMAGED)
+    reason = REASONS_TO_LOOK.get(known.status, DAMAGED) if known.racy in (0, 1) else DAMAGED
     keeps_hash = bool(known.hashed) and reason != DAMAGED
     if taken_over:
-        return Change(found, "recorded under another ROOT", keeps_hash, known.late)
-    reason = reason or what_changed(found, known, options)
-    if reason is None and options.reads_all:
-        reason = "to be hashed"
-    if reason is None and known.stale:
-        reason = STALE_REASONS.get(known.stale, DAMAGED)
+        reason = "recorded under another ROOT"
+    elif not reason:
+        reason = (
+            (RACY if known.racy else None)
+            or what_changed(found, known, options)
+            or ("to be hashed" if options.reads_all else None)
+            or (STALE_REASONS.get(known.stale, DAMAGED) if known.stale else None)
+        )
     return Change(found, reason, keeps_hash, known.late) if reason else None
 
 
@@ -12883,13 +12848,14 @@ OLDER_LEDGER_NOTE = (
     "the ledger is from an older pfu: every file is compared once, and not uploaded again"
 )
 DAMAGED = "its row in the ledger is damaged"
-REASONS_TO_LOOK: Mapping[tuple[int, int], str | None] = {
-    (FileStatus.SUCCESS, 0): None,
-    (FileStatus.SUCCESS, 1): "modified while or just before being read",
-    **{(FileStatus.FAILED, racy): FAILED_BEFORE for racy in (0, 1)},
-    **{(FileStatus.PENDING, racy): "not finished by an earlier run" for racy in (0, 1)},
-    **{(FileStatus.IN_PROGRESS, racy): "not finished by an earlier run" for racy in (0, 1)},
+UNFINISHED_BEFORE = "not finished by an earlier run"
+REASONS_TO_LOOK: Mapping[int, str | None] = {
+    FileStatus.SUCCESS: None,
+    FileStatus.FAILED: FAILED_BEFORE,
+    FileStatus.PENDING: UNFINISHED_BEFORE,
+    FileStatus.IN_PROGRESS: UNFINISHED_BEFORE,
 }
+RACY = "modified while or just before being read"
 
 
 def absolute(path: str | os.PathLike[str]) -> str:
@@ -13079,17 +13045,20 @@ class Checked(NamedTuple):
 
 
 class Verification:
-    """Compares a job's root with the ledger and with the store."""
+    """Compares a job's root with the ledger and with the store.
 
-    def __init__(self, job: BatchJobModel, ledger: Ledger, *, checksum: bool) -> None:
-        """``checksum``: also compare the bytes of each object, not only what a listing shows."""
+    With its option ``checksum``, also the bytes of each object, not only what a listing shows.
+    """
+
+    def __init__(self, job: BatchJobModel) -> None:
+        """Raises UsageError if the provider cannot list its objects."""
         if not isinstance(job.uploader, InspectableUploader):
             raise UsageError("verify", job.destination, "this provider cannot list its objects")
         self.verdict = Verdict(root=job.root_dir, destination=job.destination)
         self._job = job
         self._uploader: InspectableUploader = job.uploader
-        self._ledger = ledger
-        self._checksum = checksum
+        self._ledger = job.ledger
+        self._checksum = job.options.checksum
         self._threads = Threads(SAFE_CONCURRENCY, thread_name_prefix="pfu-verify")
         self._unchecked_in_a_row = 0
         self._missed = 0  # objects that the listing did not show
@@ -13099,15 +13068,31 @@ class Verification:
         self._silent_since = 0.0  # the first failure since an answer; 0: none
         self._counted_at = -REPORT_SECONDS  # when the counts were last written to the ledger
 
-    def run(self) -> None:
-        """List, walk, compare: the result is ``verdict``. Raises PfuError."""
+    def run(self) -> Verdict:
+        """List, walk, compare. Raises PfuError."""
+        job = self._job
+        job.mode = VERIFY_MODE
+        job.save(JobStatus.SCANNING)
+        try:
+            self._verify()
+        except PfuError as error:
+            job.stop(str(error), error.exit_code)
+            with contextlib.suppress(LedgerError):
+                self._conclude()
+            raise
+        self._conclude()
+        return self.verdict
+
+    def _verify(self) -> None:
         verdict, began = self.verdict, time.monotonic()
         self._uploader.open(SAFE_CONCURRENCY)
         try:
             with contextlib.suppress(StoppedError):
                 self._take_listing()
-                self._compare_all(self._job.scan())
-                self._compare_removed()
+                self._compare_all(self._job.compare())
+                for batch in batches(self._ledger.moved(self._job.place), SCAN_BATCH):
+                    self._job.heed_stop()
+                    self._compare(batch, is_here=False)
                 verdict.extra, verdict.extra_keys = self._ledger.not_found(REPORTED_FAILURES)
                 if verdict.extra:
                     verdict.extra_known = self._ledger.went_away(self._job.place)
@@ -13117,9 +13102,27 @@ class Verification:
             if self._tree and not self._job.is_stopping():  # otherwise threads may be reading
                 self._tree.close()
         verdict.elapsed_seconds = round(time.monotonic() - began, 3)
-        verdict.notes = self._job.summary.notes
+
+    def _conclude(self) -> None:
+        """It gets a row in BatchJob, so that adopted files have a run."""
+        job, verdict, end = self._job, self.verdict, JobStatus.COMPLETE
+        verdict.notes = job.summary.notes
         if verdict.differing:
+            end = JobStatus.COMPLETE_WITH_FAILURES
             verdict.status, verdict.exit_code = "differs", ExitCode.INCOMPLETE
+        if job.stopped:
+            end, verdict.status = JobStatus.INTERRUPTED, "interrupted"
+            verdict.exit_code, verdict.error = job.stopped
+        job.error, job.finished_at = verdict.error, int(time.time())
+        job.move_to(JobStatus.UPLOADING)
+        job.move_to(end)
+        self._save_counts()
+
+    def _save_counts(self) -> None:
+        """For --status, while the verification goes on too."""
+        job, verdict = self._job, self.verdict
+        job.seen, job.unchanged, job.failed = verdict.checked, verdict.verified, verdict.differing
+        self._ledger.save_job(job)
 
     def _take_listing(self) -> None:
         self._ledger.begin_listing()
@@ -13129,27 +13132,21 @@ class Verification:
             self.verdict.objects += len(page)
             self._job.observer.listed(self.verdict.objects)
 
-    def _compare_all(self, scan: Scan) -> None:
-        scan.keys_elsewhere = []
+    def _compare_all(self, tree: Comparison) -> None:
+        scan, scan.keys_elsewhere = tree.scan, []
         for batch in batches(scan, SCAN_BATCH):
             self._job.heed_stop()
             if self._tree is None:
-                self._tree = tree_of(self._job.scanned_root(scan))
+                self._tree = tree_of(tree.find_root())
             self._compare(batch)
             self._take_others(scan.keys_elsewhere)
             self._job.observer.scanned(self.verdict.checked)
             if time.monotonic() - self._counted_at > REPORT_SECONDS:
-                self._job.count_checked(self.verdict)
+                self._save_counts()
                 self._counted_at = time.monotonic()
         self._take_others(scan.keys_elsewhere)
         self.verdict.skipped = sum(scan.skipped.values())
-        self._job.refuse_empty(scan, self.verdict.checked + self.verdict.skipped)
-
-    def _compare_removed(self) -> None:
-        """Files that pfu removed here, once the store had them: does it still have them?"""
-        for batch in batches(self._ledger.moved(self._job.place), SCAN_BATCH):
-            self._job.heed_stop()
-            self._compare(batch, is_here=False)
+        tree.refuse_empty(self.verdict.checked + self.verdict.skipped)
 
     def _take_others(self, keys: list[str]) -> None:
         """Objects that belong to other shares of the tree."""
@@ -13157,7 +13154,7 @@ class Verification:
         keys.clear()
 
     def _compare(self, batch: Sequence[Found], *, is_here: bool = True) -> None:
-        """``is_here``: the files were found in the tree."""
+        """``is_here``: they were found in the tree. Others pfu removed once the store had them."""
         rows = self._ledger.stored([found.id for found in batch])
         listed = self._ledger.listed([found.key for found in batch])
         reasons: dict[str, str] = {}
@@ -13170,7 +13167,8 @@ class Verification:
             if self._is_in_question(found, row, reason, listed):
                 closer.append((found, row))
         adopted = []
-        for (found, _), checked in zip(closer, self._look_closer(closer, is_here=is_here)):
+        asked = [self._threads.submit(self._check, found, row, is_here) for found, row in closer]
+        for (found, _), checked in zip(closer, map(self._job.wait_for, asked)):
             reasons[found.id] = checked.reason
             self.verdict.bytes_read_back += checked.read_back
             self._weigh(checked.reason)
@@ -13200,13 +13198,6 @@ class Verification:
     def _is_touched(self, found: Found, row: StoredRow) -> bool:
         """Whether a file may have been replaced with the same size and time."""
         return what_changed(found, row, self._job.options) is not None
-
-    def _look_closer(
-        self, files: Iterable[tuple[Found, StoredRow | None]], *, is_here: bool
-    ) -> list[Checked]:
-        """Ask about files, and read them, in parallel. Raises StoppedError."""
-        asked = [self._threads.submit(self._check, found, row, is_here) for found, row in files]
-        return list(map(self._job.wait_for, asked))
 
     def _check(self, found: Found, row: StoredRow | None, is_here: bool) -> Checked:
         try:
@@ -13305,6 +13296,7 @@ class Verification:
     def _count(self, batch: Sequence[Found], reasons: Mapping[str, str], *, is_here: bool) -> None:
         verdict = self.verdict
         verdict.checked += len(batch)
+        self._job.summary.seen += len(batch)  # which the watchdog looks at
         doubtful, changed = [], []
         for found in batch:
             reason = reasons[found.id]
