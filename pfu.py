@@ -1127,7 +1127,7 @@ class Inspected(NamedTuple):
         An ETag that looks like an MD5 need not be one (SSE-KMS), and the parts may have other
         sizes than those known: such a digest can only prove that the bytes are the same.
         """
-        forms = self.forms()
+        forms = [told for told in self.forms() if told[0] in digests]
         same = {form for form, digest in forms if digests[form] == digest}
         sha256 = {form for form, _ in forms if form.algorithm == "sha256"}
         is_clear = len(sha256) == 1 and not self._is_of_parts_untold
@@ -10066,6 +10066,11 @@ class Engine:
 # ======================================================================================
 # Batch run: one upload session from the scan to the summary
 # ======================================================================================
+#
+# BatchJobModel is the session, and its row in the ledger. Comparison walks over ROOT and finds what
+# needs work; Sending feeds an engine with it. What comes next, and what follows from an outcome, is
+# decided by WorkList: with LargeFiles for files in parts, Doubts for successes that the store must
+# confirm, and Removals for files that are no longer needed here. Accounts counts each file once.
 
 
 class Timetable(NamedTuple):
@@ -10521,79 +10526,38 @@ class Observer:
         """
 
 
-class Proof:
-    """Holds successes back until the store has proven itself: see Uploader.prove().
-
-    The proof is the first object that is not empty; if there is none, or none for long, the
-    first one.
-    """
-
-    def __init__(self, uploader: Uploader) -> None:
-        self.problem = ""  # why the proof failed
-        self.held: list[Outcome] = []  # acknowledged, but not trusted yet
-        self._is_needed = isinstance(uploader, InspectableUploader)
-        self._is_asked = False
-
-    def sift(self, outcomes: Sequence[AnyOutcome]) -> list[AnyOutcome]:
-        """The outcomes that may be processed now."""
-        rest: list[AnyOutcome] = []
-        for outcome in outcomes:
-            if outcome.id.endswith("/proof"):
-                rest += self._end(outcome)
-            elif self._is_needed and is_taken(outcome):
-                assert isinstance(outcome, Outcome)
-                self.held.append(outcome)
-            else:
-                rest.append(outcome)
-        return rest
-
-    def _end(self, outcome: AnyOutcome) -> list[Outcome]:
-        """A store that cannot be asked is trusted; one that gives a wrong answer is not."""
-        if isinstance(outcome, Outcome) and outcome.kind in GIVEN_BACK:
-            self.problem = outcome.error
-            return []
-        self._is_needed = False
-        held, self.held = self.held, []
-        return held
-
-    def candidate(self, *, is_end: bool) -> Outcome | None:
-        """The object to prove it with, once."""
-        if self._is_asked or not self.held:
-            return None
-        first = next((held for held in self.held if held.file_size), None)
-        if first is None and (is_end or len(self.held) >= PAGE_ROWS):
-            first = self.held[0]
-        self._is_asked = first is not None
-        return first
+MOST_LISTINGS = 4  # of names, in one run
 
 
-MOST_LISTINGS = 4
+class Doubts:
+    """Holds successes back until the store has answered what they raise.
 
-
-class Spelling:
-    """Holds successes of odd keys back until the store has shown that it keeps such names.
-
-    A store that keeps `a\\b` as `a/b` has one object for two files. The first key of each kind that
-    it accepts is looked up; if that is inconclusive the next one, up to MOST_LISTINGS per run.
+    The first object is looked up to see whether this is a store, see Uploader.prove(): the first
+    that is not empty; if there is none, or none for long, the first one. Then, of each kind of odd
+    key, the first one: a store that keeps `a\\b` as `a/b` has one object for two files. If the
+    answer is inconclusive the next one is looked up, up to MOST_LISTINGS per run.
     """
 
     def __init__(self, uploader: Uploader, since: float) -> None:
         self.lost: set[str] = set()  # keys that were sent and have overwritten others
         self.held: list[tuple[Outcome, FileModel]] = []
         self._since = since
-        self._is_needed = isinstance(uploader, InspectableUploader)
-        self._known: dict[str, str] = {}  # kind: empty, or a key that is kept under another name
+        is_silent = not isinstance(uploader, InspectableUploader)
+        self._is_proven = self._is_proving = is_silent
+        self._known = dict.fromkeys(ODD_IN_KEYS if is_silent else (), "")  # or what a key became
         self._asked: dict[str, tuple[str, frozenset[str]]] = {}  # key and kinds, by task
         self._looked_for: set[str] = set()  # keys
         self._tasks: list[AnyTask] = []
 
     def problem(self, key: str) -> str | None:
         """Why a file with this key cannot be in the store; None: not known yet."""
-        known = [self._known.get(kind) for kind in odd_kinds(key)] if self._is_needed else []
-        example = next(filter(None, known), "")
+        kinds = odd_kinds(key)
+        if not kinds:
+            return ""
+        example = next(filter(None, map(self._known.get, kinds)), "")
         if example:
             return f"{KEPT_OTHERWISE}, as it did {example}"
-        return None if None in known else ""
+        return None if kinds - self._known.keys() else ""
 
     def sift(
         self, outcomes: Sequence[AnyOutcome], taken: Mapping[str, FileModel]
@@ -10601,45 +10565,60 @@ class Spelling:
         """The outcomes that may be processed now."""
         rest: list[AnyOutcome] = []
         for outcome in outcomes:
-            if outcome.id.endswith("/name"):
-                held = self._answer(outcome)
-            elif is_taken(outcome):
-                assert isinstance(outcome, Outcome)
-                held = [(outcome, taken[outcome.id.partition("/")[0]])]
+            if isinstance(outcome, Outcome) and outcome.kind is OutcomeKind.UPLOADED:
+                rest += self._weigh(outcome, taken[outcome.id.partition("/")[0]])
+            elif outcome.id.endswith(("/proof", "/name")):
+                held, self.held = self.held, []
+                self._heed(outcome)
+                for success, file in held:
+                    rest += self._weigh(success, file)
             else:
                 rest.append(outcome)
-                continue
-            for success, file in held:
-                problem = self.problem(file.object_key)
-                if problem is None:
-                    self._hold(success, file)
-                elif problem:
-                    self.lost.add(file.object_key)
-                    rest.append(as_kept_otherwise(success._replace(sent=True), file, problem))
-                else:
-                    rest.append(success)
         return rest
 
-    def tasks(self) -> list[AnyTask]:
-        """What to look up."""
-        tasks, self._tasks = self._tasks, []
-        return tasks
-
-    def _hold(self, success: Outcome, file: FileModel) -> None:
+    def _weigh(self, success: Outcome, file: FileModel) -> Sequence[Outcome]:
+        problem = self.problem(file.object_key) if self._is_proven else None
+        if problem:
+            self.lost.add(file.object_key)
+            return (as_kept_otherwise(success._replace(sent=True), file, problem),)
+        if problem is not None:
+            return (success,)
         self.held.append((success, file))
+        if self._is_proven:
+            self._look_up(success, file)
+        return ()
+
+    def _look_up(self, success: Outcome, file: FileModel) -> None:
+        """Find out how the store keeps such names, unless that is under way."""
         key = file.object_key
         asked = {kind for _, kinds in self._asked.values() for kind in kinds}
         open_kinds = odd_kinds(key) - self._known.keys()
         if not open_kinds & asked and key not in self._looked_for:
             self._looked_for.add(key)
-            task_id = f"{success.id.partition('/')[0]}/name"
+            task_id = f"{file.id}/name"
             self._asked[task_id] = key, open_kinds
             self._tasks.append(NameTask(task_id, key, success.file_size, self._since))
 
-    def _answer(self, answer: AnyOutcome) -> list[tuple[Outcome, FileModel]]:
-        """The outcomes that were held. Without an answer they stay held, or are trusted."""
+    def tasks(self, *, is_end: bool = False) -> list[AnyTask]:
+        """What to look up; ``is_end``: nothing else is left."""
+        tasks, self._tasks = self._tasks, []
+        if not self._is_proving and self.held:
+            empty = self.held[0] if is_end or len(self.held) >= PAGE_ROWS else None
+            first = next((held for held in self.held if held[0].file_size), empty)
+            if first:
+                self._is_proving = True
+                success, file = first
+                found = Found(file.id, file.file_path, file.object_key, *facts(success))
+                tasks.append(ProofTask(f"{file.id}/proof", found.key, found))
+        return tasks
+
+    def _heed(self, answer: AnyOutcome) -> None:
+        """A store that cannot be asked is trusted; one that gives a wrong answer is not."""
         if isinstance(answer, Outcome) and answer.kind in GIVEN_BACK:
-            return []
+            return
+        if answer.id.endswith("/proof"):
+            self._is_proven = True
+            return
         key, kinds = self._asked.pop(answer.id)
         kept_as = answer.answer if isinstance(answer, Answered) else ""
         if kept_as == key:
@@ -10647,10 +10626,8 @@ class Spelling:
         elif kept_as:
             altered = kinds - odd_kinds(kept_as) or kinds
             self._known.update(dict.fromkeys(altered, f"{key} ({kept_as})"))
-        held, self.held = self.held, []
         if not isinstance(answer, Answered) or len(self._looked_for) >= MOST_LISTINGS:
             self.believe()
-        return held
 
     def believe(self) -> list[AnyOutcome]:
         """Release everything held that nothing speaks against, to be sifted again."""
@@ -10665,32 +10642,48 @@ def as_kept_otherwise(outcome: Outcome, file: FileModel, problem: str) -> Outcom
     return failed._replace(error=problem, cause=KEPT_OTHERWISE)
 
 
+@dataclass
 class LargeFile:
     """A file that is being uploaded in parts."""
 
-    __slots__ = (
-        *("begun", "file", "in_flight", "is_fast", "is_gone", "known", "missing", "opened_at"),
-        *("problem", "restarts", "unsent", "was_known"),
-    )
+    file: FileModel
+    known: UploadModel | None  # what the ledger knows of it
+    was_known: bool  # from an earlier run
+    begun: Begun | None = None
+    parts: Iterator[PartTask] = field(default_factory=lambda: iter(()))  # not handed out yet
+    missing: int = 0  # parts that are not in the store
+    unsent: int = 0  # bytes of these
+    in_flight: int = 0  # tasks
+    problem: Outcome | None = None
+    restarts: int = 0
+    is_fast: bool = True  # no part went through the safe lane
+    opened_at: float = field(default_factory=time.monotonic)
 
-    def __init__(self, file: FileModel, known: UploadModel | None) -> None:
-        self.file = file
-        self.known = known  # what the ledger knows of it
-        self.was_known = known is not None  # from an earlier run
-        self.begun: Begun | None = None
-        self.missing = 0  # parts that are not in the store
-        self.unsent = 0  # bytes of parts not handed to an engine
-        self.in_flight = 0  # tasks
-        self.problem: Outcome | None = None
-        self.restarts = 0
-        self.is_gone = False  # the store no longer knows the upload
-        self.is_fast = True  # no part went through the safe lane
-        self.opened_at = time.monotonic()
+    @property
+    def may_be_begun(self) -> bool:
+        """Whether the store may have an upload of it."""
+        return self.was_known or self.restarts > 0
 
-    def as_ended(self, outcome: Outcome, **changed: Any) -> Outcome:
-        """The outcome of the whole file, by that of its last step."""
-        seconds = time.monotonic() - self.opened_at
-        return outcome._replace(id=self.file.id, seconds=seconds, **changed)
+    def parts_without(self, stored: Collection[int]) -> Iterator[PartTask]:
+        """The parts that are not stored, in order; whoever takes one has it in flight."""
+        file, begun = self.file, self.begun
+        assert begun is not None
+        for number in range(1, begun.part_count + 1):
+            if number not in stored:
+                offset = (number - 1) * begun.part_size
+                size = min(begun.part_size, begun.snapshot.size - offset)
+                self.in_flight += 1
+                self.unsent -= size
+                yield PartTask(
+                    part_id(file.id, number),
+                    file.file_path,
+                    file.object_key,
+                    begun.upload_id,
+                    number,
+                    offset,
+                    size,
+                    begun.snapshot,
+                )
 
 
 RESTARTS = {OutcomeKind.CHANGED: READ_ATTEMPTS - 1, OutcomeKind.GONE: 1, OutcomeKind.CRAMPED: 1}
@@ -10702,31 +10695,29 @@ STALE_STATUSES = frozenset(
 class Removals:
     """Files that are to be removed here, each once the store shows it and it is still the same."""
 
-    def __init__(self, ledger: Ledger, options: RunOptions) -> None:
-        self.removed = 0  # files
+    def __init__(self, job: BatchJobModel) -> None:
         self.kept: Counter[str] = Counter()  # files, by the reason why they are still here
-        self._ledger = ledger
-        self._wanted = options.remove_source_files
-        self._read = {inode_of(path): path for path in options.scan.read_files}
+        self._ledger = job.ledger
+        self._accounts = job.accounts
+        self.is_wanted = job.options.remove_source_files
+        self._read = {inode_of(path): path for path in job.options.scan.read_files}
         self._waiting: deque[RemoveTask] = deque()
         self._begun: dict[str, RemoveTask] = {}
-        self._still_here: list[tuple[int | None, str]] = []  # not yet in the ledger
-        self._lost: list[tuple[RemoveTask, str]] = []
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def add(self, file: FileModel, kind: OutcomeKind) -> FileEnd | None:
-        """A file whose transfer came to ``kind``. Returns what is told of it at once."""
-        if not self._wanted or not stat.S_ISREG(int(file.permissions, 8)):
-            return None
+    def add(self, file: FileModel, kind: OutcomeKind) -> None:
+        """A file whose transfer came to ``kind``."""
+        if not stat.S_ISREG(int(file.permissions, 8)):
+            return
         found = Found.of(file)
         what = f"{file.id}/remove", file.object_key, found, file.etag or "", file.sha256 or ""
         task = RemoveTask(*what, kind, file.stale)
-        if not file.racy and not self._is_read(file):
+        if file.racy or self._is_read(file):
+            self._conclude(task, TOO_YOUNG if file.racy else "this run reads it")
+        else:
             self._waiting.append(task)
-            return None
-        return self._conclude(task, TOO_YOUNG if file.racy else "this run reads it")
 
     def _is_read(self, file: FileModel) -> bool:
         """Whether it is a list or pattern file of this run, by whatever path."""
@@ -10740,99 +10731,62 @@ class Removals:
             self._ledger.mark_moved([(MOVED, task.found.id) for task in page])
         return [*page]
 
-    def end(self, outcome: AnyOutcome) -> FileEnd | None:
-        """What is told of a file."""
-        task = self._begun.pop(outcome.id)
+    def end(self, outcome: AnyOutcome) -> None:
+        """What became of a file."""
+        task, reason = self._begun.pop(outcome.id), None
         if isinstance(outcome, Answered):
-            return self._conclude(task, outcome.answer)
-        if isinstance(outcome, Outcome) and outcome.kind not in GIVEN_BACK:
-            return self._conclude(task, outcome.cause or outcome.error)
-        self._still_here.append((task.stale, task.found.id))
-        return None
+            reason = outcome.answer
+        elif isinstance(outcome, Outcome) and outcome.kind not in GIVEN_BACK:
+            reason = outcome.cause or outcome.error
+        if reason != "":
+            self._ledger.mark_moved([(task.stale, task.found.id)])
+        if reason is not None:
+            self._conclude(task, reason)
 
-    def _conclude(self, task: RemoveTask, reason: str) -> FileEnd:
+    def _conclude(self, task: RemoveTask, reason: str) -> None:
         """``reason``: why the file is still here; empty if it is not."""
-        told = "not removed"
+        found, told = task.found, "not removed"
         if not reason:
             told = "removed"
-            self.removed += 1
+            self._accounts.summary.removed += 1
         elif reason in (LOST, REPLACED):
             told = "failed"
-            self._lost.append((task, reason))
+            self._ledger.record_lost([(found.id, reason)])
+            self._accounts.lose(task, reason)
         else:
             self.kept[reason] += 1
-        if reason:
-            self._still_here.append((task.stale, task.found.id))
-        found = task.found
         ends = found.path, found.key, told, found.file_size, 0.0, task.etag, task.sha256
-        return FileEnd(*ends, reason)
-
-    def record(self) -> list[tuple[RemoveTask, str]]:
-        """Write to the ledger what has ended. Returns what the store turned out not to have."""
-        here, self._still_here = self._still_here, []
-        lost, self._lost = self._lost, []
-        if here:
-            self._ledger.mark_moved(here)
-        if lost:
-            self._ledger.record_lost((task.found.id, reason) for task, reason in lost)
-        return lost
+        self._accounts.end(FileEnd(*ends, reason))
 
 
 class WorkList:
     """Decides what to do next, and what follows from each outcome.
 
-    Pending files come from the ledger page by page, smallest first. A large one is started, its
-    parts are handed out in order, and it is completed once the store has them all. Files in
-    progress go before new ones, so few large files are open at a time.
+    Pending files come from the ledger page by page, smallest first. Files in progress go before new
+    ones, so few large files are open at a time.
     """
 
-    def __init__(
-        self,
-        ledger: Ledger,
-        job: BatchJobRow,
-        uploader: Uploader,
-        options: RunOptions,
-        files: int,
-        *,
-        whole: bool = True,
-    ) -> None:
+    def __init__(self, job: BatchJobModel, files: int, *, whole: bool) -> None:
         """``files``: how many are pending; ``whole``: the scan saw everything."""
-        self.fast_files = 0  # large ones whose parts all went through the fast lane
-        self.renewed = 0  # files sent again only for their metadata
-        self.differed = 0  # files whose bytes were compared and differed
-        self.stale = 0  # files whose metadata the store would not update
-        self.refusal = ""  # why
-        self.proof = Proof(uploader)
-        self._spelling = Spelling(uploader, job.created_at)
-        self._prefix = uploader.prefix
-        self._root = ledger.renamed[0] or job.root_dir
-        self._below_root = self._root.rstrip("/") + "/"
-        self._ended: list[Outcome] = []  # of files that need not be sent
-        self.tells = False  # whether a caller takes what take_told() returns
-        self._told: list[FileEnd] = []
-        self._later: deque[FileModel] = deque()  # temporary failures: retried once at the end
-        self._was_tried: set[str] = set()  # of those, and of those handed out of turn
-        self._turn = 0
-        self._has_begun_anew = False  # an upload of an earlier run that was refused
-        self._most_parts = MAX_PARTS  # until the store turns out to allow fewer
-        self.resumed_bytes = 0  # that need not be sent, since this was last set to 0
-        self.failed_abort = ""  # why an unwanted upload could not be aborted
-        self._aborting: set[str] = set()
+        ledger = job.ledger
+        self.removals = Removals(job)
         self._ledger = ledger
         self._job = job
+        self._accounts = job.accounts
         self._files = files
-        self._page_share = 2 * options.processes()
-        takes_parts = isinstance(uploader, MultipartUploader)
-        self._threshold = options.engine().threshold if takes_parts else sys.maxsize
-        self.removals = Removals(ledger, options)
-        self._position = (-1, "")
+        self._page_share = 2 * job.options.processes()
+        self._doubts = Doubts(job.uploader, job.created_at)
+        self._prefix = job.uploader.prefix
+        root = ledger.renamed[0] or job.root_dir
+        self._below_root = root.rstrip("/") + "/"
+        self._threshold = threshold_of(job.uploader, job.options)
+        self._ended: list[Outcome] = []  # of files that need not be sent
+        self._later: deque[FileModel] = deque()  # temporary failures: retried once at the end
+        self._was_tried: set[str] = set()  # of those, and of those handed out of turn
         self._taken: dict[str, FileModel] = {}
-        self._large: dict[str, LargeFile] = {}
-        self._parts: dict[str, Iterator[PartTask]] = {}
+        self._pending = self._pending_pages()
         self._ready: deque[AnyTask] = deque()
-        self._left_over = ledger.left_over_uploads(job) if takes_parts and whole else iter(())
-        begun = ledger.unfinished_uploads() if takes_parts else ()
-        self._begun_before = {upload.id: upload for upload in begun}
+        self.large = LargeFiles(job, self._ready, self._was_tried, whole=whole)
 
     def next_page(self, is_first: bool) -> list[AnyTask]:
         """What can be done now; empty if something in progress must end first, or all is done.
@@ -10842,24 +10796,15 @@ class WorkList:
         if len(self.removals) >= PAGE_ROWS:
             return self.removals.take()
         page = self._take_ready() if is_first else []
-        page += self._take_parts()
+        page += self.large.take_parts(self._page_share)
         if not page:
             page = self._take_pending()
         if not page and is_first:
-            page = self._take_ready() or self._take_left_over()
+            page = self._take_ready() or self.large.take_left_over()
         if not page and is_first:
-            is_end = len(self._taken) == len(self.proof.held) + len(self._spelling.held)
-            page = self._prove(is_end=is_end) or self._take_later()
+            is_end = len(self._taken) == len(self._doubts.held)
+            page = self._doubts.tasks(is_end=is_end) or self._take_later()
         return page or self.removals.take()
-
-    def _prove(self, *, is_end: bool = False) -> list[AnyTask]:
-        """The task that proves the store, once there is an object for it."""
-        first = self.proof.candidate(is_end=is_end)
-        if first is None:
-            return []
-        file = self._taken[first.id.partition("/")[0]]
-        found = Found(file.id, file.file_path, file.object_key, *facts(first))
-        return [ProofTask(f"{file.id}/proof", found.key, found)]
 
     def take_others(self, count: int, directories: set[str]) -> list[AnyTask]:
         """Files of other directories; with a count of -1, the further tasks of these files."""
@@ -10869,100 +10814,73 @@ class WorkList:
                 for task in self._ready
                 if isinstance(task, LOOKS) or task.id.partition("/")[0] in directories
             ]
-            self._ready = deque(task for task in self._ready if task not in ready)
-            parts = (next(self._parts[name], None) for name in directories if name in self._parts)
-            return [*ready, *map(self._hand_out, filter(None, parts))]
+            for task in ready:
+                self._ready.remove(task)
+            return [*ready, *self.large.next_parts(directories)]
         page = self._ledger.begin_elsewhere(self._job.id, count, directories, self._taken)
         self._was_tried.update(file.id for file in page)
-        page = [file for file in page if not self._fails_by_name(file)]
-        return [*self._tasks_of(page), *self._take_ready()]
+        return [*self._tasks_of(self._with_a_name(page)), *self._take_ready()]
 
     @property
     def left(self) -> int:
         """Files that are not finished."""
         return max(self._files, 0) + len(self._taken)
 
-    def take_back(self, outcomes: Sequence[AnyOutcome]) -> list[Outcome]:
-        """Write outcomes to the ledger. Returns those of finished files."""
-        outcomes = self._spelling.sift(self.proof.sift(outcomes), self._taken)
-        self._ready.extend([*self._prove(), *self._spelling.tasks()])
+    def take_back(self, outcomes: Sequence[AnyOutcome]) -> None:
+        """Write outcomes to the ledger, and count them."""
+        outcomes = self._doubts.sift(outcomes, self._taken)
+        self._ready.extend(self._doubts.tasks())
         ended, self._ended = self._ended, []
-        if not outcomes and not ended:
-            return []
-        with self._ledger.together():
-            ended += [end for end in map(self._follow, outcomes) if end]
-            self._record(ended)
-            self._ledger.lose_objects(self._job, self._spelling.lost)
-        return ended
-
-    def _tell(self, end: FileEnd | None) -> None:
-        if self.tells and end is not None:
-            self._told.append(end)
-
-    def take_told(self) -> list[FileEnd]:
-        """Files that have ended since the last call."""
-        told, self._told = self._told, []
-        return told
+        if outcomes or ended:
+            with self._ledger.together():
+                ended += [end for end in map(self._follow, outcomes) if end]
+                self._record(ended)
+                self._ledger.lose_objects(self._job, self._doubts.lost)
 
     def last(self, is_stopping: Callable[[], bool]) -> Iterator[list[AnyOutcome]]:
         """The outcomes left to process when nothing is in progress any more."""
-        yield [] if is_stopping() else self._spelling.believe()
+        yield [] if is_stopping() else self._doubts.believe()
 
     # -- out
 
     def _take_ready(self) -> list[AnyTask]:
         return [self._ready.popleft() for _ in range(min(len(self._ready), PAGE_ROWS))]
 
-    def _take_parts(self) -> list[AnyTask]:
-        """Like other pages, pages of parts get smaller towards the end."""
-        page: list[AnyTask] = []
-        waiting = sum(self._large[file_id].unsent for file_id in self._parts)
-        size = min(PAGE_BYTES, waiting // self._page_share)
-        while self._parts and (size > 0 or not page):
-            file_id, parts = next(iter(self._parts.items()))
-            part = next(parts, None)
-            if part is None:
-                del self._parts[file_id]
-                continue
-            page.append(self._hand_out(part))
-            size -= part.size
-        return page
-
-    def _fails_by_name(self, file: FileModel) -> bool:
-        """It would overwrite the object of another file, of this run or an earlier one."""
-        problem = self._spelling.problem(file.object_key)
-        if not problem and file.error and file.error.startswith(KEPT_OTHERWISE):
-            problem = file.error
-        if not problem:
-            return False
-        self._files -= 1
-        self._taken[file.id] = file
-        failed = Outcome(file.id, OutcomeKind.FAILED, problem, 0)
-        self._ended.append(as_kept_otherwise(failed, file, problem))
-        return True
-
-    def _hand_out(self, part: PartTask) -> PartTask:
-        large = self._large[part.id.partition("/")[0]]
-        large.in_flight += 1
-        large.unsent -= part.size
-        return part
-
     def _take_pending(self) -> list[AnyTask]:
+        if len(self.large) >= MAX_OPEN_UPLOADS:
+            return []
+        return self._tasks_of(next(self._pending, []))
+
+    def _pending_pages(self) -> Iterator[list[FileModel]]:
         """Pages get smaller towards the end, so that all processes finish together."""
-        if len(self._large) >= MAX_OPEN_UPLOADS:
-            return []
+        for turn in range(len(TURNS)):
+            position = (-1, "")
+            while page := self._begin_page(position, turn):
+                position = page[-1].file_size, page[-1].id
+                page = [file for file in page if file.id not in self._was_tried]
+                if page := self._with_a_name(page):
+                    yield page
+
+    def _begin_page(self, position: tuple[int, str], turn: int) -> list[FileModel]:
         rows = max(20, min(PAGE_ROWS, self._files // self._page_share))
-        where = self._job.id, self._position, rows, PAGE_BYTES, self._turn
-        page = self._ledger.begin_page(*where)
-        if not page and self._turn + 1 < len(TURNS):
-            self._turn, self._position = self._turn + 1, (-1, "")
-            return self._take_pending()
-        if not page:
-            return []
-        self._position = (page[-1].file_size, page[-1].id)
-        page = [file for file in page if file.id not in self._was_tried]
-        page = [file for file in page if not self._fails_by_name(file)]
-        return self._tasks_of(page) if page else self._take_pending()
+        return self._ledger.begin_page(self._job.id, position, rows, PAGE_BYTES, turn)
+
+    def _with_a_name(self, page: Iterable[FileModel]) -> list[FileModel]:
+        """Those of a page that would overwrite no object of another file; the others fail."""
+        fine: list[FileModel] = []
+        for file in page:
+            problem = self._doubts.problem(file.object_key)
+            if not problem and file.error and file.error.startswith(KEPT_OTHERWISE):
+                problem = file.error  # of an earlier run
+            if problem:
+                self._files -= 1
+                self._taken[file.id] = file
+                self._ended.append(
+                    as_kept_otherwise(Outcome(file.id, OutcomeKind.FAILED), file, problem)
+                )
+            else:
+                fine.append(file)
+        return fine
 
     def _tasks_of(self, page: Sequence[FileModel]) -> list[AnyTask]:
         """Tasks of small files; large ones are prepared."""
@@ -10975,15 +10893,15 @@ class WorkList:
         self._ledger.doubt_hashes(small)
         if large:
             with self._ledger.together():
-                self._ready.extend(map(self._open, large))
+                self._ready.extend(map(self.large.open, large))
         return list(map(task_of, small))
 
     def _check(self, row: FileModel) -> None:
         """Raises LedgerError for a row whose file or key is outside this run."""
-        path, key = row.file_path, row.object_key
-        is_below = path.startswith(self._below_root) or path == self._root
-        if not is_below or "/../" in f"{path}/" or not key.startswith(self._prefix):
-            cause = f"it maps {path} to {key}, which is outside this run"
+        path, key = f"{row.file_path}/", row.object_key
+        is_below = path.startswith(self._below_root) and "/../" not in path
+        if not is_below or not key.startswith(self._prefix):
+            cause = f"it maps {row.file_path} to {key}, which is outside this run"
             raise LedgerError("read ledger", self._ledger.path, cause, MOVE_AWAY)
 
     def _take_later(self) -> list[AnyTask]:
@@ -10991,94 +10909,137 @@ class WorkList:
         again, self._later = self._later, deque()
         return self._tasks_of(again) or self._take_ready()
 
-    def _take_left_over(self) -> list[AnyTask]:
-        """Uploads of earlier runs that are no longer wanted."""
-        return list(itertools.islice(self._abort_tasks(self._left_over), MAX_OPEN_UPLOADS))
-
     # -- back
 
     def _follow(self, outcome: AnyOutcome) -> Outcome | None:
         """Process an outcome. Returns that of a finished file."""
         file_id, _, step = outcome.id.partition("/")
         if step == "remove":
-            self._tell(self.removals.end(outcome))
+            self.removals.end(outcome)
             return None
+        end = self.large.follow(outcome) if step else outcome
+        if not isinstance(end, Outcome):
+            return None
+        if end.kind is OutcomeKind.LARGE:
+            self._ready.append(self.large.open(self._taken[file_id]))
+            return None
+        if end.kind is OutcomeKind.UNSENT and file_id not in self._was_tried:
+            self._was_tried.add(file_id)
+            self._later.append(self._taken.pop(file_id))
+            self._files += 1
+            return None
+        if not step and file_id in self.large.begun_before and end.kind in STORED:
+            self.large.abort(self.large.begun_before[file_id])
+        return end
+
+    def _record(self, ended: Sequence[Outcome]) -> None:
+        files: list[FileModel] = []
+        gone: list[FileModel] = []
+        for outcome in ended:
+            file, kind = self._taken.pop(outcome.id), outcome.kind
+            if kind is OutcomeKind.VANISHED:
+                gone.append(file)
+            else:
+                if kind is OutcomeKind.UPLOADED and (file.sha256 or file.etag):
+                    self._accounts.differed += 1
+                file.apply(outcome)
+                files.append(file)
+            self._accounts.add(file, outcome)
+            if self.removals.is_wanted and kind in STORED:
+                self.removals.add(file, kind)
+        self._ledger.record(files, gone)
+
+
+class LargeFiles:
+    """Uploads in parts: each is begun, its parts are handed out in order, then it is completed.
+
+    What the store has acknowledged is kept for the next try and the next run, unless the file is
+    gone, or in the store in another way.
+    """
+
+    def __init__(
+        self, job: BatchJobModel, ready: deque[AnyTask], was_tried: Collection[str], *, whole: bool
+    ) -> None:
+        """``ready``: takes tasks for boto3; ``was_tried``: files that this run has tried."""
+        takes_parts = isinstance(job.uploader, MultipartUploader)
+        self.resumed_bytes = 0  # that need not be sent, since this was last set to 0
+        self.failed_abort = ""  # why an unwanted upload could not be aborted
+        self._ledger = job.ledger
+        self._job = job
+        self._ready = ready
+        self._was_tried = was_tried
+        self._has_begun_anew = False  # an upload of an earlier run that was refused
+        self._most_parts = MAX_PARTS  # until the store turns out to allow fewer
+        self._aborting: set[str] = set()
+        self._large: dict[str, LargeFile] = {}
+        self._left_over = job.ledger.left_over_uploads(job) if takes_parts and whole else iter(())
+        begun = job.ledger.unfinished_uploads() if takes_parts else ()
+        self.begun_before = {upload.id: upload for upload in begun}
+
+    def __len__(self) -> int:
+        return len(self._large)
+
+    # -- out
+
+    def take_parts(self, share: int) -> list[AnyTask]:
+        """Like other pages, pages of parts get smaller towards the end."""
+        page: list[AnyTask] = []
+        size = min(PAGE_BYTES, sum(large.unsent for large in self._large.values()) // share)
+        for part in itertools.chain.from_iterable(large.parts for large in self._large.values()):
+            page.append(part)
+            size -= part.size
+            if size <= 0:
+                break
+        return page
+
+    def next_parts(self, files: Collection[str]) -> list[AnyTask]:
+        """One part of each of these files that has one."""
+        parts = (next(self._large[name].parts, None) for name in files if name in self._large)
+        return [part for part in parts if part]
+
+    def take_left_over(self) -> list[AnyTask]:
+        """Aborts uploads of earlier runs that are no longer wanted."""
+        return list(itertools.islice(self._abort_tasks(self._left_over), MAX_OPEN_UPLOADS))
+
+    # -- back
+
+    def follow(self, outcome: AnyOutcome) -> Outcome | None:
+        """Process the outcome of a step. Returns that of a finished file."""
+        file_id, _, step = outcome.id.partition("/")
         if step == "abort":
-            if isinstance(outcome, Answered):
-                self._ledger.forget_upload(file_id)
-            elif isinstance(outcome, Outcome) and outcome.error:
-                self.failed_abort = outcome.error
+            self._end_abort(file_id, outcome)
             return None
-        if not step:
-            assert isinstance(outcome, Outcome)
-            if outcome.kind in STORED and file_id in self._begun_before:  # it was large before
-                self._ready.extend(self._abort_tasks([self._begun_before[file_id]]))
-            if outcome.kind is not OutcomeKind.LARGE:
-                return self._put_off(outcome)
-            self._ready.append(self._open(self._taken[file_id]))
-            return None
-        return self._follow_large(self._large[file_id], outcome)
-
-    def _put_off(self, outcome: Outcome) -> Outcome | None:
-        """A first temporary failure does not finish a file."""
-        file_id = outcome.id
-        if outcome.kind is not OutcomeKind.UNSENT or file_id in self._was_tried:
-            return outcome
-        self._was_tried.add(file_id)
-        self._later.append(self._taken.pop(file_id))
-        self._files += 1
-        return None
-
-    def _follow_large(self, large: LargeFile, outcome: AnyOutcome) -> Outcome | None:
+        large = self._large[file_id]
         large.in_flight -= 1
         if isinstance(outcome, Begun):
             self._take_begun(large, outcome)
         elif isinstance(outcome, PartDone):
-            self._take_part(large, outcome)
+            self._ledger.record_parts([PartModel(outcome.id, *outcome.part)])
+            large.missing -= 1
+            large.is_fast &= outcome.fast
         elif isinstance(outcome, Outcome):
             if outcome.kind in STORED:
                 return self._end(large, outcome)
             large.problem = large.problem or outcome
             if outcome.kind is OutcomeKind.CRAMPED:
-                number = int(outcome.id.rpartition("/")[2])
-                self._most_parts = min(self._most_parts, number - 1)
-            self._parts.pop(large.file.id, None)
+                self._most_parts = min(self._most_parts, int(step) - 1)
+            large.parts, large.unsent = iter(()), 0
         if large.problem:
             return None if large.in_flight else self._give_up(large, large.problem)
         if not large.missing:
             self._complete(large)
         return None
 
-    def _record(self, ended: Sequence[Outcome]) -> None:
-        files: list[FileModel] = []
-        gone: list[FileModel] = []
-        for outcome in ended:
-            file = self._taken.pop(outcome.id)
-            if outcome.kind is OutcomeKind.VANISHED:
-                gone.append(file)
-            else:
-                self._weigh(file, outcome)
-                file.apply(outcome)
-                files.append(file)
-            if self.tells and outcome.kind not in GIVEN_BACK:
-                self._tell(FileEnd.of(file, outcome))
-            if outcome.kind in STORED:
-                self._tell(self.removals.add(file, outcome.kind))
-        self._ledger.record(files, gone)
+    def _end_abort(self, file_id: str, outcome: AnyOutcome) -> None:
+        if isinstance(outcome, Answered):
+            self._ledger.forget_upload(file_id)
+        elif isinstance(outcome, Outcome) and outcome.error:
+            self.failed_abort = outcome.error
 
-    def _weigh(self, file: FileModel, outcome: Outcome) -> None:
-        """The result of comparing its bytes."""
-        self.differed += outcome.kind is OutcomeKind.UPLOADED and bool(file.sha256 or file.etag)
-        self.renewed += outcome.kind is OutcomeKind.RENEWED
-        if outcome.stale:
-            self.stale += 1
-            self.refusal = self.refusal or outcome.error
-
-    # -- large files
-
-    def _open(self, file: FileModel) -> BeginTask:
+    def open(self, file: FileModel) -> BeginTask:
         """The ledger records an upload before the store is asked for it."""
-        large = LargeFile(file, self._ledger.unfinished_upload(file.id))
+        known = self._ledger.unfinished_upload(file.id)
+        large = LargeFile(file, known, was_known=known is not None)
         self._large[file.id] = large
         if large.known is None:
             large.known = self._upload_row(large, None)
@@ -11087,9 +11048,9 @@ class WorkList:
             self._ledger.count_headway(large.known)
         return self._begin(large)
 
-    def _begin(self, large: LargeFile) -> BeginTask:
-        file, anew = large.file, large.is_gone
-        known = large.known if large.was_known or large.restarts else None
+    def _begin(self, large: LargeFile, *, anew: bool = False) -> BeginTask:
+        file = large.file
+        known = large.known if large.may_be_begun else None
         stored = stored_parts(self._ledger.parts(file.id)) if known else ()
         large.in_flight += 1
         return BeginTask(
@@ -11142,14 +11103,7 @@ class WorkList:
         resumed = sum(part.size for part in begun.parts)
         self.resumed_bytes += resumed
         large.unsent = begun.snapshot.size - resumed
-        self._parts[file_id] = parts_of(large.file, begun, stored)
-
-    def _take_part(self, large: LargeFile, done: PartDone) -> None:
-        number, size, etag, sha256 = done.part
-        row = PartModel(part_id(large.file.id, number), number, size, etag, sha256)
-        self._ledger.record_parts([row])
-        large.missing -= 1
-        large.is_fast &= done.fast
+        large.parts = large.parts_without(stored)
 
     def _complete(self, large: LargeFile) -> None:
         begun, file_id = large.begun, large.file.id
@@ -11169,36 +11123,28 @@ class WorkList:
         )
 
     def _end(self, large: LargeFile, outcome: Outcome) -> Outcome:
-        file_id = large.file.id
+        """The parts in the store are kept for the next run, unless the file needs them no more."""
+        kind, file_id = outcome.kind, large.file.id
         del self._large[file_id]
-        self._parts.pop(file_id, None)
-        if outcome.kind is OutcomeKind.UPLOADED:
+        if kind is OutcomeKind.UPLOADED or (kind in STORED and not large.may_be_begun):
             self._ledger.forget_upload(file_id)
-            self.fast_files += large.is_fast and large.begun is not None
-        elif large.was_known or large.restarts:
-            self._abort(large)
-        else:
-            self._ledger.forget_upload(file_id)
-        return large.as_ended(outcome)
+            self._job.summary.fast_lane += large.is_fast and large.begun is not None
+        elif kind in STORED or kind in SKIPPED:
+            assert large.known is not None
+            self.abort(large.known)
+        return outcome._replace(id=file_id, seconds=time.monotonic() - large.opened_at)
 
     def _give_up(self, large: LargeFile, problem: Outcome) -> Outcome | None:
-        """A large file cannot be uploaded as it was started: start over, or give up.
-
-        The parts in the store are kept for the next run, unless the file is gone.
-        """
+        """A large file cannot be uploaded as it was started: start over, or give up."""
         kind = problem.kind
         if large.restarts < RESTARTS.get(kind, 0) or self._is_stale(large, problem):
             large.restarts += 1
-            large.is_gone = kind is not OutcomeKind.CHANGED
             large.problem = None
-            self._ready.append(self._begin(large))
+            self._ready.append(self._begin(large, anew=kind is not OutcomeKind.CHANGED))
             return None
         if kind in RESTARTS:
-            kind = OutcomeKind.FAILED
-        del self._large[large.file.id]
-        if kind in (OutcomeKind.VANISHED, OutcomeKind.KEPT):
-            self._abort(large)
-        return self._put_off(large.as_ended(problem, kind=kind))
+            problem = problem._replace(kind=OutcomeKind.FAILED)
+        return self._end(large, problem)
 
     def _is_stale(self, large: LargeFile, problem: Outcome) -> bool:
         """Whether an upload resumed from an earlier run is refused; at most once a run."""
@@ -11209,9 +11155,9 @@ class WorkList:
         self._has_begun_anew |= is_stale
         return is_stale
 
-    def _abort(self, large: LargeFile) -> None:
-        assert large.known is not None
-        self._ready.extend(self._abort_tasks([large.known]))
+    def abort(self, upload: UploadModel) -> None:
+        """It is no longer wanted."""
+        self._ready.extend(self._abort_tasks([upload]))
 
     def _abort_tasks(self, uploads: Iterable[UploadModel]) -> Iterator[AbortTask]:
         """No task for uploads whose abort has already been requested."""
@@ -11220,6 +11166,12 @@ class WorkList:
                 self._aborting.add(upload.id)
                 task_id = f"{upload.id}/abort"
                 yield AbortTask(task_id, upload.object_key, upload.upload_id, upload.created_at)
+
+
+def threshold_of(uploader: Uploader, options: RunOptions) -> int:
+    """Bytes; larger files go up in parts."""
+    takes_parts = isinstance(uploader, MultipartUploader)
+    return options.engine().threshold if takes_parts else sys.maxsize
 
 
 def task_of(file: FileModel) -> Task:
@@ -11235,7 +11187,7 @@ def task_of(file: FileModel) -> Task:
 
 
 def stored_of(file: FileModel) -> Stored | None:
-    """What the store has of a file according to the ledger, if anything."""
+    """What the store has of a file according to the ledger, if its digest is known."""
     if not file.sha256 and not file.etag:
         return None
     return Stored(
@@ -11252,24 +11204,10 @@ def stored_of(file: FileModel) -> Stored | None:
     )
 
 
-def parts_of(file: FileModel, begun: Begun, stored: Collection[int]) -> Iterator[PartTask]:
-    """The parts of a file that are not stored, in order."""
-    for number in range(1, begun.part_count + 1):
-        if number not in stored:
-            offset = (number - 1) * begun.part_size
-            yield PartTask(
-                part_id(file.id, number),
-                file.file_path,
-                file.object_key,
-                begun.upload_id,
-                number,
-                offset,
-                min(begun.part_size, begun.snapshot.size - offset),
-                begun.snapshot,
-            )
-
-
 VERIFY_MODE = "verify"  # BatchJob.mode of a verification
+
+
+COUNTS = "seen", "uploaded", "unchanged", "skipped", "failed", "pending", "bytes_uploaded"
 
 
 class Stop(NamedTuple):
@@ -11277,6 +11215,72 @@ class Stop(NamedTuple):
 
     exit_code: ExitCode
     reason: str
+
+
+class Accounts:
+    """Counts files: each that is seen is uploaded, unchanged, skipped, failed, or pending."""
+
+    def __init__(self, summary: Summary, observer: Observer) -> None:
+        self.summary = summary
+        self.groups = FailureGroups(observer)
+        self._observer = observer
+        self._ended: list[FileEnd] = []
+        self.settled_files = self.settled_bytes = 0  # pending ones that need not be sent
+        self.differed = 0  # files whose bytes were compared and differed
+        self.stale = 0  # files whose metadata the store would not update
+        self.refusal = ""  # why
+
+    def add(self, file: FileModel, outcome: Outcome) -> None:
+        """A file has ended; ``outcome`` was applied to it."""
+        kind, size = outcome.kind, outcome.file_size
+        if kind in STORED:
+            is_sent = kind is OutcomeKind.UPLOADED or outcome.sent
+            self._count_stored(kind, size if is_sent else 0)
+        elif kind in SKIPPED:
+            self.summary.skip(SKIPPED[kind])
+        elif kind not in GIVEN_BACK:
+            self.fail(outcome.path, outcome.cause or outcome.error)
+        if kind is OutcomeKind.UNCHANGED or kind in SKIPPED:
+            self.settled_files += 1
+            self.settled_bytes += size
+        if outcome.stale:
+            self.stale += 1
+            self.refusal = self.refusal or outcome.error
+        if self._observer.wants_files and kind not in GIVEN_BACK:
+            self._ended.append(FileEnd.of(file, outcome))
+
+    def end(self, end: FileEnd) -> None:
+        """To be told to the observer, once the ledger knows it."""
+        if self._observer.wants_files:
+            self._ended.append(end)
+
+    def tell(self) -> None:
+        """The ledger knows it."""
+        ended, self._ended = self._ended, []
+        for end in ended:
+            self._observer.ended(end)
+
+    def _count_stored(self, kind: OutcomeKind, sent: int, files: int = 1) -> None:
+        self.summary.uploaded += files * (kind in SENT_WHOLE)
+        self.summary.renewed += files * (kind is OutcomeKind.RENEWED)
+        self.summary.unchanged += files * (kind is OutcomeKind.UNCHANGED)
+        self.summary.bytes_uploaded += sent
+
+    def lose(self, task: RemoveTask, reason: str) -> None:
+        """A file was counted as stored, and the store does not show it."""
+        sent = task.found.file_size if task.kind is OutcomeKind.UPLOADED else 0
+        self._count_stored(task.kind, -sent, -1)
+        self.fail(task.found.path, reason)
+
+    def fail(self, path: str, cause: str) -> None:
+        """A file has failed."""
+        self.summary.failed += 1
+        self.groups.add(path, cause)
+
+    def balance(self) -> None:
+        """All other files are pending."""
+        told = self.summary
+        told.pending = told.seen - told.uploaded - told.unchanged - told.skipped - told.failed
 
 
 class BatchJobModel(BatchJobRow):
@@ -11299,24 +11303,16 @@ class BatchJobModel(BatchJobRow):
         self.observer = observer or Observer()
         self.db = absolute(db)
         self._began = time.monotonic()
-        self._stop: Stop | None = None
-        self._groups = FailureGroups(self.observer)
-        self._is_told_away = 0.0
-        self._failed = self._settled_files = self._settled_bytes = 0
-        self._files_to_upload = self._bytes_to_upload = 0
-        self._memory = MemoryGauge()
-        self._preparation: Preparation | None = None
-        self._root: Root | None = None
-        self._source = absolute(root)
+        self.stopped: Stop | None = None
+        self.source = absolute(root)
         self.place = DestinationModel(None, "", "")
-        self._seen: bytearray | None = None  # rows of files that were seen, if needed
-        self._moved = 0  # files to be compared only because of their ctime or inode
-        self._is_taken_over = False
-        self._scan: Scan | None = None
-        self._is_preparing = self._has_sent = False
-        self._engine: Engine | None = None
-        self._verification: Verification | None = None
+        self.is_taken_over = False  # from another ROOT
         self.summary = Summary(mode=self.options.mode)
+        self.accounts = Accounts(self.summary, self.observer)
+        self.memory = MemoryGauge()
+        self.comparison: Comparison | None = None
+        self.preparation: Preparation | None = None
+        self._sending = Sending(self)
         super().__init__(
             id=uuid.uuid4().hex,
             status=JobStatus.CREATED,
@@ -11334,17 +11330,14 @@ class BatchJobModel(BatchJobRow):
         Raises PfuError if the run cannot start; a run that has started always returns a summary,
         with ``exit_code`` and, if it stopped early, ``error``.
         """
-        self._fit()
+        spare_addresses()
+        self.change_options(*self.options.fitted())
         with self._session():
             self._run()
         return self.summary
 
-    def _fit(self) -> None:
-        """Limit processes to what the machine has room for. Raises UsageError."""
-        spare_addresses()
-        self._change_options(*self.options.fitted())
-
-    def _change_options(self, options: RunOptions, told: str) -> None:
+    def change_options(self, options: RunOptions, told: str) -> None:
+        """Limit a run to what the machine has room for; ``told`` says why."""
         self.options = options
         self.mode = self.summary.mode = options.mode
         if told:
@@ -11353,50 +11346,17 @@ class BatchJobModel(BatchJobRow):
     def dry_run(self) -> Summary:
         """Scan, compare and report to the observer what would be done; write nothing anywhere."""
         self._find_ends()
-        self._ledger = Ledger(self.db, read_only=True)
-        try:
-            self._ledger.fold()
+        with contextlib.closing(Ledger(self.db, read_only=True)) as self.ledger:
+            self.ledger.fold()
             self._find_place()
-            self._plan()
-        finally:
-            self._ledger.close()
+            self.compare().plan()
         summary = self.summary
         summary.status = "dry run"
         summary.exit_code = ExitCode.INCOMPLETE if summary.failed else ExitCode.OK
-        if self._stop:
-            summary.exit_code, summary.error = self._stop
+        if self.stopped:
+            summary.exit_code, summary.error = self.stopped
         self._measure()
         return summary
-
-    def _plan(self) -> None:
-        scan, summary, threshold = self.scan(), self.summary, self._threshold()
-        removable = 0
-        for change in self._changes(scan):
-            failed, size = bool(change.found.problem), change.found.file_size
-            summary.failed += failed
-            summary.pending += not failed
-            summary.compared += change.keeps_hash
-            summary.bytes_pending += 0 if failed else size
-            if not failed:
-                summary.requests += self._requests_of(size) if size > threshold else 1
-            self._tell(change)
-            removable += not failed and stat.S_ISREG(int(change.found.permissions, 8))
-        if removable and self.options.remove_source_files:
-            told = f"up to {count_of(removable, 'file')} would be removed here"
-            self.note(f"{told}, each once the store shows it")
-        self._count_skipped(scan)
-        if not self._stop:
-            self.refuse_empty(scan, summary.seen)
-        summary.request_cost_usd = self.uploader.request_cost(summary.requests)
-
-    def _threshold(self) -> int:
-        """Bytes; larger files go up in parts."""
-        takes_parts = isinstance(self.uploader, MultipartUploader)
-        return self.options.engine().threshold if takes_parts else sys.maxsize
-
-    def _requests_of(self, size: int) -> int:
-        """Requests for a large file: its parts, the first and the last."""
-        return 2 + -(-size // part_size_for(size, self.options.engine().part_size))
 
     def verify(self) -> Verdict:
         """Compare the store with the ledger and the tree; differing files become pending.
@@ -11404,48 +11364,12 @@ class BatchJobModel(BatchJobRow):
         With the option ``checksum`` the bytes of each object are checked too. Raises PfuError.
         """
         with self._session():
-            self._verification = Verification(self, self._ledger, checksum=self.options.checksum)
-            verdict = self._verification.verdict
-            self.mode = VERIFY_MODE
-            self._save(JobStatus.SCANNING)
-            try:
-                self._verification.run()
-            except PfuError as error:
-                self._stop = Stop(error.exit_code, str(error))
-                with contextlib.suppress(LedgerError):
-                    self._conclude_verification(verdict)
-                raise
-            self._conclude_verification(verdict)
-        return verdict
-
-    def _conclude_verification(self, verdict: Verdict) -> None:
-        """It gets a row in BatchJob, so that adopted files have a run."""
-        if self._stop:
-            verdict.status = "interrupted"
-            verdict.exit_code, verdict.error = self._stop
-        self.error = verdict.error
-        self.count_checked(verdict)
-        self.finished_at = int(time.time())
-        if self._stop:
-            self._save(JobStatus.INTERRUPTED)
-            return
-        self.move_to(JobStatus.UPLOADING)
-        differs = verdict.exit_code != ExitCode.OK
-        self._save(JobStatus.COMPLETE_WITH_FAILURES if differs else JobStatus.COMPLETE)
-
-    def count_checked(self, verdict: Verdict) -> None:
-        """For --status, while the verification goes on too."""
-        self.seen, self.unchanged, self.failed = (
-            verdict.checked,
-            verdict.verified,
-            verdict.differing,
-        )
-        self._ledger.save_job(self)
+            return Verification(self).run()
 
     def stop(self, reason: str, exit_code: ExitCode = ExitCode.STOPPED) -> None:
         """Accept no further work; finish or drop what is in flight. Safe in a signal handler."""
-        if self._stop is None:
-            self._stop = Stop(exit_code, shortened(reason))
+        if self.stopped is None:
+            self.stopped = Stop(exit_code, shortened(reason))
 
     @contextlib.contextmanager
     def _session(self) -> Iterator[None]:
@@ -11459,25 +11383,25 @@ class BatchJobModel(BatchJobRow):
             self._lock = LedgerLock(self.db)
             closing.callback(self._lock.close)
             closing.enter_context(self._watched())
-            self._ledger = Ledger(self.db)
-            closing.callback(self._ledger.close)
-            if self._ledger.is_new:
+            self.ledger = Ledger(self.db)
+            closing.callback(self.ledger.close)
+            if self.ledger.is_new:
                 self.observer.made_ledger(self.db)
-            self._ledger.fold()
-            self._ledger.interrupt_unfinished_jobs()
+            self.ledger.fold()
+            self.ledger.interrupt_unfinished_jobs()
             self._find_place()
-            self._ledger.save_destination(self.place)
+            self.ledger.save_destination(self.place)
             yield
 
     def _find_place(self) -> None:
         """What the ledger knows of the destination. Raises UsageError if another ROOT has it."""
-        self.place = place = self._ledger.destination(self)
-        if self._source != self.root_dir:
-            self._ledger.renamed = self._source, self.root_dir
-        if self.endpoint == SANDBOX_ENDPOINT and place.id and not self._ledger.read_only:
-            self._ledger.forget_files(place)
-        is_known = self._ledger.has_uploads(place)
-        is_new = not is_known and not self._ledger.has_files(place)
+        self.place = place = self.ledger.destination(self)
+        if self.source != self.root_dir:
+            self.ledger.renamed = self.source, self.root_dir
+        if self.endpoint == SANDBOX_ENDPOINT and place.id and not self.ledger.read_only:
+            self.ledger.forget_files(place)
+        is_known = self.ledger.has_uploads(place)
+        is_new = not is_known and not self.ledger.has_files(place)
         self.uploader.first_root = self.root_dir if is_new and not self.options.scan.shard else ""
         if is_known and place.root_dir and base_of(place.root_dir) != base_of(self.root_dir):
             self._take_over(place.root_dir)
@@ -11485,9 +11409,9 @@ class BatchJobModel(BatchJobRow):
 
     def _take_over(self, known_root: str) -> None:
         """The files there are those of another ROOT: is it the same one?"""
-        old, new = base_of(known_root), base_of(self._source)
-        self._is_taken_over = not os.path.exists(old) or is_same_file(old, new)
-        if not self._is_taken_over:
+        old, new = base_of(known_root), base_of(self.source)
+        self.is_taken_over = not os.path.exists(old) or is_same_file(old, new)
+        if not self.is_taken_over:
             hint = (
                 f"choose another --db, or pass --root-as {shlex.quote(known_root)} if both are one"
             )
@@ -11506,37 +11430,30 @@ class BatchJobModel(BatchJobRow):
 
     def _movement(self) -> tuple[float, ...]:
         """Changes as long as there is any progress."""
-        summary, traffic, engine = self.summary, self.uploader.traffic, self._engine
-        beats = self._scan.beats if self._scan else 0
-        counts = (beats, summary.seen, summary.uploaded, summary.unchanged, summary.skipped)
+        summary, traffic, engine = self.summary, self.uploader.traffic, self._sending.engine
+        beats = self.comparison.scan.beats if self.comparison else 0
         sent = tuple(map(engine.total, Gauges.FROM_RUNNER)) if engine else ()
-        return (self.status, *counts, *self._verified(), traffic.requests, traffic.beats, *sent)
-
-    def _verified(self) -> tuple[int, int]:
-        verdict = self._verification and self._verification.verdict
-        return (verdict.objects, verdict.checked) if verdict else (0, 0)
+        counts = summary.seen, summary.uploaded, summary.unchanged, summary.skipped
+        return (self.status, beats, *counts, traffic.requests, traffic.beats, *sent)
 
     def _silence(self, seconds: float) -> str:
         return f"no progress for {seconds:.0f} s: waiting for {self._waits_for()}"
 
     def _waits_for(self) -> str:
-        if self._engine:
-            return self._engine.waits_for()
-        if self._verification and self._scan is None:
+        scan = self.comparison and self.comparison.scan
+        if self.mode == VERIFY_MODE and scan is None:
             return f"the store to list {self.destination}"
         if self.status == JobStatus.SCANNING:
-            return f"the file system, at {self._scan.where if self._scan else self.root_dir}"
-        if self._is_preparing:
-            return f"the store to answer about {self.destination}"
-        return f"the ledger, {self.db}"
+            return f"the file system, at {scan.where if scan else self.root_dir}"
+        return self._sending.waits_for() or f"the ledger, {self.db}"
 
     # -- the session, step by step
 
-    def _prepare(self) -> Preparation:
+    def prepare(self) -> Preparation:
         """Prepare the destination, once, while the scan goes on."""
-        if self._preparation is None:
-            self._preparation = Preparation(self.uploader, self.first_patience())
-        return self._preparation
+        if self.preparation is None:
+            self.preparation = Preparation(self.uploader, self.first_patience())
+        return self.preparation
 
     @property
     def patience(self) -> float:
@@ -11546,15 +11463,15 @@ class BatchJobModel(BatchJobRow):
 
     def first_patience(self) -> float:
         """Before its first answer: a mistyped URL must not cost minutes, a job at boot may wait."""
-        is_known = self.options.patience is not None or self._ledger.has_uploads(self.place)
+        is_known = self.options.patience is not None or self.ledger.has_uploads(self.place)
         return self.patience if is_known else FIRST_SECONDS
 
     def _find_ends(self) -> None:
         """Check that ROOT can be read, and resolve the destination."""
         try:
-            mode = os.stat(self._source).st_mode
+            mode = os.stat(self.source).st_mode
         except OSError as error:
-            raise UsageError("read root", self._source, os_cause(error)) from error
+            raise UsageError("read root", self.source, os_cause(error)) from error
         if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
             cause = f"it is a {kind_of(mode)}"
             raise UsageError("read root", self.root_dir, cause, "specify a directory or a file")
@@ -11588,112 +11505,214 @@ class BatchJobModel(BatchJobRow):
 
     def heed_stop(self) -> None:
         """Raises StoppedError if the run has been stopped."""
-        if self.is_stopping() and self._stop:
-            raise StoppedError("stopped", "", self._stop.reason)
+        if self.is_stopping() and self.stopped:
+            raise StoppedError("stopped", "", self.stopped.reason)
 
     def _run(self) -> None:
         try:
-            self._save(JobStatus.SCANNING)
-            self._take_in_tree()
-            self._save(JobStatus.UPLOADING)
-            self._upload_all()
-            self._ledger.release_in_progress(self.id)
+            self.save(JobStatus.SCANNING)
+            comparison = self._take_in_tree()
+            self.save(JobStatus.UPLOADING)
+            self._sending.upload_all(comparison)
+            self.ledger.release_in_progress(self.id)
         except LedgerError as error:
-            code = ExitCode.INCOMPLETE if self._has_sent else error.exit_code
-            self._stop = Stop(code, str(error))
+            code = ExitCode.INCOMPLETE if self._sending.has_sent else error.exit_code
+            self.stopped = Stop(code, str(error))
         except StoppedError:
             pass  # it is known why
         except PfuError as error:
-            self._stop = Stop(error.exit_code, str(error))
+            self.stopped = Stop(error.exit_code, str(error))
         except Exception as error:  # noqa: BLE001  any error goes to the ledger and one line
-            self._stop = Stop(ExitCode.INCOMPLETE, internal_error(error))
-        if self._preparation:
-            self._preparation.close()
+            self.stopped = Stop(ExitCode.INCOMPLETE, internal_error(error))
+        if self.preparation:
+            self.preparation.close()
         try:
             self._finish()
         except LedgerError as error:
-            self._stop = self._stop or Stop(ExitCode.INCOMPLETE, str(error))
+            self.stopped = self.stopped or Stop(ExitCode.INCOMPLETE, str(error))
             self._conclude()
 
-    def _save(self, status: JobStatus) -> None:
+    def save(self, status: JobStatus) -> None:
+        """Write a new status to the ledger."""
         self.move_to(status)
-        self._ledger.save_job(self)
+        self.ledger.save_job(self)
 
-    def _take_in_tree(self) -> None:
+    def _take_in_tree(self) -> Comparison:
         """Scan ROOT into the ledger."""
-        scan = self.scan()
-        for many in batches(self._changes(scan), SCAN_COMMIT):
-            with self._ledger.together():
+        comparison = self.compare()
+        for many in batches(comparison.changes(), SCAN_COMMIT):
+            with self.ledger.together():
                 for few in batches(many, SCAN_BATCH):
-                    self._prepare()
-                    self._ledger.take_in(few, self.id, self.created_at, self.place)
-                self._write_counts()
-        self._count_skipped(scan)
-        self._write_counts()
-        if self._stop:
+                    self.prepare()
+                    self.ledger.take_in(few, self.id, self.created_at, self.place)
+                self.write_counts()
+            self.accounts.tell()
+        comparison.count_skipped()
+        self.write_counts()
+        if not self.stopped:
+            comparison.find_root()
+            comparison.refuse_empty(self.summary.seen)
+            comparison.sweep()
+        return comparison
+
+    def compare(self) -> Comparison:
+        """Begin to scan ROOT."""
+        self.comparison = Comparison(self)
+        return self.comparison
+
+    def note(self, note: str) -> None:
+        """Show a note once."""
+        if note not in self.summary.notes:
+            self.summary.notes.append(note)
+            self.observer.note(note)
+
+    def warn(self, note: str) -> None:
+        """Show a note even if notes are not wanted."""
+        self.summary.notes.append(note)
+        self.observer.problem(note)
+
+    def is_stopping(self) -> bool:
+        """Whether nothing new is to be started: after a signal, or at the time limit."""
+        limit = self.options.max_duration
+        if limit and time.monotonic() - self._began > limit:
+            self.stop(f"time limit of {limit:g} s reached")
+        return self.stopped is not None
+
+    # -- the end
+
+    def _finish(self) -> None:
+        """Count, check the counts, and close the run in the ledger."""
+        self._name_idle()
+        self.accounts.groups.close()
+        ledger, summary = self.ledger, self.summary
+        ledger.fold()
+        summary.failed, failures = ledger.failures(self.id, REPORTED_FAILURES)
+        summary.failures = [{"path": path, "reason": reason} for path, reason in failures]
+        pending, summary.bytes_pending = ledger.pending(self.id)
+        self._conclude()
+        if pending != summary.pending and not self.stopped:
+            self.observer.problem(
+                f"internal error: {summary.pending} files are unaccounted for, "
+                f"the ledger has {pending} pending"
+            )
+        self.finished_at, self.error = int(time.time()), summary.error
+        self.write_counts()
+
+    def _name_idle(self) -> None:
+        """Large files without progress in several runs are failures, if this run had a chance."""
+        if self.stopped and self.stopped.exit_code != ExitCode.STOPPED:
             return
-        self._root = self.scanned_root(scan)
-        self.refuse_empty(scan, self.summary.seen)
-        if self._is_whole():
-            self._ledger.forget_vanished(self, self.place)
-            self._sweep()
+        for file, upload, stored in list(self.ledger.idle_files(self.id)):
+            cause = (
+                f"no progress in {upload.idle_runs + 1} runs: "
+                f"{bytes_text(stored)} of {bytes_text(file.file_size)} are stored "
+                "(give it more time, or upload a snapshot if it keeps changing)"
+            )
+            file.fail(f"upload: {cause}", 0)
+            self.ledger.record([file])
+            self.accounts.fail(file.file_path, cause)
 
-    def refuse_empty(self, scan: Scan, files: int) -> None:
-        """Raises UsageError if ROOT has become empty."""
-        options = self.options
-        may_be_empty = scan.elsewhere or options.scan.name_lists or options.remove_source_files
-        if not files and not may_be_empty and self._ledger.has_uploads(self.place):
-            cause = "it is empty, but earlier runs uploaded files from it"
-            raise UsageError("read root", self.root_dir, cause, "is it mounted?")
+    def write_counts(self) -> None:
+        """For --status, also during the run."""
+        self._lock.check_in_place()
+        self.ledger.check_in_place()
+        self.accounts.balance()
+        for name in COUNTS:
+            setattr(self, name, getattr(self.summary, name))
+        self.ledger.save_job(self)
 
-    def _is_whole(self) -> bool:
+    def _conclude(self) -> None:
+        """How the run ended, for the ledger and in the summary."""
+        self.accounts.balance()
+        summary = self.summary
+        is_incomplete = bool(summary.failed or summary.pending)
+        end = JobStatus.COMPLETE_WITH_FAILURES if is_incomplete else JobStatus.COMPLETE
+        summary.exit_code = ExitCode.INCOMPLETE if is_incomplete else ExitCode.OK
+        if self.stopped:
+            (code, summary.error), end = self.stopped, JobStatus.INTERRUPTED
+            has_started = code == ExitCode.CANNOT_START and summary.uploaded
+            has_failed = summary.failed or self._sending.is_told_away
+            is_more = has_started or (code == ExitCode.STOPPED and has_failed)
+            summary.exit_code = ExitCode.INCOMPLETE if is_more else code
+        if self.status < JobStatus.COMPLETE:
+            self.move_to(end)
+        summary.status = end.text
+        self._measure()
+
+    def _measure(self) -> None:
+        self.summary.elapsed_seconds = round(time.monotonic() - self._began, 3)
+        self.summary.cpu_seconds = round(cpu_seconds(), 3)
+        self.memory.look(force=True)
+        self.summary.peak_memory_bytes = self.memory.peak
+
+
+class Comparison:
+    """The tree compared with the ledger: a scan, and what needs work of what it finds."""
+
+    def __init__(self, job: BatchJobModel) -> None:
+        identity = f"{job.endpoint} {job.destination}"
+        self.scan = Scan(job.source, identity, job.uploader.prefix, job.options.scan, job.db)
+        self.scan.heed_stop = job.heed_stop
+        self.moved = 0  # files to be read only because of their ctime or inode
+        self.root: Root | None = None
+        self._job, self._options, self._ledger = job, job.options, job.ledger
+        self._summary, self._accounts = job.summary, job.accounts
+        uploader = job.uploader
+        self._spares = isinstance(uploader, S3Uploader) and uploader.options.no_overwrite
+        due = job.place.swept_at + min(SWEEP_SECONDS, job.options.keep_history)
+        is_due = due <= job.created_at and not job.ledger.read_only
+        self._seen = job.ledger.room_for_rows() if is_due else None  # a bit for each row
+
+    @property
+    def is_whole(self) -> bool:
         """Whether the scan saw all files of this ROOT and destination."""
-        return bool(self._scan and self._scan.is_whole and not self._scan.is_single)
+        return self.scan.is_whole and not self.scan.is_single
 
-    def _sweep(self) -> None:
-        """Mark files that are gone, and forget those gone for long."""
-        seen, shard = self._seen, self.options.scan.shard
-        if seen is None:
+    def find_root(self) -> Root:
+        """Raises FatalError if it is no longer there."""
+        scan, source = self.scan, self._job.source
+        is_link = scan.is_single and os.path.islink(source)
+        folder = os.path.dirname(source) if scan.is_single else source
+        self.root = Root(folder, scan.root_place, self._options.scan.follow_symlinks or is_link)
+        self.root.check_is_there()
+        return self.root
+
+    def refuse_empty(self, files: int) -> None:
+        """Raises UsageError if ROOT has become empty."""
+        options = self._options
+        may_be_empty = self.scan.elsewhere or options.scan.name_lists or options.remove_source_files
+        if not files and not may_be_empty and self._ledger.has_uploads(self._job.place):
+            cause = "it is empty, but earlier runs uploaded files from it"
+            raise UsageError("read root", self._job.root_dir, cause, "is it mounted?")
+
+    def sweep(self) -> None:
+        """If the scan saw all: mark files that are gone, and forget those gone for long."""
+        job, seen, shard = self._job, self._seen, self._options.scan.shard
+        if self.is_whole:
+            self._ledger.forget_vanished(job, job.place)
+        if not self.is_whole or seen is None:
             return
-        cut = len(os.path.join(self._source, ""))
+        cut = len(os.path.join(job.source, ""))
 
         def is_missing(row: int, path: str) -> bool:
             is_seen = row >> 3 < len(seen) and seen[row >> 3] >> (row & 7) & 1
             return not is_seen and (shard is None or shard.has(os.fsencode(path[cut:])))
 
-        self._ledger.sweep(
-            self, self.place, is_missing, self.created_at - self.options.keep_history
-        )
-        self.place.swept_at = self.created_at
-        self._ledger.save_destination(self.place)
+        forgotten = job.created_at - self._options.keep_history
+        self._ledger.sweep(job, job.place, is_missing, forgotten)
+        job.place.swept_at = job.created_at
+        self._ledger.save_destination(job.place)
 
-    def scanned_root(self, scan: Scan) -> Root:
-        """Raises FatalError if it is no longer there."""
-        is_link = scan.is_single and os.path.islink(self._source)
-        folder = os.path.dirname(self._source) if scan.is_single else self._source
-        root = Root(folder, scan.root_place, self.options.scan.follow_symlinks or is_link)
-        root.check_is_there()
-        return root
-
-    def scan(self) -> Scan:
-        """A walk over the root, for this destination."""
-        identity = f"{self.endpoint} {self.destination}"
-        self._scan = Scan(self._source, identity, self.uploader.prefix, self.options.scan, self.db)
-        self._scan.heed_stop = self.heed_stop
-        due = self.place.swept_at + min(SWEEP_SECONDS, self.options.keep_history)
-        if not self._ledger.read_only and due <= self.created_at:
-            self._seen = self._ledger.room_for_rows()
-        return self._scan
-
-    def _changes(self, scan: Scan) -> Iterator[Change]:
+    def changes(self) -> Iterator[Change]:
         """What needs work, as the scan finds it; a stop ends the scan."""
-        going_on = itertools.takewhile(lambda _: not self.is_stopping(), batches(scan, SCAN_BATCH))
+        found = batches(self.scan, SCAN_BATCH)
+        going_on = itertools.takewhile(lambda _: not self._job.is_stopping(), found)
         return itertools.chain.from_iterable(map(self._compare, going_on))
 
     def _compare(self, batch: Sequence[Found]) -> list[Change]:
         """Those of a batch that need work; the others are counted as unchanged."""
         known: Mapping[str, Any] = self._ledger.known([found.id for found in batch])
-        looks_closer = self.options.force or self.options.reads_all or self._is_taken_over
+        looks_closer = self._options.force or self._options.reads_all or self._job.is_taken_over
         suspects = [
             found
             for found in batch
@@ -11703,346 +11722,251 @@ class BatchJobModel(BatchJobRow):
             or looks_closer
             or found.problem
         ]
-        self.summary.seen += len(batch)
+        self._summary.seen += len(batch)
         ids = [found.id for found in suspects if found.id in known]
         rows = self._ledger.stored(ids, as_they_are=True) if ids else {}
         changes = self._judge((found, rows.get(found.id)) for found in suspects)
-        self._memory.look()
-        self.summary.unchanged += len(batch) - len(changes)
+        self._job.memory.look()
+        self._summary.unchanged += len(batch) - len(changes)
         if self._seen is not None:
-            self._mark_seen(known.values())
-        self.observer.busy("scanning", f"{count_of(self.summary.seen, 'file')} seen")
+            for *_, number in known.values():
+                self._seen[number >> 3] |= 1 << (number & 7)
+        self._job.observer.busy("scanning", f"{count_of(self._summary.seen, 'file')} seen")
         return changes
 
     def _judge(self, suspects: Iterable[tuple[Found, FileModel | None]]) -> list[Change]:
         changes, again = [], []
         for found, known in suspects:
-            change = compare(found, known, self.options, taken_over=self._is_taken_over)
-            reason = change.reason if change else ""
-            if reason == MOVED_AWAY or (reason == NOT_OVERWRITTEN and self._spares):
-                self.summary.skip(reason if found.problem else SKIPPED[OutcomeKind.KEPT])
-                self.summary.unchanged -= 1  # as what needs no work is counted
-            elif change is not None:
+            change = compare(found, known, self._options, taken_over=self._job.is_taken_over)
+            if change is None:
+                if known and known.missing_since is not None:
+                    again.append(found.id)
+            elif change.reason == MOVED_AWAY or (change.reason == NOT_OVERWRITTEN and self._spares):
+                reason = change.reason if found.problem else SKIPPED[OutcomeKind.KEPT]
+                self._summary.skip(reason)
+                self._summary.unchanged -= 1  # as what needs no work is counted
+            else:
                 changes.append(change)
+                self.moved += change.reason in MOVED_ALONE
                 if found.problem:
-                    self._failed += 1
-                    if not self._ledger.read_only:  # a dry run reports it elsewhere
-                        self._groups.add(found.path, found.problem)
-                        self._tell(change)
-                self._moved += change.reason in MOVED_ALONE
+                    self._fail(change)
                 if change.reason == OLDER_LEDGER:
-                    self.note(OLDER_LEDGER_NOTE)
-            elif known and known.missing_since is not None:
-                again.append(found.id)
+                    self._job.note(OLDER_LEDGER_NOTE)
         if again and not self._ledger.read_only:
             self._ledger.seen_again(again)
         return changes
 
-    @property
-    def _spares(self) -> bool:
-        return isinstance(self.uploader, S3Uploader) and self.uploader.options.no_overwrite
-
-    def _tell(self, change: Change) -> None:
-        if self.observer.wants_files:
-            self.observer.ended(FileEnd.planned(change))
-
-    def _mark_seen(self, rows: Iterable[tuple[Any, ...]]) -> None:
-        seen = self._seen
-        assert seen is not None
-        for *_, number in rows:
-            seen[number >> 3] |= 1 << (number & 7)
-
-    def _count_skipped(self, scan: Scan) -> None:
-        reasons = Counter(self.summary.skipped_by_reason)
-        self.summary.skipped_by_reason = dict(reasons + scan.skipped)
-        skipped = sum(scan.skipped.values())
-        self.summary.skipped += skipped
-        self.summary.seen += skipped
-
-    def _upload_all(self) -> None:
-        files, size = self._ledger.pending(self.id)
-        has_left_over = self._is_whole() and any(self._ledger.left_over_uploads(self))
-        if self.is_stopping() or not (files or has_left_over):
+    def _fail(self, change: Change) -> None:
+        if self._ledger.read_only:  # a dry run reports it elsewhere
+            self._summary.failed += 1
             return
-        self._files_to_upload, self._bytes_to_upload = files, size
+        self._accounts.fail(change.found.path, change.found.problem)
+        self._accounts.end(FileEnd.planned(change))
+
+    def plan(self) -> None:
+        """Tell the observer what a run would do, and count it."""
+        job, options, summary, removable = self._job, self._options.engine(), self._summary, 0
+        threshold = threshold_of(job.uploader, self._options)
+        for change in self.changes():
+            if job.observer.wants_files:
+                job.observer.ended(FileEnd.planned(change))
+            if not change.found.problem:
+                size = change.found.file_size
+                summary.compared += change.keeps_hash
+                summary.bytes_pending += size
+                summary.requests += 1
+                if size > threshold:  # its parts, the first and the last
+                    summary.requests += 1 + -(-size // part_size_for(size, options.part_size))
+                removable += stat.S_ISREG(int(change.found.permissions, 8))
+        if removable and self._options.remove_source_files:
+            told = f"up to {count_of(removable, 'file')} would be removed here"
+            job.note(f"{told}, each once the store shows it")
+        self.count_skipped()
+        self._accounts.balance()
+        if not job.stopped:
+            self.refuse_empty(summary.seen)
+        summary.request_cost_usd = job.uploader.request_cost(summary.requests)
+
+    def count_skipped(self) -> None:
+        """Files that the scan left out."""
+        skipped, summary = self.scan.skipped, self._summary
+        summary.skipped_by_reason = dict(Counter(summary.skipped_by_reason) + skipped)
+        summary.skipped += sum(skipped.values())
+        summary.seen += sum(skipped.values())
+
+
+class Sending:
+    """The upload of what is pending: an engine, its work list, and what is told meanwhile."""
+
+    def __init__(self, job: BatchJobModel) -> None:
+        self.engine: Engine | None = None  # while it works
+        self.has_sent = False
+        self.is_told_away = 0.0  # seconds that the store has been away, if that was told
+        self._job = job
+        self._files = self._bytes = 0  # to upload
+        self._is_preparing = False
+
+    def waits_for(self) -> str:
+        """What has to happen next, in words; empty: nothing here."""
+        if self.engine:
+            return self.engine.waits_for()
+        return f"the store to answer about {self._job.destination}" if self._is_preparing else ""
+
+    def upload_all(self, comparison: Comparison) -> None:
+        """Upload all that is pending. Raises PfuError."""
+        job = self._job
+        files, size = job.ledger.pending(job.id)
+        has_left_over = comparison.is_whole and any(job.ledger.left_over_uploads(job))
+        if job.is_stopping() or not (files or has_left_over):
+            return
+        self._files, self._bytes = files, size
         waiting = f"{count_of(files, 'file')} to upload, {bytes_text(size)}"
-        self.observer.detail(waiting)
-        self.observer.busy("checking", f"the destination; {waiting}")
-        preparation = self._prepare()
+        job.observer.detail(waiting)
+        job.observer.busy("checking", f"the destination; {waiting}")
+        if not self._is_prepared():
+            return
+        with spared_collector(), contextlib.closing(self._make_engine(comparison)) as engine:
+            self.engine = engine
+            try:
+                self._upload_pending(engine, comparison, files)
+            finally:
+                self._tick(engine)
+                self._count_traffic(engine)
+        self.engine = None
+        if engine.deaths:
+            job.warn(f"{engine.deaths} worker process(es) died and were replaced")
+
+    def _is_prepared(self) -> bool:
+        """Wait for the destination; False: stopped meanwhile."""
+        job, preparation = self._job, self._job.prepare()
         self._is_preparing = True
         while not preparation.is_done(TICK_SECONDS):
             if preparation.trouble:
                 told = f"for the store (Ctrl-C to stop): {preparation.trouble}"
-                self.observer.busy("waiting", told)
-            if self.is_stopping():
-                return
+                job.observer.busy("waiting", told)
+            if job.is_stopping():
+                return False
         for note in preparation.result():
-            self.note(note)
+            job.note(note)
         self._is_preparing = False
-        with spared_collector(), contextlib.closing(self._make_engine()) as engine:
-            self._engine = engine
-            try:
-                self._upload_pending(engine, files)
-            finally:
-                self._tick(engine)
-                self._count_traffic(engine)
-        self._engine = None
-        if engine.deaths:
-            self._warn(f"{engine.deaths} worker process(es) died and were replaced")
+        return True
 
-    def _warn(self, note: str) -> None:
-        """Show a note even if notes are not wanted."""
-        self.summary.notes.append(note)
-        self.observer.problem(note)
-
-    def note(self, note: str) -> None:
-        """Show a note once."""
-        if note not in self.summary.notes:
-            self.summary.notes.append(note)
-            self.observer.note(note)
-
-    def _make_engine(self) -> Engine:
-        if self.options.mode == "parallel" and (lack := what_workers_lack()):
-            self._change_options(*self.options.alone(lack))
-        limiter = self.options.limiter(self.uploader.fast_lane_off is None)
-        options = dataclasses.replace(self.options.engine(), root=self._root)
-        limits = limiter, self.options.rate, RunClock(self.patience)
-        if self.options.mode == "concurrent":
-            return Engine([LocalRunner(self.uploader, options)], *limits)
+    def _make_engine(self, comparison: Comparison) -> Engine:
+        job = self._job
+        if job.options.mode == "parallel" and (lack := what_workers_lack()):
+            job.change_options(*job.options.alone(lack))
+        limiter = job.options.limiter(job.uploader.fast_lane_off is None)
+        options = dataclasses.replace(job.options.engine(), root=comparison.root)
+        limits = limiter, job.options.rate, RunClock(job.patience)
+        if job.options.mode == "concurrent":
+            return Engine([LocalRunner(job.uploader, options)], *limits)
         method = start_method()
         importlib.import_module("asyncio")  # which forked workers share
         with contextlib.ExitStack() as started:
             runners: list[Runner] = []
-            for _ in range(self.options.processes()):
-                runner = WorkerRunner(self.uploader, options, method)
+            for _ in range(job.options.processes()):
+                runner = WorkerRunner(job.uploader, options, method)
                 started.callback(runner.close, kill=True)
                 runners.append(runner)
             engine = Engine(runners, *limits)
             started.pop_all()
         return engine
 
-    def _upload_pending(self, engine: Engine, files: int) -> None:
-        work = WorkList(
-            *(self._ledger, self, self.uploader, self.options, files), whole=self._is_whole()
-        )
+    def _upload_pending(self, engine: Engine, comparison: Comparison, files: int) -> None:
+        job = self._job
+        work = WorkList(job, files, whole=comparison.is_whole)
         engine.files_left = files
-        work.tells = self.observer.wants_files
         uploading = engine.upload(work.next_page, lambda: self._tick(engine), work.take_others)
-        for outcomes in itertools.chain(uploading, work.last(self.is_stopping)):
-            with self._ledger.together():  # what is recorded is counted, whatever happens next
-                for outcome in work.take_back(outcomes):
-                    self._count(outcome)
-                for end in outcomes:  # also of a part, whose file is not finished
-                    if isinstance(end, Outcome) and end.kind is OutcomeKind.FATAL:
-                        self.stop(end.error, ExitCode.CANNOT_START)
-                for task, reason in work.removals.record():
-                    self._count_lost(task, reason)
-                self._write_counts()
-            for told in work.take_told():
-                self.observer.ended(told)
+        for outcomes in itertools.chain(uploading, work.last(job.is_stopping)):
+            with job.ledger.together():  # what is recorded is counted, whatever happens next
+                work.take_back(outcomes)
+                job.write_counts()
+            for end in outcomes:  # also of a part, whose file is not finished
+                if isinstance(end, Outcome) and end.kind is OutcomeKind.FATAL:
+                    job.stop(end.error, ExitCode.CANNOT_START)
+            job.accounts.tell()
             engine.files_left = work.left
-            if work.proof.problem:
-                self.stop(work.proof.problem, ExitCode.CANNOT_START)
-            self._count_resumed(work)
+            if resumed := work.large.resumed_bytes:
+                self._bytes = max(0, self._bytes - resumed)
+                job.observer.detail(f"{bytes_text(resumed)} already stored as parts")
+                work.large.resumed_bytes = 0
             for note in engine.notes:
-                self.note(note)
+                job.note(note)
             engine.notes.clear()
-        self.summary.fast_lane += work.fast_files
-        self.summary.renewed += work.renewed
-        self.summary.removed += work.removals.removed
-        for reason, count in work.removals.kept.most_common(TOLD_CAUSES):
-            tell = self.note if reason in AS_IT_SHOULD_BE else self._warn
-            tell(f"{count_of(count, 'file')} not removed: {printable(reason)}")
-        self._tell_comparison(work)
-        if work.failed_abort:
-            hint = "the next run or --cleanup will try again"
-            self.note(f"an unfinished upload may remain: {work.failed_abort} ({hint})")
+        self._tell_of(work, comparison)
 
-    def _tell_comparison(self, work: WorkList) -> None:
-        """How to save time in the next run, and which metadata was not updated."""
-        if work.stale:
+    def _tell_of(self, work: WorkList, comparison: Comparison) -> None:
+        """What was not done, and how to save time in the next run."""
+        job, accounts = self._job, self._job.accounts
+        for reason, count in work.removals.kept.most_common(TOLD_CAUSES):
+            tell = job.note if reason in AS_IT_SHOULD_BE else job.warn
+            tell(f"{count_of(count, 'file')} not removed: {printable(reason)}")
+        if accounts.stale:
             hint = "--renew-by-upload uploads these files again"
-            objects = count_of(work.stale, "object")
-            self.note(f"outdated metadata remains on {objects}: {work.refusal} ({hint})")
-        if self._moved >= MANY_MOVED and not work.differed:
-            self.note(
-                f"{self._moved:,} files were read again for a new ctime or inode number, but "
+            objects = count_of(accounts.stale, "object")
+            job.note(f"outdated metadata remains on {objects}: {accounts.refusal} ({hint})")
+        if comparison.moved >= MANY_MOVED and not accounts.differed:
+            job.note(
+                f"{comparison.moved:,} files were read again for a new ctime or inode number, but "
                 "none had changed: if this happens every time, pass --ignore-ctime or "
                 "--ignore-inode"
             )
-
-    def _count_resumed(self, work: WorkList) -> None:
-        if work.resumed_bytes:
-            self._bytes_to_upload = max(0, self._bytes_to_upload - work.resumed_bytes)
-            self.observer.detail(f"{bytes_text(work.resumed_bytes)} already stored as parts")
-            work.resumed_bytes = 0
-
-    def _count(self, outcome: Outcome) -> None:
-        kind, summary = outcome.kind, self.summary
-        if kind in SENT_WHOLE:
-            summary.uploaded += 1
-            is_sent = kind is OutcomeKind.UPLOADED or outcome.sent
-            summary.bytes_uploaded += outcome.file_size if is_sent else 0
-        elif kind is OutcomeKind.UNCHANGED:
-            summary.unchanged += 1
-            self._settled_files += 1
-            self._settled_bytes += outcome.file_size
-        elif kind in SKIPPED:
-            self._settled_files += 1
-            self._settled_bytes += outcome.file_size
-            summary.skip(SKIPPED[kind])
-        else:
-            self._failed += kind not in GIVEN_BACK
-            if kind not in GIVEN_BACK:
-                self._groups.add(outcome.path, outcome.cause or outcome.error)
-
-    def _count_lost(self, task: RemoveTask, reason: str) -> None:
-        """It was counted as stored, and the store does not show it."""
-        is_sent = task.kind is OutcomeKind.UPLOADED
-        self.summary.uploaded -= task.kind in SENT_WHOLE
-        self.summary.renewed -= task.kind is OutcomeKind.RENEWED
-        self.summary.bytes_uploaded -= task.found.file_size if is_sent else 0
-        self.summary.unchanged -= task.kind is OutcomeKind.UNCHANGED
-        self._failed += 1
-        self._groups.add(task.found.path, reason)
-
-    def is_stopping(self) -> bool:
-        """Whether nothing new is to be started: after a signal, or at the time limit."""
-        limit = self.options.max_duration
-        if limit and time.monotonic() - self._began > limit:
-            self.stop(f"time limit of {limit:g} s reached")
-        return self._stop is not None
+        if work.large.failed_abort:
+            hint = "the next run or --cleanup will try again"
+            job.note(f"an unfinished upload may remain: {work.large.failed_abort} ({hint})")
 
     def _tick(self, engine: Engine) -> bool:
-        self._memory.look()
+        job, now, clock = self._job, time.monotonic(), engine.clock
+        job.memory.look()
         self._share_news(engine)
-        now, clock = time.monotonic(), engine.clock
         away = f"{clock.shows(now):.0f} s: {clock.cause}" if clock.is_away(now) else ""
         if clock.is_over(now):
-            self.stop(f"the store has been unavailable for {away}", ExitCode.INCOMPLETE)
+            job.stop(f"the store has been unavailable for {away}", ExitCode.INCOMPLETE)
         elif engine.row.is_lost and engine.files_left:
-            self.stop(refused_text(engine.row), ExitCode.INCOMPLETE)
+            job.stop(refused_text(engine.row), ExitCode.INCOMPLETE)
         self._tell_away(clock.shows(now), away)
-        stopping = self.is_stopping()
-        self.observer.progress(self._progress(engine, stopping, away))
+        stopping = job.is_stopping()
+        job.observer.progress(self._progress(engine, stopping, away))
         return stopping
 
     def _share_news(self, engine: Engine) -> None:
+        preparation = self._job.preparation
         again, engine.wants_shared = engine.wants_shared, False
-        if self._preparation and (news := self._preparation.news(again=again)) is not None:
+        if preparation and (news := preparation.news(again=again)) is not None:
             engine.share(news)
 
     def _tell_away(self, seconds: float, away: str) -> None:
         """Report it once, and when it is over."""
-        if away and seconds >= TELL_SECONDS and not self._is_told_away:
-            self.observer.note(f"the store has been unavailable for {away}")
-        elif not away and self._is_told_away:
-            self.observer.note(f"the store is back after {self._is_told_away:.0f} s")
-        self._is_told_away = seconds if away and seconds >= TELL_SECONDS else 0.0
+        before, is_due = self.is_told_away, away and seconds >= TELL_SECONDS
+        self.is_told_away = seconds if is_due else 0.0
+        if is_due and not before:
+            self._job.observer.note(f"the store has been unavailable for {away}")
+        elif before and not away:
+            self._job.observer.note(f"the store is back after {before:.0f} s")
 
     def _progress(self, engine: Engine, stopping: bool, away: str) -> Progress:
         return Progress(
             files=int(engine.total("files")),
             bytes=int(engine.total("bytes")),
-            settled_files=self._settled_files,
-            settled_bytes=self._settled_bytes,
-            failed=self._failed,
+            settled_files=self._job.accounts.settled_files,
+            settled_bytes=self._job.accounts.settled_bytes,
+            failed=self._job.summary.failed,
             in_flight=int(engine.total("in_flight")),
             limit=engine.limit,
             throttled=int(engine.total("throttled")),
             stopping=stopping,
             away=away,
-            files_to_upload=self._files_to_upload,
-            bytes_to_upload=self._bytes_to_upload,
+            files_to_upload=self._files,
+            bytes_to_upload=self._bytes,
         )
 
     def _count_traffic(self, engine: Engine) -> None:
-        self._has_sent = engine.total("taken") > 0
-        self.summary.requests = int(engine.total("requests"))
-        self.summary.retries = int(engine.total("retries"))
-        self.summary.throttled = int(engine.total("throttled"))
-        self.summary.fast_lane += int(engine.total("fast_files"))
-        self.summary.fast_lane_off = engine.fast_lane_off or self.uploader.fast_lane_off
-
-    # -- the end
-
-    def _finish(self) -> None:
-        """Count, check the counts, and close the run in the ledger."""
-        self._name_idle()
-        self._groups.close()
-        ledger, summary = self._ledger, self.summary
-        ledger.fold()
-        summary.failed, failures = ledger.failures(self.id, REPORTED_FAILURES)
-        summary.failures = [{"path": path, "reason": reason} for path, reason in failures]
-        pending, summary.bytes_pending = ledger.pending(self.id)
-        self._conclude()
-        if pending != summary.pending and not self._stop:
-            self.observer.problem(
-                f"internal error: {summary.pending} files are unaccounted for, "
-                f"the ledger has {pending} pending"
-            )
-        self.finished_at, self.error = int(time.time()), summary.error
-        self._write_counts()
-
-    def _name_idle(self) -> None:
-        """Large files without progress in several runs are failures, if this run had a chance."""
-        if self._stop and self._stop.exit_code != ExitCode.STOPPED:
-            return
-        for file, upload, stored in list(self._ledger.idle_files(self.id)):
-            cause = (
-                f"no progress in {upload.idle_runs + 1} runs: "
-                f"{bytes_text(stored)} of {bytes_text(file.file_size)} are stored "
-                "(give it more time, or upload a snapshot if it keeps changing)"
-            )
-            file.fail(f"upload: {cause}", 0)
-            self._ledger.record([file])
-            self._groups.add(file.file_path, cause)
-
-    def _write_counts(self) -> None:
-        """For --status, also during the run."""
-        self._lock.check_in_place()
-        self._ledger.check_in_place()
-        summary = self.summary
-        if not self.finished_at:
-            summary.failed = self._failed
-            done = summary.uploaded + summary.unchanged + summary.skipped + summary.failed
-            summary.pending = summary.seen - done
-        for name in ("seen", "uploaded", "unchanged", "skipped", "failed", "pending"):
-            setattr(self, name, getattr(summary, name))
-        self.bytes_uploaded = summary.bytes_uploaded
-        self._ledger.save_job(self)
-
-    def _conclude(self) -> None:
-        summary = self.summary
-        done = summary.uploaded + summary.unchanged + summary.skipped + summary.failed
-        summary.pending = summary.seen - done
-        end = self._end()
-        if self.status < JobStatus.COMPLETE:
-            self.move_to(end)
-        summary.status = end.text
-        self._measure()
-
-    def _end(self) -> JobStatus:
-        """How the run ended, also set in the summary."""
-        summary = self.summary
-        if self._stop:
-            summary.exit_code, summary.error = self._stop.exit_code, self._stop.reason
-            is_wish = self._stop.exit_code == ExitCode.STOPPED
-            could_start = self._stop.exit_code == ExitCode.CANNOT_START and summary.uploaded
-            if could_start or (is_wish and (summary.failed or self._is_told_away)):
-                summary.exit_code = ExitCode.INCOMPLETE
-            return JobStatus.INTERRUPTED
-        if summary.failed or summary.pending:
-            summary.exit_code = ExitCode.INCOMPLETE
-            return JobStatus.COMPLETE_WITH_FAILURES
-        summary.exit_code = ExitCode.OK
-        return JobStatus.COMPLETE
-
-    def _measure(self) -> None:
-        self.summary.elapsed_seconds = round(time.monotonic() - self._began, 3)
-        self.summary.cpu_seconds = round(cpu_seconds(), 3)
-        self._memory.look(force=True)
-        self.summary.peak_memory_bytes = self._memory.peak
+        summary = self._job.summary
+        self.has_sent = engine.total("taken") > 0
+        for name in ("requests", "retries", "throttled"):
+            setattr(summary, name, int(engine.total(name)))
+        summary.fast_lane += int(engine.total("fast_files"))
+        summary.fast_lane_off = engine.fast_lane_off or self._job.uploader.fast_lane_off
 
 
 def compare(
@@ -12060,25 +11984,28 @@ def compare(
         return Change(found, "forced")
     if found.file_size != known.file_size:
         return Change(found, "size changed", late=known.late if known.late > 1 else 0)
-    reason = REASONS_TO_LOOK.get((known.status, known.racy), DAMAGED)
+    reason = REASONS_TO_LOOK.get(known.status, DAMAGED) if known.racy in (0, 1) else DAMAGED
     keeps_hash = known.is_hashed and reason != DAMAGED
     if taken_over:
-        return Change(found, "recorded under another ROOT", keeps_hash, known.late)
-    reason = reason or what_changed(found, known, options)
-    if reason is None and options.reads_all:
-        reason = "to be hashed"
-    if reason is None and known.stale:
-        reason = STALE_REASONS.get(known.stale, DAMAGED)
+        reason = "recorded under another ROOT"
+    elif not reason:
+        reason = (
+            (RACY if known.racy else None)
+            or what_changed(found, known, options)
+            or ("to be hashed" if options.reads_all else None)
+            or (STALE_REASONS.get(known.stale, DAMAGED) if known.stale else None)
+        )
     return Change(found, reason, keeps_hash, known.late) if reason else None
 
 
 def what_changed(found: Found, known: FileModel, options: RunOptions) -> str | None:
     """How a file of the same size differs from the ledger; its bytes may be the same."""
-    if known.changed_at is None:
-        return OLDER_LEDGER
+    if facts(known) == facts(found):
+        return None
     told = [
         ("modification time changed", found.last_modified != known.last_modified),
         ("permissions changed", found.permissions != known.permissions),
+        (OLDER_LEDGER, known.changed_at is None),
         ("owner changed", (found.uid, found.gid) != (known.uid, known.gid)),
         (CTIME_MOVED, found.changed_at != known.changed_at and not options.ignore_ctime),
         (INODE_MOVED, found.inode != known.inode and not options.ignore_inode),
@@ -12101,13 +12028,14 @@ OLDER_LEDGER_NOTE = (
     "the ledger is from an older pfu: every file is compared once, and not uploaded again"
 )
 DAMAGED = "its row in the ledger is damaged"
-REASONS_TO_LOOK: Mapping[tuple[int, int], str | None] = {
-    (FileStatus.SUCCESS, 0): None,
-    (FileStatus.SUCCESS, 1): "modified while or just before being read",
-    **{(FileStatus.FAILED, racy): FAILED_BEFORE for racy in (0, 1)},
-    **{(FileStatus.PENDING, racy): "not finished by an earlier run" for racy in (0, 1)},
-    **{(FileStatus.IN_PROGRESS, racy): "not finished by an earlier run" for racy in (0, 1)},
+UNFINISHED_BEFORE = "not finished by an earlier run"
+REASONS_TO_LOOK: Mapping[int, str | None] = {
+    FileStatus.SUCCESS: None,
+    FileStatus.FAILED: FAILED_BEFORE,
+    FileStatus.PENDING: UNFINISHED_BEFORE,
+    FileStatus.IN_PROGRESS: UNFINISHED_BEFORE,
 }
+RACY = "modified while or just before being read"
 
 
 def absolute(path: str | os.PathLike[str]) -> str:
@@ -12293,17 +12221,20 @@ class Checked(NamedTuple):
 
 
 class Verification:
-    """Compares a job's root with the ledger and with the store."""
+    """Compares a job's root with the ledger and with the store.
 
-    def __init__(self, job: BatchJobModel, ledger: Ledger, *, checksum: bool) -> None:
-        """``checksum``: also compare the bytes of each object, not only what a listing shows."""
+    With its option ``checksum``, also the bytes of each object, not only what a listing shows.
+    """
+
+    def __init__(self, job: BatchJobModel) -> None:
+        """Raises UsageError if the provider cannot list its objects."""
         if not isinstance(job.uploader, InspectableUploader):
             raise UsageError("verify", job.destination, "this provider cannot list its objects")
         self.verdict = Verdict(root=job.root_dir, destination=job.destination)
         self._job = job
         self._uploader: InspectableUploader = job.uploader
-        self._ledger = ledger
-        self._checksum = checksum
+        self._ledger = job.ledger
+        self._checksum = job.options.checksum
         self._threads = Threads(SAFE_CONCURRENCY, thread_name_prefix="pfu-verify")
         self._unchecked_in_a_row = 0
         self._missed = 0  # objects that the listing did not show
@@ -12313,15 +12244,31 @@ class Verification:
         self._silent_since = 0.0  # the first failure since an answer; 0: none
         self._counted_at = -REPORT_SECONDS  # when the counts were last written to the ledger
 
-    def run(self) -> None:
-        """List, walk, compare: the result is ``verdict``. Raises PfuError."""
+    def run(self) -> Verdict:
+        """List, walk, compare. Raises PfuError."""
+        job = self._job
+        job.mode = VERIFY_MODE
+        job.save(JobStatus.SCANNING)
+        try:
+            self._verify()
+        except PfuError as error:
+            job.stop(str(error), error.exit_code)
+            with contextlib.suppress(LedgerError):
+                self._conclude()
+            raise
+        self._conclude()
+        return self.verdict
+
+    def _verify(self) -> None:
         verdict, began = self.verdict, time.monotonic()
         self._uploader.open(SAFE_CONCURRENCY)
         try:
             with contextlib.suppress(StoppedError):
                 self._take_listing()
-                self._compare_all(self._job.scan())
-                self._compare_moved()
+                self._compare_all(self._job.compare())
+                for batch in batches(self._ledger.moved(self._job.place), SCAN_BATCH):
+                    self._job.heed_stop()
+                    self._compare(batch, is_here=False)
                 verdict.extra, verdict.extra_keys = self._ledger.not_found(REPORTED_FAILURES)
                 if verdict.extra:
                     verdict.extra_known = self._ledger.went_away(self._job.place)
@@ -12331,10 +12278,28 @@ class Verification:
             if self._tree and not self._job.is_stopping():  # otherwise threads may be reading
                 self._tree.close()
         verdict.elapsed_seconds = round(time.monotonic() - began, 3)
-        verdict.notes = self._job.summary.notes
+
+    def _conclude(self) -> None:
+        """It gets a row in BatchJob, so that adopted files have a run."""
+        job, verdict, end = self._job, self.verdict, JobStatus.COMPLETE
+        verdict.notes = job.summary.notes
         verdict.status, verdict.exit_code = "verified", ExitCode.OK
         if verdict.differing:
+            end = JobStatus.COMPLETE_WITH_FAILURES
             verdict.status, verdict.exit_code = "differs", ExitCode.INCOMPLETE
+        if job.stopped:
+            end, verdict.status = JobStatus.INTERRUPTED, "interrupted"
+            verdict.exit_code, verdict.error = job.stopped
+        job.error, job.finished_at = verdict.error, int(time.time())
+        job.move_to(JobStatus.UPLOADING)
+        job.move_to(end)
+        self._save_counts()
+
+    def _save_counts(self) -> None:
+        """For --status, while the verification goes on too."""
+        job, verdict = self._job, self.verdict
+        job.seen, job.unchanged, job.failed = verdict.checked, verdict.verified, verdict.differing
+        self._ledger.save_job(job)
 
     def _take_listing(self) -> None:
         self._ledger.begin_listing()
@@ -12345,84 +12310,43 @@ class Verification:
             listed = f"{count_of(self.verdict.objects, 'object')} in the store"
             self._job.observer.busy("listing", listed)
 
-    def _compare_all(self, scan: Scan) -> None:
-        scan.keys_elsewhere = []
+    def _compare_all(self, tree: Comparison) -> None:
+        scan, scan.keys_elsewhere = tree.scan, []
         for batch in batches(scan, SCAN_BATCH):
             self._job.heed_stop()
             if self._tree is None:
-                self._tree = Tree(self._job.scanned_root(scan))
+                self._tree = Tree(tree.find_root())
             self._compare(batch)
             self._take_others(scan.keys_elsewhere)
             self._job.observer.busy("scanning", f"{count_of(self.verdict.checked, 'file')} seen")
             if time.monotonic() - self._counted_at > REPORT_SECONDS:
-                self._job.count_checked(self.verdict)
+                self._save_counts()
                 self._counted_at = time.monotonic()
         self._take_others(scan.keys_elsewhere)
         self.verdict.skipped = sum(scan.skipped.values())
-        self._job.refuse_empty(scan, self.verdict.checked + self.verdict.skipped)
-
-    def _compare_moved(self) -> None:
-        """Files that pfu removed here, once the store had them: does it still have them?"""
-        for batch in batches(self._ledger.moved(self._job.place), SCAN_BATCH):
-            self._job.heed_stop()
-            rows = self._ledger.stored([found.id for found in batch])
-            listed = self._ledger.listed([found.key for found in batch])
-            asked = {
-                found.id: self._threads.submit(self._check_moved, found, rows[found.id])
-                for found in batch
-                if self._checksum or difference(found, rows[found.id], listed.get(found.key))
-            }
-            reasons = dict.fromkeys((found.id for found in batch), "")
-            for file_id, answer in asked.items():
-                checked = self._job.wait_for(answer)
-                self.verdict.bytes_read_back += checked.read_back
-                reasons[file_id] = checked.reason
-            self._count(batch, reasons)
-
-    def _check_moved(self, found: Found, row: FileModel) -> Checked:
-        try:
-            stored = self._patiently(self._uploader.inspect, found.key)
-            if stored is None or stored.size != found.file_size:
-                return Checked(NOT_IN_STORE)
-            known = dict(forms_of_row(row))
-            same = any(known.get(form) == digest for form, digest in stored.forms())
-            read_back = 0
-            if self._checksum and not same and WHOLE_SHA256 in known:
-                read_back = stored.size
-                whole = self._patiently(self._uploader.read_back, found.key)
-                same = whole == known[WHOLE_SHA256]
-            is_like = (stored.etag and stored.etag == row.etag) or stored.is_of(found)
-            same = same or bool(is_like and not read_back)
-            return Checked("" if same else NOT_IN_STORE, None, read_back)
-        except FatalError:
-            raise
-        except TransferError as error:
-            return Checked(f"{UNCHECKED}: {error.cause}")
+        tree.refuse_empty(self.verdict.checked + self.verdict.skipped)
 
     def _take_others(self, keys: list[str]) -> None:
         """Objects that belong to other shares of the tree."""
         self._ledger.mark_found(keys)
         keys.clear()
 
-    def _compare(self, batch: Sequence[Found]) -> None:
+    def _compare(self, batch: Sequence[Found], *, is_here: bool = True) -> None:
+        """``is_here``: they were found in the tree. Others pfu removed once the store had them."""
         rows = self._ledger.stored([found.id for found in batch])
         listed = self._ledger.listed([found.key for found in batch])
-        reasons = {
-            found.id: difference(found, rows.get(found.id), listed.get(found.key))
-            for found in batch
-        }
-        self._shown.update(
-            "-" in row.etag
-            for row, object_ in ((rows.get(f.id), listed.get(f.key)) for f in batch)
-            if row and object_ and row.etag and row.etag == object_.etag
-        )
-        closer = [
-            (found, rows.get(found.id))
-            for found in batch
-            if self._is_in_question(found, rows.get(found.id), reasons[found.id], listed)
-        ]
+        reasons: dict[str, str] = {}
+        closer: list[tuple[Found, FileModel | None]] = []
+        for found in batch:
+            row, object_ = rows.get(found.id), listed.get(found.key)
+            reason = reasons[found.id] = difference(found, row, object_, self._job.options)
+            if row and object_ and row.etag and row.etag == object_.etag:
+                self._shown.add("-" in row.etag)
+            if self._is_in_question(found, row, reason, listed):
+                closer.append((found, row))
         adopted = []
-        for (found, _), checked in zip(closer, self._look_closer(closer)):
+        asked = [self._threads.submit(self._check, found, row, is_here) for found, row in closer]
+        for (found, _), checked in zip(closer, map(self._job.wait_for, asked)):
             reasons[found.id] = checked.reason
             self.verdict.bytes_read_back += checked.read_back
             self._weigh(checked.reason)
@@ -12430,7 +12354,7 @@ class Verification:
                 adopted.append(checked.adopted)
         self._ledger.adopt(adopted)
         self.verdict.adopted += len(adopted)
-        self._count(batch, reasons)
+        self._count(batch, reasons, is_here=is_here)
 
     def _is_in_question(
         self, found: Found, row: FileModel | None, reason: str, listed: Collection[str]
@@ -12447,33 +12371,20 @@ class Verification:
             return self._missed <= MAX_MISSED
         if row is None or reason == OTHER_ETAG:
             return True
-        return not reason and (self._checksum or self._has_moved(found, row))
+        return not reason and (self._checksum or self._is_touched(found, row))
 
-    def _has_moved(self, found: Found, row: FileModel) -> bool:
+    def _is_touched(self, found: Found, row: FileModel) -> bool:
         """Whether a file may have been replaced with the same size and time."""
         return what_changed(found, row, self._job.options) is not None
 
-    def _look_closer(self, files: Iterable[tuple[Found, FileModel | None]]) -> list[Checked]:
-        """Read files in parallel. Raises StoppedError."""
-        asked = [self._threads.submit(self._check, found, row) for found, row in files]
-        return list(map(self._job.wait_for, asked))
-
-    def _check(self, found: Found, row: FileModel | None) -> Checked:
+    def _check(self, found: Found, row: FileModel | None, is_here: bool) -> Checked:
         try:
-            if row is not None and not self._checksum and self._has_moved(found, row):
-                checked = self._check_file(found, row)
-                if checked.reason:
-                    return checked
             stored = self._patiently(self._uploader.inspect, found.key)
             if stored is None:
                 return Checked(NOT_UPLOADED if row is None else MISSING)
-            if row is None:
-                return self._adopt(found, stored)
             if stored.size != found.file_size:
-                return Checked(OTHER_SIZE)
-            if self._checksum:
-                return self._check_bytes(found, row, stored)
-            return self._check_object(found, row, stored)
+                return Checked(NOT_UPLOADED if row is None else OTHER_SIZE)
+            return self._check_bytes(found, row, stored, is_here)
         except FatalError:
             raise
         except (TransferError, SourceError) as error:
@@ -12495,43 +12406,50 @@ class Verification:
         self._answers, self._silent_since = self._answers + 1, 0.0
         return answer
 
-    def _check_object(self, found: Found, row: FileModel, stored: Inspected) -> Checked:
-        """Is it the object that was stored? Its ETag counts if the store repeats such ETags."""
-        if row.etag and stored.etag == row.etag:
-            return Checked()
-        digests = self._digests(found, {form for form, _ in stored.forms()})
-        if stored.forms() and stored.proves(digests):
-            return Checked()
-        if ("-" in (row.etag or "")) in self._shown or not (
-            stored.is_of(found) or not stored.metadata
-        ):
-            return Checked(OTHER_ETAG)
-        self._job.note(NOT_SHOWN_NOTE)
-        return Checked()
-
-    def _check_file(self, found: Found, row: FileModel) -> Checked:
-        """Is it the file that was stored? Its ctime or inode has changed since."""
-        forms = forms_of_row(row)
-        digests = self._digests(found, {form for form, _ in forms})
-        return Checked("" if is_same(forms, digests) is not False else CHANGED_SINCE)
-
-    def _check_bytes(self, found: Found, row: FileModel, stored: Inspected) -> Checked:
-        """Compare the bytes of the file, the ledger and the store."""
-        forms = forms_of_row(row)
-        wanted = {form for form, _ in (*forms, *stored.forms())} | {WHOLE_SHA256}
-        digests = self._digests(found, wanted)
-        if is_same(forms, digests) is False:
-            return Checked(CHANGED_SINCE)
-        return self._against_store(found, stored, digests)
-
-    def _against_store(
-        self, found: Found, stored: Inspected, digests: Mapping[Form, str]
+    def _check_bytes(
+        self, found: Found, row: FileModel | None, stored: Inspected, is_here: bool
     ) -> Checked:
-        proof, read_back = stored.proves(digests), 0
+        """Does the store have these bytes? Both answers need a proof.
+
+        The ledger's ETag is one, of the object; without ``checksum`` the object's metadata are
+        another, for a file that the ledger does not know. All else is proven by digests: of the
+        file, or what the ledger knows of one that was removed.
+        """
+        in_ledger = row and stored_of(row)
+        likely = part_size_for(found.file_size, DEFAULT_PART_SIZE)
+        known = in_ledger.forms(found.file_size, likely) if in_ledger else []
+        is_ours = stored.is_of(found)
+        is_known = bool(row.etag and row.etag == stored.etag) if row else is_ours
+        proof: bool | None = (is_known and not self._checksum) or None
+        digests, read_back = dict(known), 0
+        is_suspect = self._checksum or bool(row and self._is_touched(found, row))
+        if is_here and (is_suspect or not proof):
+            digests = self._digests(found, {form for form, _ in (*known, *stored.forms())})
+            if is_suspect and known and all(digests[form] != digest for form, digest in known):
+                return Checked(CHANGED_SINCE)
         if proof is None:
+            proof = stored.proves(digests)
+        if proof is None and self._checksum and WHOLE_SHA256 in digests:
             whole = self._patiently(self._uploader.read_back, found.key)
             proof, read_back = whole == digests[WHOLE_SHA256], stored.size
-        return Checked("" if proof else OTHER_BYTES, None, read_back)
+        if proof is None and row:
+            is_like = is_ours or (is_here and not stored.metadata)  # some stores drop them
+            proof = is_known or (is_like and self._is_all_there_is(row))
+        elif proof is None:
+            self._job.note(NOTHING_TOLD_NOTE)
+        if proof:
+            adopted = None if row else adopted_row(found, stored, digests, self._job)
+            return Checked("", adopted, read_back)
+        if row is None:
+            return Checked(OTHER_BYTES if is_ours else NOT_UPLOADED, None, read_back)
+        return Checked(OTHER_BYTES if self._checksum else OTHER_ETAG, None, read_back)
+
+    def _is_all_there_is(self, row: FileModel) -> bool:
+        """Whether size and metadata must do: another ETag proves nothing in this store."""
+        if ("-" in (row.etag or "")) in self._shown:
+            return False
+        self._job.note(NOT_SHOWN_NOTE)
+        return True
 
     def _digests(self, found: Found, forms: Collection[Form]) -> dict[Form, str]:
         """Digests of a file's current bytes. Raises SourceError."""
@@ -12540,30 +12458,9 @@ class Verification:
         with contextlib.closing(
             open_source(self._tree, found.path, found.permissions, beat)
         ) as source:
-            digests = digests_of(source, forms)
-            source.check_unchanged(lambda: digests_of(source, forms), digests)
+            digests = digests_of(source, {*forms, WHOLE_SHA256})
+            source.check_unchanged(lambda: digests_of(source, digests), digests)
         return digests
-
-    def _adopt(self, found: Found, stored: Inspected) -> Checked:
-        """Adopt a file whose object has the metadata of this very file, or its bytes."""
-        if stored.size != found.file_size:
-            return Checked(NOT_UPLOADED)
-        is_ours = stored.is_of(found)
-        if is_ours and not self._checksum:
-            return Checked("", adopted_row(found, stored, stored.clear_sha256, self._job))
-        digests = self._digests(found, {form for form, _ in stored.forms()} | {WHOLE_SHA256})
-        proof, read_back = stored.proves(digests), 0
-        if proof is None and (is_ours or self._checksum):
-            checked = self._against_store(found, stored, digests)
-            proof, read_back = not checked.reason, checked.read_back
-        if proof is None:
-            self._job.note(NOTHING_TOLD_NOTE)
-        if not proof:
-            return Checked(OTHER_BYTES if is_ours else NOT_UPLOADED, None, read_back)
-        sha256 = stored.clear_sha256 or digests[WHOLE_SHA256]
-        row = adopted_row(found, stored, sha256, self._job)
-        row.stale = None if is_ours else OUTDATED
-        return Checked("", row, read_back)
 
     def _weigh(self, reason: str) -> None:
         """Stop if further questions are pointless."""
@@ -12574,9 +12471,10 @@ class Verification:
             cause = f"{MAX_UNCHECKED} files in a row {reason}"
             raise TransferError("verify", self._job.destination, cause)
 
-    def _count(self, batch: Sequence[Found], reasons: Mapping[str, str]) -> None:
+    def _count(self, batch: Sequence[Found], reasons: Mapping[str, str], *, is_here: bool) -> None:
         verdict = self.verdict
         verdict.checked += len(batch)
+        self._job.summary.seen += len(batch)  # which the watchdog looks at
         doubtful, changed = [], []
         for found in batch:
             reason = reasons[found.id]
@@ -12584,12 +12482,16 @@ class Verification:
                 verdict.verified += 1
                 continue
             verdict.differing += 1
-            is_unchecked = reason.startswith(UNCHECKED)
-            kind = UNCHECKED if is_unchecked else reason
+            if reason.startswith(UNCHECKED):
+                kind = UNCHECKED
+            elif is_here:
+                kind = reason
+            else:
+                kind = reason = NOT_IN_STORE
             verdict.by_reason[kind] = verdict.by_reason.get(kind, 0) + 1
-            if reason == CHANGED_SINCE:
+            if kind == CHANGED_SINCE:
                 changed.append(found.id)
-            elif not (reason in (NOT_UPLOADED, NOT_IN_STORE) or found.problem or is_unchecked):
+            elif not found.problem and kind not in (NOT_UPLOADED, NOT_IN_STORE, UNCHECKED):
                 doubtful.append(found.id)
             if len(verdict.differences) < REPORTED_FAILURES:
                 told = {"path": found.path, "key": found.key, "reason": reason}
@@ -12618,21 +12520,11 @@ NOT_SHOWN_NOTE = (
 )
 
 
-def forms_of_row(row: FileModel) -> list[tuple[Form, str]]:
-    """What a file's bytes can be compared by, according to the ledger."""
-    part_size = row.part_size or 0
-    facts = row.last_modified, row.permissions, row.uid, row.gid
-    known = Stored(*facts, row.etag or "", row.sha256 or "", part_size, 0, 0, False)
-    return known.forms(row.file_size, part_size_for(row.file_size, DEFAULT_PART_SIZE))
-
-
-def is_same(forms: Sequence[tuple[Form, str]], digests: Mapping[Form, str]) -> bool | None:
-    """Whether one of the digests matches the known one; None: there is none to compare."""
-    return any(digests[form] == digest for form, digest in forms) if forms else None
-
-
-def adopted_row(found: Found, stored: Inspected, sha256: str, job: BatchJobModel) -> FileModel:
+def adopted_row(
+    found: Found, stored: Inspected, digests: Mapping[Form, str], job: BatchJobModel
+) -> FileModel:
     """The row of a file that is in the store but not in the ledger."""
+    sha256 = stored.clear_sha256 or digests.get(WHOLE_SHA256, "")
     owner = {name: stored.metadata.get(name, "") for name in ("uid", "gid")}
     told = {name: int(n) for name, n in owner.items() if n.isdigit() and len(n) < 11}
     known = dict(zip(FACTS, facts(found)))
@@ -12648,19 +12540,22 @@ def adopted_row(found: Found, stored: Inspected, sha256: str, job: BatchJobModel
         uploaded_at=stored.stored_at // 10**9,
         racy=int(abs(stored.stored_at - found.last_modified) < RACY_NS),
         part_size=stored.part_size if "-" in sha256 else None,
+        stale=None if stored.is_of(found) else OUTDATED,
         destination_id=job.place.id,
         **{**known, **told},
     )
 
 
-def difference(found: Found, row: FileModel | None, listed: Listed | None) -> str:
+def difference(
+    found: Found, row: FileModel | None, listed: Listed | None, options: RunOptions
+) -> str:
     """Why a file is not in the store in this form; empty if it is, according to a listing."""
     if found.problem:
         return found.problem
     if row is None or row.status != FileStatus.SUCCESS:
         return NOT_UPLOADED
-    told = facts(found)[:5] if row.changed_at is not None else facts(found)[:3]
-    if told != facts(row)[: len(told)] or row.stale not in (None, MOVED):
+    is_stale = row.stale not in (None, MOVED) or found.file_size != row.file_size
+    if is_stale or what_changed(found, row, options) not in (None, OLDER_LEDGER, *MOVED_ALONE):
         return CHANGED_SINCE
     if listed is None:
         return MISSING

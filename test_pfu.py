@@ -713,14 +713,14 @@ class TestTree:
         at_hand.file("f")
         assert s3_job(at_hand).run().exit_code == 0
         job = s3_job(at_hand, scan=pfu.ScanOptions(follow_symlinks=True))
-        scan = job.scan
+        compare = job.compare
 
-        def scan_with_links() -> pfu.Scan:
+        def compare_with_links() -> pfu.Comparison:
             for name in ("pfu.db", "pfu.db.lock"):
                 link(at_hand.path / name, at_hand.root / f"of {name}")
-            return scan()
+            return compare()
 
-        monkeypatch.setattr(job, "scan", scan_with_links)
+        monkeypatch.setattr(job, "compare", compare_with_links)
         at_hand.file("g")
         held: list[bool] = []
         look = Action("call", function=lambda: held.append(is_held_elsewhere(at_hand)))

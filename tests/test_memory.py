@@ -542,7 +542,7 @@ class TestTooLittle:
 
         at_hand.files(3)
         with monkeypatch.context() as patch:
-            patch.setattr(pfu.BatchJobModel, "_compare", fail)
+            patch.setattr(pfu.Ledger, "known", fail)
             summary = s3_job(at_hand).run()
         assert summary.exit_code == 1
         assert str(summary.error).startswith("out of memory")

@@ -125,6 +125,16 @@ class TestVerify:
         run = place.run("--verify", "--json")
         assert (run.code, run.json["verified"]) == (0, 3), run.out
 
+    def test_a_checksum_tells_other_bytes_where_etags_tell_nothing(self, place: Place) -> None:
+        place.files(3)
+        assert place.run("--mode", "concurrent").code == 0
+        replace(place, "d1/f00001")  # with the time and permissions of the file
+        for number, key in enumerate(place.stored()):
+            alter(place, key, etag=f"x{number}")
+        run = place.run("--verify", "--json")
+        assert (run.code, run.json["verified"]) == (1, 2), run.out
+        assert [found["key"] for found in run.json["differences"]] == ["p/d1/f00001"]
+
     def test_half_a_listing_is_none(self, place: Place) -> None:
         place.files(5)
         assert place.run("--mode", "concurrent").code == 0
