@@ -241,7 +241,7 @@ COMPLETE_SECONDS = 600  # the read timeout, for assembling an object from up to 
 WATCH_SECONDS = 300.0  # without anything read, sent or answered: the run is stopped
 GIVE_UP_SECONDS = 30.0  # later it is aborted
 APPLICATION_ID = 0x70667531  # "pfu1", written into the header of the ledger file
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 MAX_INTEGER = (1 << 63) - 1  # SQLite's largest
 KILLED = "killed"  # BatchJob.error of a run that was killed
 NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
@@ -842,13 +842,13 @@ class OutcomeRow(BaseModel):
 
 @dataclass
 class UploadModel(BaseModel):
-    """A multipart upload that was started, or about to be: at most one per large file."""
+    """A multipart upload that was started: at most one per large file."""
 
     table: ClassVar[str] = "MultipartUpload"
 
     id: str  # of the file
-    upload_id: str | None  # None: the store was about to be asked for one
-    created_at: int  # seconds since the epoch, before the store was asked
+    upload_id: str
+    created_at: int  # seconds since the epoch
     batch_id: str  # the run that started it
     destination: str
     endpoint: str
@@ -1258,6 +1258,7 @@ class Ledger:
                     if column.name not in there:
                         db.execute(f"ALTER TABLE {model.table} ADD {column.name} {column.sql}")
             self._create()
+            db.execute(f"DELETE FROM {UploadModel.table} WHERE upload_id IS NULL")
             db.execute(
                 "INSERT INTO Destination(endpoint, destination, root_dir, swept_at) SELECT "
                 "endpoint, destination, root_dir, 0 FROM BatchJob WHERE rowid IN "
@@ -1733,12 +1734,11 @@ class Ledger:
             self._refuse(PartModel, "sha256")
         return parts
 
-    def save_uploads(self, uploads: Iterable[UploadModel]) -> None:
-        """Write uploads that are started or about to be; their files have no parts then."""
+    def save_upload(self, upload: UploadModel) -> None:
+        """Write an upload that was started; its file has no parts then."""
         with self._transaction() as db:
-            for upload in uploads:
-                self._forget_parts(upload.id)
-                db.execute(UploadModel.insert_sql(updating=UploadModel.columns()), _row(upload))
+            self._forget_parts(upload.id)
+            db.execute(UploadModel.insert_sql(updating=UploadModel.columns()), _row(upload))
 
     def count_headway(self, upload: UploadModel) -> None:
         """A run resumes an upload of an earlier one: has there been progress?"""
@@ -6129,23 +6129,9 @@ class MultipartUploader(Uploader):
     def abort(self, key: str, upload_id: str) -> None:
         """Abort an upload and discard its parts. A missing one is not an error."""
 
-    @abstractmethod
-    def find_uploads(self, key: str, since: float) -> list[str]:
-        """Ids of the unfinished uploads of ``key`` started since then, seconds since the epoch.
-
-        Raises DeniedError if the store does not allow listing them.
-        """
-
-    def abort_others(self, key: str, since: float, upload_id: str = "") -> None:
-        """Abort uploads started since then whose id never arrived; report what may remain."""
-        with self.telling_what_is_left():
-            for other in self.find_uploads(key, since):
-                if other != upload_id:
-                    self.abort(key, other)
-
     @contextlib.contextmanager
     def telling_what_is_left(self) -> Iterator[None]:
-        """A store that refuses to list or abort uploads does not stop the upload of a file."""
+        """A store that refuses to abort an upload does not stop the upload of a file."""
         try:
             yield
         except TransferError as error:
@@ -7282,13 +7268,10 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             ) as client:
                 return client.create_multipart_upload(**told, **algorithm), checksum
 
-        began, wanted = time.time(), self._terms.checksums
         answer, checksum = self._with_checksum("begin", create)
         upload_id = str(answer.get("UploadId", ""))
         if not upload_id:
             raise RetryableError("read response", upload.key, "it has no upload ID")
-        if checksum != wanted:  # a lost answer may have named another one
-            self.abort_others(upload.key, began, upload_id)
         return str(UploadHandle(upload_id, checksum, mark))
 
     def put_part(self, part: Part) -> Receipt:
@@ -7598,20 +7581,6 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         calling = self._calling("abort upload of", f"s3://{self.bucket}/{key}")
         with calling as client, contextlib.suppress(client.exceptions.NoSuchUpload):
             client.abort_multipart_upload(**self._upload(key, upload_id))
-
-    def find_uploads(self, key: str, since: float) -> list[str]:
-        """ListMultipartUploads."""
-        with self._calling("list uploads to", f"s3://{self.bucket}/{key}") as client:
-            pages = client.get_paginator("list_multipart_uploads")
-            found = [
-                upload["UploadId"]
-                for page in pages.paginate(Bucket=self.bucket, Prefix=key, **self.options.access())
-                for upload in page.get("Uploads", [])
-                if len(upload["Key"]) == len(key)  # the key may only be a prefix of it
-                and upload["Initiated"].timestamp() > since - CLOCK_SKEW_SECONDS
-            ]
-            client.close()  # what follows a lost Create must use another connection
-            return found
 
     # -- listing and inspection
 
@@ -8601,7 +8570,6 @@ class BeginTask(NamedTuple):
     parts: tuple[StoredPart, ...]  # its parts that were acknowledged
     anew: bool  # do not resume the earlier one
     most_parts: int  # that the store accepts, as far as is known
-    asked_at: int  # seconds since the epoch; no upload of this file began earlier
 
     @property
     def size(self) -> int:
@@ -8689,8 +8657,7 @@ class AbortTask(NamedTuple):
 
     id: str
     key: str
-    upload_id: str | None  # None: any that a killed run began at created_at or later
-    created_at: int
+    upload_id: str
     size: int = 0
 
 
@@ -9831,7 +9798,7 @@ class BeginTransfer(LargeTransfer):
     def _go_on(self, upload: Upload) -> AnyOutcome | None:
         """Resume or finish the earlier upload; None: there is none, or none that can be used."""
         known: UploadModel | None = self.task.known
-        if known is None or known.upload_id is None or self.task.anew:
+        if known is None or self.task.anew:
             return None
         if self.options.is_part_size_given and known.part_size != part_size_for(
             upload.size, self.options.part_size
@@ -9865,7 +9832,7 @@ class BeginTransfer(LargeTransfer):
         """The outcome of an upload that was completed, though its answer was lost."""
         is_as_told = known.fingerprint == told
         asked = upload if is_as_told else upload._replace(metadata={})
-        receipt = self.uploader.is_complete(asked, known.upload_id or "", parts)
+        receipt = self.uploader.is_complete(asked, known.upload_id, parts)
         if receipt is None:
             return self._found(upload)
         parts = same_parts(upload.source, parts, known.part_size)
@@ -9896,12 +9863,9 @@ class BeginTransfer(LargeTransfer):
 
     def _begin_anew(self, upload: Upload) -> Begun:
         known: UploadModel | None = self.task.known
-        if known is not None and known.upload_id:
+        if known is not None:
             with self.uploader.telling_what_is_left():
-                abort_uploads(self.uploader, upload.key, known.upload_id, known.created_at)
-        elif known is not None or self.attempts > 1:  # one may have been begun
-            since = known.created_at if known is not None else self.task.asked_at
-            self.uploader.abort_others(upload.key, since)
+                self.uploader.abort(upload.key, known.upload_id)
         wanted = self.options.part_size, self.task.most_parts
         part_size = part_size_for(upload.size, *wanted)
         return self._begun(upload, self.uploader.begin(upload), part_size, ())
@@ -10090,10 +10054,7 @@ class AbortTransfer(LargeTransfer):
 
     async def _try(self) -> Aborted:
         task: AbortTask = self.task
-        aborting = functools.partial(
-            abort_uploads, self.uploader, task.key, task.upload_id, task.created_at
-        )
-        await self.runner.ask(aborting)
+        await self.runner.ask(functools.partial(self.uploader.abort, task.key, task.upload_id))
         return Aborted(task.id)
 
 
@@ -10107,30 +10068,6 @@ TRANSFERS: Mapping[type, type[Transfer]] = {
     RemoveTask: RemoveTransfer,
     AbortTask: AbortTransfer,
 }
-
-
-def again(task: AnyTask) -> AnyTask:
-    """The task to be redone, when it is not known how far it got."""
-    if isinstance(task, BeginTask) and task.known is None:
-        asked = UploadModel(task.file.id, None, task.asked_at, "", "", "", task.file.key)
-        return task._replace(known=asked)
-    return task
-
-
-def abort_uploads(
-    uploader: MultipartUploader, key: str, upload_id: str | None, created_at: int
-) -> None:
-    """Abort an upload, and any that began at ``created_at`` or later; without an id, only those.
-
-    Raises TransferError if one that is known by its id is not aborted.
-    """
-    if not upload_id:
-        uploader.abort_others(key, created_at)
-        return
-    uploader.abort(key, upload_id)
-    with contextlib.suppress(DeniedError):
-        for other in uploader.find_uploads(key, created_at):
-            uploader.abort(key, other)
 
 
 def read_part(
@@ -10835,7 +10772,7 @@ class Engine:
 
         Raises FatalError if workers cannot even start.
         """
-        lost, runner.in_flight = list(map(again, runner.in_flight.values())), {}
+        lost, runner.in_flight = list(runner.in_flight.values()), {}
         self.row.lost(task.id.partition("/")[0] for task in lost)
         self._failed_starts = 0 if runner.has_started else self._failed_starts + 1
         if runner.has_started:
@@ -11494,13 +11431,12 @@ class LargeFile:
 
     __slots__ = (
         *("begun", "file", "in_flight", "is_fast", "is_gone", "known", "missing", "opened_at"),
-        *("problem", "restarts", "unsent", "was_known"),
+        *("problem", "restarts", "unsent"),
     )
 
     def __init__(self, file: FileModel, known: UploadModel | None) -> None:
         self.file = file
         self.known = known  # what the ledger knows of it
-        self.was_known = known is not None  # from an earlier run
         self.begun: Begun | None = None
         self.missing = 0  # parts that are not in the store
         self.unsent = 0  # bytes of parts not handed to an engine
@@ -11904,54 +11840,35 @@ class WorkList:
     # -- large files
 
     def _open(self, file: FileModel) -> BeginTask:
-        """The ledger records an upload before the store is asked for it."""
         large = LargeFile(file, self._ledger.unfinished_upload(file.id))
         self._large[file.id] = large
-        if large.known is None:
-            large.known = self._upload_row(large, None)
-            self._ledger.save_uploads([large.known])
-        elif file.id not in self._was_tried:
+        if large.known and file.id not in self._was_tried:
             self._ledger.count_headway(large.known)
         return self._begin(large)
 
     def _begin(self, large: LargeFile) -> BeginTask:
-        file, anew = large.file, large.is_gone
-        known = large.known if large.was_known or large.restarts else None
+        file, known = large.file, large.known
         stored = stored_parts(self._ledger.parts(file.id)) if known else ()
         large.in_flight += 1
-        return BeginTask(
-            f"{file.id}/begin",
-            task_of(file),
-            known,
-            stored,
-            anew,
-            self._most_parts,
-            self._job.created_at,
-        )
+        name, most_parts = f"{file.id}/begin", self._most_parts
+        return BeginTask(name, task_of(file), known, stored, large.is_gone, most_parts)
 
-    def _upload_row(self, large: LargeFile, begun: Begun | None) -> UploadModel:
-        row = UploadModel(
+    def _upload_row(self, large: LargeFile, begun: Begun) -> UploadModel:
+        return UploadModel(
             id=large.file.id,
-            upload_id=None,
+            upload_id=begun.upload_id,
             created_at=int(time.time()),
             batch_id=self._job.id,
             destination=self._job.destination,
             endpoint=self._job.endpoint,
             object_key=large.file.object_key,
-        )
-        if begun is None:
-            return row
-        before = large.known or row
-        return dataclasses.replace(
-            row,
-            most_bytes=before.most_bytes,
-            idle_runs=before.idle_runs,
-            upload_id=begun.upload_id,
             part_size=begun.part_size,
             inode=begun.snapshot.inode,
             changed_at=begun.snapshot.changed,
             racy=begun.racy,
             fingerprint=begun.fingerprint,
+            most_bytes=large.known.most_bytes if large.known else 0,
+            idle_runs=large.known.idle_runs if large.known else 0,
         )
 
     def _take_begun(self, large: LargeFile, begun: Begun) -> None:
@@ -11961,7 +11878,7 @@ class WorkList:
             self._ledger.forget_parts(file_id, before - {part.number for part in begun.parts})
         else:
             large.known = self._upload_row(large, begun)
-            self._ledger.save_uploads([large.known])
+            self._ledger.save_upload(large.known)
             self._ledger.doubt_hashes([large.file])
         large.begun = begun
         stored = {part.number for part in begun.parts}
@@ -12002,10 +11919,8 @@ class WorkList:
         if outcome.kind is OutcomeKind.UPLOADED:
             self._ledger.forget_upload(file_id)
             self.fast_files += large.is_fast and large.begun is not None
-        elif large.was_known or large.restarts:
-            self._abort(large)
         else:
-            self._ledger.forget_upload(file_id)
+            self._abort(large)
         return large.as_ended(outcome)
 
     def _give_up(self, large: LargeFile, problem: Outcome) -> Outcome | None:
@@ -12030,15 +11945,13 @@ class WorkList:
     def _is_stale(self, large: LargeFile, problem: Outcome) -> bool:
         """Whether an upload resumed from an earlier run is refused; at most once a run."""
         is_refused = problem.kind is OutcomeKind.REFUSED and problem.status in STALE_STATUSES
-        known, begun = large.known, large.begun
-        is_old = large.was_known and begun and known and known.upload_id == begun.upload_id
-        is_stale = bool(is_refused and is_old) and not self._has_begun_anew
+        is_old = bool(large.begun and large.known and large.known.batch_id != self._job.id)
+        is_stale = is_refused and is_old and not self._has_begun_anew
         self._has_begun_anew |= is_stale
         return is_stale
 
     def _abort(self, large: LargeFile) -> None:
-        assert large.known is not None
-        self._ready.extend(self._abort_tasks([large.known]))
+        self._ready.extend(self._abort_tasks([large.known] if large.known else []))
 
     def _abort_tasks(self, uploads: Iterable[UploadModel]) -> Iterator[AbortTask]:
         """No task for uploads whose abort has already been requested."""
@@ -12046,7 +11959,7 @@ class WorkList:
             if upload.id not in self._aborting:
                 self._aborting.add(upload.id)
                 task_id = f"{upload.id}/abort"
-                yield AbortTask(task_id, upload.object_key, upload.upload_id, upload.created_at)
+                yield AbortTask(task_id, upload.object_key, upload.upload_id)
 
 
 def task_of(file: FileModel) -> Task:
@@ -15168,7 +15081,7 @@ class Cleanup:
                 continue
             size += stored
             place = {"destination": upload.destination, "key": upload.object_key}
-            of_s3 = UploadHandle.read(upload.upload_id).upload_id if upload.upload_id else None
+            of_s3 = UploadHandle.read(upload.upload_id).upload_id
             self.uploads.append({**place, "upload_id": of_s3, "bytes": stored})
             what = f"{upload.object_key} of {upload.destination}"
             yield f"{printable(what)}  {bytes_text(stored)}"
@@ -15177,19 +15090,14 @@ class Cleanup:
 
     def _abort(self, upload: UploadModel) -> bool:
         """Whether it is gone now, or was in a sandbox, which is gone."""
-        left: list[str] = []
         try:
             if upload.endpoint != SANDBOX_ENDPOINT:
-                uploader = self._uploader_of(upload)
-                abort_uploads(uploader, upload.object_key, upload.upload_id, upload.created_at)
-                left += uploader.traffic.notes
-                uploader.traffic.notes.clear()
+                self._uploader_of(upload).abort(upload.object_key, upload.upload_id)
         except PfuError as error:
             self.problems.append(str(error))
             return False
         self._ledger.forget_upload(upload.id)
-        self.problems += left
-        return not left
+        return True
 
     def _uploader_of(self, upload: UploadModel) -> S3Uploader:
         place = upload.destination, upload.endpoint
