@@ -5973,6 +5973,14 @@ class Traffic:
 
 
 NO_FAST_LANE = "this provider has none"
+IMPOSSIBLE_KEY = ".pfu-nobody-has-stored-this-"
+DROPS_METADATA = "this store drops metadata: times, modes and owners are not kept"
+GRACE_TRIES, GRACE_SECONDS = 6, 0.5  # for an acknowledged object to appear
+
+
+def unsupported(operation: str, subject: str) -> UnsupportedError:
+    """The error of a method that a provider does not have."""
+    return UnsupportedError(operation, subject, "not supported by this provider")
 
 
 class Uploader(ABC):
@@ -5984,6 +5992,13 @@ class Uploader(ABC):
     at the end leave_loop() and close(). The object may be pickled between processes, without the
     attributes in `process_state`.
 
+    One that sets `takes_parts` accepts a large object in parts, in any order, from several
+    processes: it has all methods from begin() to fingerprint(). One that sets `shows_objects` can
+    tell what it has below the prefix, from list_objects() to read_back(): then what was stored is
+    checked, and may be verified or removed here. All of these may block, except send_part(), and
+    raise TransferError as put() does; UploadGoneError if the store no longer knows an upload, or a
+    part of it.
+
     After an exception the store may or may not have the object; it is asked to store it again.
     Storing twice must be harmless: the last one stored wins.
     """
@@ -5991,6 +6006,8 @@ class Uploader(ABC):
     destination: str = ""  # for the user: scheme://container/prefix
     endpoint: str = ""  # if it is not the provider's own
     prefix: str = ""  # starts every key; empty, or with a trailing slash
+    takes_parts: ClassVar[bool] = False
+    shows_objects: ClassVar[bool] = False
     fast_lane_off: str | None = NO_FAST_LANE  # why there is no fast lane
     first_root: str = ""  # ROOT, if its ledger is new: prepare() should look for objects of it
     patience: float = PATIENCE_SECONDS  # for requests made outside an engine: a listing
@@ -6068,7 +6085,7 @@ class Uploader(ABC):
         epoch) the time recorded then. May block. Raises TransferError; UploadGoneError if the
         object is another one; UnsupportedError, as here, if the bytes must be sent.
         """
-        raise UnsupportedError("update metadata of", upload.key, "not supported by this provider")
+        raise unsupported("update metadata of", upload.key)
 
     async def send(self, upload: Upload, threads: ThreadPoolExecutor) -> Receipt:
         """put() for an event loop. A provider that needs no threads for it overrides this."""
@@ -6088,84 +6105,58 @@ class Uploader(ABC):
         """send(), after a first try by post() that failed."""
         return await self.send(upload, threads)
 
+    # -- large files, in parts
 
-LEFT_HINT = "a lifecycle rule that aborts incomplete uploads will remove it"
-
-
-class MultipartUploader(Uploader):
-    """A provider that accepts a large object in parts, in any order, from several processes.
-
-    All methods may block, except send_part(), and raise TransferError as put() does;
-    UploadGoneError if the store no longer knows the upload, or a part of it.
-    """
-
-    @abstractmethod
     def begin(self, upload: Upload) -> str:
         """Start an object that will come in parts. Returns the id of the multipart upload."""
+        raise unsupported("start upload of", upload.key)
 
-    @abstractmethod
     def put_part(self, part: Part) -> Receipt:
         """Store one part; the last one stored under its number wins."""
+        raise unsupported("upload a part of", part.key)
 
     async def send_part(self, part: Part, threads: ThreadPoolExecutor) -> Receipt:
         """put_part() for an event loop."""
         return await asyncio.get_running_loop().run_in_executor(threads, self.put_part, part)
 
-    @abstractmethod
     def list_parts(self, key: str, upload_id: str) -> list[StoredPart]:
         """The parts of an upload that the store has."""
+        raise unsupported("list parts of", key)
 
-    @abstractmethod
     def complete(self, upload: Upload, upload_id: str, parts: Sequence[StoredPart]) -> Receipt:
         """Assemble the object from all its parts, by number; check that the store has it."""
+        raise unsupported("complete", upload.key)
 
-    @abstractmethod
     def is_complete(
         self, upload: Upload, upload_id: str, parts: Sequence[StoredPart]
     ) -> Receipt | None:
         """The receipt if the object exists, made by this upload from these parts."""
+        return None
 
-    @abstractmethod
     def abort(self, key: str, upload_id: str) -> None:
         """Abort an upload and discard its parts. A missing one is not an error."""
+        raise unsupported("abort upload of", key)
 
-    @contextlib.contextmanager
-    def telling_what_is_left(self) -> Iterator[None]:
-        """A store that refuses to abort an upload does not stop the upload of a file."""
-        try:
-            yield
-        except TransferError as error:
-            if kind_of_error(error) in (Kind.PASSING, Kind.FATAL):
-                raise
-            self.traffic.notes.append(f"an unfinished upload may remain: {error} ({LEFT_HINT})")
-
-    @abstractmethod
     def fingerprint(self, upload: Upload) -> str:
         """Hashes of an object's headers: of all but its metadata, a slash, of its metadata.
 
         An unfinished upload with another first half is useless.
         """
+        return "/"
 
+    # -- what the store has
 
-IMPOSSIBLE_KEY = ".pfu-nobody-has-stored-this-"
-DROPS_METADATA = "this store drops metadata: times, modes and owners are not kept"
-GRACE_TRIES, GRACE_SECONDS = 6, 0.5  # for an acknowledged object to appear
-
-
-class InspectableUploader(Uploader):
-    """A provider that can report what it has below the prefix. All methods may block."""
-
-    @abstractmethod
     def list_objects(self, threads: ThreadPoolExecutor) -> Iterator[list[Listed]]:
         """All objects below the prefix, in pages, in any order."""
+        raise unsupported("list", self.destination)
 
-    @abstractmethod
     def inspect(self, key: str) -> Inspected | None:
         """The store's description of an object; None if there is none."""
+        raise unsupported("check", key)
 
-    @abstractmethod
     def read_back(self, key: str) -> str:
         """SHA-256 in hex of the bytes of an object, read completely."""
+        raise unsupported("read back", key)
 
     def prove(self, found: Found) -> list[str]:
         """Check that this is a store: it has what it accepted, and nothing else.
@@ -6386,13 +6377,14 @@ class Terms(NamedTuple):
 HEAD_ATTEMPTS = 3  # for an answer that may be cut off
 
 
-class S3Uploader(MultipartUploader, InspectableUploader):
+class S3Uploader(Uploader):
     """A bucket of S3, or of an S3-compatible store.
 
     Safe lane: boto3's own calls, in threads. Fast lane: the PutObject that botocore would have
     sent, if the gate allows it; what it does not understand goes to the safe lane.
     """
 
+    takes_parts = shows_objects = True
     process_state: ClassVar[frozenset[str]] = frozenset(
         {
             "traffic",
@@ -7063,7 +7055,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
             headers = Headers(("content-md5",), md5_of(part.body, terms))
         put = lane.put(part.key, headers, part.body, part.sha256, query, checksum=checksum)
         way = f"part {part.number} of {self._way(part.path, part.key)}"
-        by_boto3 = functools.partial(MultipartUploader.send_part, self, part, threads)
+        by_boto3 = functools.partial(Uploader.send_part, self, part, threads)
         return await self._by_lane(lane, way, put, by_boto3, terms)
 
     async def _by_lane(
@@ -9165,7 +9157,6 @@ class PageRunner:
 
     async def send_part(self, part: Part) -> Receipt:
         """Have the uploader store a part."""
-        assert isinstance(self.uploader, MultipartUploader)
         return await self._sending(self.uploader.send_part(part, self._threads), len(part.body))
 
     async def _sending(
@@ -9638,7 +9629,7 @@ class FileTransfer(Transfer):
         try:
             if settled:
                 return settled
-            if upload.body is None and isinstance(self.runner.uploader, MultipartUploader):
+            if upload.body is None and self.runner.uploader.takes_parts:
                 return Outcome(self.task.id, OutcomeKind.LARGE)
             self.sent = True
             receipt = await self.runner.send(upload, posted)
@@ -9755,9 +9746,8 @@ class LargeTransfer(Transfer):
     __slots__ = ()
 
     @property
-    def uploader(self) -> MultipartUploader:
-        """The engine gives such tasks to no other kind."""
-        assert isinstance(self.runner.uploader, MultipartUploader)
+    def uploader(self) -> Uploader:
+        """One that takes parts: the engine gives such tasks to no other."""
         return self.runner.uploader
 
     def _open_again(self, path: str, snapshot: Snapshot) -> SourceFile:
@@ -9770,6 +9760,9 @@ class LargeTransfer(Transfer):
             source.close()
             raise ChangedError("read", path, "it changed while being read")
         return source
+
+
+LEFT_HINT = "a lifecycle rule that aborts incomplete uploads will remove it"
 
 
 class BeginTransfer(LargeTransfer):
@@ -9845,8 +9838,6 @@ class BeginTransfer(LargeTransfer):
 
     def _found(self, upload: Upload) -> Outcome | None:
         """The outcome if a digest proves that the object has the file's bytes, else None."""
-        if not isinstance(self.uploader, InspectableUploader):
-            return None
         try:
             stored = self.uploader.inspect(upload.key)
         except DeniedError:
@@ -9864,11 +9855,20 @@ class BeginTransfer(LargeTransfer):
     def _begin_anew(self, upload: Upload) -> Begun:
         known: UploadModel | None = self.task.known
         if known is not None:
-            with self.uploader.telling_what_is_left():
-                self.uploader.abort(upload.key, known.upload_id)
+            self._abort_if_allowed(upload.key, known.upload_id)
         wanted = self.options.part_size, self.task.most_parts
         part_size = part_size_for(upload.size, *wanted)
         return self._begun(upload, self.uploader.begin(upload), part_size, ())
+
+    def _abort_if_allowed(self, key: str, upload_id: str) -> None:
+        """A store that refuses to abort an upload does not stop the upload of a file."""
+        try:
+            self.uploader.abort(key, upload_id)
+        except (RetryableError, FatalError):
+            raise
+        except TransferError as error:
+            told = f"an unfinished upload may remain: {error} ({LEFT_HINT})"
+            self.uploader.traffic.notes.append(told)
 
     def _begun(
         self, upload: Upload, upload_id: str, part_size: int, parts: tuple[StoredPart, ...]
@@ -9965,7 +9965,6 @@ class ProofTransfer(Transfer):
 
     async def _try(self) -> Proven:
         uploader = self.runner.uploader
-        assert isinstance(uploader, InspectableUploader)
         notes = await self.runner.ask(functools.partial(uploader.prove, self.task.found))
         uploader.traffic.notes.extend(notes)
         return Proven(self.task.id)
@@ -9978,7 +9977,6 @@ class NameTransfer(Transfer):
 
     async def _try(self) -> Named:
         uploader, task = self.runner.uploader, self.task
-        assert isinstance(uploader, InspectableUploader)
         ask = functools.partial(uploader.kept_as, task.key, task.file_size, task.since)
         return Named(task.id, await self.runner.ask(ask))
 
@@ -9993,7 +9991,6 @@ class RemoveTransfer(Transfer):
 
     def _remove(self) -> str:
         uploader, task = self.runner.uploader, self.task
-        assert isinstance(uploader, InspectableUploader)
         try:
             stored = uploader.inspect(task.key)
             if stored is None and task.kind in SENT_WHOLE:  # listings and HEAD may lag
@@ -11292,7 +11289,7 @@ class Proof:
     def __init__(self, uploader: Uploader) -> None:
         self.problem = ""  # why the proof failed
         self.held: list[Outcome] = []  # acknowledged, but not trusted yet
-        self._is_needed = isinstance(uploader, InspectableUploader)
+        self._is_needed = uploader.shows_objects
         self._is_asked = False
 
     def sift(self, outcomes: Sequence[AnyOutcome]) -> list[AnyOutcome]:
@@ -11342,7 +11339,7 @@ class Spelling:
         self.lost: set[str] = set()  # keys that were sent and have overwritten others
         self.held: list[tuple[Outcome, FileModel]] = []
         self._since = since
-        self._is_needed = isinstance(uploader, InspectableUploader)
+        self._is_needed = uploader.shows_objects
         self._known: dict[str, str] = {}  # kind: empty, or a key that is kept under another name
         self._asked: dict[str, tuple[str, frozenset[str]]] = {}  # key and kinds, by task
         self._looked_for: set[str] = set()  # keys
@@ -11584,7 +11581,7 @@ class WorkList:
         self._job = job
         self._files = files
         self._page_share = 2 * options.processes()
-        takes_parts = isinstance(uploader, MultipartUploader)
+        takes_parts = uploader.takes_parts
         self._threshold = options.engine().threshold if takes_parts else sys.maxsize
         self.removals = Removals(ledger, options)
         self._position = (-1, "")
@@ -12129,8 +12126,7 @@ class BatchJobModel(BatchJobRow):
 
     def _threshold(self) -> int:
         """Bytes; larger files go up in parts."""
-        takes_parts = isinstance(self.uploader, MultipartUploader)
-        return self.options.engine().threshold if takes_parts else sys.maxsize
+        return self.options.engine().threshold if self.uploader.takes_parts else sys.maxsize
 
     def _requests_of(self, size: int) -> int:
         """Requests for a large file: its parts, the first and the last."""
@@ -12296,7 +12292,7 @@ class BatchJobModel(BatchJobRow):
         if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
             cause = f"it is a {kind_of(mode)}"
             raise UsageError("read root", self.root_dir, cause, "specify a directory or a file")
-        if self.options.remove_source_files and not isinstance(self.uploader, InspectableUploader):
+        if self.options.remove_source_files and not self.uploader.shows_objects:
             raise UsageError("remove source files", "", "this provider cannot show its objects")
         descriptor_limit()  # the walk keeps one directory open per level
         self.uploader.patience = self.patience
@@ -13035,11 +13031,11 @@ class Verification:
 
     def __init__(self, job: BatchJobModel, ledger: Ledger, *, checksum: bool) -> None:
         """``checksum``: also compare the bytes of each object, not only what a listing shows."""
-        if not isinstance(job.uploader, InspectableUploader):
+        if not job.uploader.shows_objects:
             raise UsageError("verify", job.destination, "this provider cannot list its objects")
         self.verdict = Verdict(root=job.root_dir, destination=job.destination)
         self._job = job
-        self._uploader: InspectableUploader = job.uploader
+        self._uploader = job.uploader
         self._ledger = ledger
         self._checksum = checksum
         self._threads = Threads(SAFE_CONCURRENCY, thread_name_prefix="pfu-verify")
