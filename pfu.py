@@ -240,7 +240,7 @@ COMPLETE_SECONDS = 600  # the read timeout, for assembling an object from up to 
 WATCH_SECONDS = 300.0  # without anything read, sent or answered: the run is stopped
 GIVE_UP_SECONDS = 30.0  # later it is aborted
 APPLICATION_ID = 0x70667531  # "pfu1", written into the header of the ledger file
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 MAX_INTEGER = (1 << 63) - 1  # SQLite's largest
 KILLED = "killed"  # BatchJob.error of a run that was killed
 NO_WAIT = os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
@@ -927,13 +927,13 @@ class OutcomeRow(BaseModel):
 
 @dataclass
 class UploadModel(BaseModel):
-    """A multipart upload that was started, or about to be: at most one per large file."""
+    """A multipart upload that was started: at most one per large file."""
 
     table: ClassVar[str] = "MultipartUpload"
 
     id: str  # of the file
-    upload_id: str | None  # None: the store was about to be asked for one
-    created_at: int  # seconds since the epoch, before the store was asked
+    upload_id: str
+    created_at: int  # seconds since the epoch
     batch_id: str  # the run that started it
     destination: str
     endpoint: str
@@ -1083,7 +1083,7 @@ class Inspected(NamedTuple):
 
     size: int  # bytes
     etag: str
-    sha256: str  # hex, of objects in parts as combined_digest(); empty if not kept
+    sha256: str  # hex, of objects in parts as combined(); empty if not kept
     metadata: Mapping[str, str]
     stored_at: int  # nanoseconds since the epoch
     part_size: int = 0  # bytes; 0: not in parts, or not reported
@@ -1097,18 +1097,28 @@ class Inspected(NamedTuple):
         told = (self.size, modified, mode)
         return told == (found.file_size, found.last_modified, found.permissions.lstrip("0"))
 
-    def forms(self) -> list[tuple[Form, str]]:
-        """What its bytes can be compared by: the kinds of digest that the store reports."""
+    def has(self, metadata: Mapping[str, str]) -> bool:
+        """Whether it has these metadata, among others."""
+        return metadata.items() <= self.metadata.items()
+
+    @property
+    def digests(self) -> list[str]:
+        """What the store reports of its bytes: SHA-256, and an ETag that may be an MD5."""
         md5 = self.etag if is_md5_etag(self.etag) else ""
-        told = [("sha256", self.sha256), ("md5", md5)]
+        told = [self.sha256, md5]
         if self._is_of_parts_untold:
-            told.append(("sha256", f"{self.sha256}-{md5.partition('-')[2]}"))
-        return [
-            (form, digest)
-            for algorithm, digest in told
-            if digest
-            for form in forms_of(algorithm, digest, self.size, (self.part_size,))
-        ]
+            told.append(f"{self.sha256}-{md5.partition('-')[2]}")
+        return list(filter(None, told))
+
+    def forms(self) -> list[tuple[Form, str]]:
+        """What its bytes can be compared by: possible forms of its digests, and the digests."""
+        forms = (forms_of(digest, self.size, self.part_size) for digest in self.digests)
+        return list(itertools.chain.from_iterable(forms))
+
+    @property
+    def sha256_forms(self) -> list[Form]:
+        """Those of its SHA-256."""
+        return [form for form, _ in self.forms() if form.algorithm == "sha256"]
 
     @property
     def _is_of_parts_untold(self) -> bool:
@@ -1121,19 +1131,29 @@ class Inspected(NamedTuple):
         """Its digest, if it is known what it covers."""
         return "" if self._is_of_parts_untold else self.sha256
 
-    def proves(self, digests: Mapping[Form, str]) -> bool | None:
-        """Whether its bytes have these ``digests``; None: it has nothing comparable.
+    def proves(self, size: int, digests: Collection[str]) -> bool | None:
+        """Whether its bytes are those with this size and these digests, one for each of forms().
 
-        An ETag that looks like an MD5 need not be one (SSE-KMS), and the parts may have other
-        sizes than those known: such a digest can only prove that the bytes are the same.
+        None: it has nothing comparable. An ETag that looks like an MD5 need not be one (SSE-KMS),
+        and the parts may have other sizes than those known: such a digest can only prove that the
+        bytes are the same.
         """
-        forms = [told for told in self.forms() if told[0] in digests]
-        same = {form for form, digest in forms if digests[form] == digest}
-        sha256 = {form for form, _ in forms if form.algorithm == "sha256"}
+        if size != self.size:
+            return False
+        sha256 = self.sha256_forms
         is_clear = len(sha256) == 1 and not self._is_of_parts_untold
-        if is_clear and (self.part_size or WHOLE_SHA256 in sha256):
-            return bool(same & sha256)
-        return True if same else None
+        if is_clear and (self.part_size or sha256 == [WHOLE_SHA256]):
+            return self.sha256 in digests
+        return None if set(digests).isdisjoint(self.digests) else True
+
+    def shows(self, upload: Upload, digests: Collection[str], mark: str = "") -> bool:
+        """Whether it is what ``upload`` stores: by its ``mark``, or by a digest and all metadata.
+
+        One of the same size and time may be that of last night.
+        """
+        if self.size == upload.size and mark and self.metadata.get(UPLOAD_MARK) == mark:
+            return True
+        return self.has(upload.metadata) and bool(self.proves(upload.size, digests))
 
 
 def nanoseconds(text: str) -> int | None:
@@ -1278,6 +1298,7 @@ class LedgerFile:
                         column = f"{name} {sql_type(annotation)}"
                         self._db.execute(f"ALTER TABLE {model.table} ADD {column}")
             self._create()
+            self._db.execute(f"DELETE FROM {UploadModel.table} WHERE upload_id IS NULL")
             self._db.execute(
                 "INSERT INTO Destination(endpoint, destination, root_dir, swept_at) SELECT "
                 "endpoint, destination, root_dir, 0 FROM BatchJob WHERE rowid IN "
@@ -1410,12 +1431,11 @@ class UploadTables(LedgerFile):
         ends = sql_path(job.destination), sql_path(job.endpoint)
         return self.unfinished_uploads(condition, *ends, job.id, FileStatus.SUCCESS)
 
-    def save_uploads(self, uploads: Iterable[UploadModel]) -> None:
-        """Write uploads that are started or about to be; their files have no parts then."""
+    def save_upload(self, upload: UploadModel) -> None:
+        """Write an upload that was started; its file has no parts then."""
         with self.together():
-            for upload in uploads:
-                self._forget_parts(upload.id)
-                self._write(UploadModel.insert_sql(updating=upload.columns()), *_row(upload))
+            self._forget_parts(upload.id)
+            self._write(UploadModel.insert_sql(updating=upload.columns()), *_row(upload))
 
     def count_headway(self, upload: UploadModel) -> None:
         """A run resumes an upload of an earlier one: has there been progress?"""
@@ -5134,7 +5154,7 @@ class FastLane:
 
     open(), then put() from as many coroutines as the limiter allows, then close().
     `credentials_source` may block, so it is called in a thread; it raises FatalError if it has no
-    credentials. `requests` counts what was sent.
+    credentials.
     """
 
     def __init__(
@@ -5145,7 +5165,6 @@ class FastLane:
         traffic: Traffic | None = None,
         patience: float = PATIENCE_SECONDS,
     ) -> None:
-        self.requests = 0
         self._looks: set[asyncio.Task[Any]] = set()
         self._store_clock = store_clock or StoreClock()
         self._traffic = traffic or Traffic()
@@ -5176,6 +5195,10 @@ class FastLane:
     @property
     def connections(self) -> int:
         return len(self._pool)
+
+    @property
+    def requests(self) -> int:
+        return self._traffic.fast_requests
 
     async def put(
         self,
@@ -5210,7 +5233,7 @@ class FastLane:
             head = self._writer.head(key, headers, len(body), posted.sha256, checksum=checksum)
         except ValueError:
             return False
-        self.requests += 1
+        self._traffic.fast_requests += 1
         posted.offset = self._store_clock.offset
         connection = pool.idle.pop()
         connection.arrived = None
@@ -5278,7 +5301,7 @@ class FastLane:
     async def _send(
         self, connection: Connection, head: bytes, body: Body, sha256_hex: str, check: Check
     ) -> Answer:
-        self.requests += 1
+        self._traffic.fast_requests += 1
         is_large = len(body) > ONE_WRITE
         connection.arrived = (
             functools.partial(self._traffic.arrived, sha256_hex) if is_large else None
@@ -5354,6 +5377,11 @@ class Upload(NamedTuple):
         """Bytes of the object."""
         return self.source.size
 
+    @property
+    def path(self) -> str:
+        """Of the file."""
+        return self.source.path
+
     def parts(self) -> Iterator[tuple[int, bytes]]:
         """The bytes in parts of equal size: (number from 1, bytes). Raises SourceError."""
         if self.body is not None:
@@ -5369,9 +5397,10 @@ def part_size_for(size: int, wanted: int, most: int = MAX_PARTS) -> int:
     return max(wanted, MIN_PART_SIZE, -(-size // most))
 
 
-def combined_digest(digests: Sequence[bytes]) -> str:
+def combined(algorithm: str, digests: Sequence[bytes]) -> str:
     """The digest of an object in parts, as S3 composes it: hash of the parts' hashes, then -N."""
-    return f"{hashlib.sha256(b''.join(digests)).hexdigest()}-{len(digests)}"
+    whole = hashlib.new(algorithm, b"".join(digests), usedforsecurity=False)
+    return f"{whole.hexdigest()}-{len(digests)}"
 
 
 class Form(NamedTuple):
@@ -5408,9 +5437,7 @@ class RunningDigest:
         """In hex, as S3 writes it."""
         if not self._form.part_size:
             return str(self._now.hexdigest())
-        whole, parts = self._new(), [*self._parts, self._now.digest()]
-        whole.update(b"".join(parts))
-        return f"{whole.hexdigest()}-{len(parts)}"
+        return combined(self._form.algorithm, [*self._parts, self._now.digest()])
 
 
 WHOLE_SHA256 = Form("sha256", 0)
@@ -5430,16 +5457,26 @@ def digests_of(source: SourceFile, forms: Iterable[Form]) -> dict[Form, str]:
 COMMON_PART_SIZES = tuple(
     n * MIB for n in (8, 5, 16, 50, 64, 10, 15, 20, 25, 32, 100, 128, 200, 256, 500, 512, 1024)
 )
+MD5_DIGITS = 32
 is_md5_etag = re.compile(r"[0-9a-f]{32}(?:-[1-9][0-9]{0,4})?").fullmatch
 
 
-def forms_of(algorithm: str, digest: str, size: int, likely: Iterable[int]) -> list[Form]:
-    """Possible forms of ``digest``, for ``size`` bytes; ``likely`` are part sizes."""
-    _, dash, count = digest.partition("-")
+def forms_of(digest: str, size: int, *likely: int) -> list[tuple[Form, str]]:
+    """Possible forms of ``digest``, for ``size`` bytes, and itself; ``likely`` are part sizes."""
+    whole, dash, count = digest.partition("-")
+    algorithm = "md5" if len(whole) == MD5_DIGITS else "sha256"
     if not dash:
-        return [Form(algorithm, 0)]
+        return [(Form(algorithm, 0), digest)]
     candidates = dict.fromkeys((*likely, *COMMON_PART_SIZES))
-    return [Form(algorithm, s) for s in candidates if s and max(1, -(-size // s)) == int(count)]
+    sizes = (s for s in candidates if s and max(1, -(-size // s)) == int(count))
+    return [(Form(algorithm, part_size), digest) for part_size in sizes]
+
+
+def known_forms(sha256: str, etag: str, size: int, *likely: int) -> list[tuple[Form, str]]:
+    """By what the bytes can be compared with what was stored: the first digest that has a form."""
+    told = sha256, etag if is_md5_etag(etag) else ""
+    forms = (forms_of(digest, size, *likely) for digest in told if digest)
+    return next(filter(None, forms), [])
 
 
 class Stored(NamedTuple):
@@ -5470,15 +5507,6 @@ class Stored(NamedTuple):
         """Whether the file is untouched since it was last read."""
         now = ledger_time(status), ledger_inode(status), ledger_ctime(status)
         return (self.last_modified, self.inode, self.changed_at) == now
-
-    def forms(self, size: int, likely: int) -> list[tuple[Form, str]]:
-        """What the bytes can be compared by: forms of a digest, and the digest."""
-        md5 = self.etag if is_md5_etag(self.etag) else ""
-        for algorithm, digest in (("sha256", self.sha256), ("md5", md5)):
-            forms = forms_of(algorithm, digest, size, (self.part_size, likely)) if digest else []
-            if forms:
-                return [(form, digest) for form in forms]
-        return []
 
 
 class Snapshot(NamedTuple):
@@ -5560,6 +5588,14 @@ class Traffic:
 
 
 NO_FAST_LANE = "this provider has none"
+IMPOSSIBLE_KEY = ".pfu-nobody-has-stored-this-"
+DROPS_METADATA = "this store drops metadata: times, modes and owners are not kept"
+GRACE_TRIES, GRACE_SECONDS = 6, 0.5  # for an acknowledged object to appear
+
+
+def unsupported(operation: str, subject: str) -> UnsupportedError:
+    """The error of a method that a provider does not have."""
+    return UnsupportedError(operation, subject, "not supported by this provider")
 
 
 class Uploader(ABC):
@@ -5571,6 +5607,13 @@ class Uploader(ABC):
     at the end leave_loop() and close(). The object may be pickled between processes, without the
     attributes in `process_state`.
 
+    One that sets `takes_parts` accepts a large object in parts, in any order, from several
+    processes: it has all methods from begin() to fingerprint(). One that sets `shows_objects` can
+    tell what it has below the prefix, from list_objects() to read_back(): then what was stored is
+    checked, and may be verified or removed here. All of these may block, except send_part(), and
+    raise TransferError as put() does; UploadGoneError if the store no longer knows an upload, or a
+    part of it.
+
     After an exception the store may or may not have the object; it is asked to store it again.
     Storing twice must be harmless: the last one stored wins.
     """
@@ -5578,6 +5621,8 @@ class Uploader(ABC):
     destination: str = ""  # for the user: scheme://container/prefix
     endpoint: str = ""  # if it is not the provider's own
     prefix: str = ""  # starts every key; empty, or with a trailing slash
+    takes_parts: ClassVar[bool] = False
+    shows_objects: ClassVar[bool] = False
     fast_lane_off: str | None = NO_FAST_LANE  # why there is no fast lane
     first_root: str = ""  # ROOT, if its ledger is new: prepare() should look for objects of it
     patience: float = PATIENCE_SECONDS  # for requests made outside an engine: a listing
@@ -5648,125 +5693,84 @@ class Uploader(ABC):
         refusal, which stops the run if everything is refused.
         """
 
-    def renew(self, upload: Upload, etag: str, modified: int | None) -> Receipt:
+    def renew(self, upload: Upload, etag: str) -> Receipt:
         """Update the stored object's metadata to that of ``upload``; its bytes are the same.
 
-        ``etag`` is that of the object when it was last stored, ``modified`` (nanoseconds since the
-        epoch) the time recorded then. May block. Raises TransferError; UploadGoneError if the
-        object is another one; UnsupportedError, as here, if the bytes must be sent.
+        ``etag`` is that of the object when it was last stored. May block. Raises TransferError;
+        UploadGoneError if the object has other bytes; UnsupportedError, as here, if they must be
+        sent.
         """
-        raise UnsupportedError("update metadata of", upload.key, "not supported by this provider")
+        raise unsupported("update metadata of", upload.key)
 
-    async def send(self, upload: Upload, threads: ThreadPoolExecutor) -> Receipt:
-        """put() for an event loop. A provider that needs no threads for it overrides this."""
+    async def send(
+        self, upload: Upload, threads: ThreadPoolExecutor, posted: Posted | None = None
+    ) -> Receipt:
+        """put() for an event loop. A provider that needs no threads for it overrides this.
+
+        ``posted``: a first try by post(), which failed.
+        """
         return await asyncio.get_running_loop().run_in_executor(threads, self.put, upload)
 
     def post(self, upload: Upload, ended: Callable[[Posted, Receipt | None], None]) -> bool:
         """Send a small object at once and return; False if it would have to wait for anything.
 
         Later, on the event loop, ``ended`` is given the receipt; or None, and then the Posted goes
-        to send_posted().
+        to send().
         """
         return False
 
-    async def send_posted(
-        self, upload: Upload, threads: ThreadPoolExecutor, posted: Posted | None
-    ) -> Receipt:
-        """send(), after a first try by post() that failed."""
-        return await self.send(upload, threads)
+    # -- large files, in parts
 
-
-LEFT_HINT = "a lifecycle rule that aborts incomplete uploads will remove it"
-
-
-class MultipartUploader(Uploader):
-    """A provider that accepts a large object in parts, in any order, from several processes.
-
-    All methods may block, except send_part(), and raise TransferError as put() does;
-    UploadGoneError if the store no longer knows the upload, or a part of it.
-    """
-
-    @abstractmethod
     def begin(self, upload: Upload) -> str:
         """Start an object that will come in parts. Returns the id of the multipart upload."""
+        raise unsupported("start upload of", upload.key)
 
-    @abstractmethod
     def put_part(self, part: Part) -> Receipt:
         """Store one part; the last one stored under its number wins."""
+        raise unsupported("upload a part of", part.key)
 
     async def send_part(self, part: Part, threads: ThreadPoolExecutor) -> Receipt:
         """put_part() for an event loop."""
         return await asyncio.get_running_loop().run_in_executor(threads, self.put_part, part)
 
-    @abstractmethod
     def list_parts(self, key: str, upload_id: str) -> list[StoredPart]:
         """The parts of an upload that the store has."""
+        raise unsupported("list parts of", key)
 
-    @abstractmethod
     def complete(self, upload: Upload, upload_id: str, parts: Sequence[StoredPart]) -> Receipt:
         """Assemble the object from all its parts, by number; check that the store has it."""
+        raise unsupported("complete", upload.key)
 
-    @abstractmethod
     def is_complete(
         self, upload: Upload, upload_id: str, parts: Sequence[StoredPart]
     ) -> Receipt | None:
         """The receipt if the object exists, made by this upload from these parts."""
+        return None
 
-    @abstractmethod
     def abort(self, key: str, upload_id: str) -> None:
         """Abort an upload and discard its parts. A missing one is not an error."""
+        raise unsupported("abort upload of", key)
 
-    @abstractmethod
-    def find_uploads(self, key: str, since: float) -> list[str]:
-        """Ids of the unfinished uploads of ``key`` started since then, seconds since the epoch.
-
-        Raises DeniedError if the store does not allow listing them.
-        """
-
-    def abort_others(self, key: str, since: float, upload_id: str = "") -> None:
-        """Abort uploads started since then whose id never arrived; report what may remain."""
-        with self.telling_what_is_left():
-            for other in self.find_uploads(key, since):
-                if other != upload_id:
-                    self.abort(key, other)
-
-    @contextlib.contextmanager
-    def telling_what_is_left(self) -> Iterator[None]:
-        """A store that refuses to list or abort uploads does not stop the upload of a file."""
-        try:
-            yield
-        except TransferError as error:
-            if kind_of_error(error) in (Kind.PASSING, Kind.FATAL):
-                raise
-            self.traffic.notes.append(f"an unfinished upload may remain: {error} ({LEFT_HINT})")
-
-    @abstractmethod
     def fingerprint(self, upload: Upload) -> str:
         """Hashes of an object's headers: of all but its metadata, a slash, of its metadata.
 
         An unfinished upload with another first half is useless.
         """
+        return "/"
 
+    # -- what the store has
 
-IMPOSSIBLE_KEY = ".pfu-nobody-has-stored-this-"
-DROPS_METADATA = "this store drops metadata: times, modes and owners are not kept"
-GRACE_TRIES, GRACE_SECONDS = 6, 0.5  # for an acknowledged object to appear
-
-
-class InspectableUploader(Uploader):
-    """A provider that can report what it has below the prefix. All methods may block."""
-
-    @abstractmethod
     def list_objects(self, threads: ThreadPoolExecutor) -> Iterator[list[Listed]]:
         """All objects below the prefix, in pages, in any order."""
+        raise unsupported("list", self.destination)
 
-    @abstractmethod
     def inspect(self, key: str) -> Inspected | None:
         """The store's description of an object; None if there is none."""
+        raise unsupported("check", key)
 
-    @abstractmethod
     def read_back(self, key: str) -> str:
         """SHA-256 in hex of the bytes of an object, read completely."""
+        raise unsupported("read back", key)
 
     def prove(self, found: Found) -> list[str]:
         """Check that this is a store: it has what it accepted, and nothing else.
@@ -5807,6 +5811,11 @@ class InspectableUploader(Uploader):
 
 
 # -- S3
+#
+# S3Uploader stores objects, S3Bucket knows where, and what is there. Whatever a process learns or
+# opens has an owner, which is made anew in each process: S3Session (boto3's clients, credentials),
+# S3Lane (the fast lane), StoreTerms (what the store wants of requests), Heads (what it says of
+# objects), BucketCheck, NoOverwrite, SelfCopy.
 
 
 class Retention(NamedTuple):
@@ -5968,11 +5977,15 @@ SLOW_METADATA_SERVICE = {
     "metadata_service_timeout": METADATA_SECONDS,
     "metadata_service_num_attempts": 3,
 }
+SESSION_CREDENTIALS = "aws_access_key_id", "aws_secret_access_key", "aws_session_token"
 RENEWAL_SECONDS = 10.0  # between two reloads of refused credentials
 CONFIGURATION_HINT = "check the AWS configuration, including any credential_process"
 NO_CREDENTIALS_HINT = (
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; --sandbox needs neither"
 )
+
+
+HEAD_ATTEMPTS = 3  # for an answer that may be cut off
 
 
 class Terms(NamedTuple):
@@ -5983,31 +5996,634 @@ class Terms(NamedTuple):
     renewals: int = 0  # of the credentials
 
 
-HEAD_ATTEMPTS = 3  # for an answer that may be cut off
+class StoreTerms:
+    """The terms on which the store takes requests, as far as this process has found out."""
+
+    def __init__(self, notes: deque[str]) -> None:
+        self.now = self.acknowledged = Terms()
+        self._notes = notes
+        self._took_checksum = False  # with an object or a part
+        self._tried_without: set[str] = set()  # a checksum, by operation
+        self._trying_without = threading.RLock()
+        self._changing = threading.Lock()
+
+    def acknowledge(self, terms: Terms) -> None:
+        """The store has taken an object or a part on these terms."""
+        self.acknowledged = terms
+        self._took_checksum |= terms.checksums
+
+    def change(self, *, renewed: bool = False, **changed: bool) -> None:
+        """Ask on other terms from now on; ``renewed``: with other credentials."""
+        with self._changing:
+            renewals = self.now.renewals + renewed
+            self.now = self.now._replace(renewals=renewals, **changed)
+
+    def with_checksum(self, what: str, call: Callable[[bool], T], *, wanted: bool = True) -> T:
+        """call(True), to send a checksum; call(False) if that is what the store refuses.
+
+        Whether it does is tried once per run, not per file.
+        """
+        checksum, md5 = wanted and self.now.checksums, self.now.md5
+        try:
+            answer = call(checksum)
+        except TransferError as refused:
+            if not md5 and self._wants_md5(refused):
+                self.change(md5=True)
+                return self.with_checksum(what, call, wanted=wanted)
+            if not checksum or not may_concern_checksum(refused):
+                raise
+            return self._try_without(what, call, refused)
+        self._took_checksum |= checksum
+        return answer
+
+    def _try_without(self, what: str, call: Callable[[bool], T], refused: TransferError) -> T:
+        with self._trying_without:  # the others wait for the result
+            if not self.now.checksums:
+                return call(False)
+            if what in self._tried_without:
+                raise refused
+            self._tried_without.add(what)
+            if isinstance(refused, FatalError):  # from one node, while others take it?
+                if self._took_checksum:
+                    raise refused
+                with contextlib.suppress(TransferError):
+                    return call(True)
+            try:
+                answer = call(False)
+            except TransferError:
+                raise refused from None
+            self.change(checksums=False)
+        self._notes.append(f"this store refuses {CHECKSUM_HEADER}: {refused.cause}")
+        return answer
+
+    def _wants_md5(self, refused: TransferError) -> bool:
+        """Whether the store requires Content-MD5, as older ones do with Object Lock."""
+        return "content-md5" in refused.cause.lower() and kind_of_error(refused) is Kind.REFUSED
 
 
-class S3Uploader(MultipartUploader, InspectableUploader):
-    """A bucket of S3, or of an S3-compatible store.
+class S3Session:
+    """What a process asks the store with: boto3's session and clients, and the credentials.
 
-    Safe lane: boto3's own calls, in threads. Fast lane: the PutObject that botocore would have
-    sent, if the gate allows it; what it does not understand goes to the safe lane.
+    Credentials that cannot change are read once, and all processes have them. Others are renewed
+    by the keeper, the process that prepared; the rest sign with what it shares.
     """
 
-    process_state: ClassVar[frozenset[str]] = frozenset(
-        {
-            "traffic",
-            "_session",
-            "_clients",
-            "_trying_without",
-            "_lock",
-            "_is_keeper",
-            "_lane",
-            "_refusals",
-            "_connections",
-            "_denied_copies",
-            "_proving",
-        }
-    )
+    def __init__(self, s3: S3Bucket) -> None:
+        self.store_clock = StoreClock(notes=s3.traffic.notes)
+        self.is_keeper = False
+        self.connections = 10
+        self._s3 = s3
+        self._session: Any = None
+        self._metadata_service_is_slow = False
+        self._clients: dict[float, Any] = {}  # by timeout in seconds
+        self._renewed_at = -RENEWAL_SECONDS
+        self._lock = threading.Lock()
+
+    @property
+    def boto3(self) -> Any:
+        """boto3's session. Raises UsageError."""
+        import boto3  # 0.1 s and 20 MB, to be avoided if there is nothing to upload
+        from botocore.exceptions import BotoCoreError
+
+        if self._session is None:
+            learn_urls()
+            options = self._s3.options
+            shared = None if self.is_keeper else self._s3.shared_credentials
+            given = dict(zip(SESSION_CREDENTIALS, shared or ()))  # then it need not look for any
+            try:
+                self._session = boto3.Session(
+                    profile_name=options.profile, region_name=options.region, **given
+                )
+                if self._metadata_service_is_slow:
+                    for name, value in SLOW_METADATA_SERVICE.items():
+                        self._session._session.set_config_variable(name, value)
+                make_patient(self._session)
+                self._session.events.register("before-sign", check_signer)
+            except BotoCoreError as error:
+                raise UsageError("read AWS configuration", cause=str(error)) from error
+        return self._session
+
+    def client(self, service: str, connections: int = 10, read_seconds: float = 0) -> Any:
+        """A new client of boto3. Raises UsageError, or TransferError."""
+        from botocore.config import Config
+        from botocore.exceptions import BotoCoreError
+
+        patience = max(self._s3.patience, LEAST_STALL_SECONDS)
+        config = Config(
+            connect_timeout=CONNECT_SECONDS,
+            read_timeout=read_seconds or min(READ_SECONDS, patience),
+            max_pool_connections=connections,
+            retries={"mode": "standard", "total_max_attempts": 1},  # retries are up to the engine
+            s3={"payload_signing_enabled": True},
+            user_agent_extra=f"pfu/{__version__}",
+            **(NO_MORE_CHECKSUMS if has_checksum_settings() else {}),
+        )
+        session = self.boto3
+        check_sent("the region", session.region_name or "", ("AWS_DEFAULT_REGION",))
+        try:
+            client = session.client(
+                service,
+                region_name=session.region_name or "us-east-1",
+                endpoint_url=self._s3.options.endpoint_url,
+                config=config,
+            )
+            self._adapt(client, service)
+            return client
+        except BotoCoreError as error:
+            problem = client_error("set up", service, error)
+            if kind_of_error(problem) is not Kind.REFUSED:
+                raise problem from error
+            raise UsageError("set up", service, str(error), "check the options") from error
+        except PfuError:
+            raise
+        except Exception as error:  # whatever a credential_process does; it may reveal secrets
+            cause = os_cause(error) if isinstance(error, OSError) else type(error).__name__
+            where = getattr(error, "filename", None)
+            cause = f"{where}: {cause}" if where else cause
+            raise UsageError("set up", service, cause, CONFIGURATION_HINT) from error
+
+    def _adapt(self, client: Any, service: str) -> None:
+        from botocore.handlers import validate_bucket_name
+
+        Guard(client, service, self.store_clock)
+        events = client.meta.events
+        if self._s3.options.no_overwrite:
+            for operation in CONDITIONAL:  # not as an argument: boto3 knows it since 1.35 only
+                events.register(f"before-call.s3.{operation}", add_condition)
+        if self._s3.endpoint:  # only AWS has the names that botocore insists on
+            events.unregister("before-parameter-build.s3", validate_bucket_name)
+
+    def credentials(self) -> Credentials:
+        """The current credentials. May block to renew them. Raises FatalError.
+
+        If they cannot change, boto3 is asked once, and no worker has to import it.
+        """
+        s3 = self._s3
+        known = s3.fixed_credentials or (None if self.is_keeper else s3.shared_credentials)
+        if known is not None:
+            known.check()
+            return known
+        operation = "read credentials for"
+        with translated(operation, s3.destination):
+            from botocore import credentials
+
+            try:
+                found = self.boto3.get_credentials()
+            except (AttributeError, KeyError, TypeError) as error:  # from an odd credential_process
+                cause = type(error).__name__
+                raise FatalError(operation, s3.destination, cause, CONFIGURATION_HINT) from error
+            if found is None:
+                kind, cause = self._why_there_are_none()
+                raise kind(operation, s3.destination, cause, NO_CREDENTIALS_HINT)
+            frozen = found.get_frozen_credentials()
+            current = Credentials(frozen.access_key, frozen.secret_key, frozen.token)
+            current.check()
+            if type(found) is credentials.Credentials:
+                s3.fixed_credentials = current
+            return current
+
+    def _why_there_are_none(self) -> tuple[type[TransferError], str]:
+        """If there is a metadata service, it may answer next time; botocore asks it once.
+
+        From then on it gets more time.
+        """
+        told = os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT") or METADATA_SERVICE
+        url = urllib.parse.urlsplit(told)
+        if os.environ.get("AWS_EC2_METADATA_DISABLED", "").lower() != "true":
+            with contextlib.suppress(OSError):
+                socket.create_connection((url.hostname or "", url.port or 80), 1.0).close()
+                self._session, self._metadata_service_is_slow = None, True
+                return RetryableError, "the metadata service returned none"
+        return FatalError, "Unable to locate credentials"
+
+    def keep(self) -> None:
+        """This process prepares, and renews the credentials from now on."""
+        self.is_keeper = True
+        credentials = self.credentials()
+        self._s3.shared_credentials = None if self._s3.fixed_credentials else credentials
+
+    def share(self, *, again: bool) -> Credentials | None:
+        """See Uploader.shared()."""
+        if self._s3.shared_credentials is None:
+            return None
+        if again:
+            self._session = None
+        self._s3.shared_credentials = self.credentials()
+        return self._s3.shared_credentials
+
+    def adopt(self, shared: Credentials) -> None:
+        """See Uploader.adopt()."""
+        with self._lock:
+            self._s3.shared_credentials, self._session = shared, None
+            self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self._clients.clear()
+        self._s3.terms.change(renewed=True)
+
+    @contextlib.contextmanager
+    def calling(self, operation: str, subject: str, seconds: float = 0) -> Iterator[Any]:
+        """The safe lane's client, for one call; its errors are raised as TransferError."""
+        client, terms = self._safe_client(seconds or SLOW_LINE_SECONDS), self._s3.terms.now
+        try:
+            with translated(operation, subject):
+                yield client
+        except FatalError as error:
+            if error.code not in CREDENTIAL_CODES or not self._renew(client):
+                raise
+            hint = "the credentials have been reloaded"
+            raise RetryableError(operation, subject, error.cause, hint) from error
+        except RetryableError as error:
+            if error.dropped:
+                client.close()  # the idle connections: they may be dead too
+            raise
+        self._s3.terms.acknowledged = terms
+
+    def _safe_client(self, seconds: float) -> Any:
+        """One per timeout, created on demand: it costs 40 ms and 10 MB."""
+        with self._lock:
+            if seconds not in self._clients:
+                client = self.client("s3", self.connections, seconds)
+                count_traffic(client, self._s3.traffic)
+                self._clients[seconds] = client
+            return self._clients[seconds]
+
+    def _renew(self, refused: Any) -> bool:
+        """Reload the credentials from where they are kept. Returns whether they have changed.
+
+        If new ones are refused too, before anything was acknowledged, there is no third attempt.
+        """
+        s3 = self._s3
+        with self._lock:
+            if refused not in self._clients.values():
+                return True  # another thread has done it
+            is_early = time.monotonic() < self._renewed_at + RENEWAL_SECONDS
+            if is_early or s3.terms.now.renewals > s3.terms.acknowledged.renewals:
+                return False
+            self._renewed_at = time.monotonic()
+            if s3.shared_credentials is not None and not self.is_keeper:
+                s3.traffic.wants_shared = True
+                return True  # until another process has reloaded them, changed or not
+            before = self._session, s3.fixed_credentials
+            old, self._session, s3.fixed_credentials = self.credentials(), None, None
+            try:
+                new = self.credentials()
+            except PfuError:
+                new = old
+            if new == old:
+                self._session, s3.fixed_credentials = before
+                return False
+            self._begin_anew()
+            return True
+
+    def close(self) -> None:
+        """Close the connections of all clients."""
+        for client in self._clients.values():
+            client.close()
+        self._clients.clear()
+
+
+def count_traffic(client: Any, traffic: Traffic) -> None:
+    """Have a client's requests counted, and the bodies that it sends paced."""
+
+    def sending(request: Any, **_: Any) -> None:
+        if isinstance(request.body, PartBody):
+            request.body.traffic = traffic
+
+    def received(response_dict: Any, **_: Any) -> None:
+        if response_dict and response_dict.get("status_code") in SLOW_DOWN_STATUSES:
+            traffic.add(throttled=1)
+
+    events = client.meta.events
+    events.register("request-created.s3", lambda **_: traffic.add(requests=1))
+    events.register("response-received.s3", received)
+    events.register("before-send.s3", sending)
+
+
+class BucketCheck:
+    """Finds or creates the bucket, before the first byte, and checks that it is as it should be."""
+
+    def __init__(self, s3: S3Bucket) -> None:
+        self._s3 = s3
+        self._is_plain = False  # whether an http:// endpoint speaks TLS was checked
+
+    def run(self, client: Any) -> list[str]:
+        """Notes for the user. Raises PfuError."""
+        self._client = client
+        if not self._find():
+            return self._create()
+        notes = self._check_private()
+        if self._s3.options.locks:
+            notes += self._check_lockable()
+        if self._s3.first_root:
+            notes += self._look_around()
+        return notes
+
+    def _ask(self, operation: str, method: str, **more: Any) -> Any:
+        with translated(operation, self._s3.bucket):
+            return getattr(self._client, method)(Bucket=self._s3.bucket, **more)
+
+    def _find(self) -> bool:
+        """Whether it exists. A refusal counts as yes: PutObject may still be allowed."""
+        try:
+            return self._exists()
+        except RetryableError as error:
+            url = urllib.parse.urlsplit(self._client.meta.endpoint_url)
+            may_be, self._is_plain = not self._is_plain and error.code in ("", "HtmlAnswer"), True
+            if may_be and url.scheme == "http" and speaks_tls(url.hostname or "", url.port or 80):
+                told = "this port speaks TLS", "use https://"
+                raise UsageError("find bucket", self._s3.bucket, *told) from error
+            raise
+
+    def _exists(self) -> bool:
+        s3, options = self._s3, self._s3.options
+        try:
+            self._ask("find bucket", "head_bucket", **options.owner())
+        except TransferError as error:
+            if error.status == 404 and (s3.is_default or options.create_bucket):
+                return False
+            if error.status == 404:
+                hint = "check the name, or pass --create-bucket"
+                raise UsageError("find bucket", s3.bucket, "no such bucket", hint) from error
+            if error.status not in (400, FORBIDDEN):
+                raise
+            self._check_credentials()
+        return True
+
+    def _check_credentials(self) -> None:
+        """HeadBucket's answer has no body: find out if the credentials are wrong, or denied."""
+        try:
+            self._ask("find bucket", "list_objects_v2", MaxKeys=0, **self._s3.options.access())
+        except DeniedError as error:
+            if self._s3.is_default:
+                cause = "it exists, but belongs to another account or access is denied"
+                hint = "specify a bucket"
+                raise UsageError("use bucket", self._s3.bucket, cause, hint) from error
+
+    def _look_around(self) -> list[str]:
+        """Report objects that look like files of ROOT; nothing if listing is not allowed."""
+        prefix, access = self._s3.prefix, self._s3.options.access()
+        try:
+            page = self._ask("list", "list_objects_v2", Prefix=prefix, **access)
+        except TransferError:
+            return []
+        folder = base_of(self._s3.first_root)
+        keys = (item["Key"][len(prefix) :] for item in page.get("Contents", ()))
+        if not any(key and os.path.lexists(f"{folder}/{key}") for key in keys):
+            return []
+        hint = (
+            "specify the ledger that has them with --db, or run --verify, which adopts those that "
+            "match the local files, so they are not uploaded again"
+        )
+        return [f"{self._s3.destination} has objects that are not in this ledger: {hint}"]
+
+    def _create(self) -> list[str]:
+        """As private as the store allows.
+
+        Stores other than AWS may not support ownership controls, and some refuse every object sent
+        without an ACL if BlockPublicAcls is set (RADOS gateway); ignoring ACLs is enough.
+        """
+        options, is_aws = self._s3.options, not self._s3.endpoint
+        told: dict[str, Any] = {"ObjectOwnership": "BucketOwnerEnforced"} if is_aws else {}
+        if options.locks:
+            told["ObjectLockEnabledForBucket"] = True
+        region = self._client.meta.region_name
+        if region not in ("us-east-1", "aws-global"):
+            told["CreateBucketConfiguration"] = {"LocationConstraint": region}
+        self._ask("create bucket", "create_bucket", **told)
+        blocks = {**ALL_BLOCKS, "BlockPublicAcls": is_aws}
+        told = {"PublicAccessBlockConfiguration": blocks, **options.owner()}
+        try:
+            self._ask("block public access to bucket", "put_public_access_block", **told)
+        except TransferError as error:
+            if not error.status or is_passing(error.status) or error.status == FORBIDDEN:
+                raise
+            return [f"bucket {self._s3.bucket}: this store does not support public access blocks"]
+        return []
+
+    def _check_lockable(self) -> list[str]:
+        """Raises UsageError if the bucket has no Object Lock."""
+        is_on, why_unknown = told_of_lock(self._is_lockable)
+        if why_unknown:
+            way = f"bucket {self._s3.bucket}"
+            return [f"{way}: cannot tell whether it has Object Lock: {why_unknown}"]
+        if not is_on:
+            hint = "it can only be enabled for the whole bucket"
+            raise UsageError("lock objects in", self._s3.bucket, "it has no Object Lock", hint)
+        return []
+
+    def _is_lockable(self) -> bool:
+        question = "read Object Lock of", "get_object_lock_configuration"
+        told = self._ask(*question, **self._s3.options.owner())
+        return bool(told.get("ObjectLockConfiguration", {}).get("ObjectLockEnabled") == "Enabled")
+
+    def _check_private(self) -> list[str]:
+        bucket, options = self._s3.bucket, self._s3.options
+        verdict = privacy(self._client, bucket, options.owner())
+        if verdict.public and not options.allow_public:
+            hint = "make it private, or pass --allow-public if the files may be public"
+            raise UsageError("use bucket", bucket, f"it is public: {verdict.public}", hint)
+        if verdict.public:
+            return [f"bucket {bucket} is public: {verdict.public}"]
+        if verdict.unknown:
+            return [f"bucket {bucket}: cannot tell whether it is private: {verdict.unknown}"]
+        return []
+
+
+def told_of_lock(ask: Callable[[], bool]) -> tuple[bool, str]:
+    """The answer to a question about Object Lock, and why it is not known."""
+    try:
+        return ask(), ""
+    except (RetryableError, FatalError):
+        raise
+    except TransferError as error:
+        return False, error.cause if error.status == FORBIDDEN else ""
+
+
+class Heads:
+    """What the store says of single objects, by the fast lane where that is open."""
+
+    def __init__(self, s3: S3Bucket) -> None:
+        self._s3 = s3
+        self._have_etags = False  # as far as known
+        self._asked_why: Terms | None = None  # for which the reason of a 403 was requested
+
+    def look(self, key: str) -> Inspected | None:
+        """By one HeadObject: all but the size of the parts."""
+        head = self._whole(key, ChecksumMode="ENABLED")
+        if head is None:
+            return None
+        modified, options = head.get("LastModified"), self._s3.options
+        locks = head.get("ObjectLockMode"), head.get("ObjectLockLegalHoldStatus") == "ON"
+        wanted = options.object_lock_mode, options.legal_hold
+        return Inspected(
+            head["ContentLength"],
+            str(head.get("ETag") or "").strip('"'),
+            hex_of_checksum(head.get("ChecksumSHA256", "")),
+            {name.lower(): value for name, value in head.get("Metadata", {}).items()},
+            int(modified.timestamp()) * 10**9 if modified else 0,
+            lacks_lock=any(wish and not lock for wish, lock in zip(wanted, locks)),
+        )
+
+    def inspect(self, key: str) -> Inspected | None:
+        """By another one for an object in parts: how large is the first? Some ignore partNumber."""
+        stored = self.look(key)
+        if stored is None or not ("-" in stored.sha256 or "-" in stored.etag):
+            return stored
+        first = self._whole(key, PartNumber=1) or {}
+        size = int(first.get("ContentLength", 0))
+        is_told = first.get("PartsCount") or size != stored.size
+        return stored._replace(part_size=size if is_told else 0)
+
+    def _whole(self, key: str, **more: Any) -> Mapping[str, Any] | None:
+        """An answer with a size is believed; one that may be truncated is asked for again.
+
+        botocore takes an answer that is cut off within its headers for a complete one. Some stores
+        send no ETag here: that is believed if none ever came.
+        """
+        head: Mapping[str, Any] = {}
+        for _ in range(HEAD_ATTEMPTS):
+            told = self._ask(key, **more)
+            if told is None:
+                return None
+            if "ContentLength" in (head := told) and whole_etag(head):
+                self._have_etags = True
+                return head
+        if self._have_etags:
+            raise RetryableError("check", key, "the response was cut off: no ETag")
+        if "ContentLength" not in head:
+            raise DeniedError("check", key, "the store does not report its size")
+        return head
+
+    def _ask(self, key: str, **more: Any) -> Mapping[str, Any] | None:
+        """HeadObject, in boto3's form."""
+        if "PartNumber" not in more:
+            with contextlib.suppress(Rejected, ValueError):
+                return self._s3.lane.look(key)
+        try:
+            head: Mapping[str, Any] = self._s3.call("check", "head_object", key, **more)
+            return head
+        except TransferError as error:
+            if error.status == 404:
+                return None
+            if error.status == FORBIDDEN and self._asked_why != self._s3.terms.now:
+                self._asked_why = self._s3.terms.now
+                why = self._s3.plain_answer()
+                if why and not isinstance(why, DeniedError):  # the credentials, say
+                    raise why from error
+            raise
+
+
+class S3Lane:
+    """The fast lane of a process. What it is refused is asked for once more by boto3."""
+
+    def __init__(self, s3: S3Bucket) -> None:
+        self._s3 = s3
+        self._lane: FastLane | None = None
+        self._renewals = 0  # of the credentials that it signs with
+        self._refusals = self._failures_in_a_row = 0
+        self._is_asking_boto3 = False
+
+    async def open(self, template: RequestTemplate) -> None:
+        """On the running event loop."""
+        s3 = self._s3
+        clock, traffic, patience = s3.session.store_clock, s3.traffic, s3.patience
+        lane = FastLane(template, s3.session.credentials, clock, traffic, patience)
+        await lane.open()
+        self._lane, self._loop = lane, asyncio.get_running_loop()
+
+    async def close(self) -> None:
+        """Close its connections."""
+        lane, self._lane = self._lane, None
+        if lane is not None:
+            await lane.close()
+
+    def ready(self) -> FastLane | None:
+        """It, signing with the latest credentials, if it may be used."""
+        if self._lane is None or self._s3.fast_lane_off:
+            return None
+        if self._renewals != self._s3.terms.now.renewals:
+            self._renewals = self._s3.terms.now.renewals
+            self._lane.use(self._s3.session.credentials())
+        return self._lane
+
+    def acknowledge(self, terms: Terms) -> None:
+        """It works, on these terms."""
+        self._refusals = self._failures_in_a_row = 0
+        self._s3.terms.acknowledge(terms)
+
+    async def ask(
+        self,
+        put: Awaitable[str],
+        way: str,
+        by_boto3: Callable[[], Awaitable[Receipt]],
+        terms: Terms,
+    ) -> Receipt:
+        """The answer to ``put``; or to boto3, for its message and redirects, if that is refused."""
+        try:
+            etag = await put
+        except Rejected as rejected:
+            if rejected.status == PRECONDITION_FAILED and self._s3.options.no_overwrite:
+                raise
+            self._weigh(rejected, way)
+            try:
+                receipt = await by_boto3()
+            finally:
+                self._is_asking_boto3 = False
+            self._count_refusal(rejected, terms)
+            return receipt
+        self.acknowledge(terms)
+        return Receipt(etag, fast=True)
+
+    def _weigh(self, rejected: Rejected, way: str) -> None:
+        """Raises RetryableError for temporary failures, unless boto3 should be tried.
+
+        It is tried, one file at a time, once the fast lane alone may be what fails.
+        """
+        if rejected.by_proxy:
+            raise refused_by_proxy("upload", way, str(rejected))
+        is_busy = rejected.status in SLOW_DOWN_STATUSES
+        self._s3.traffic.add(throttled=int(is_busy))
+        if not rejected.passing and not is_passing(rejected.status or 0):
+            return
+        self._failures_in_a_row += 1
+        if is_busy or self._is_asking_boto3 or self._failures_in_a_row <= LANE_DOUBT:
+            kind = SlowDownError if is_busy else RetryableError
+            problem = kind("upload", way, str(rejected))
+            problem.dropped = rejected.dropped
+            raise problem from rejected
+        self._is_asking_boto3 = True
+
+    def _count_refusal(self, rejected: Rejected, terms: Terms) -> None:
+        """Give it up if it is repeatedly refused what boto3 is not."""
+        if terms != self._s3.terms.now:
+            return  # that was why
+        self._refusals += 1
+        if self._refusals >= MAX_REFUSALS:
+            self._s3.fast_lane_off = f"abandoned during the run: {rejected}"
+
+    def look(self, key: str) -> Mapping[str, Any] | None:
+        """HeadObject in boto3's form, for a thread. Raises Rejected, ValueError."""
+        if self._lane is None:
+            raise Rejected(None, "the fast lane is closed")
+        return asyncio.run_coroutine_threadsafe(self._look(key), self._loop).result()
+
+    async def _look(self, key: str) -> Mapping[str, Any] | None:
+        lane, terms = self.ready(), self._s3.terms.now
+        if lane is None:
+            raise Rejected(None, "the fast lane is closed")
+        fields = await lane.look(key, CHECKSUM_MODE)
+        self._s3.terms.acknowledged = terms
+        return head_of(fields) if fields else None
+
+
+class S3Bucket(Uploader):
+    """A bucket of S3, or of an S3-compatible store: how it is reached, and what it has."""
+
+    shows_objects = True
+    process_state: ClassVar[frozenset[str]] = Uploader.process_state | {
+        *("terms", "session", "lane", "heads", "bucket_check")
+    }
 
     def __init__(self, destination: str | None = None, options: S3Options | None = None) -> None:
         """``destination``: s3://bucket[/prefix]; None: the default bucket of the caller's account.
@@ -6015,49 +6631,65 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         Raises UsageError.
         """
         super().__init__()
-        self._forget_process()
-        self._template: RequestTemplate | None = None
-        self._fixed_credentials: Credentials | None = None
-        self._shared_credentials: Credentials | None = None  # renewed by another process
         self.options = options or S3Options()
         self.endpoint = self.options.endpoint_url or ""
-        self._is_default = destination is None
+        self.is_default = destination is None
         self.bucket = ""
+        self.template: RequestTemplate | None = None  # of the fast lane
+        self.fixed_credentials: Credentials | None = None
+        self.shared_credentials: Credentials | None = None  # renewed by the keeper
         if destination is not None:
             self.bucket, self.prefix = parse_destination(destination)
             self._name_destination()
+        self._begin_process()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._forget_process()
+        self._begin_process()
 
-    def _forget_process(self) -> None:
-        self._session: Any = None
-        self._metadata_service_is_slow = False
-        self._clients: dict[float, Any] = {}  # by timeout in seconds
-        self._lane: FastLane | None = None
-        self._lane_renewals = 0
-        self._lock = threading.Lock()
-        self._denied_copies: list[TransferError] = []
-        self._refusals = self._failures_in_a_row = 0
-        self._renewed_at = -RENEWAL_SECONDS
-        self._is_plain = False  # whether an http:// endpoint speaks TLS was checked
-        self._is_keeper = False  # this process requests the credentials
-        self._store_clock = StoreClock(notes=self.traffic.notes)
-        self._is_asking_boto3 = False
-        self._tried_without: set[str] = set()  # a checksum, by operation
-        self._heads_have_etags = False  # answers to HeadObject, as far as known
-        self._trying_without = threading.RLock()
-        self._connections = 10
-        self._terms = self._acknowledged_terms = Terms()
-        self._asked_why: Terms | None = None  # for which the reason of a 403 to HEAD was requested
-        self._took_checksum = False  # with an object or a part
-        self._proving = threading.Lock()
-        self._condition_is_proven = False  # the store heeds If-None-Match
-        self._ignores_condition: FatalError | None = None
+    def _begin_process(self) -> None:
+        self.terms = StoreTerms(self.traffic.notes)
+        self.session = S3Session(self)
+        self.lane = S3Lane(self)
+        self.heads = Heads(self)
+        self.bucket_check = BucketCheck(self)
 
     def _name_destination(self) -> None:
         self.destination = f"s3://{self.bucket}/{self.prefix}".rstrip("/")
+
+    # -- names and arguments of requests
+
+    def url(self, key: str) -> str:
+        """Of an object, for the user."""
+        return f"s3://{self.bucket}/{key}"
+
+    def way(self, file: Upload | Part) -> str:
+        """Of a file, for the user."""
+        part = f"part {file.number} of " if isinstance(file, Part) else ""
+        return f"{part}{file.path} to {self.url(file.key)}"
+
+    def described(self, upload: Upload) -> dict[str, Any]:
+        """Arguments of PutObject and CreateMultipartUpload for an object."""
+        return {
+            "Bucket": self.bucket,
+            "Key": upload.key,
+            "ContentType": upload.content_type,
+            "Metadata": upload.metadata,
+            **self.options.put_arguments(),
+        }
+
+    def of_object(self, key: str) -> dict[str, Any]:
+        """Arguments of calls for a stored object."""
+        return {"Bucket": self.bucket, "Key": key, **self.options.access()}
+
+    def of_upload(self, key: str, upload_id: str) -> dict[str, Any]:
+        """Arguments of calls for a multipart upload."""
+        return {**self.of_object(key), "UploadId": UploadHandle.read(upload_id).upload_id}
+
+    def call(self, operation: str, method: str, key: str, **more: Any) -> Any:
+        """boto3's answer about a stored object. Raises TransferError."""
+        with self.session.calling(operation, self.url(key)) as client:
+            return getattr(client, method)(**self.of_object(key), **more)
 
     # -- in the parent, once
 
@@ -6073,31 +6705,34 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         """
         if importlib.util.find_spec("boto3") is None:
             raise UsageError("import boto3", "", "not installed", "pip install boto3")
-        for name in ENDPOINT_VARIABLES:
-            if not self.endpoint and os.environ.get(name):
-                check_endpoint(os.environ[name])
-        if not self.endpoint and endpoint_is_configured():
-            host = self._client_of("s3").meta.endpoint_url
-            check_endpoint(host)
-            self.endpoint = "" if ".amazonaws.com" in host else host
-            self._heed_settings()
+        self._find_endpoint()
         owner = self.options.expected_bucket_owner
         if owner and not self.endpoint and not re.fullmatch("[0-9]{12}", owner):
             raise UsageError(
                 "--expected-bucket-owner is not an AWS account ID: those have 12 digits"
             )
-        if not self._is_default or self.bucket:
+        if not self.is_default or self.bucket:
             if not self.endpoint and not BUCKET_NAME.fullmatch(self.bucket):
                 told = "3 to 63 letters, digits, dots and hyphens"
                 cause = f"not a valid bucket name: {told}"
                 raise UsageError("read destination", self.destination, cause, DESTINATION_HINT)
             return
         with translated("find the account for the default bucket", ""):
-            sts = self._client_of("sts")
+            sts = self.session.client("sts")
             account = sts.get_caller_identity()["Account"]
         self.options = dataclasses.replace(self.options, expected_bucket_owner=account)
         self.bucket = f"pfu-{account}-{sts.meta.region_name}"
         self._name_destination()
+
+    def _find_endpoint(self) -> None:
+        for name in ENDPOINT_VARIABLES:
+            if not self.endpoint and os.environ.get(name):
+                check_endpoint(os.environ[name])
+        if not self.endpoint and endpoint_is_configured():
+            host = self.session.client("s3").meta.endpoint_url
+            check_endpoint(host)
+            self.endpoint = "" if ".amazonaws.com" in host else host
+            self._heed_settings()
 
     def _heed_settings(self) -> None:
         """boto3 before 1.28 knows no endpoint but what it is passed, and would go to AWS."""
@@ -6107,7 +6742,7 @@ class S3Uploader(MultipartUploader, InspectableUploader):
         is_ignored = os.environ.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() == "true"
         if is_older and not is_ignored:
             told = [os.environ.get(name) for name in ENDPOINT_VARIABLES]
-            told.append(self._session_of()._session.get_scoped_config().get("endpoint_url"))
+            told.append(self.session.boto3._session.get_scoped_config().get("endpoint_url"))
             self.endpoint = next(filter(None, told), "")
             if self.endpoint:
                 check_endpoint(self.endpoint)
@@ -6115,1087 +6750,74 @@ class S3Uploader(MultipartUploader, InspectableUploader):
 
     def prepare(self) -> list[str]:
         """Find or create the bucket, and check that it is private."""
-        self._is_keeper = True
-        credentials = self._credentials()
-        self._shared_credentials = None if self._fixed_credentials else credentials
-        client = self._client_of("s3")
-        found = self._find_bucket(client)
-        notes = self._check_private(client) if found else self._create_bucket(client)
-        if found and self.options.locks:
-            notes += self._check_lockable(client)
-        if found and self.first_root:
-            notes += self._look_around(client)
-        self._open_gate(client)
+        self.session.keep()
+        client = self.session.client("s3")
+        notes = self.bucket_check.run(client)
+        self.open_gate(client)
         url = urllib.parse.urlsplit(client.meta.endpoint_url)
         if url.scheme == "http" and not is_loopback(url.hostname or ""):
             notes.append(f"http://{url.netloc} is not encrypted: files can be read in transit")
         return notes
 
-    def _look_around(self, client: Any) -> list[str]:
-        """Report objects that look like files of ROOT; nothing if listing is not allowed."""
-        try:
-            with translated("list", self.destination):
-                page = client.list_objects_v2(
-                    Bucket=self.bucket, Prefix=self.prefix, **self.options.access()
-                )
-        except TransferError:
-            return []
-        folder = base_of(self.first_root)
-        keys = (item["Key"][len(self.prefix) :] for item in page.get("Contents", ()))
-        if not any(key and os.path.lexists(f"{folder}/{key}") for key in keys):
-            return []
-        hint = (
-            "specify the ledger that has them with --db, or run --verify, which adopts those that "
-            "match the local files, so they are not uploaded again"
-        )
-        return [f"{self.destination} has objects that are not in this ledger: {hint}"]
-
-    def _open_gate(self, client: Any) -> None:
+    def open_gate(self, client: Any) -> None:
+        """Decide whether there is a fast lane."""
         with translated("read credentials for", self.destination):
             captured = capture_template(
-                client, self.bucket, self.options.put_arguments(), self._credentials
+                client, self.bucket, self.options.put_arguments(), self.session.credentials
             )
         if isinstance(captured, GateClosed):
             self.fast_lane_off = captured.reason
         else:
-            self._template, self.fast_lane_off = captured, None
-
-    def _find_bucket(self, client: Any) -> bool:
-        """Whether the bucket exists. A refusal counts as yes: PutObject may still be allowed."""
-        try:
-            return self._has_bucket(client)
-        except RetryableError as error:
-            url = urllib.parse.urlsplit(client.meta.endpoint_url)
-            may_be, self._is_plain = not self._is_plain and error.code in ("", "HtmlAnswer"), True
-            if may_be and url.scheme == "http" and speaks_tls(url.hostname or "", url.port or 80):
-                hint = "use https://"
-                raise UsageError(
-                    "find bucket", self.bucket, "this port speaks TLS", hint
-                ) from error
-            raise
-
-    def _has_bucket(self, client: Any) -> bool:
-        with translated("find bucket", self.bucket):
-            try:
-                client.head_bucket(Bucket=self.bucket, **self.options.owner())
-                return True
-            except client.exceptions.ClientError as error:
-                status = error.response["ResponseMetadata"]["HTTPStatusCode"]
-                if status in (400, 403):
-                    self._check_credentials(client)
-                    return True
-                if status == 404 and (self._is_default or self.options.create_bucket):
-                    return False
-                if status == 404:
-                    hint = "check the name, or pass --create-bucket"
-                    raise UsageError("find bucket", self.bucket, "no such bucket", hint) from error
-                raise
-
-    def _check_credentials(self, client: Any) -> None:
-        """HeadBucket's answer has no body: find out if the credentials are wrong, or denied."""
-        try:
-            self._list_nothing(client)
-        except client.exceptions.ClientError as error:
-            if classify(error.response["Error"]["Code"], 400) not in (
-                DeniedError,
-                UnsupportedError,
-            ):
-                raise
-            if self._is_default:
-                cause = "it exists, but belongs to another account or access is denied"
-                raise UsageError("use bucket", self.bucket, cause, "specify a bucket") from error
-
-    def _list_nothing(self, client: Any) -> None:
-        """ListObjectsV2 of no key: its error tells bad credentials from a lack of permission."""
-        client.list_objects_v2(Bucket=self.bucket, MaxKeys=0, **self.options.access())
-
-    def _create_bucket(self, client: Any) -> list[str]:
-        """As private as the store allows.
-
-        Stores other than AWS may not support ownership controls, and some refuse every object sent
-        without an ACL if BlockPublicAcls is set (RADOS gateway); ignoring ACLs is enough.
-        """
-        ownership = {} if self.endpoint else {"ObjectOwnership": "BucketOwnerEnforced"}
-        lock = {"ObjectLockEnabledForBucket": True} if self.options.locks else {}
-        arguments: dict[str, Any] = {"Bucket": self.bucket, **ownership, **lock}
-        region = client.meta.region_name
-        if region not in ("us-east-1", "aws-global"):
-            arguments["CreateBucketConfiguration"] = {"LocationConstraint": region}
-        with translated("create bucket", self.bucket):
-            client.create_bucket(**arguments)
-        blocks = {**ALL_BLOCKS, "BlockPublicAcls": not self.endpoint}
-        with translated("block public access to bucket", self.bucket):
-            try:
-                client.put_public_access_block(
-                    Bucket=self.bucket,
-                    PublicAccessBlockConfiguration=blocks,
-                    **self.options.owner(),
-                )
-            except client.exceptions.ClientError as error:
-                status = error.response["ResponseMetadata"]["HTTPStatusCode"]
-                if is_passing(status) or status == FORBIDDEN:
-                    raise
-                return [f"bucket {self.bucket}: this store does not support public access blocks"]
-        return []
-
-    def _check_lockable(self, client: Any) -> list[str]:
-        """Raises UsageError if the bucket has no Object Lock."""
-        way, hint = f"bucket {self.bucket}", "it can only be enabled for the whole bucket"
-        try:
-            with translated("read Object Lock of", self.bucket):
-                told = client.get_object_lock_configuration(
-                    Bucket=self.bucket, **self.options.owner()
-                )
-            is_on = told.get("ObjectLockConfiguration", {}).get("ObjectLockEnabled") == "Enabled"
-        except TransferError as error:
-            if kind_of_error(error) in (Kind.PASSING, Kind.FATAL):
-                raise
-            if error.status == FORBIDDEN:
-                return [f"{way}: cannot tell whether it has Object Lock: {error.cause}"]
-            is_on = False
-        if not is_on:
-            raise UsageError("lock objects in", self.bucket, "it has no Object Lock", hint)
-        return []
-
-    def prove(self, found: Found) -> list[str]:
-        """Also that the object is locked, if it should be."""
-        notes = super().prove(found)
-        if not self.options.locks:
-            return notes
-        try:
-            is_locked = self._is_locked(found.key)
-        except TransferError as error:
-            if kind_of_error(error) in (Kind.PASSING, Kind.FATAL):
-                raise
-            if error.status == FORBIDDEN:
-                return [*notes, f"cannot tell whether objects are locked: {error.cause}"]
-            is_locked = False
-        if not is_locked:
-            raise FatalError("lock", found.key, "the store accepted it and has not locked it so")
-        return notes
-
-    def _is_locked(self, key: str) -> bool:
-        """Whether an object has the retention and the hold that it was sent with."""
-        ask, options = {"Bucket": self.bucket, "Key": key, **self.options.access()}, self.options
-        with self._calling("read the lock of", f"s3://{self.bucket}/{key}") as client:
-            if options.retain:
-                told = client.get_object_retention(**ask).get("Retention", {})
-                until = told.get("RetainUntilDate")
-                is_long = until is not None and until.timestamp() >= options.retain.least
-                if told.get("Mode") != options.object_lock_mode or not is_long:
-                    return False
-            held = options.legal_hold and client.get_object_legal_hold(**ask)
-            return not held or held.get("LegalHold", {}).get("Status") == "ON"
-
-    def _check_private(self, client: Any) -> list[str]:
-        verdict = privacy(client, self.bucket, self.options.owner())
-        if verdict.public and not self.options.allow_public:
-            hint = "make it private, or pass --allow-public if the files may be public"
-            raise UsageError("use bucket", self.bucket, f"it is public: {verdict.public}", hint)
-        if verdict.public:
-            return [f"bucket {self.bucket} is public: {verdict.public}"]
-        if verdict.unknown:
-            return [f"bucket {self.bucket}: cannot tell whether it is private: {verdict.unknown}"]
-        return []
-
-    def _session_of(self) -> Any:
-        import boto3  # 0.1 s and 20 MB, to be avoided if there is nothing to upload
-        from botocore.exceptions import BotoCoreError
-
-        if self._session is None:
-            learn_urls()
-            try:
-                self._session = boto3.Session(
-                    profile_name=self.options.profile,
-                    region_name=self.options.region,
-                    **self._given_credentials(),
-                )
-                if self._metadata_service_is_slow:
-                    for name, value in SLOW_METADATA_SERVICE.items():
-                        self._session._session.set_config_variable(name, value)
-                make_patient(self._session)
-                self._session.events.register("before-sign", check_signer)
-            except BotoCoreError as error:
-                raise UsageError("read AWS configuration", cause=str(error)) from error
-        return self._session
-
-    def _given_credentials(self) -> dict[str, str | None]:
-        """What boto3 need not look for, as another process has it."""
-        shared = self._shared_credentials
-        if shared is None or self._is_keeper:
-            return {}
-        names = "aws_access_key_id", "aws_secret_access_key", "aws_session_token"
-        return dict(zip(names, shared))
+            self.template, self.fast_lane_off = captured, None
 
     def shared(self, *, again: bool = False) -> Credentials | None:
         """Credentials that are renewed: by a role, a metadata service, a process."""
-        if self._shared_credentials is None:
-            return None
-        if again:
-            self._session = None
-        self._shared_credentials = self._credentials()
-        return self._shared_credentials
+        return self.session.share(again=again)
 
     def adopt(self, shared: Credentials) -> None:
         """Sign with these from now on."""
-        with self._lock:
-            self._shared_credentials, self._session = shared, None
-            self._clients.clear()
-            self._terms = self._terms._replace(renewals=self._terms.renewals + 1)
-
-    def _client_of(self, service: str, connections: int = 10, read_seconds: float = 0) -> Any:
-        from botocore.config import Config
-        from botocore.exceptions import BotoCoreError
-        from botocore.handlers import validate_bucket_name
-
-        config = Config(
-            connect_timeout=CONNECT_SECONDS,
-            read_timeout=read_seconds or min(READ_SECONDS, max(self.patience, LEAST_STALL_SECONDS)),
-            max_pool_connections=connections,
-            retries={"mode": "standard", "total_max_attempts": 1},  # retries are up to the engine
-            s3={"payload_signing_enabled": True},
-            user_agent_extra=f"pfu/{__version__}",
-            **(NO_MORE_CHECKSUMS if has_checksum_settings() else {}),
-        )
-        session = self._session_of()
-        check_sent("the region", session.region_name or "", ("AWS_DEFAULT_REGION",))
-        try:
-            client = session.client(
-                service,
-                region_name=session.region_name or "us-east-1",
-                endpoint_url=self.options.endpoint_url,
-                config=config,
-            )
-            Guard(client, service, self._store_clock)
-            if self.options.no_overwrite:
-                for operation in CONDITIONAL:  # not as an argument: boto3 knows it since 1.35 only
-                    client.meta.events.register(f"before-call.s3.{operation}", add_condition)
-            if self.endpoint:  # only AWS has the names that botocore insists on
-                client.meta.events.unregister("before-parameter-build.s3", validate_bucket_name)
-            return client
-        except BotoCoreError as error:
-            problem = client_error("set up", service, error)
-            if kind_of_error(problem) is not Kind.REFUSED:
-                raise problem from error
-            raise UsageError("set up", service, str(error), "check the options") from error
-        except PfuError:
-            raise
-        except Exception as error:  # whatever a credential_process does; it may reveal secrets
-            cause = os_cause(error) if isinstance(error, OSError) else type(error).__name__
-            where = getattr(error, "filename", None)
-            cause = f"{where}: {cause}" if where else cause
-            raise UsageError("set up", service, cause, CONFIGURATION_HINT) from error
-
-    def _credentials(self) -> Credentials:
-        """The current credentials. May block to renew them. Raises FatalError.
-
-        If they cannot change, boto3 is asked once, and no worker has to import it.
-        """
-        known = self._fixed_credentials or (None if self._is_keeper else self._shared_credentials)
-        if known is not None:
-            known.check()
-            return known
-        with translated("read credentials for", self.destination):
-            from botocore import credentials
-
-            try:
-                found = self._session_of().get_credentials()
-            except (AttributeError, KeyError, TypeError) as error:  # from an odd credential_process
-                cause = type(error).__name__
-                place = "read credentials for", self.destination
-                raise FatalError(*place, cause, CONFIGURATION_HINT) from error
-            if found is None:
-                self._doubt_metadata_service()
-                cause = "Unable to locate credentials"
-                hint = NO_CREDENTIALS_HINT
-                raise FatalError("read credentials for", self.destination, cause, hint)
-            frozen = found.get_frozen_credentials()
-            current = Credentials(frozen.access_key, frozen.secret_key, frozen.token)
-            current.check()
-            if type(found) is credentials.Credentials:
-                self._fixed_credentials = current
-            return current
-
-    def _doubt_metadata_service(self) -> None:
-        """Raises RetryableError if there is one, as it may answer next time; botocore asks once.
-
-        From then on it gets more time.
-        """
-        if os.environ.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true":
-            return
-        told = os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT") or METADATA_SERVICE
-        url = urllib.parse.urlsplit(told)
-        with contextlib.suppress(OSError):
-            socket.create_connection((url.hostname or "", url.port or 80), 1.0).close()
-            self._session, self._metadata_service_is_slow = None, True
-            cause = "the metadata service returned none"
-            raise RetryableError(
-                "read credentials for", self.destination, cause, NO_CREDENTIALS_HINT
-            )
+        self.session.adopt(shared)
 
     # -- in every process that uploads
 
     def open(self, connections: int) -> None:
-        """The safe lane's client is created on demand: it costs 40 ms and 10 MB."""
-        self._clients, self._connections = {}, connections
-
-    def _safe_client(self, seconds: float) -> Any:
-        """One per timeout."""
-        with self._lock:
-            if seconds not in self._clients:
-                client = self._client_of("s3", self._connections, seconds)
-                events = client.meta.events
-                events.register("request-created.s3", self._count_request)
-                events.register("response-received.s3", self._count_throttling)
-                events.register("before-send.s3", self._pace)
-                self._clients[seconds] = client
-            return self._clients[seconds]
-
-    @contextlib.contextmanager
-    def _calling(self, operation: str, subject: str, seconds: float | None = None) -> Iterator[Any]:
-        """The safe lane's client, for one call; its errors are raised as TransferError."""
-        client, terms = self._safe_client(seconds or SLOW_LINE_SECONDS), self._terms
-        try:
-            with translated(operation, subject):
-                yield client
-        except FatalError as error:
-            if error.code not in CREDENTIAL_CODES or not self._renew_credentials(client):
-                raise
-            hint = "the credentials have been reloaded"
-            raise RetryableError(operation, subject, error.cause, hint) from error
-        except RetryableError as error:
-            if error.dropped:
-                client.close()  # the idle connections: they may be dead too
-            raise
-        self._acknowledged_terms = terms
-
-    def _renew_credentials(self, refused: Any) -> bool:
-        """Reload the credentials from where they are kept. Returns whether they have changed.
-
-        If new ones are refused too, before anything was acknowledged, there is no third attempt.
-        """
-        with self._lock:
-            if refused not in self._clients.values():
-                return True  # another thread has done it
-            is_early = time.monotonic() < self._renewed_at + RENEWAL_SECONDS
-            if is_early or self._terms.renewals > self._acknowledged_terms.renewals:
-                return False
-            self._renewed_at = time.monotonic()
-            if self._shared_credentials is not None and not self._is_keeper:
-                self.traffic.wants_shared = True
-                return True  # until another process has reloaded them, changed or not
-            before = self._session, self._fixed_credentials
-            old, self._session, self._fixed_credentials = self._credentials(), None, None
-            try:
-                new = self._credentials()
-            except PfuError:
-                new = old
-            if new == old:
-                self._session, self._fixed_credentials = before
-                return False
-            self._clients.clear()
-            self._terms = self._terms._replace(renewals=self._terms.renewals + 1)
-            return True
+        """The safe lane's client is created on demand."""
+        self.session.connections = connections
 
     def close(self) -> None:
         """Close the client's connections."""
-        for client in self._clients.values():
-            client.close()
-        self._clients.clear()
+        self.session.close()
 
     async def enter_loop(self) -> None:
         """Open the fast lane, if the gate is open."""
-        if self._template is not None:
-            lane = FastLane(
-                self._template,
-                self._credentials,
-                self._store_clock,
-                traffic=self.traffic,
-                patience=self.patience,
-            )
-            await lane.open()
-            self._lane, self._loop = lane, asyncio.get_running_loop()
+        if self.template is not None:
+            await self.lane.open(self.template)
 
     async def leave_loop(self) -> None:
         """Close the fast lane's connections."""
-        if self._lane is not None:
-            await self._lane.close()
-            self._lane = None
+        await self.lane.close()
 
-    async def send(self, upload: Upload, threads: ThreadPoolExecutor) -> Receipt:
-        """By the fast lane if that is open and the body is in memory, else by the safe lane."""
-        return await self.send_posted(upload, threads, None)
+    def plain_answer(self) -> TransferError | None:
+        """The error, if any, of ListObjectsV2: it tells bad credentials from a lack of permission.
 
-    async def send_posted(
-        self, upload: Upload, threads: ThreadPoolExecutor, posted: Posted | None
-    ) -> Receipt:
-        """The same; the first try of the fast lane may have been posted."""
-        lane = self._open_lane()
-        if self._must_prove_condition and upload.body is not None:
-            ask = functools.partial(self._prove_condition, upload)
-            return await asyncio.get_running_loop().run_in_executor(threads, ask)
-        if lane is None or upload.body is None:
-            return await super().send(upload, threads)
-        terms = posted.terms if posted else self._terms
-        put = lane.put(
-            *(upload.key, self._headers(upload, terms), upload.body, upload.sha256),
-            checksum=terms.checksums,
-            posted=posted,
-        )
-        way = self._way(upload.source.path, upload.key)
-        by_boto3 = functools.partial(Uploader.send, self, upload, threads)
+        HEAD has no body to do so.
+        """
         try:
-            receipt = await self._by_lane(lane, way, put, by_boto3, terms)
-        except Rejected as rejected:
-            look = functools.partial(self._kept_error, upload, resent=rejected.resent)
-            raise await asyncio.get_running_loop().run_in_executor(threads, look) from rejected
-        self.traffic.fast_files += receipt.fast
-        return receipt
-
-    def post(self, upload: Upload, ended: Callable[[Posted, Receipt | None], None]) -> bool:
-        """By the fast lane, if it has a connection that is idle."""
-        lane, terms = self._open_lane(), self._terms
-        if lane is None or upload.body is None or self._must_prove_condition:
-            return False
-
-        def answered(posted: Posted, answer: Answer | None) -> None:
-            self.traffic.fast_requests = lane.requests
-            if answer is None:
-                ended(posted, None)
-                return
-            self._store_clock.took(posted.offset)
-            self._acknowledge(terms)
-            self.traffic.fast_files += 1
-            ended(posted, Receipt(answer.etag, fast=True))
-
-        posted = Posted(upload.sha256, terms, answered)
-        headers = self._headers(upload, terms)
-        return lane.post(upload.key, headers, upload.body, posted, checksum=terms.checksums)
-
-    def _headers(self, upload: Upload, terms: Terms) -> Headers:
-        """What varies from one object to the next, for the fast lane."""
-        names, values = tuple(upload.metadata), (upload.content_type, *upload.metadata.values())
-        sums = md5_of(upload.body or b"", terms)
-        return Headers(header_names_of(names, terms.md5), (*values, *sums))
-
-    def _kept_error(self, upload: Upload, *, resent: bool = False) -> KeptError:
-        """What the store has already, by HEAD: is it this file? Raises TransferError."""
-        way = self._way(upload.source.path, upload.key)
-        kept = KeptError("upload", way, "the store has an object of this name")
-        kept.upload, kept.resent = upload, resent
-        try:
-            stored = self.inspect(upload.key)
-        except DeniedError:
-            return kept
-        if stored and stored.size == upload.size and upload.body is not None:
-            is_alike = upload.metadata.items() <= stored.metadata.items()
-            md5 = hashlib.md5(upload.body, usedforsecurity=False).hexdigest()
-            digests = {WHOLE_SHA256: upload.sha256, Form("md5", 0): md5}
-            kept.same = is_alike and any(digests.get(f) == told for f, told in stored.forms())
-            kept.etag = stored.etag
-        return kept
-
-    @contextlib.contextmanager
-    def _sparing(self, upload: Upload) -> Iterator[None]:
-        """Raises KeptError for 412."""
-        try:
-            yield
+            self._list_page(self.prefix, MaxKeys=0)
         except TransferError as error:
-            if error.status != PRECONDITION_FAILED or not self.options.no_overwrite:
-                raise
-            raise self._kept_error(upload) from error
-
-    def _check_free(self, upload: Upload) -> None:
-        """Raises KeptError if the store has an object of this name; nothing if that is secret."""
-        with contextlib.suppress(DeniedError):
-            if self.options.no_overwrite and self._head(upload.key):
-                raise self._kept_error(upload)
-
-    @property
-    def _must_prove_condition(self) -> bool:
-        return self.options.no_overwrite and not self._condition_is_proven
-
-    def _prove_condition(self, upload: Upload) -> Receipt:
-        """Store the first object of this process twice: the second time must be refused.
-
-        Raises FatalError if the store ignores the condition: it would overwrite anything.
-        """
-        with self._proving:
-            if self._condition_is_proven:
-                return self.put(upload)
-            if self._ignores_condition:
-                raise self._ignores_condition
-            self._check_free(upload)
-            receipt: Receipt | None = None
-            try:
-                receipt = self.put(upload)
-                self.put(upload)
-                cause = "the store ignores If-None-Match"
-            except KeptError:
-                self._condition_is_proven = True
-                if receipt:
-                    return receipt
-                raise
-            except UnsupportedError as error:
-                cause = f"the store refuses If-None-Match: {error.cause}"
-            hint = "then --no-overwrite cannot be kept: leave it out, or choose another prefix"
-            self._ignores_condition = FatalError("use", self.destination, cause, hint)
-            raise self._ignores_condition
-
-    def _acknowledge(self, terms: Terms) -> None:
-        """The fast lane works, with these terms."""
-        self._refusals, self._failures_in_a_row, self._acknowledged_terms = 0, 0, terms
-        self._took_checksum |= terms.checksums
-
-    async def send_part(self, part: Part, threads: ThreadPoolExecutor) -> Receipt:
-        """By the fast lane if that is open, else by the safe lane."""
-        lane = self._open_lane()
-        if lane is None:
-            return await super().send_part(part, threads)
-        terms, handle = self._terms, UploadHandle.read(part.upload_id)
-        checksum = handle.checksum and terms.checksums
-        upload_id = urllib.parse.quote(handle.upload_id, safe="")
-        query = f"partNumber={part.number}&uploadId={upload_id}"
-        headers = NO_HEADERS
-        if terms.md5 and not isinstance(part.body, FileBody):
-            headers = Headers(("content-md5",), md5_of(part.body, terms))
-        put = lane.put(part.key, headers, part.body, part.sha256, query, checksum=checksum)
-        way = f"part {part.number} of {self._way(part.path, part.key)}"
-        by_boto3 = functools.partial(MultipartUploader.send_part, self, part, threads)
-        return await self._by_lane(lane, way, put, by_boto3, terms)
-
-    async def _by_lane(
-        self,
-        lane: FastLane,
-        way: str,
-        put: Awaitable[str],
-        by_boto3: Callable[[], Awaitable[Receipt]],
-        terms: Terms,
-    ) -> Receipt:
-        """A refusal by the fast lane is repeated with boto3 once, for its message and redirects."""
-        try:
-            etag = await put
-        except Rejected as rejected:
-            if rejected.status == PRECONDITION_FAILED and self.options.no_overwrite:
-                raise
-            self._weigh_rejection(rejected, way)
-            try:
-                receipt = await by_boto3()
-            finally:
-                self._is_asking_boto3 = False
-            self._count_refusal(rejected, terms)
-            return receipt
-        finally:
-            self.traffic.fast_requests = lane.requests
-        self._acknowledge(terms)
-        return Receipt(etag, fast=True)
-
-    def _open_lane(self) -> FastLane | None:
-        """The fast lane, signing with the latest credentials, if it is open."""
-        if self._lane is None or self.fast_lane_off:
-            return None
-        if self._lane_renewals != self._terms.renewals:
-            self._lane_renewals = self._terms.renewals
-            self._lane.use(self._credentials())
-        return self._lane
-
-    def _weigh_rejection(self, rejected: Rejected, way: str) -> None:
-        """Raises RetryableError for temporary failures, unless boto3 should be tried.
-
-        It is tried, one file at a time, once the fast lane alone may be what fails.
-        """
-        if rejected.by_proxy:
-            raise refused_by_proxy("upload", way, str(rejected))
-        is_busy = rejected.status in SLOW_DOWN_STATUSES
-        self.traffic.add(throttled=int(is_busy))
-        if not rejected.passing and not is_passing(rejected.status or 0):
-            return
-        self._failures_in_a_row += 1
-        if is_busy or self._is_asking_boto3 or self._failures_in_a_row <= LANE_DOUBT:
-            kind = SlowDownError if is_busy else RetryableError
-            problem = kind("upload", way, str(rejected))
-            problem.dropped = rejected.dropped
-            raise problem from rejected
-        self._is_asking_boto3 = True
+            return error
+        return None
 
     def answers(self) -> bool:
-        """HeadBucket."""
-        try:
-            with self._calling("find bucket", self.bucket) as client:
-                client.head_bucket(Bucket=self.bucket, **self.options.owner())
-        except RetryableError:
-            return False
-        except TransferError:
-            pass
-        return True
+        """Whatever it says."""
+        return not isinstance(self.plain_answer(), RetryableError)
 
     def refuses_all(self) -> bool:
-        """ListObjectsV2, which tells bad credentials and buckets from a lack of permission."""
-        for _ in range(2):  # the credentials may be reloaded in between
-            try:
-                with self._calling("list", self.bucket) as client:
-                    self._list_nothing(client)
-            except RetryableError:
-                continue
-            except TransferError:
-                return True
-            break
-        return False
-
-    def _count_refusal(self, rejected: Rejected, terms: Terms) -> None:
-        """Give up the fast lane if it is repeatedly refused what the safe lane is not."""
-        if terms != self._terms:
-            return  # that was why
-        self._refusals += 1
-        if self._refusals >= MAX_REFUSALS:
-            self.fast_lane_off = f"abandoned during the run: {rejected}"
-
-    def _count_request(self, request: Any, **_: Any) -> None:
-        self.traffic.add(requests=1)
-
-    def _pace(self, request: Any, **_: Any) -> None:
-        if isinstance(request.body, PartBody):
-            request.body.traffic = self.traffic
-
-    def _count_throttling(self, response_dict: Any, **_: Any) -> None:
-        if response_dict and response_dict.get("status_code") in SLOW_DOWN_STATUSES:
-            self.traffic.add(throttled=1)
-
-    def _way(self, path: str, key: str) -> str:
-        return f"{path} to s3://{self.bucket}/{key}"
-
-    def _object(self, upload: Upload) -> dict[str, Any]:
-        """Arguments of PutObject and CreateMultipartUpload for an object."""
-        return {
-            "Bucket": self.bucket,
-            "Key": upload.key,
-            "ContentType": upload.content_type,
-            "Metadata": upload.metadata,
-            **self.options.put_arguments(),
-        }
-
-    def _upload(self, key: str, upload_id: str) -> dict[str, Any]:
-        """Arguments of all further calls for a multipart upload."""
-        of_s3 = UploadHandle.read(upload_id).upload_id
-        return {"Bucket": self.bucket, "Key": key, "UploadId": of_s3, **self.options.access()}
-
-    def put(self, upload: Upload) -> Receipt:
-        """One PutObject: the body is in memory, larger files are sent in parts."""
-
-        def send(checksum: bool) -> Receipt:
-            way = self._way(upload.source.path, upload.key)
-            with self._sparing(upload), self._calling("upload", way) as client:
-                assert upload.body is not None
-                answer = client.put_object(
-                    Body=PartBody(memoryview(upload.body), upload.sha256),
-                    **self._object(upload),
-                    **self._sums(upload.body, upload.sha256, checksum),
-                )
-                return Receipt(etag_of(answer, upload.sha256))
-
-        return self._with_checksum("put", send)
-
-    def _sums(self, body: Body, sha256: str, checksum: bool) -> dict[str, str]:
-        md5 = md5_of(body, self._terms)
-        return {**checksum_of(sha256, checksum), **dict(zip(("ContentMD5",), md5))}
-
-    def _with_checksum(self, what: str, call: Callable[[bool], T], *, wanted: bool = True) -> T:
-        """call(True), to send a checksum; call(False) if that is what the store refuses.
-
-        Whether it does is tried once per run, not per file.
-        """
-        checksum, md5 = wanted and self._terms.checksums, self._terms.md5
-        try:
-            answer = call(checksum)
-            self._took_checksum |= checksum
-            return answer
-        except TransferError as refused:
-            if not md5 and self._learns_md5(refused):
-                return self._with_checksum(what, call, wanted=wanted)
-            if not checksum or not may_concern_checksum(refused):
-                raise
-            with self._trying_without:  # the others wait for the result
-                if not self._terms.checksums:
-                    return call(False)
-                if what in self._tried_without:
-                    raise
-                self._tried_without.add(what)
-                if isinstance(refused, FatalError):  # from one node, while others take it?
-                    if self._took_checksum:
-                        raise
-                    with contextlib.suppress(TransferError):
-                        return call(True)
-                try:
-                    answer = call(False)
-                except TransferError:
-                    raise refused from None
-                self._terms = self._terms._replace(checksums=False)
-            self.traffic.notes.append(f"this store refuses {CHECKSUM_HEADER}: {refused.cause}")
-            return answer
-
-    def _learns_md5(self, refused: TransferError) -> bool:
-        """Whether the store requires Content-MD5, as older ones do with Object Lock."""
-        asks = "content-md5" in refused.cause.lower()
-        if asks and kind_of_error(refused) is Kind.REFUSED:
-            with self._lock:
-                self._terms = self._terms._replace(md5=True)
-            return True
-        return False
-
-    # -- large files
-
-    def fingerprint(self, upload: Upload) -> str:
-        """Hashes of the arguments of CreateMultipartUpload."""
-        told = {**self._object(upload), "Metadata": {}}, upload.metadata
-        if self.options.retain:  # the same wish is another date every night
-            told[0]["ObjectLockRetainUntilDate"] = self.options.retain.text
-        texts = (json.dumps(half, sort_keys=True).encode() for half in told)
-        return "/".join(hashlib.sha256(text).hexdigest() for text in texts)
-
-    def begin(self, upload: Upload) -> str:
-        """CreateMultipartUpload. Returns an UploadHandle, as text."""
-
-        self._check_free(upload)
-        mark = uuid.uuid4().hex[:UPLOAD_MARK_DIGITS]
-        told = {**self._object(upload), "Metadata": {**upload.metadata, UPLOAD_MARK: mark}}
-
-        def create(checksum: bool) -> tuple[Any, bool]:
-            algorithm = {"ChecksumAlgorithm": "SHA256"} if checksum else {}
-            with self._calling(
-                "start upload of", self._way(upload.source.path, upload.key)
-            ) as client:
-                return client.create_multipart_upload(**told, **algorithm), checksum
-
-        began, wanted = time.time(), self._terms.checksums
-        answer, checksum = self._with_checksum("begin", create)
-        upload_id = str(answer.get("UploadId", ""))
-        if not upload_id:
-            raise RetryableError("read response", upload.key, "it has no upload ID")
-        if checksum != wanted:  # a lost answer may have named another one
-            self.abort_others(upload.key, began, upload_id)
-        return str(UploadHandle(upload_id, checksum, mark))
-
-    def put_part(self, part: Part) -> Receipt:
-        """UploadPart."""
-
-        def send(checksum: bool) -> Receipt:
-            with self._calling(
-                "upload", f"part {part.number} of {self._way(part.path, part.key)}"
-            ) as client:
-                answer = client.upload_part(
-                    PartNumber=part.number,
-                    Body=PartBody(part.body, part.sha256),
-                    **self._upload(part.key, part.upload_id),
-                    **self._sums(part.body, part.sha256, checksum),
-                )
-                return Receipt(etag_of(answer, part.sha256))
-
-        wanted = UploadHandle.read(part.upload_id).checksum
-        try:
-            return self._with_checksum("part", send, wanted=wanted)
-        except DeniedError as error:
-            if part.number > 1 and is_about_count(error.cause):
-                way = error.operation, error.subject, error.cause
-                raise TooManyPartsError(*way, TOO_MANY_PARTS_HINT) from error
-            raise
-
-    def list_parts(self, key: str, upload_id: str) -> list[StoredPart]:
-        """ListParts, to the end."""
-        with self._calling("list parts of", f"s3://{self.bucket}/{key}") as client:
-            pages = client.get_paginator("list_parts")
-            return [
-                StoredPart(
-                    part["PartNumber"],
-                    part["Size"],
-                    part["ETag"].strip('"'),
-                    hex_of_checksum(part.get("ChecksumSHA256", "")),
-                )
-                for page in pages.paginate(**self._upload(key, upload_id))
-                for part in page.get("Parts", [])
-            ]
-
-    def complete(self, upload: Upload, upload_id: str, parts: Sequence[StoredPart]) -> Receipt:
-        """CompleteMultipartUpload, then a check of the object.
-
-        If the answer is lost, or the upload no longer exists, the object decides.
-        """
-
-        def end(checksum: bool) -> Any:
-            named = [
-                {"PartNumber": p.number, "ETag": p.etag, **checksum_of(p.sha256, checksum)}
-                for p in parts
-            ]
-            way = self._way(upload.source.path, upload.key)
-            with self._calling("complete", way, seconds=COMPLETE_SECONDS) as client:
-                return client.complete_multipart_upload(
-                    **self._upload(upload.key, upload_id), MultipartUpload={"Parts": named}
-                )
-
-        try:
-            wanted = UploadHandle.read(upload_id).checksum
-            with self._sparing(upload):
-                self._check_free(upload)
-                answer = self._with_checksum("complete", end, wanted=wanted)
-            etag = etag_of(answer)
-        except (UploadGoneError, RetryableError, KeptError):
-            receipt = self.is_complete(upload, upload_id, parts)
-            if receipt is None:
-                raise
-            return receipt
-        self._check_stored(upload)
-        return Receipt(etag, combined_sha256(parts))
-
-    def renew(self, upload: Upload, etag: str, modified: int | None) -> Receipt:
-        """CopyObject onto itself, with everything stated again; by parts above 5 GiB.
-
-        Then a check of the object: some stores acknowledge, and keep the old metadata.
-        """
-        if self.options.no_overwrite:
-            raise UnsupportedError("update metadata of", upload.key, "--no-overwrite")
-        if len(self._denied_copies) >= MAX_DENIED_COPIES:
-            raise self._denied_copies[-1]
-        try:
-            copied = self._copy_of(upload, etag, modified)
-        except TransferError as error:
-            if not isinstance(error, (RetryableError, FatalError, UploadGoneError)):
-                self._denied_copies.append(error)
-            raise
-        self._denied_copies.clear()
-        return Receipt(copied)
-
-    def _copy_of(self, upload: Upload, etag: str, modified: int | None) -> str:
-        """The ETag of the copy, from HEAD: Swift answers with another one, rclone with none.
-
-        A store that takes the request for a PutObject now has an empty object: it is sent again.
-        """
-        way, told = f"s3://{self.bucket}/{upload.key}", ""
-        try:
-            try:
-                told = self._copy(upload, etag)
-            except UploadGoneError as gone:
-                known = self._known_object(upload, modified, gone)
-                told = known.etag
-                if not upload.metadata.items() <= known.metadata.items():  # else it is done
-                    told = self._copy(upload, known.etag)
-            lost: RetryableError | None = None
-        except RetryableError as error:
-            lost = error
-        try:
-            head = self._head(upload.key)
-        except DeniedError:
-            head = None
-        if head is None and not told:
-            raise lost or UploadGoneError(
-                "update metadata of", way, "the store may not have copied it"
-            )
-        if head is not None and head["ContentLength"] != upload.size:
-            raise UploadGoneError("update metadata of", way, "the store did not copy it")
-        if head is not None and not head.get("Metadata"):
-            self.traffic.notes.append(DROPS_METADATA)  # there is none to update
-        elif head is not None and not describes(head, upload):
-            raise lost or UnsupportedError(
-                "update metadata of", way, "the store kept the old metadata"
-            )
-        return str((head or {}).get("ETag") or told).strip('"')
-
-    def _known_object(
-        self, upload: Upload, modified: int | None, gone: UploadGoneError
-    ) -> Inspected:
-        """The object, if it is ours under another ETag; raises ``gone`` if it is another one.
-
-        Some stores report another ETag each time; or a copy was made, and its answer lost. With
-        neither metadata nor a digest, nothing shows that it is another one.
-        """
-        stored = self.inspect(upload.key) if gone.status == PRECONDITION_FAILED else None
-        if stored is None or stored.size != upload.size:
-            raise gone
-        if not stored.metadata and not stored.forms():
-            return stored
-        times = modified, upload.status.st_mtime_ns
-        told = nanoseconds(stored.metadata.get("mtime", ""))
-        digests = digests_of(upload.source, {form for form, _ in stored.forms()})
-        if told is None or told not in times or not stored.proves(digests):
-            raise gone
-        return stored
-
-    def _copy(self, upload: Upload, etag: str) -> str:
-        source = {
-            "CopySource": {"Bucket": self.bucket, "Key": upload.key},
-            **({"CopySourceIfMatch": f'"{etag}"'} if etag else {}),
-            **({"ExpectedSourceBucketOwner": owner} if (owner := self._owner()) else {}),
-        }
-        if upload.size > MAX_PART_SIZE:
-            return self._copy_parts(upload, source)
-        directives = {"MetadataDirective": "REPLACE"}
-        if self.options.tags:
-            directives["TaggingDirective"] = "REPLACE"
-        with self._renewing(upload) as client:
-            answer = client.copy_object(**self._object(upload), **source, **directives)
-        return str(answer.get("CopyObjectResult", {}).get("ETag") or "")
-
-    def _owner(self) -> str | None:
-        return self.options.expected_bucket_owner
-
-    def _copy_parts(self, upload: Upload, source: Mapping[str, Any]) -> str:
-        size = part_size_for(upload.size, COPIED_PART_SIZE)
-        with self._renewing(upload) as client:
-            upload_id = client.create_multipart_upload(**self._object(upload))["UploadId"]
-            of_copy = {"Bucket": self.bucket, "Key": upload.key, "UploadId": upload_id}
-            try:
-                parts = []
-                for number, offset in enumerate(range(0, upload.size, size), start=1):
-                    last = min(offset + size, upload.size) - 1
-                    answer = client.upload_part_copy(
-                        **of_copy,
-                        **source,
-                        **self.options.access(),
-                        PartNumber=number,
-                        CopySourceRange=f"bytes={offset}-{last}",
-                    )
-                    etag = answer["CopyPartResult"]["ETag"]
-                    parts.append({"PartNumber": number, "ETag": etag})
-                    self.traffic.beat()
-                answer = client.complete_multipart_upload(
-                    **of_copy, **self.options.access(), MultipartUpload={"Parts": parts}
-                )
-            except BaseException:
-                client.abort_multipart_upload(**of_copy, **self.options.access())
-                raise
-        return etag_of(answer)
-
-    @contextlib.contextmanager
-    def _renewing(self, upload: Upload) -> Iterator[Any]:
-        """Raises UploadGoneError if the object is not the one that the ledger knows."""
-        way = f"s3://{self.bucket}/{upload.key}"
-        try:
-            with self._calling("update metadata of", way) as client:
-                yield client
-        except TransferError as error:
-            if error.status not in (404, PRECONDITION_FAILED):
-                raise
-            gone = UploadGoneError("update metadata of", way, error.cause)
-            gone.status = error.status
-            raise gone from error
-
-    def _check_stored(self, upload: Upload) -> None:
-        """Raises TransferError if the object is not as it should be.
-
-        A refusal does not count: PutObject is permission enough.
-        """
-        try:
-            head = self._head(upload.key)
-        except DeniedError:
-            return
-        way = self._way(upload.source.path, upload.key)
-        if head is None and not self.endpoint:
-            cause = "the store acknowledged it but does not have it"
-            raise RetryableError("complete", way, cause)
-        if head is None:  # S3 is consistent; other stores may not be
-            self.traffic.notes.append(NOT_FOUND_NOTE)
-        elif head["ContentLength"] != upload.size:
-            cause = "the store acknowledged it but has something else"
-            raise TransferError("complete", way, cause)
-        elif not describes(head, upload):
-            self.traffic.notes.append(DROPS_METADATA)
-
-    def _head(self, key: str, **more: Any) -> Mapping[str, Any] | None:
-        """HeadObject. An answer with a size is believed; one that may be truncated is asked again.
-
-        botocore takes an answer that is cut off within its headers for a complete one. Some stores
-        send no ETag here: that is believed if none ever came.
-        """
-        head = self._head_once(key, **more)
-        for _ in range(HEAD_ATTEMPTS - 1):
-            if head is None or is_whole_head(head):
-                break
-            head = self._head_once(key, **more)
-        if head is None or is_whole_head(head):
-            self._heads_have_etags |= head is not None
-            return head
-        if self._heads_have_etags:
-            raise RetryableError("check", key, "the response was cut off: no ETag")
-        if "ContentLength" not in head:
-            raise DeniedError("check", key, "the store does not report its size")
-        return head
-
-    def _head_once(self, key: str, **more: Any) -> Mapping[str, Any] | None:
-        if self._lane is not None and "PartNumber" not in more:
-            looking = self._look(key, CHECKSUM_MODE if more else NO_HEADERS)
-            with contextlib.suppress(Rejected, ValueError):
-                return asyncio.run_coroutine_threadsafe(looking, self._loop).result()
-        with self._calling("check", f"s3://{self.bucket}/{key}") as client:
-            try:
-                head: Mapping[str, Any] = client.head_object(
-                    Bucket=self.bucket, Key=key, **more, **self.options.access()
-                )
-            except client.exceptions.ClientError as error:
-                status = error.response["ResponseMetadata"]["HTTPStatusCode"]
-                if status == 404:
-                    return None
-                if status == FORBIDDEN and self._asked_why != self._terms:
-                    self._asked_why = self._terms
-                    self._tell_credentials(client)
-                raise
-            return head
-
-    async def _look(self, key: str, headers: Headers) -> Mapping[str, Any] | None:
-        """HeadObject by the fast lane, in boto3's form. Raises Rejected, ValueError."""
-        lane, terms = self._open_lane(), self._terms
-        if lane is None:
-            raise Rejected(None, "the fast lane is closed")
-        try:
-            fields = await lane.look(key, headers)
-        finally:
-            self.traffic.fast_requests = lane.requests
-        self._acknowledged_terms = terms
-        return head_of(fields) if fields else None
-
-    def _tell_credentials(self, client: Any) -> None:
-        """Raise ClientError if they are the cause: an answer to HEAD has no body to say so."""
-        try:
-            self._list_nothing(client)
-        except client.exceptions.ClientError as error:
-            if error.response["Error"]["Code"] in CREDENTIAL_CODES:
-                raise
-
-    def is_complete(
-        self, upload: Upload, upload_id: str, parts: Sequence[StoredPart]
-    ) -> Receipt | None:
-        """By HeadObject: the mark that the upload was started with, or the digest of its bytes."""
-        try:
-            head = self._head(upload.key, ChecksumMode="ENABLED")
-        except DeniedError:
-            return None  # then it is sent again
-        if not head or head["ContentLength"] != upload.size:
-            return None
-        etag, sha256 = str(head.get("ETag", "")).strip('"'), combined_sha256(parts)
-        mark, told = UploadHandle.read(upload_id).mark, head.get("Metadata", {}).get(UPLOAD_MARK)
-        proofs = (
-            bool(mark) and told == mark,
-            etag == combined_etag(parts) and describes(head, upload),
-            hex_of_checksum(head.get("ChecksumSHA256", "")) == sha256 and describes(head, upload),
-        )
-        return Receipt(etag, sha256) if any(proofs) else None
-
-    def abort(self, key: str, upload_id: str) -> None:
-        """AbortMultipartUpload. An unknown upload is already gone."""
-        calling = self._calling("abort upload of", f"s3://{self.bucket}/{key}")
-        with calling as client, contextlib.suppress(client.exceptions.NoSuchUpload):
-            client.abort_multipart_upload(**self._upload(key, upload_id))
-
-    def find_uploads(self, key: str, since: float) -> list[str]:
-        """ListMultipartUploads."""
-        with self._calling("list uploads to", f"s3://{self.bucket}/{key}") as client:
-            pages = client.get_paginator("list_multipart_uploads")
-            found = [
-                upload["UploadId"]
-                for page in pages.paginate(Bucket=self.bucket, Prefix=key, **self.options.access())
-                for upload in page.get("Uploads", [])
-                if len(upload["Key"]) == len(key)  # the key may only be a prefix of it
-                and upload["Initiated"].timestamp() > since - CLOCK_SKEW_SECONDS
-            ]
-            client.close()  # what follows a lost Create must use another connection
-            return found
+        """Unless it lists, or does not answer."""
+        answer = self.plain_answer()
+        if isinstance(answer, RetryableError):  # the credentials may have been reloaded
+            answer = self.plain_answer()
+        return answer is not None and not isinstance(answer, RetryableError)
 
     # -- listing and inspection
 
@@ -7227,59 +6849,64 @@ class S3Uploader(MultipartUploader, InspectableUploader):
 
     def _list_pages(self, prefix: str, **more: str) -> Iterator[Mapping[str, Any]]:
         token: dict[str, str] = {}
-
-        def ask() -> Mapping[str, Any]:
-            with self._calling("list", f"s3://{self.bucket}/{prefix}") as client:
-                page: Mapping[str, Any] = client.list_objects_v2(
-                    Bucket=self.bucket, Prefix=prefix, **more, **token, **self.options.access()
-                )
-                return page
-
         while True:
+            ask = functools.partial(self._list_page, prefix, **more, **token)
             page = patiently(ask, self.patience)
             yield page
             if not page.get("IsTruncated"):
                 return
             token = {"ContinuationToken": page["NextContinuationToken"]}
 
-    def inspect(self, key: str) -> Inspected | None:
-        """HeadObject."""
-        head = self._head(key, ChecksumMode="ENABLED")
-        if head is None:
-            return None
-        metadata = {name.lower(): value for name, value in head.get("Metadata", {}).items()}
-        modified = head.get("LastModified")
-        stored_at = int(modified.timestamp()) * 10**9 if modified else 0
-        sha256 = hex_of_checksum(head.get("ChecksumSHA256", ""))
-        size, etag = head["ContentLength"], str(head.get("ETag") or "").strip('"')
-        part_size = self._first_part(key, size) if "-" in sha256 or "-" in etag else 0
-        locks = head.get("ObjectLockMode"), head.get("ObjectLockLegalHoldStatus") == "ON"
-        wanted = self.options.object_lock_mode, self.options.legal_hold
-        lacks_lock = any(wish and not lock for wish, lock in zip(wanted, locks))
-        return Inspected(size, etag, sha256, metadata, stored_at, part_size, lacks_lock)
+    def _list_page(self, prefix: str, **more: Any) -> Mapping[str, Any]:
+        with self.session.calling("list", self.url(prefix)) as client:
+            page: Mapping[str, Any] = client.list_objects_v2(
+                Bucket=self.bucket, Prefix=prefix, **more, **self.options.access()
+            )
+            return page
 
-    def _first_part(self, key: str, size: int) -> int:
-        """Bytes of an object's first part; 0 if the store ignores partNumber."""
-        first = self._head(key, PartNumber=1) or {}
-        told = int(first.get("ContentLength", 0))
-        return told if first.get("PartsCount") or told != size else 0
+    def inspect(self, key: str) -> Inspected | None:
+        """HeadObject; twice for an object in parts."""
+        return self.heads.inspect(key)
+
+    def prove(self, found: Found) -> list[str]:
+        """Also that the object is locked, if it should be."""
+        notes = super().prove(found)
+        if not self.options.locks:
+            return notes
+        is_locked, why_unknown = told_of_lock(functools.partial(self._is_locked, found.key))
+        if why_unknown:
+            return [*notes, f"cannot tell whether objects are locked: {why_unknown}"]
+        if not is_locked:
+            raise FatalError("lock", found.key, "the store accepted it and has not locked it so")
+        return notes
+
+    def _is_locked(self, key: str) -> bool:
+        """Whether an object has the retention and the hold that it was sent with."""
+        options, ask = self.options, functools.partial(self.call, "read the lock of")
+        if options.retain:
+            told = ask("get_object_retention", key).get("Retention", {})
+            until = told.get("RetainUntilDate")
+            is_long = until is not None and until.timestamp() >= options.retain.least
+            if told.get("Mode") != options.object_lock_mode or not is_long:
+                return False
+        held = options.legal_hold and ask("get_object_legal_hold", key)
+        return not held or held.get("LegalHold", {}).get("Status") == "ON"
 
     def explain_loss(self, key: str) -> list[str]:
         """For a store that answers GET as S3 does: something deletes objects immediately."""
-        with self._calling("check", f"s3://{self.bucket}/{key}") as client:
-            try:
-                client.get_object(Bucket=self.bucket, Key=key, **self.options.access())
-            except client.exceptions.ClientError as error:
-                if error.response["Error"].get("Code") == "NoSuchKey":
-                    return [f"something deletes objects immediately: {key} was accepted, then gone"]
+        try:
+            self.call("check", "get_object", key)
+        except RetryableError:
+            raise
+        except TransferError as error:
+            if error.code == "NoSuchKey":
+                return [f"something deletes objects immediately: {key} was accepted, then gone"]
         return super().explain_loss(key)
 
     def kept_as(self, key: str, size: int, since: float) -> str:
         """ListObjectsV2, one page, of what starts like the key up to its first odd character."""
         odd = is_odd(key)
-        below = key[: odd.start()] if odd else key
-        with self._calling("list", f"s3://{self.bucket}/{below}") as client:
-            page = client.list_objects_v2(Bucket=self.bucket, Prefix=below, **self.options.access())
+        page = self._list_page(key[: odd.start()] if odd else key)
         listed = page.get("Contents", [])
         if key in [stored["Key"] for stored in listed]:
             return key
@@ -7296,9 +6923,436 @@ class S3Uploader(MultipartUploader, InspectableUploader):
 
     def read_back(self, key: str) -> str:
         """GetObject."""
-        with self._calling("read back", f"s3://{self.bucket}/{key}") as client:
-            answer = client.get_object(Bucket=self.bucket, Key=key, **self.options.access())
-            return digest_of(answer["Body"], self.traffic.beat)
+        with self.session.calling("read back", self.url(key)) as client:
+            return digest_of(client.get_object(**self.of_object(key))["Body"], self.traffic.beat)
+
+
+class NoOverwrite:
+    """--no-overwrite: what the store has stays, by its own condition, If-None-Match.
+
+    That it heeds it must be shown once in each process, before anything is left to it.
+    """
+
+    def __init__(self, s3: S3Uploader) -> None:
+        self.is_due = s3.options.no_overwrite  # it has yet to be shown
+        self._s3 = s3
+        self._proving = threading.Lock()
+        self._problem: FatalError | None = None
+
+    def prove(self, upload: Upload) -> Receipt:
+        """Store the first object of this process twice: the second time must be refused.
+
+        Raises FatalError if the store ignores the condition: it would overwrite anything.
+        """
+        with self._proving:
+            if not self.is_due:
+                return self._s3.put(upload)
+            if self._problem:
+                raise self._problem
+            self.check_free(upload)
+            receipt: Receipt | None = None
+            try:
+                receipt = self._s3.put(upload)
+                self._s3.put(upload)
+                cause = "the store ignores If-None-Match"
+            except KeptError:
+                self.is_due = False
+                if receipt:
+                    return receipt
+                raise
+            except UnsupportedError as error:
+                cause = f"the store refuses If-None-Match: {error.cause}"
+            hint = "then --no-overwrite cannot be kept: leave it out, or choose another prefix"
+            self._problem = FatalError("use", self._s3.destination, cause, hint)
+            raise self._problem
+
+    def check_free(self, upload: Upload) -> None:
+        """Raises KeptError if the store has an object of this name; nothing if that is secret."""
+        with contextlib.suppress(DeniedError):
+            if self._s3.options.no_overwrite and self._s3.heads.look(upload.key):
+                raise self.kept(upload)
+
+    @contextlib.contextmanager
+    def heeded(self, upload: Upload) -> Iterator[None]:
+        """Raises KeptError for 412."""
+        try:
+            yield
+        except TransferError as error:
+            if error.status != PRECONDITION_FAILED or not self._s3.options.no_overwrite:
+                raise
+            raise self.kept(upload) from error
+
+    def kept(self, upload: Upload, *, resent: bool = False) -> KeptError:
+        """What the store has already: is it this file? Raises TransferError."""
+        error = KeptError("upload", self._s3.way(upload), "the store has an object of this name")
+        error.upload, error.resent = upload, resent
+        with contextlib.suppress(DeniedError):
+            stored = self._s3.heads.look(upload.key)
+            if stored and upload.body is not None:
+                md5 = hashlib.md5(upload.body, usedforsecurity=False).hexdigest()
+                error.same = stored.shows(upload, (upload.sha256, md5))
+                error.etag = stored.etag
+        return error
+
+
+class SelfCopy:
+    """New metadata for a large object: it is copied onto itself, with everything stated again.
+
+    Some stores acknowledge that and keep the old metadata, or store something else.
+    """
+
+    def __init__(self, s3: S3Uploader) -> None:
+        self._s3 = s3
+        self._denied: list[TransferError] = []  # in a row
+
+    def run(self, upload: Upload, etag: str) -> Receipt:
+        """See Uploader.renew()."""
+        if self._s3.options.no_overwrite:
+            raise UnsupportedError("update metadata of", upload.key, "--no-overwrite")
+        if len(self._denied) >= MAX_DENIED_COPIES:
+            raise self._denied[-1]
+        try:
+            copied = self._checked(upload, etag)
+        except (RetryableError, FatalError, UploadGoneError):
+            raise
+        except TransferError as error:
+            self._denied.append(error)
+            raise
+        self._denied.clear()
+        return Receipt(copied)
+
+    def _checked(self, upload: Upload, etag: str) -> str:
+        """The ETag of the copy, from HEAD: Swift answers with another one, rclone with none.
+
+        A store that takes the request for a PutObject now has an empty object: it is sent again.
+        """
+        way, told, lost = ("update metadata of", self._s3.url(upload.key)), "", None
+        try:
+            told = self._copied(upload, etag)
+        except RetryableError as error:
+            lost = error
+        try:
+            stored = self._s3.heads.look(upload.key)
+        except DeniedError:
+            stored = None
+        if stored is None and not told:
+            raise lost or UploadGoneError(*way, "the store may not have copied it")
+        if stored is None:
+            return told
+        if stored.size != upload.size:
+            raise UploadGoneError(*way, "the store did not copy it")
+        if not stored.metadata:
+            self._s3.traffic.notes.append(DROPS_METADATA)  # there is none to update
+        elif not stored.has(upload.metadata):
+            raise lost or UnsupportedError(*way, "the store kept the old metadata")
+        return stored.etag or told
+
+    def _copied(self, upload: Upload, etag: str) -> str:
+        """The ETag of the copy, as answered.
+
+        Some stores report another ETag each time; or a copy was made, and its answer lost. With
+        neither metadata nor a digest, nothing shows that it is another object.
+        """
+        try:
+            return self._copy(upload, etag)
+        except UploadGoneError as gone:
+            stored = self._s3.inspect(upload.key) if gone.status == PRECONDITION_FAILED else None
+            if stored is None or stored.size != upload.size:
+                raise
+            is_silent = not stored.metadata and not stored.digests
+            digests = digests_of(upload.source, {form for form, _ in stored.forms()}).values()
+            if not is_silent and not stored.proves(upload.size, digests):
+                raise
+        return stored.etag if stored.has(upload.metadata) else self._copy(upload, stored.etag)
+
+    def _copy(self, upload: Upload, etag: str) -> str:
+        """Raises UploadGoneError if the object is not the one that the ledger knows."""
+        s3, owner = self._s3, self._s3.options.expected_bucket_owner
+        source = {
+            "CopySource": {"Bucket": s3.bucket, "Key": upload.key},
+            **({"CopySourceIfMatch": f'"{etag}"'} if etag else {}),
+            **({"ExpectedSourceBucketOwner": owner} if owner else {}),
+        }
+        try:
+            if upload.size > MAX_PART_SIZE:
+                return self._copy_parts(upload, source)
+            tagging = {"TaggingDirective": "REPLACE"} if s3.options.tags else {}
+            with s3.session.calling("update metadata of", s3.url(upload.key)) as client:
+                answer = client.copy_object(
+                    **s3.described(upload), **source, MetadataDirective="REPLACE", **tagging
+                )
+        except TransferError as error:
+            if error.status not in (404, PRECONDITION_FAILED):
+                raise
+            gone = UploadGoneError("update metadata of", s3.url(upload.key), error.cause)
+            gone.status = error.status
+            raise gone from error
+        return str(answer.get("CopyObjectResult", {}).get("ETag") or "").strip('"')
+
+    def _copy_parts(self, upload: Upload, source: Mapping[str, Any]) -> str:
+        s3, size = self._s3, part_size_for(upload.size, COPIED_PART_SIZE)
+        upload_id = s3.create(upload, upload.metadata)
+        try:
+            parts: list[Mapping[str, Any]] = []
+            for number, offset in enumerate(range(0, upload.size, size), start=1):
+                last = min(offset + size, upload.size) - 1
+                with s3.session.calling("copy a part of", s3.url(upload.key)) as client:
+                    answer = client.upload_part_copy(
+                        **s3.of_upload(upload.key, upload_id),
+                        **source,
+                        PartNumber=number,
+                        CopySourceRange=f"bytes={offset}-{last}",
+                    )
+                parts.append({"PartNumber": number, "ETag": answer["CopyPartResult"]["ETag"]})
+                s3.traffic.beat()
+            return s3.assemble(upload, upload_id, parts)
+        except BaseException:
+            with contextlib.suppress(TransferError):
+                s3.abort(upload.key, upload_id)
+            raise
+
+
+class S3Uploader(S3Bucket):
+    """Stores objects in a bucket.
+
+    Safe lane: boto3's own calls, in threads. Fast lane: the PutObject that botocore would have
+    sent, if the gate allows it; what it does not understand goes to the safe lane.
+    """
+
+    takes_parts = True
+    process_state: ClassVar[frozenset[str]] = S3Bucket.process_state | {"no_overwrite", "self_copy"}
+
+    def _begin_process(self) -> None:
+        super()._begin_process()
+        self.no_overwrite = NoOverwrite(self)
+        self.self_copy = SelfCopy(self)
+
+    async def send(
+        self, upload: Upload, threads: ThreadPoolExecutor, posted: Posted | None = None
+    ) -> Receipt:
+        """By the fast lane if that is open and the body is in memory, else by the safe lane."""
+        lane, in_thread = self.lane.ready(), asyncio.get_running_loop().run_in_executor
+        if self.no_overwrite.is_due and upload.body is not None:
+            return await in_thread(threads, self.no_overwrite.prove, upload)
+        if lane is None or upload.body is None:
+            return await super().send(upload, threads)
+        terms = posted.terms if posted else self.terms.now
+        put = lane.put(
+            *(upload.key, self._headers(upload, terms), upload.body, upload.sha256),
+            checksum=terms.checksums,
+            posted=posted,
+        )
+        by_boto3 = functools.partial(super().send, upload, threads)
+        try:
+            receipt = await self.lane.ask(put, self.way(upload), by_boto3, terms)
+        except Rejected as rejected:
+            look = functools.partial(self.no_overwrite.kept, upload, resent=rejected.resent)
+            raise await in_thread(threads, look) from rejected
+        self.traffic.fast_files += receipt.fast
+        return receipt
+
+    def post(self, upload: Upload, ended: Callable[[Posted, Receipt | None], None]) -> bool:
+        """By the fast lane, if it has a connection that is idle."""
+        lane, terms = self.lane.ready(), self.terms.now
+        if lane is None or upload.body is None or self.no_overwrite.is_due:
+            return False
+
+        def answered(posted: Posted, answer: Answer | None) -> None:
+            if answer is None:
+                ended(posted, None)
+                return
+            self.session.store_clock.took(posted.offset)
+            self.lane.acknowledge(terms)
+            self.traffic.fast_files += 1
+            ended(posted, Receipt(answer.etag, fast=True))
+
+        posted = Posted(upload.sha256, terms, answered)
+        headers = self._headers(upload, terms)
+        return lane.post(upload.key, headers, upload.body, posted, checksum=terms.checksums)
+
+    def _headers(self, upload: Upload, terms: Terms) -> Headers:
+        """What varies from one object to the next, for the fast lane."""
+        names, values = tuple(upload.metadata), (upload.content_type, *upload.metadata.values())
+        sums = md5_of(upload.body or b"", terms)
+        return Headers(header_names_of(names, terms.md5), (*values, *sums))
+
+    async def send_part(self, part: Part, threads: ThreadPoolExecutor) -> Receipt:
+        """By the fast lane if that is open, else by the safe lane."""
+        lane, terms = self.lane.ready(), self.terms.now
+        if lane is None:
+            return await super().send_part(part, threads)
+        handle = UploadHandle.read(part.upload_id)
+        upload_id = urllib.parse.quote(handle.upload_id, safe="")
+        query = f"partNumber={part.number}&uploadId={upload_id}"
+        headers = NO_HEADERS
+        if terms.md5 and not isinstance(part.body, FileBody):
+            headers = Headers(("content-md5",), md5_of(part.body, terms))
+        checksum = handle.checksum and terms.checksums
+        put = lane.put(part.key, headers, part.body, part.sha256, query, checksum=checksum)
+        by_boto3 = functools.partial(super().send_part, part, threads)
+        return await self.lane.ask(put, self.way(part), by_boto3, terms)
+
+    # -- by boto3
+
+    def put(self, upload: Upload) -> Receipt:
+        """One PutObject: the body is in memory, larger files are sent in parts."""
+        assert upload.body is not None
+        body, told = memoryview(upload.body), self.described(upload)
+        with self.no_overwrite.heeded(upload):
+            return self._store("put_object", self.way(upload), told, body, upload.sha256)
+
+    def put_part(self, part: Part) -> Receipt:
+        """UploadPart."""
+        told = {"PartNumber": part.number, **self.of_upload(part.key, part.upload_id)}
+        way, wanted = self.way(part), UploadHandle.read(part.upload_id).checksum
+        try:
+            return self._store("upload_part", way, told, part.body, part.sha256, checksum=wanted)
+        except DeniedError as error:
+            if part.number > 1 and is_about_count(error.cause):
+                cause = error.operation, error.subject, error.cause
+                raise TooManyPartsError(*cause, TOO_MANY_PARTS_HINT) from error
+            raise
+
+    def _store(
+        self,
+        method: str,
+        way: str,
+        told: Mapping[str, Any],
+        body: Body,
+        sha256: str,
+        *,
+        checksum: bool = True,
+    ) -> Receipt:
+        def send(with_checksum: bool) -> Receipt:
+            md5 = dict(zip(("ContentMD5",), md5_of(body, self.terms.now)))
+            sums = {**checksum_of(sha256, with_checksum), **md5}
+            with self.session.calling("upload", way) as client:
+                answer = getattr(client, method)(Body=PartBody(body, sha256), **told, **sums)
+                return Receipt(etag_of(answer, sha256))
+
+        return self.terms.with_checksum(method, send, wanted=checksum)
+
+    def fingerprint(self, upload: Upload) -> str:
+        """Hashes of the arguments of CreateMultipartUpload."""
+        told = {**self.described(upload), "Metadata": {}}, upload.metadata
+        if self.options.retain:  # the same wish is another date every night
+            told[0]["ObjectLockRetainUntilDate"] = self.options.retain.text
+        texts = (json.dumps(half, sort_keys=True).encode() for half in told)
+        return "/".join(hashlib.sha256(text).hexdigest() for text in texts)
+
+    def begin(self, upload: Upload) -> str:
+        """CreateMultipartUpload. Returns an UploadHandle, as text."""
+        self.no_overwrite.check_free(upload)
+        mark = uuid.uuid4().hex[:UPLOAD_MARK_DIGITS]
+        metadata = {**upload.metadata, UPLOAD_MARK: mark}
+
+        def create(checksum: bool) -> UploadHandle:
+            algorithm = {"ChecksumAlgorithm": "SHA256"} if checksum else {}
+            return UploadHandle(self.create(upload, metadata, **algorithm), checksum, mark)
+
+        return str(self.terms.with_checksum("begin", create))
+
+    def create(self, upload: Upload, metadata: Mapping[str, str], **more: str) -> str:
+        """S3's id of a new multipart upload."""
+        told = {**self.described(upload), "Metadata": metadata, **more}
+        with self.session.calling("start upload of", self.way(upload)) as client:
+            upload_id = str(client.create_multipart_upload(**told).get("UploadId", ""))
+            if not upload_id:
+                raise RetryableError("read response", upload.key, "it has no upload ID")
+            return upload_id
+
+    def list_parts(self, key: str, upload_id: str) -> list[StoredPart]:
+        """ListParts, to the end."""
+        with self.session.calling("list parts of", self.url(key)) as client:
+            pages = client.get_paginator("list_parts")
+            return [
+                StoredPart(
+                    part["PartNumber"],
+                    part["Size"],
+                    part["ETag"].strip('"'),
+                    hex_of_checksum(part.get("ChecksumSHA256", "")),
+                )
+                for page in pages.paginate(**self.of_upload(key, upload_id))
+                for part in page.get("Parts", [])
+            ]
+
+    def complete(self, upload: Upload, upload_id: str, parts: Sequence[StoredPart]) -> Receipt:
+        """CompleteMultipartUpload, then a check of the object.
+
+        If the answer is lost, or the upload no longer exists, the object decides.
+        """
+
+        def end(checksum: bool) -> str:
+            named: list[Mapping[str, Any]] = [
+                {"PartNumber": p.number, "ETag": p.etag, **checksum_of(p.sha256, checksum)}
+                for p in parts
+            ]
+            return self.assemble(upload, upload_id, named)
+
+        wanted = UploadHandle.read(upload_id).checksum
+        try:
+            with self.no_overwrite.heeded(upload):
+                self.no_overwrite.check_free(upload)
+                etag = self.terms.with_checksum("complete", end, wanted=wanted)
+        except (UploadGoneError, RetryableError, KeptError):
+            receipt = self.is_complete(upload, upload_id, parts)
+            if receipt is None:
+                raise
+            return receipt
+        self._check_stored(upload)
+        return Receipt(etag, combined_sha256(parts))
+
+    def assemble(self, upload: Upload, upload_id: str, parts: list[Mapping[str, Any]]) -> str:
+        """CompleteMultipartUpload. Returns the ETag."""
+        way, seconds = self.way(upload), COMPLETE_SECONDS
+        with self.session.calling("complete", way, seconds) as client:
+            answer = client.complete_multipart_upload(
+                **self.of_upload(upload.key, upload_id), MultipartUpload={"Parts": parts}
+            )
+            return etag_of(answer)
+
+    def _check_stored(self, upload: Upload) -> None:
+        """Raises TransferError if the object is not as it should be.
+
+        A refusal does not count: PutObject is permission enough.
+        """
+        try:
+            stored = self.heads.look(upload.key)
+        except DeniedError:
+            return
+        way = "complete", self.way(upload)
+        if stored is None and not self.endpoint:
+            raise RetryableError(*way, "the store acknowledged it but does not have it")
+        if stored is None:  # S3 is consistent; other stores may not be
+            self.traffic.notes.append(NOT_FOUND_NOTE)
+        elif stored.size != upload.size:
+            raise TransferError(*way, "the store acknowledged it but has something else")
+        elif not stored.has(upload.metadata):
+            self.traffic.notes.append(DROPS_METADATA)
+
+    def is_complete(
+        self, upload: Upload, upload_id: str, parts: Sequence[StoredPart]
+    ) -> Receipt | None:
+        """By HeadObject: the mark that the upload was started with, or the digest of its bytes."""
+        try:
+            stored = self.heads.look(upload.key)
+        except DeniedError:
+            return None  # then it is sent again
+        mark, sha256 = UploadHandle.read(upload_id).mark, combined_sha256(parts)
+        digests = sha256, combined_etag(parts)
+        if stored and stored.shows(upload, digests, mark):
+            return Receipt(stored.etag, sha256)
+        return None
+
+    def abort(self, key: str, upload_id: str) -> None:
+        """AbortMultipartUpload. An unknown upload is already gone."""
+        calling = self.session.calling("abort upload of", self.url(key))
+        with calling as client, contextlib.suppress(client.exceptions.NoSuchUpload):
+            client.abort_multipart_upload(**self.of_upload(key, upload_id))
+
+    def renew(self, upload: Upload, etag: str) -> Receipt:
+        """CopyObject onto itself, with everything stated again; by parts above 5 GiB."""
+        return self.self_copy.run(upload, etag)
 
 
 # Names known to be altered by some store, one kind for each.
@@ -7372,8 +7426,9 @@ def md5_of(body: Body, terms: Terms) -> tuple[str, ...]:
 
 def may_concern_checksum(error: TransferError) -> bool:
     """Whether the request might succeed without its checksum. Some stores blame the signature."""
-    is_refusal = kind_of_error(error) is Kind.REFUSED and error.status != FORBIDDEN
-    return is_refusal or error.code == "SignatureDoesNotMatch"
+    if error.status in (FORBIDDEN, PRECONDITION_FAILED):
+        return error.code == "SignatureDoesNotMatch"
+    return kind_of_error(error) is Kind.REFUSED
 
 
 LISTED_PREFIXES = 16  # listed in parallel
@@ -7438,26 +7493,16 @@ class PartBody(io.RawIOBase):
         return len(piece)
 
 
-def describes(head: Mapping[str, Any], upload: Upload) -> bool:
-    """Whether HeadObject's answer describes this object, as far as it goes."""
-    stored = {name.lower(): value for name, value in head.get("Metadata", {}).items()}
-    return head["ContentLength"] == upload.size and all(
-        stored.get(name) == value for name, value in upload.metadata.items()
-    )
-
-
 def combined_etag(parts: Sequence[StoredPart]) -> str:
     """The ETag of an object in parts, if those of the parts are MD5 digests; else empty."""
-    etags = "".join(part.etag for part in parts)
-    if len(etags) != 32 * len(parts) or not re.fullmatch("[0-9a-f]*", etags):
+    if not all(re.fullmatch("[0-9a-f]{32}", part.etag) for part in parts):
         return ""
-    digest = hashlib.md5(bytes.fromhex(etags), usedforsecurity=False).hexdigest()
-    return f"{digest}-{len(parts)}"
+    return combined("md5", [bytes.fromhex(part.etag) for part in parts])
 
 
 def combined_sha256(parts: Iterable[StoredPart]) -> str:
-    """combined_digest() of stored parts."""
-    return combined_digest([bytes.fromhex(part.sha256) for part in parts])
+    """The digest of an object in parts, as the ledger keeps it."""
+    return combined("sha256", [bytes.fromhex(part.sha256) for part in parts])
 
 
 def etag_of(answer: Mapping[str, Any], sha256: str = "") -> str:
@@ -7468,11 +7513,16 @@ def etag_of(answer: Mapping[str, Any], sha256: str = "") -> str:
     """
     if sha256 and answer.get("ChecksumSHA256", base64_of(sha256)) != base64_of(sha256):
         raise RetryableError("read response", "", OTHER_DIGEST)
-    told = str(answer.get("ETag") or "")
-    etag = told.strip('"')
-    if not etag or told.startswith('"') != told.endswith('"'):
+    etag = whole_etag(answer)
+    if not etag:
         raise RetryableError("read response", "", "it was cut off: no ETag")
     return etag
+
+
+def whole_etag(answer: Mapping[str, Any]) -> str:
+    """The ETag of an answer, without quotes; empty if it has none, or half of one."""
+    told = str(answer.get("ETag") or "")
+    return told.strip('"') if told.startswith('"') == told.endswith('"') else ""
 
 
 def head_of(fields: Mapping[str, str]) -> Mapping[str, Any]:
@@ -7487,13 +7537,6 @@ def head_of(fields: Mapping[str, str]) -> Mapping[str, Any]:
         "ObjectLockLegalHoldStatus": fields.get("x-amz-object-lock-legal-hold"),
         "Metadata": {n[len(start) :]: value for n, value in fields.items() if n.startswith(start)},
     }
-
-
-def is_whole_head(head: Mapping[str, Any]) -> bool:
-    """Whether an answer to HeadObject has a size and an ETag."""
-    told = str(head.get("ETag") or "")
-    has_etag = bool(told.strip('"')) and told.startswith('"') == told.endswith('"')
-    return has_etag and "ContentLength" in head
 
 
 def parse_destination(text: str) -> tuple[str, str]:
@@ -8793,15 +8836,8 @@ class Transfer:
     # -- what tasks need
 
     @property
-    def multipart(self) -> MultipartUploader:
-        """The engine gives tasks of large files to no other kind."""
-        assert isinstance(self.runner.uploader, MultipartUploader)
-        return self.runner.uploader
-
-    @property
-    def inspectable(self) -> InspectableUploader:
-        """The same for questions about objects."""
-        assert isinstance(self.runner.uploader, InspectableUploader)
+    def uploader(self) -> Uploader:
+        """One that can do what the task asks of it: the batch run sees to that."""
         return self.runner.uploader
 
     def open(self, path: str, permissions: str = "0") -> SourceFile:
@@ -8857,7 +8893,7 @@ class Transfer:
             return None  # resending a small object takes one request, no extra permission
         self.sent = True  # unless the store says that it did nothing
         try:
-            renewed = self._renewed(known, same, stored.last_modified)
+            renewed = self._renewed(known, same, is_old=True)
         except UploadGoneError:
             return None
         if not renewed.stale:
@@ -8873,7 +8909,8 @@ class Transfer:
         source, size = upload.source, upload.size
         if stored.is_stale and stored.is_untouched(upload.status):
             return stored.sha256
-        forms = stored.forms(size, part_size_for(size, upload.part_size))
+        likely = stored.part_size, part_size_for(size, upload.part_size)
+        forms = known_forms(stored.sha256, stored.etag, size, *likely)
         if not forms:
             self.runner.uploader.traffic.notes.append(NOT_COMPARED_NOTE)
             same_time = stored.last_modified == ledger_time(upload.status)
@@ -8887,15 +8924,15 @@ class Transfer:
                 return stored.sha256 or upload.sha256 or digest_in_parts(source, form.part_size)
         return None
 
-    def _renewed(self, upload: Upload, done: Outcome, modified: int | None = None) -> Outcome:
+    def _renewed(self, upload: Upload, done: Outcome, *, is_old: bool = False) -> Outcome:
         """``done``, with the object's metadata renewed; or stale, if the store refuses that.
 
-        ``modified``: of the object, if it is an old one. Raises UploadGoneError if it is no more.
+        ``is_old``: it was stored by an earlier run. Raises UploadGoneError if it is no more.
         """
         try:
-            receipt = self.runner.uploader.renew(upload, done.etag, modified)
+            receipt = self.uploader.renew(upload, done.etag)
         except TransferError as error:
-            is_another = isinstance(error, UploadGoneError) and modified is not None
+            is_another = isinstance(error, UploadGoneError) and is_old
             if is_another or isinstance(error, (RetryableError, FatalError)):
                 raise
             return done._replace(stale=True, error=error.cause)
@@ -9032,10 +9069,11 @@ class Task(NamedTuple):
         try:
             if settled:
                 return settled
-            if upload.body is None and isinstance(runner.uploader, MultipartUploader):
+            if upload.body is None and runner.uploader.takes_parts:
                 return Outcome(self.id, OutcomeKind.LARGE)
             transfer.sent = True
-            acknowledged = runner.uploader.send_posted(upload, runner.threads, posted)
+            first_try = filter(None, [posted])  # only a provider with post() knows of it
+            acknowledged = runner.uploader.send(upload, runner.threads, *first_try)
             receipt = await runner.send(acknowledged, upload.size, posted)
             if upload.body is not None:
                 return transfer.outcome(upload, transfer.kind, receipt, sent=True)
@@ -9080,7 +9118,6 @@ class BeginTask(NamedTuple):
     parts: tuple[StoredPart, ...]  # its parts that were acknowledged
     anew: bool  # do not resume the earlier one
     most_parts: int  # that the store accepts, as far as is known
-    asked_at: int  # seconds since the epoch; no upload of this file began earlier
     size: int = 0
 
     def ask(self, transfer: Transfer) -> AnyOutcome:
@@ -9095,8 +9132,8 @@ class BeginTask(NamedTuple):
 
     def _go_on(self, transfer: Transfer, upload: Upload) -> AnyOutcome | None:
         """Resume or finish the earlier upload; None: there is none, or none that can be used."""
-        known, uploader, options = self.known, transfer.multipart, transfer.options
-        if known is None or known.upload_id is None or self.anew:
+        known, uploader, options = self.known, transfer.uploader, transfer.options
+        if known is None or self.anew:
             return None
         wanted = part_size_for(upload.size, options.part_size)
         if options.is_part_size_given and known.part_size != wanted:
@@ -9128,7 +9165,7 @@ class BeginTask(NamedTuple):
     ) -> Outcome | None:
         """The outcome of an upload that was completed, though its answer was lost."""
         told = upload if is_as_told else upload._replace(metadata={})
-        receipt = transfer.multipart.is_complete(told, known.upload_id or "", self.parts)
+        receipt = transfer.uploader.is_complete(told, known.upload_id, self.parts)
         if receipt is None:
             return self._found(transfer, upload)
         size = known.part_size
@@ -9140,34 +9177,40 @@ class BeginTask(NamedTuple):
 
     def _found(self, transfer: Transfer, upload: Upload) -> Outcome | None:
         """The outcome if a digest proves that the object has the file's bytes, else None."""
-        uploader = transfer.runner.uploader
         try:
-            stored = (
-                uploader.inspect(upload.key) if isinstance(uploader, InspectableUploader) else None
-            )
+            stored = transfer.uploader.inspect(upload.key)
         except DeniedError:
             return None
         if stored is None or stored.size != upload.size or not stored.forms():
             return None
         digests = digests_of(upload.source, {form for form, _ in stored.forms()} | {WHOLE_SHA256})
-        if not stored.proves(digests):
+        if not stored.proves(upload.size, digests.values()):
             return None
         receipt = Receipt(stored.etag, digests[WHOLE_SHA256])
-        is_as_told = upload.metadata.items() <= stored.metadata.items()
-        return transfer.finished(upload, receipt, is_as_told=is_as_told)
+        return transfer.finished(upload, receipt, is_as_told=stored.has(upload.metadata))
 
     def _begin_anew(self, transfer: Transfer, upload: Upload) -> Begun:
-        known, uploader = self.known, transfer.multipart
-        if known is not None and known.upload_id:
-            with uploader.telling_what_is_left():
-                abort_uploads(uploader, upload.key, known.upload_id, known.created_at)
-        elif known is not None or transfer.attempts > 1:  # one may have been begun
-            since = known.created_at if known is not None else self.asked_at
-            uploader.abort_others(upload.key, since)
+        known, uploader = self.known, transfer.uploader
+        if known is not None:
+            abort_if_allowed(uploader, upload.key, known.upload_id)
         size = part_size_for(upload.size, transfer.options.part_size, self.most_parts)
         upload_id, told = uploader.begin(upload), uploader.fingerprint(upload)
         now, racy = Snapshot.of(upload.status), int(upload.source.racy)
         return Begun(self.id, upload_id, told, size, (), now, racy)
+
+
+LEFT_HINT = "a lifecycle rule that aborts incomplete uploads will remove it"
+
+
+def abort_if_allowed(uploader: Uploader, key: str, upload_id: str) -> None:
+    """A store that refuses to abort an upload does not stop the upload of a file."""
+    try:
+        uploader.abort(key, upload_id)
+    except (RetryableError, FatalError):
+        raise
+    except TransferError as error:
+        told = f"an unfinished upload may remain: {error} ({LEFT_HINT})"
+        uploader.traffic.notes.append(told)
 
 
 class PartTask(NamedTuple):
@@ -9192,7 +9235,7 @@ class PartTask(NamedTuple):
             body, sha256 = await runner.in_thread(reading)
             source.has_moved()
             part = Part(self.path, self.key, self.upload_id, self.number, body, sha256)
-            acknowledged = transfer.multipart.send_part(part, runner.threads)
+            acknowledged = transfer.uploader.send_part(part, runner.threads)
             receipt = await runner.send(acknowledged, self.size)
         finally:
             source.close()
@@ -9217,7 +9260,7 @@ class CompleteTask(NamedTuple):
 
     def ask(self, transfer: Transfer) -> Outcome:
         """The outcome, if the file is as it was."""
-        uploader, racy, size = transfer.multipart, self.racy, self.part_size
+        uploader, racy, size = transfer.uploader, self.racy, self.part_size
         with contextlib.closing(transfer.open_again(self.file.path, self.snapshot)) as source:
             self._compare_again(source, transfer.options)
             upload = transfer.describe(self.file, source, None)
@@ -9249,7 +9292,7 @@ class ProofTask(NamedTuple):
 
     def ask(self, transfer: Transfer) -> Answered:
         """Raises FatalError if it is not, or not as it should be."""
-        uploader = transfer.inspectable
+        uploader = transfer.uploader
         uploader.traffic.notes.extend(uploader.prove(self.found))
         return Answered(self.id)
 
@@ -9265,7 +9308,7 @@ class NameTask(NamedTuple):
 
     def ask(self, transfer: Transfer) -> Answered:
         """That name; empty: unknown."""
-        kept_as = transfer.inspectable.kept_as(self.key, self.file_size, self.since)
+        kept_as = transfer.uploader.kept_as(self.key, self.file_size, self.since)
         return Answered(self.id, kept_as)
 
 
@@ -9283,7 +9326,7 @@ class RemoveTask(NamedTuple):
 
     def ask(self, transfer: Transfer) -> Answered:
         """Why it is still here; empty: it is not."""
-        uploader = transfer.inspectable
+        uploader = transfer.uploader
         try:
             stored = uploader.inspect(self.key)
             if stored is None and self.kind in SENT_WHOLE:  # listings and HEAD may lag
@@ -9324,7 +9367,7 @@ class RemoveTask(NamedTuple):
         forms = {form for form, _ in stored.forms()}
         found = self.found
         with contextlib.closing(transfer.open(found.path, found.permissions)) as source:
-            return bool(forms and stored.proves(digests_of(source, forms)))
+            return bool(stored.proves(source.size, digests_of(source, forms).values()))
 
     def _what_is_unlike(self, options: EngineOptions, status: os.stat_result) -> str:
         """Why the file that is there must stay; empty if it is the one that was read."""
@@ -9357,13 +9400,12 @@ class AbortTask(NamedTuple):
 
     id: str
     key: str
-    upload_id: str | None  # None: any that a killed run began at created_at or later
-    created_at: int
+    upload_id: str
     size: int = 0
 
     def ask(self, transfer: Transfer) -> Answered:
         """Abort what is left of it."""
-        abort_uploads(transfer.multipart, self.key, self.upload_id, self.created_at)
+        transfer.uploader.abort(self.key, self.upload_id)
         return Answered(self.id)
 
 
@@ -9375,30 +9417,6 @@ LOOK_WAITS, LOOK_SECONDS = 200, 0.005  # for fewer requests in flight than the l
 def file_of(task: AnyTask) -> Any:
     """What has the key of a task's file."""
     return getattr(task, "file", task)
-
-
-def again(task: AnyTask) -> AnyTask:
-    """The task to be redone, when it is not known how far it got."""
-    if isinstance(task, BeginTask) and task.known is None:
-        asked = UploadModel(task.file.id, None, task.asked_at, "", "", "", task.file.key)
-        return task._replace(known=asked)
-    return task
-
-
-def abort_uploads(
-    uploader: MultipartUploader, key: str, upload_id: str | None, created_at: int
-) -> None:
-    """Abort an upload, and any that began at ``created_at`` or later; without an id, only those.
-
-    Raises TransferError if one that is known by its id is not aborted.
-    """
-    if not upload_id:
-        uploader.abort_others(key, created_at)
-        return
-    uploader.abort(key, upload_id)
-    with contextlib.suppress(DeniedError):
-        for other in uploader.find_uploads(key, created_at):
-            uploader.abort(key, other)
 
 
 def read_part(
@@ -10025,7 +10043,7 @@ class Engine:
 
         Raises FatalError if workers cannot even start.
         """
-        lost, runner.in_flight = list(map(again, runner.in_flight.values())), {}
+        lost, runner.in_flight = list(runner.in_flight.values()), {}
         self.row.lost(task.id.partition("/")[0] for task in lost)
         self._failed_starts = 0 if runner.has_started else self._failed_starts + 1
         if runner.has_started:
@@ -10542,7 +10560,7 @@ class Doubts:
         self.lost: set[str] = set()  # keys that were sent and have overwritten others
         self.held: list[tuple[Outcome, FileModel]] = []
         self._since = since
-        is_silent = not isinstance(uploader, InspectableUploader)
+        is_silent = not uploader.shows_objects
         self._is_proven = self._is_proving = is_silent
         self._known = dict.fromkeys(ODD_IN_KEYS if is_silent else (), "")  # or what a key became
         self._asked: dict[str, tuple[str, frozenset[str]]] = {}  # key and kinds, by task
@@ -10648,7 +10666,6 @@ class LargeFile:
 
     file: FileModel
     known: UploadModel | None  # what the ledger knows of it
-    was_known: bool  # from an earlier run
     begun: Begun | None = None
     parts: Iterator[PartTask] = field(default_factory=lambda: iter(()))  # not handed out yet
     missing: int = 0  # parts that are not in the store
@@ -10658,11 +10675,6 @@ class LargeFile:
     restarts: int = 0
     is_fast: bool = True  # no part went through the safe lane
     opened_at: float = field(default_factory=time.monotonic)
-
-    @property
-    def may_be_begun(self) -> bool:
-        """Whether the store may have an upload of it."""
-        return self.was_known or self.restarts > 0
 
     def parts_without(self, stored: Collection[int]) -> Iterator[PartTask]:
         """The parts that are not stored, in order; whoever takes one has it in flight."""
@@ -10961,7 +10973,7 @@ class LargeFiles:
         self, job: BatchJobModel, ready: deque[AnyTask], was_tried: Collection[str], *, whole: bool
     ) -> None:
         """``ready``: takes tasks for boto3; ``was_tried``: files that this run has tried."""
-        takes_parts = isinstance(job.uploader, MultipartUploader)
+        takes_parts = job.uploader.takes_parts
         self.resumed_bytes = 0  # that need not be sent, since this was last set to 0
         self.failed_abort = ""  # why an unwanted upload could not be aborted
         self._ledger = job.ledger
@@ -11037,55 +11049,36 @@ class LargeFiles:
             self.failed_abort = outcome.error
 
     def open(self, file: FileModel) -> BeginTask:
-        """The ledger records an upload before the store is asked for it."""
-        known = self._ledger.unfinished_upload(file.id)
-        large = LargeFile(file, known, was_known=known is not None)
+        """A large file is next."""
+        large = LargeFile(file, self._ledger.unfinished_upload(file.id))
         self._large[file.id] = large
-        if large.known is None:
-            large.known = self._upload_row(large, None)
-            self._ledger.save_uploads([large.known])
-        elif file.id not in self._was_tried:
+        if large.known and file.id not in self._was_tried:
             self._ledger.count_headway(large.known)
         return self._begin(large)
 
     def _begin(self, large: LargeFile, *, anew: bool = False) -> BeginTask:
-        file = large.file
-        known = large.known if large.may_be_begun else None
+        file, known = large.file, large.known
         stored = stored_parts(self._ledger.parts(file.id)) if known else ()
         large.in_flight += 1
-        return BeginTask(
-            f"{file.id}/begin",
-            task_of(file),
-            known,
-            stored,
-            anew,
-            self._most_parts,
-            self._job.created_at,
-        )
+        name, most_parts = f"{file.id}/begin", self._most_parts
+        return BeginTask(name, task_of(file), known, stored, anew, most_parts)
 
-    def _upload_row(self, large: LargeFile, begun: Begun | None) -> UploadModel:
-        row = UploadModel(
+    def _upload_row(self, large: LargeFile, begun: Begun) -> UploadModel:
+        return UploadModel(
             id=large.file.id,
-            upload_id=None,
+            upload_id=begun.upload_id,
             created_at=int(time.time()),
             batch_id=self._job.id,
             destination=self._job.destination,
             endpoint=self._job.endpoint,
             object_key=large.file.object_key,
-        )
-        if begun is None:
-            return row
-        before = large.known or row
-        return dataclasses.replace(
-            row,
-            most_bytes=before.most_bytes,
-            idle_runs=before.idle_runs,
-            upload_id=begun.upload_id,
             part_size=begun.part_size,
             inode=begun.snapshot.inode,
             changed_at=begun.snapshot.changed,
             racy=begun.racy,
             fingerprint=begun.fingerprint,
+            most_bytes=large.known.most_bytes if large.known else 0,
+            idle_runs=large.known.idle_runs if large.known else 0,
         )
 
     def _take_begun(self, large: LargeFile, begun: Begun) -> None:
@@ -11095,7 +11088,7 @@ class LargeFiles:
             self._ledger.forget_parts(file_id, before - {part.number for part in begun.parts})
         else:
             large.known = self._upload_row(large, begun)
-            self._ledger.save_uploads([large.known])
+            self._ledger.save_upload(large.known)
             self._ledger.doubt_hashes([large.file])
         large.begun = begun
         stored = {part.number for part in begun.parts}
@@ -11126,11 +11119,10 @@ class LargeFiles:
         """The parts in the store are kept for the next run, unless the file needs them no more."""
         kind, file_id = outcome.kind, large.file.id
         del self._large[file_id]
-        if kind is OutcomeKind.UPLOADED or (kind in STORED and not large.may_be_begun):
+        if kind is OutcomeKind.UPLOADED:
             self._ledger.forget_upload(file_id)
             self._job.summary.fast_lane += large.is_fast and large.begun is not None
-        elif kind in STORED or kind in SKIPPED:
-            assert large.known is not None
+        elif large.known and (kind in STORED or kind in SKIPPED):
             self.abort(large.known)
         return outcome._replace(id=file_id, seconds=time.monotonic() - large.opened_at)
 
@@ -11149,9 +11141,8 @@ class LargeFiles:
     def _is_stale(self, large: LargeFile, problem: Outcome) -> bool:
         """Whether an upload resumed from an earlier run is refused; at most once a run."""
         is_refused = problem.kind is OutcomeKind.REFUSED and problem.status in STALE_STATUSES
-        known, begun = large.known, large.begun
-        is_old = large.was_known and begun and known and known.upload_id == begun.upload_id
-        is_stale = bool(is_refused and is_old) and not self._has_begun_anew
+        is_old = bool(large.begun and large.known and large.known.batch_id != self._job.id)
+        is_stale = is_refused and is_old and not self._has_begun_anew
         self._has_begun_anew |= is_stale
         return is_stale
 
@@ -11165,13 +11156,12 @@ class LargeFiles:
             if upload.id not in self._aborting:
                 self._aborting.add(upload.id)
                 task_id = f"{upload.id}/abort"
-                yield AbortTask(task_id, upload.object_key, upload.upload_id, upload.created_at)
+                yield AbortTask(task_id, upload.object_key, upload.upload_id)
 
 
 def threshold_of(uploader: Uploader, options: RunOptions) -> int:
     """Bytes; larger files go up in parts."""
-    takes_parts = isinstance(uploader, MultipartUploader)
-    return options.engine().threshold if takes_parts else sys.maxsize
+    return options.engine().threshold if uploader.takes_parts else sys.maxsize
 
 
 def task_of(file: FileModel) -> Task:
@@ -11475,7 +11465,7 @@ class BatchJobModel(BatchJobRow):
         if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
             cause = f"it is a {kind_of(mode)}"
             raise UsageError("read root", self.root_dir, cause, "specify a directory or a file")
-        if self.options.remove_source_files and not isinstance(self.uploader, InspectableUploader):
+        if self.options.remove_source_files and not self.uploader.shows_objects:
             raise UsageError("remove source files", "", "this provider cannot show its objects")
         descriptor_limit()  # the walk keeps one directory open per level
         self.uploader.patience = self.patience
@@ -12228,11 +12218,11 @@ class Verification:
 
     def __init__(self, job: BatchJobModel) -> None:
         """Raises UsageError if the provider cannot list its objects."""
-        if not isinstance(job.uploader, InspectableUploader):
+        if not job.uploader.shows_objects:
             raise UsageError("verify", job.destination, "this provider cannot list its objects")
         self.verdict = Verdict(root=job.root_dir, destination=job.destination)
         self._job = job
-        self._uploader: InspectableUploader = job.uploader
+        self._uploader = job.uploader
         self._ledger = job.ledger
         self._checksum = job.options.checksum
         self._threads = Threads(SAFE_CONCURRENCY, thread_name_prefix="pfu-verify")
@@ -12415,9 +12405,10 @@ class Verification:
         another, for a file that the ledger does not know. All else is proven by digests: of the
         file, or what the ledger knows of one that was removed.
         """
-        in_ledger = row and stored_of(row)
-        likely = part_size_for(found.file_size, DEFAULT_PART_SIZE)
-        known = in_ledger.forms(found.file_size, likely) if in_ledger else []
+        size, known = found.file_size, list[tuple[Form, str]]()
+        if row:
+            likely = row.part_size or 0, part_size_for(size, DEFAULT_PART_SIZE)
+            known = known_forms(row.sha256 or "", row.etag or "", size, *likely)
         is_ours = stored.is_of(found)
         is_known = bool(row.etag and row.etag == stored.etag) if row else is_ours
         proof: bool | None = (is_known and not self._checksum) or None
@@ -12428,7 +12419,9 @@ class Verification:
             if is_suspect and known and all(digests[form] != digest for form, digest in known):
                 return Checked(CHANGED_SINCE)
         if proof is None:
-            proof = stored.proves(digests)
+            proof = stored.proves(size, digests.values())
+            if not is_here and digests.keys().isdisjoint(stored.sha256_forms):
+                proof = proof or None  # the ledger may know another kind of digest
         if proof is None and self._checksum and WHOLE_SHA256 in digests:
             whole = self._patiently(self._uploader.read_back, found.key)
             proof, read_back = whole == digests[WHOLE_SHA256], stored.size
@@ -12637,7 +12630,7 @@ class Sandbox:
 
     def contents(self, uploader: S3Uploader) -> Iterator[str]:
         """Lines that show what the server holds: totals, and some keys with their metadata."""
-        client, bucket = uploader._client_of("s3"), uploader.bucket
+        client, bucket = uploader.session.client("s3"), uploader.bucket
         pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket)
         files = size = 0
         shown: list[str] = []
@@ -13875,19 +13868,14 @@ class Cleanup:
 
     def _abort(self, upload: UploadModel) -> bool:
         """Whether it is gone now, or was in a sandbox, which is gone."""
-        left: list[str] = []
         try:
             if upload.endpoint != SANDBOX_ENDPOINT:
-                uploader = self._uploader_of(upload)
-                abort_uploads(uploader, upload.object_key, upload.upload_id, upload.created_at)
-                left += uploader.traffic.notes
-                uploader.traffic.notes.clear()
+                self._uploader_of(upload).abort(upload.object_key, upload.upload_id)
         except PfuError as error:
             self.result.problems.append(str(error))
             return False
         self._ledger.forget_upload(upload.id)
-        self.result.problems += left
-        return not left
+        return True
 
     def _uploader_of(self, upload: UploadModel) -> S3Uploader:
         place = upload.destination, upload.endpoint

@@ -644,10 +644,8 @@ def write_ledger(path: Path) -> None:
                     *(DESTINATION.id, (LONG_AGO, None)[number % 2]),
                 ),
             )
-    ledger.save_uploads(
-        pfu.UploadModel(file_id, "u", LONG_AGO, EARLIER_ID, *place, f"p/{n}")
-        for n, file_id in enumerate(FILE_IDS[:8])
-    )
+    for n, file_id in enumerate(FILE_IDS[:8]):
+        ledger.save_upload(pfu.UploadModel(file_id, "u", LONG_AGO, EARLIER_ID, *place, f"p/{n}"))
     ledger.record_parts(
         pfu.PartModel(pfu.part_id(file_id, number), number, 5 * MIB, "e", "0" * 64)
         for file_id in FILE_IDS[:8]

@@ -231,7 +231,7 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backoff, lambda *_: 0.0)
     remember_hooks(monkeypatch)
     session = common_session()  # in this process, so that all others have it
-    monkeypatch.setattr(pfu.S3Uploader, "_session_of", lambda uploader: session)
+    monkeypatch.setattr(pfu.S3Session, "boto3", session)
 
 
 takes_all = functools.lru_cache(maxsize=None)(accepts_kwargs)

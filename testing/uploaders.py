@@ -17,7 +17,7 @@ class InstantUploader(pfu.Uploader):
     def put(self, upload: pfu.Upload) -> pfu.Receipt:
         return pfu.Receipt("etag")
 
-    async def send(self, upload: pfu.Upload, threads: Any) -> pfu.Receipt:
+    async def send(self, upload: pfu.Upload, threads: Any, posted: Any = None) -> pfu.Receipt:
         return self.put(upload)
 
 

@@ -121,7 +121,7 @@ def behind_a_proxy(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def other_credentials(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pfu.S3Uploader, "_credentials", lambda uploader: KEYS)
+    monkeypatch.setattr(pfu.S3Session, "credentials", lambda session: KEYS)
 
 
 def as_usual(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,16 +131,12 @@ def as_usual(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
 class ForgetfulUploader(pfu.S3Uploader):
     """Has credentials until it comes to the loop that uploads."""
 
-    is_on_loop = False
-
     async def enter_loop(self) -> None:
-        self.is_on_loop = True
+        self.session.credentials = self._forgotten  # type: ignore[method-assign]
         await super().enter_loop()
 
-    def _credentials(self) -> pfu.Credentials:
-        if self.is_on_loop:
-            raise pfu.FatalError("read credentials", "", "they are gone")
-        return super()._credentials()
+    def _forgotten(self) -> pfu.Credentials:
+        raise pfu.FatalError("read credentials", "", "they are gone")
 
 
 class TestWhyItIsOff:
@@ -174,7 +170,7 @@ class TestWhyItIsOff:
         prepare(place, monkeypatch)
         options = pfu.S3Options(endpoint_url=place.server.endpoint)
         uploader = pfu.S3Uploader(f"s3://{bucket}", options)
-        uploader._open_gate(uploader._client_of("s3"))
+        uploader.open_gate(uploader.session.client("s3"))
         if reason is None:
             assert uploader.fast_lane_off is None
         else:
@@ -269,7 +265,7 @@ def uploader_with(
 ) -> tuple[pfu.S3Uploader, Callable[[], str]]:
     """An S3Uploader with that fast lane, and a call that sends one file and returns its ETag."""
     uploader = pfu.S3Uploader(f"s3://{BUCKET}/p")
-    uploader.fast_lane_off, uploader._lane = None, lane  # type: ignore[assignment]
+    uploader.fast_lane_off, uploader.lane._lane = None, lane  # type: ignore[assignment]
     monkeypatch.setattr(uploader, "put", lambda upload: pfu.Receipt('"safe"'))
     source = pfu.SourceFile(__file__, pfu.Tree(None).open, pfu.Traffic().beat)
     source.close()
@@ -391,11 +387,7 @@ class TestNotUnderstood:
         else:
             assert send() == etag
         traffic = uploader.traffic
-        assert (traffic.meter.drops, traffic.throttled, traffic.fast_requests) == (
-            drops,
-            throttled,
-            1,
-        )
+        assert (traffic.meter.drops, traffic.throttled) == (drops, throttled)
         assert traffic.fast_files == (etag == '"fast"')
         assert uploader.fast_lane_off is None
 

@@ -35,7 +35,7 @@ class Deaf(InstantUploader):
         super().__init__()
         self.released = threading.Event()
 
-    async def send(self, upload: pfu.Upload, threads: Any) -> pfu.Receipt:
+    async def send(self, upload: pfu.Upload, threads: Any, posted: Any = None) -> pfu.Receipt:
         self.released.wait(30)
         return await super().send(upload, threads)
 

@@ -529,7 +529,6 @@ IAM_ACTIONS = {
     ),
     "AbortMultipartUpload": "s3:AbortMultipartUpload",
     "ListParts": "s3:ListMultipartUploadParts",
-    "ListMultipartUploads": "s3:ListBucketMultipartUploads",
     **dict.fromkeys(("HeadBucket", "ListObjectsV2"), "s3:ListBucket"),
     **dict.fromkeys(("HeadObject", "GetObject"), "s3:GetObject"),
     "GetPublicAccessBlock": "s3:GetBucketPublicAccessBlock",
