@@ -6,7 +6,7 @@
 #   sandbox_c [OPTION...]        the same, mode concurrent
 #   localstack_p PORT [OPT...]   upload samples/ to the LocalStack on that port, mode parallel
 #   localstack_c PORT [OPT...]   the same, mode concurrent
-#   runtest [OPTION...]          run the tests in four processes; options go to pytest
+#   runtest [OPTION...]          run the tests in six processes; options go to pytest
 #
 # They work from any directory, always on the files next to this one, and return the exit status of
 # what they run.  (dash must be in that directory when it sources this file.)  All of them activate
@@ -72,11 +72,11 @@ localstack_c() {
 }
 
 runtest() {
-    # Tests mostly wait, so four processes pay off even on two cores.
+    # Tests mostly wait, so six processes pay off even on two cores.
     (
         activate || exit
         [ $# -gt 0 ] || _pfu_say "running the tests: this takes some minutes (every case: runtest --full)"
-        _pfu_python -m pytest -n 4 --dist worksteal "$@"
+        _pfu_python -m pytest -n 6 --dist worksteal "$@"
     )
 }
 
