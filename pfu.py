@@ -3469,7 +3469,7 @@ header_lines = re.compile(
 ).findall
 stands_once = re.compile(  # of the headers that are read
     r"(?:content-(?:length|type|encoding)|transfer-encoding|etag|connection|date"
-    r"|last-modified)$|x-amz-(?:meta|checksum|object)-"
+    r"|last-modified|retry-after)$|x-amz-(?:meta|checksum|object)-"
 ).match
 is_length = re.compile(r"[0-9]{1,9}").fullmatch
 is_quoted = re.compile(r'"[^"]+"').fullmatch
@@ -3791,7 +3791,7 @@ def body_so_far(fields: Mapping[str, str], rest: bytes) -> tuple[bool | None, by
     encoding, length = fields.get("transfer-encoding"), fields.get("content-length")
     if length is not None and encoding is None and is_length(length):
         missing = int(length) - len(rest)
-        return (None if 0 < missing <= MAX_ANSWER else missing == 0), rest
+        return (None if missing > 0 and int(length) <= MAX_ANSWER else missing == 0), rest
     if length is None and encoding is not None and encoding.lower() == "chunked":
         return chunks_so_far(rest)
     return (None if length is encoding else False), rest

@@ -92,6 +92,7 @@ class TestAnswers:
             (answer_text("Content-Length: 0"), "without an ETag"),
             (answer_text("ETag: x", "Content-Length: 0", "content-length: 0"), "duplicate header"),
             (answer_text("ETag: x", "ETag: y", "Content-Length: 0"), "duplicate header"),
+            (answer_text("ETag: x", "Retry-After: 1", "Retry-After: 2"), "duplicate header"),
             (answer_text("ETag: x", "Content-Length: 7", body=b"<Error>"), "with an error"),
             (
                 answer_text("ETag: x", "Content-Length: 1", "Content-Encoding: gzip", body=b"z"),
@@ -129,6 +130,7 @@ class TestAnswers:
             answer_text("ETag: x", "Transfer-Encoding: gzip, chunked"),
             answer_text("ETag: x", "Content-Length: 0", body=b"x"),
             answer_text("ETag: x", "Content-Length: 99999999"),
+            answer_text("ETag: x", "Content-Length: 65537", body=b"x"),
             answer_text("ETag: x", "Transfer-Encoding: chunked", body=b"z\r\n"),
             answer_text("ETag: x", "Transfer-Encoding: chunked", body=b"\r\n"),
             answer_text("ETag: x", "Transfer-Encoding: chunked", body=b"1\r\nabc"),
