@@ -11224,8 +11224,8 @@ class Accounts:
         """A file has ended; ``outcome`` was applied to it."""
         kind, size = outcome.kind, outcome.file_size
         if kind in STORED:
-            is_sent = kind is OutcomeKind.UPLOADED or outcome.sent
-            self._count_stored(kind, size if is_sent else 0)
+            is_whole = kind is OutcomeKind.RENEWED and outcome.sent  # sent for its metadata
+            self._count_stored(kind, size if is_whole or kind is OutcomeKind.UPLOADED else 0)
         elif kind in SKIPPED:
             self.summary.skip(SKIPPED[kind])
         elif kind not in GIVEN_BACK:
