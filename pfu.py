@@ -901,8 +901,7 @@ class Outcome(NamedTuple):
     part_size: int = 0  # bytes of the parts that sha256 was computed from; 0: none
     stale: bool = False  # the metadata in the store is outdated; ``error`` says why
     sent: bool = False  # the store may have some of it
-    path: str = ""  # of a failure, like the next one
-    cause: str = ""  # the error without the file: what several may share
+    cause: str = ""  # of a failure: the error without the file, which several may share
     status: int = 0  # HTTP, of a failure
     seconds: float = 0.0  # since its transfer began
 
@@ -8820,15 +8819,14 @@ class Transfer:
         return self._failed(OutcomeKind.VANISHED, error)
 
     def _failed(self, kind: OutcomeKind, error: PfuError) -> Outcome:
-        file: Any = file_of(self.task)
+        key = file_of(self.task).key
         return Outcome(
             self.task.id,
             kind,
             str(error),
             self.attempts,
             sent=self.sent,
-            path=getattr(file, "path", ""),
-            cause=error.told(error.operation).replace(file.key, "KEY"),
+            cause=error.told(error.operation).replace(key, "KEY"),
             status=error.status if isinstance(error, TransferError) else 0,
             seconds=time.monotonic() - self.began,
         )
@@ -10598,7 +10596,7 @@ class Doubts:
         problem = self.problem(file.object_key) if self._is_proven else None
         if problem:
             self.lost.add(file.object_key)
-            return (as_kept_otherwise(success._replace(sent=True), file, problem),)
+            return (as_kept_otherwise(success._replace(sent=True), problem),)
         if problem is not None:
             return (success,)
         self.held.append((success, file))
@@ -10654,10 +10652,9 @@ class Doubts:
         return [success for success, _ in held]
 
 
-def as_kept_otherwise(outcome: Outcome, file: FileModel, problem: str) -> Outcome:
+def as_kept_otherwise(outcome: Outcome, problem: str) -> Outcome:
     """The corresponding failure."""
-    failed = outcome._replace(kind=OutcomeKind.FAILED, path=file.file_path)
-    return failed._replace(error=problem, cause=KEPT_OTHERWISE)
+    return outcome._replace(kind=OutcomeKind.FAILED, error=problem, cause=KEPT_OTHERWISE)
 
 
 @dataclass
@@ -10887,9 +10884,7 @@ class WorkList:
             if problem:
                 self._files -= 1
                 self._taken[file.id] = file
-                self._ended.append(
-                    as_kept_otherwise(Outcome(file.id, OutcomeKind.FAILED), file, problem)
-                )
+                self._ended.append(as_kept_otherwise(Outcome(file.id, OutcomeKind.FAILED), problem))
             else:
                 fine.append(file)
         return fine
@@ -11229,7 +11224,7 @@ class Accounts:
         elif kind in SKIPPED:
             self.summary.skip(SKIPPED[kind])
         elif kind not in GIVEN_BACK:
-            self.fail(outcome.path, outcome.cause or outcome.error)
+            self.fail(file.file_path, outcome.cause or outcome.error)
         if kind is OutcomeKind.UNCHANGED or kind in SKIPPED:
             self.settled_files += 1
             self.settled_bytes += size

@@ -7,6 +7,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import signal
 import sqlite3
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -323,6 +324,23 @@ class TestSurroundings:
         assert "of them died at startup (--mode concurrent needs no workers)" in str(summary.error)
         assert not multiprocessing.active_children()
         assert job_within(place).run().uploaded == 3
+
+    def test_a_file_that_kills_every_worker_is_named(self, place: Place) -> None:
+        path = place.file("poison")
+        started: list[Any] = []
+
+        def kill() -> None:
+            for child in children_of(started[0].pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
+
+        place.server.faults.append(Fault(Action("call", function=kill), "PutObject"))
+        started.append(place.start("--mode", "parallel", "--workers", "1"))
+        _, err = started[0].communicate(timeout=60)
+        assert f"failed: {path}: the worker process died 3 times with this file" in err
+        assert started[0].returncode == 1
+        place.server.faults.clear()
+        assert place.run().code == 0
 
 
 # ======================================================================================
