@@ -11215,6 +11215,18 @@ class Accounts:
         self.stale = 0  # files whose metadata the store would not update
         self.refusal = ""  # why
 
+    @contextlib.contextmanager
+    def recorded(self, ledger: Ledger) -> Iterator[None]:
+        """One transaction: what the ledger does not take does not count."""
+        summary = self.summary
+        before = {**vars(summary), "skipped_by_reason": {**summary.skipped_by_reason}}
+        try:
+            with ledger.together():
+                yield
+        except BaseException:
+            vars(summary).update(before)
+            raise
+
     def add(self, file: FileModel, outcome: Outcome) -> None:
         """A file has ended; ``outcome`` was applied to it."""
         kind, size = outcome.kind, outcome.file_size
@@ -11863,7 +11875,7 @@ class Sending:
         engine.files_left = files
         uploading = engine.upload(work.next_page, lambda: self._tick(engine), work.take_others)
         for outcomes in itertools.chain(uploading, work.last(job.is_stopping)):
-            with job.ledger.together():  # what is recorded is counted, whatever happens next
+            with job.accounts.recorded(job.ledger):
                 work.take_back(outcomes)
                 job.write_counts()
             for end in outcomes:  # also of a part, whose file is not finished

@@ -342,6 +342,25 @@ class TestSurroundings:
         place.server.faults.clear()
         assert place.run().code == 0
 
+    def test_what_the_ledger_does_not_take_is_not_counted(
+        self, place: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Once something is uploaded, the transaction that is to record it is not completed."""
+        place.files(30)
+        job = job_within(place)
+
+        def check(ledger: pfu.Ledger) -> None:
+            if job.summary.uploaded:
+                raise pfu.LedgerError("write ledger", ledger.path, "the disk is full")
+
+        monkeypatch.setattr(pfu.Ledger, "check_in_place", check)
+        summary = job.run()
+        assert (summary.exit_code, summary.error) == (1, f"write ledger {job.db}: the disk is full")
+        assert (summary.uploaded, summary.bytes_uploaded, summary.pending) == (0, 0, 30)
+        with contextlib.closing(pfu.Ledger(job.db)) as ledger:
+            assert ledger.pending(job.id)[0] == 30
+        assert job_within(place).run().uploaded == 30
+
 
 # ======================================================================================
 # Refusals
