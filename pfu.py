@@ -4335,7 +4335,7 @@ DEAD_SECONDS = 60.0  # that an address is tried last after it failed to connect
 STALL_SECONDS, LEAST_STALL_SECONDS = 60.0, 10.0
 DRAIN_SECONDS = 15.0
 IDLE_SECONDS = 15.0
-SWEEP_SECONDS = 1.0
+EXPIRY_SECONDS = 1.0  # between two looks for connections past their deadline
 END_SECONDS = 1.0
 RESOLVE_SECONDS = 30.0
 RECEIVE_BUFFER = 4 * KIB
@@ -4796,7 +4796,7 @@ class ConnectionPool:
                 self.idle.remove(connection)
 
     def sweep(self) -> None:
-        """Expire connections past their deadline; call this every SWEEP_SECONDS."""
+        """Expire connections past their deadline; call this every EXPIRY_SECONDS."""
         self.now = self.loop.time()
         for connection in list(self._connections):
             connection.look()
@@ -5315,7 +5315,7 @@ class FastLane:
 
     async def _sweep(self) -> None:
         while True:
-            await asyncio.sleep(SWEEP_SECONDS)
+            await asyncio.sleep(EXPIRY_SECONDS)
             self._pool.sweep()
 
     async def _refresh(self) -> None:
@@ -11657,8 +11657,9 @@ class Comparison:
         uploader = job.uploader
         self._spares = isinstance(uploader, S3Uploader) and uploader.options.no_overwrite
         due = job.place.swept_at + min(SWEEP_SECONDS, job.options.keep_history)
-        is_due = due <= job.created_at and not job.ledger.read_only
-        self._seen = job.ledger.room_for_rows() if is_due else None  # a bit for each row
+        is_due = due <= job.created_at or job.options.scan.shard  # a share cannot stand for others
+        is_swept = is_due and not job.ledger.read_only
+        self._seen = job.ledger.room_for_rows() if is_swept else None  # a bit for each row
 
     @property
     def is_whole(self) -> bool:
