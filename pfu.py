@@ -7297,6 +7297,8 @@ class S3Uploader(S3Bucket):
             receipt = self.is_complete(upload, upload_id, parts)
             if receipt is None:
                 raise
+            with contextlib.suppress(TransferError):  # the same bytes may be there from before
+                self.abort(upload.key, upload_id)
             return receipt
         self._check_stored(upload)
         return Receipt(etag, combined_sha256(parts))
