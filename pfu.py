@@ -901,8 +901,7 @@ class Outcome(NamedTuple):
     part_size: int = 0  # bytes of the parts that sha256 was computed from; 0: none
     stale: bool = False  # the metadata in the store is outdated; ``error`` says why
     sent: bool = False  # the store may have some of it
-    path: str = ""  # of a failure, like the next one
-    cause: str = ""  # the error without the file: what several may share
+    cause: str = ""  # of a failure: the error without the file, which several may share
     status: int = 0  # HTTP, of a failure
     seconds: float = 0.0  # since its transfer began
 
@@ -4336,7 +4335,7 @@ DEAD_SECONDS = 60.0  # that an address is tried last after it failed to connect
 STALL_SECONDS, LEAST_STALL_SECONDS = 60.0, 10.0
 DRAIN_SECONDS = 15.0
 IDLE_SECONDS = 15.0
-SWEEP_SECONDS = 1.0
+EXPIRY_SECONDS = 1.0  # between two looks for connections past their deadline
 END_SECONDS = 1.0
 RESOLVE_SECONDS = 30.0
 RECEIVE_BUFFER = 4 * KIB
@@ -4797,7 +4796,7 @@ class ConnectionPool:
                 self.idle.remove(connection)
 
     def sweep(self) -> None:
-        """Expire connections past their deadline; call this every SWEEP_SECONDS."""
+        """Expire connections past their deadline; call this every EXPIRY_SECONDS."""
         self.now = self.loop.time()
         for connection in list(self._connections):
             connection.look()
@@ -5316,7 +5315,7 @@ class FastLane:
 
     async def _sweep(self) -> None:
         while True:
-            await asyncio.sleep(SWEEP_SECONDS)
+            await asyncio.sleep(EXPIRY_SECONDS)
             self._pool.sweep()
 
     async def _refresh(self) -> None:
@@ -7298,6 +7297,8 @@ class S3Uploader(S3Bucket):
             receipt = self.is_complete(upload, upload_id, parts)
             if receipt is None:
                 raise
+            with contextlib.suppress(TransferError):  # the same bytes may be there from before
+                self.abort(upload.key, upload_id)
             return receipt
         self._check_stored(upload)
         return Receipt(etag, combined_sha256(parts))
@@ -8820,15 +8821,14 @@ class Transfer:
         return self._failed(OutcomeKind.VANISHED, error)
 
     def _failed(self, kind: OutcomeKind, error: PfuError) -> Outcome:
-        file: Any = file_of(self.task)
+        key = file_of(self.task).key
         return Outcome(
             self.task.id,
             kind,
             str(error),
             self.attempts,
             sent=self.sent,
-            path=getattr(file, "path", ""),
-            cause=error.told(error.operation).replace(file.key, "KEY"),
+            cause=error.told(error.operation).replace(key, "KEY"),
             status=error.status if isinstance(error, TransferError) else 0,
             seconds=time.monotonic() - self.began,
         )
@@ -10598,7 +10598,7 @@ class Doubts:
         problem = self.problem(file.object_key) if self._is_proven else None
         if problem:
             self.lost.add(file.object_key)
-            return (as_kept_otherwise(success._replace(sent=True), file, problem),)
+            return (as_kept_otherwise(success._replace(sent=True), problem),)
         if problem is not None:
             return (success,)
         self.held.append((success, file))
@@ -10654,10 +10654,9 @@ class Doubts:
         return [success for success, _ in held]
 
 
-def as_kept_otherwise(outcome: Outcome, file: FileModel, problem: str) -> Outcome:
+def as_kept_otherwise(outcome: Outcome, problem: str) -> Outcome:
     """The corresponding failure."""
-    failed = outcome._replace(kind=OutcomeKind.FAILED, path=file.file_path)
-    return failed._replace(error=problem, cause=KEPT_OTHERWISE)
+    return outcome._replace(kind=OutcomeKind.FAILED, error=problem, cause=KEPT_OTHERWISE)
 
 
 @dataclass
@@ -10887,9 +10886,7 @@ class WorkList:
             if problem:
                 self._files -= 1
                 self._taken[file.id] = file
-                self._ended.append(
-                    as_kept_otherwise(Outcome(file.id, OutcomeKind.FAILED), file, problem)
-                )
+                self._ended.append(as_kept_otherwise(Outcome(file.id, OutcomeKind.FAILED), problem))
             else:
                 fine.append(file)
         return fine
@@ -11220,16 +11217,28 @@ class Accounts:
         self.stale = 0  # files whose metadata the store would not update
         self.refusal = ""  # why
 
+    @contextlib.contextmanager
+    def recorded(self, ledger: Ledger) -> Iterator[None]:
+        """One transaction: what the ledger does not take does not count."""
+        summary = self.summary
+        before = {**vars(summary), "skipped_by_reason": {**summary.skipped_by_reason}}
+        try:
+            with ledger.together():
+                yield
+        except BaseException:
+            vars(summary).update(before)
+            raise
+
     def add(self, file: FileModel, outcome: Outcome) -> None:
         """A file has ended; ``outcome`` was applied to it."""
         kind, size = outcome.kind, outcome.file_size
         if kind in STORED:
-            is_sent = kind is OutcomeKind.UPLOADED or outcome.sent
-            self._count_stored(kind, size if is_sent else 0)
+            is_whole = kind is OutcomeKind.RENEWED and outcome.sent  # sent for its metadata
+            self._count_stored(kind, size if is_whole or kind is OutcomeKind.UPLOADED else 0)
         elif kind in SKIPPED:
             self.summary.skip(SKIPPED[kind])
         elif kind not in GIVEN_BACK:
-            self.fail(outcome.path, outcome.cause or outcome.error)
+            self.fail(file.file_path, outcome.cause or outcome.error)
         if kind is OutcomeKind.UNCHANGED or kind in SKIPPED:
             self.settled_files += 1
             self.settled_bytes += size
@@ -11650,8 +11659,9 @@ class Comparison:
         uploader = job.uploader
         self._spares = isinstance(uploader, S3Uploader) and uploader.options.no_overwrite
         due = job.place.swept_at + min(SWEEP_SECONDS, job.options.keep_history)
-        is_due = due <= job.created_at and not job.ledger.read_only
-        self._seen = job.ledger.room_for_rows() if is_due else None  # a bit for each row
+        is_due = due <= job.created_at or job.options.scan.shard  # a share cannot stand for others
+        is_swept = is_due and not job.ledger.read_only
+        self._seen = job.ledger.room_for_rows() if is_swept else None  # a bit for each row
 
     @property
     def is_whole(self) -> bool:
@@ -11868,7 +11878,7 @@ class Sending:
         engine.files_left = files
         uploading = engine.upload(work.next_page, lambda: self._tick(engine), work.take_others)
         for outcomes in itertools.chain(uploading, work.last(job.is_stopping)):
-            with job.ledger.together():  # what is recorded is counted, whatever happens next
+            with job.accounts.recorded(job.ledger):
                 work.take_back(outcomes)
                 job.write_counts()
             for end in outcomes:  # also of a part, whose file is not finished
@@ -12296,6 +12306,7 @@ class Verification:
         pages = self._uploader.list_objects(self._threads)
         while (page := self._job.wait_for(self._threads.submit(next, pages, None))) is not None:
             self._ledger.add_listed(page)
+            self._uploader.traffic.beat()  # not every provider counts its requests
             self.verdict.objects += len(page)
             listed = f"{count_of(self.verdict.objects, 'object')} in the store"
             self._job.observer.busy("listing", listed)

@@ -7,6 +7,8 @@ import contextlib
 import itertools
 import os
 import threading
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -38,6 +40,17 @@ class Deaf(InstantUploader):
     async def send(self, upload: pfu.Upload, threads: Any, posted: Any = None) -> pfu.Receipt:
         self.released.wait(30)
         return await super().send(upload, threads)
+
+
+class LongList(InstantUploader):
+    """Counts no requests, and takes its time to list what it has."""
+
+    shows_objects = True
+
+    def list_objects(self, threads: Any) -> Iterator[list[pfu.Listed]]:
+        for number in range(20):
+            time.sleep(0.1)
+            yield [pfu.Listed(f"{number}", 1, "etag")]
 
 
 class Listener(pfu.Observer):
@@ -132,6 +145,12 @@ class TestNeverHangs:
         ).run()
         assert summary.exit_code == 1
         assert listener.heard.startswith("no progress for 2 s: waiting for 1 file in flight")
+
+    @pytest.mark.usefixtures("impatient")
+    def test_a_long_listing_is_progress(self, place: Place) -> None:
+        options = pfu.RunOptions(nice=0)
+        verdict = pfu.BatchJobModel(place.root, LongList(), place.path / "l.db", options).verify()
+        assert (verdict.exit_code, verdict.objects, verdict.extra) == (0, 20, 20), verdict.error
 
     def test_a_process_that_was_stopped_for_an_hour_is_not_stuck(
         self,

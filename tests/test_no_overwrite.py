@@ -93,6 +93,7 @@ class TestKeeps:
         (place.path / "pfu.db").unlink()
         run = place.run(KEEP, "--mode", mode, "--json")
         assert (run.code, run.json["unchanged"], run.json["skipped"]) == (0, 12, 0), run.err
+        assert run.json["bytes_uploaded"] == 0
         plain = place.run("--mode", mode, "--json")
         assert (plain.json["uploaded"], plain.json["unchanged"]) == (0, 12)
 

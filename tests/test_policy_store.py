@@ -233,6 +233,21 @@ class TestLarge:
         assert (run.code, lost.applied) == (0, 2), run.err
         assert place.stored() == place.local()
 
+    @BOTH_MODES
+    def test_parts_that_the_same_bytes_make_superfluous_do_not_stay(
+        self, place: Place, mode: str
+    ) -> None:
+        """HEAD shows them, from before, when Complete has failed: the upload is still there."""
+        place.file("large", os.urandom(11 * MIB))
+        arguments = "--mode", mode, "--part-size", "5M"
+        assert place.run(*arguments).code == 0
+        failed = Fault(Action("error", 503, "InternalError"), "CompleteMultipartUpload", times=1)
+        place.server.faults.append(failed)
+        run = place.run(*arguments, "--force", "--json")
+        assert (run.code, run.json["uploaded"], failed.applied) == (0, 1, 1), run.err
+        assert not place.server.uploads(BUCKET)
+        assert not place.rows("SELECT id FROM MultipartUpload")
+
     @pytest.mark.parametrize("text", ["id", "id#sha256", "id#0123456789abcdef", "a#b"])
     def test_what_the_ledger_keeps_of_an_upload(self, text: str) -> None:
         assert str(pfu.UploadHandle.read(text)) == text

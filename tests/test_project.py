@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import itertools
 import re
 from collections import Counter
@@ -51,6 +52,19 @@ class TestToolsOfCiAndPreCommit:
         programs = re.search(r"^PROGRAMS=\((.*)\)$", text_of(".ci/run"), re.MULTILINE)
         assert programs
         assert f"entry: mypy {programs[1]}\n" in text_of(".pre-commit-config.yaml")
+
+
+class TestNames:
+    def test_none_is_defined_twice(self) -> None:
+        """The first of two constants would have the value of the other."""
+        names: list[str] = []
+        for statement in ast.parse(text_of("pfu.py")).body:
+            if isinstance(statement, (ast.FunctionDef, ast.ClassDef)):
+                names.append(statement.name)
+            elif isinstance(statement, ast.Assign):
+                nodes = itertools.chain.from_iterable(map(ast.walk, statement.targets))
+                names += [node.id for node in nodes if isinstance(node, ast.Name)]
+        assert [name for name, count in Counter(names).items() if count > 1] == []
 
 
 class TestPackage:

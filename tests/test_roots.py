@@ -360,6 +360,28 @@ class TestHistory:
         visit(place, *CONCURRENT)
         assert [row["object_key"] for row in place.rows()] == ["p/stays"]
 
+    def test_what_is_gone_is_looked_for_once_a_day(self, place: Place) -> None:
+        place.file("stays")
+        gone = place.file("goes")
+        visit(place, *CONCURRENT)
+        gone.unlink()
+        for hours, is_noticed in ((2, False), (23, True)):
+            ledger(place, f"UPDATE Destination SET swept_at = swept_at - {hours * 3600}")
+            visit(place, *CONCURRENT)
+            assert any(row["missing_since"] for row in place.rows()) == is_noticed
+
+    def test_every_share_looks_for_its_own(self, place: Place) -> None:
+        place.files(20)
+        for night in range(2):
+            for share in ("1/2", "2/2"):
+                visit(place, *CONCURRENT, "--db", "pfu.db", "--shard", share)
+            if night == 0:
+                shutil.rmtree(place.root)
+                place.file("stays")
+                grow_old(place, 2)
+        marks = {row["object_key"]: row["missing_since"] for row in place.rows()}
+        assert [key for key, since in marks.items() if since is None] == ["p/stays"]
+
     def test_of_old_runs_the_last_success_is_kept(self, place: Place) -> None:
         place.file("f")
         for _ in range(3):

@@ -7,6 +7,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import signal
 import sqlite3
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -323,6 +324,42 @@ class TestSurroundings:
         assert "of them died at startup (--mode concurrent needs no workers)" in str(summary.error)
         assert not multiprocessing.active_children()
         assert job_within(place).run().uploaded == 3
+
+    def test_a_file_that_kills_every_worker_is_named(self, place: Place) -> None:
+        path = place.file("poison")
+        started: list[Any] = []
+
+        def kill() -> None:
+            for child in children_of(started[0].pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
+
+        place.server.faults.append(Fault(Action("call", function=kill), "PutObject"))
+        started.append(place.start("--mode", "parallel", "--workers", "1"))
+        _, err = started[0].communicate(timeout=60)
+        assert f"failed: {path}: the worker process died 3 times with this file" in err
+        assert started[0].returncode == 1
+        place.server.faults.clear()
+        assert place.run().code == 0
+
+    def test_what_the_ledger_does_not_take_is_not_counted(
+        self, place: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Once something is uploaded, the transaction that is to record it is not completed."""
+        place.files(30)
+        job = job_within(place)
+
+        def check(ledger: pfu.Ledger) -> None:
+            if job.summary.uploaded:
+                raise pfu.LedgerError("write ledger", ledger.path, "the disk is full")
+
+        monkeypatch.setattr(pfu.Ledger, "check_in_place", check)
+        summary = job.run()
+        assert (summary.exit_code, summary.error) == (1, f"write ledger {job.db}: the disk is full")
+        assert (summary.uploaded, summary.bytes_uploaded, summary.pending) == (0, 0, 30)
+        with contextlib.closing(pfu.Ledger(job.db)) as ledger:
+            assert ledger.pending(job.id)[0] == 30
+        assert job_within(place).run().uploaded == 30
 
 
 # ======================================================================================
