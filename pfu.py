@@ -7278,7 +7278,8 @@ class S3Uploader(S3Bucket):
     def complete(self, upload: Upload, upload_id: str, parts: Sequence[StoredPart]) -> Receipt:
         """CompleteMultipartUpload, then a check of the object.
 
-        If the answer is lost, or the upload no longer exists, the object decides.
+        If the answer is lost, the object decides, by the mark of this upload: the same bytes may be
+        there from before, in another class. If the upload no longer exists, a digest will do.
         """
 
         def end(checksum: bool) -> str:
@@ -7293,8 +7294,9 @@ class S3Uploader(S3Bucket):
             with self.no_overwrite.heeded(upload):
                 self.no_overwrite.check_free(upload)
                 etag = self.terms.with_checksum("complete", end, wanted=wanted)
-        except (UploadGoneError, RetryableError, KeptError):
-            receipt = self.is_complete(upload, upload_id, parts)
+        except (UploadGoneError, RetryableError, KeptError) as error:
+            digests = () if isinstance(error, RetryableError) else digests_of_parts(parts)
+            receipt = self._made(upload, upload_id, parts, digests)
             if receipt is None:
                 raise
             with contextlib.suppress(TransferError):  # the same bytes may be there from before
@@ -7335,14 +7337,18 @@ class S3Uploader(S3Bucket):
         self, upload: Upload, upload_id: str, parts: Sequence[StoredPart]
     ) -> Receipt | None:
         """By HeadObject: the mark that the upload was started with, or the digest of its bytes."""
+        return self._made(upload, upload_id, parts, digests_of_parts(parts))
+
+    def _made(
+        self, upload: Upload, upload_id: str, parts: Sequence[StoredPart], digests: Sequence[str]
+    ) -> Receipt | None:
         try:
             stored = self.heads.look(upload.key)
         except DeniedError:
             return None  # then it is sent again
-        mark, sha256 = UploadHandle.read(upload_id).mark, combined_sha256(parts)
-        digests = sha256, combined_etag(parts)
+        mark = UploadHandle.read(upload_id).mark
         if stored and stored.shows(upload, digests, mark):
-            return Receipt(stored.etag, sha256)
+            return Receipt(stored.etag, combined_sha256(parts))
         return None
 
     def abort(self, key: str, upload_id: str) -> None:
@@ -7499,6 +7505,11 @@ def combined_etag(parts: Sequence[StoredPart]) -> str:
     if not all(re.fullmatch("[0-9a-f]{32}", part.etag) for part in parts):
         return ""
     return combined("md5", [bytes.fromhex(part.etag) for part in parts])
+
+
+def digests_of_parts(parts: Sequence[StoredPart]) -> tuple[str, str]:
+    """What an object of these parts may show."""
+    return combined_sha256(parts), combined_etag(parts)
 
 
 def combined_sha256(parts: Iterable[StoredPart]) -> str:

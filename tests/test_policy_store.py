@@ -237,14 +237,16 @@ class TestLarge:
     def test_parts_that_the_same_bytes_make_superfluous_do_not_stay(
         self, place: Place, mode: str
     ) -> None:
-        """HEAD shows them, from before, when Complete has failed: the upload is still there."""
+        """HEAD shows them, from before, when Complete has failed, and in another class."""
         place.file("large", os.urandom(11 * MIB))
         arguments = "--mode", mode, "--part-size", "5M"
         assert place.run(*arguments).code == 0
         failed = Fault(Action("error", 503, "InternalError"), "CompleteMultipartUpload", times=1)
         place.server.faults.append(failed)
-        run = place.run(*arguments, "--force", "--json")
+        run = place.run(*arguments, "--force", "--storage-class", "STANDARD_IA", "--json")
         assert (run.code, run.json["uploaded"], failed.applied) == (0, 1, 1), run.err
+        (stored,) = place.server.objects(BUCKET).values()
+        assert stored.headers["x-amz-storage-class"] == "STANDARD_IA"
         assert not place.server.uploads(BUCKET)
         assert not place.rows("SELECT id FROM MultipartUpload")
 
