@@ -3794,7 +3794,7 @@ def body_so_far(fields: Mapping[str, str], rest: bytes) -> tuple[bool | None, by
         return (None if 0 < missing <= MAX_ANSWER else missing == 0), rest
     if length is None and encoding is not None and encoding.lower() == "chunked":
         return chunks_so_far(rest)
-    return (None if length is encoding else False), rest
+    return (None if length is encoding is None else False), rest
 
 
 def chunks_so_far(rest: bytes) -> tuple[bool | None, bytes]:
@@ -3803,12 +3803,12 @@ def chunks_so_far(rest: bytes) -> tuple[bool | None, bytes]:
     for _ in range(MAX_CHUNKS):
         match = chunk_head(rest, end)
         if not match:
-            return None, content
+            return (False if b"\n" in rest[end:] else None), content
         start, size = match.end(), int(match[1], 16)
         end = start + size + 2
         content += rest[start : end - 2]
         if rest[end - 2 : end] != b"\r\n":
-            return None, content
+            return (None if len(rest) < end else False), content
         if size == 0:
             return len(rest) == end, content
     return False, content

@@ -142,6 +142,23 @@ class TestAnswers:
     def test_how_a_body_ends_decides_on_the_connection_alone(self, received: bytes) -> None:
         assert pfu.check_answer(received, is_last=True) == pfu.Answer("x", False)
 
+    @pytest.mark.parametrize(
+        ("encoding", "body"),
+        [
+            ("chunked", b"00000000\r\n\r\n"),
+            ("chunked", b"0\r\nTrailer: t\r\n\r\n"),
+            ("chunked", b"z\r\n"),
+            ("chunked", b"1\r\nabc"),
+            ("", b""),
+        ],
+    )
+    def test_a_body_whose_end_is_not_understood_is_not_waited_for(
+        self, encoding: str, body: bytes
+    ) -> None:
+        lengths = [] if encoding else ["Content-Length:"]
+        received = answer_text("ETag: x", f"Transfer-Encoding: {encoding}", *lengths, body=body)
+        assert pfu.check_answer(received) == pfu.Answer("x", False)
+
     def test_what_a_rejection_tells(self) -> None:
         date = "Sun, 22 Nov 2026 19:30:20 GMT"
         with pytest.raises(pfu.Rejected) as caught:
