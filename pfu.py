@@ -7426,7 +7426,7 @@ def md5_of(body: Body, terms: Terms) -> tuple[str, ...]:
 
 def may_concern_checksum(error: TransferError) -> bool:
     """Whether the request might succeed without its checksum. Some stores blame the signature."""
-    if error.status in (FORBIDDEN, PRECONDITION_FAILED):
+    if error.status in (FORBIDDEN, PRECONDITION_FAILED) or isinstance(error, FatalError):
         return error.code == "SignatureDoesNotMatch"
     return kind_of_error(error) is Kind.REFUSED
 
