@@ -7939,6 +7939,7 @@ def translated(operation: str, subject: str) -> Iterator[None]:
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
     from botocore.parsers import ResponseParserError
+    from urllib3.exceptions import HTTPError
 
     try:
         yield
@@ -7954,7 +7955,7 @@ def translated(operation: str, subject: str) -> Iterator[None]:
     except ResponseParserError as error:
         hint = "is --endpoint-url an S3 server?"
         raise RetryableError(operation, subject, "not an S3 response", hint) from error
-    except (BotoCoreError, Boto3Error) as error:
+    except (BotoCoreError, Boto3Error, HTTPError) as error:
         raise client_error(operation, subject, error) from error
     except (EOFError, io.UnsupportedOperation) as error:
         cause = "the profile needs an MFA code, which can be entered once, on a terminal"
@@ -7969,6 +7970,7 @@ def translated(operation: str, subject: str) -> Iterator[None]:
 def client_error(operation: str, subject: str, error: Exception) -> TransferError:
     """For botocore's errors before or without an answer."""
     from botocore import exceptions
+    from urllib3.exceptions import HTTPError
 
     if isinstance(error, (exceptions.NoCredentialsError, exceptions.PartialCredentialsError)):
         return FatalError(operation, subject, str(error), NO_CREDENTIALS_HINT)
@@ -7982,7 +7984,7 @@ def client_error(operation: str, subject: str, error: Exception) -> TransferErro
     if isinstance(error, exceptions.ProxyConnectionError):
         return proxy_error(operation, subject, str(inner))
     passing = exceptions.HTTPClientError, exceptions.ConnectionError, exceptions.IncompleteReadError
-    if isinstance(error, passing):
+    if isinstance(error, (*passing, HTTPError)):  # urllib3's own: TLS that breaks within a body
         lost = RetryableError(operation, subject, str(error), network_hint(error))
         lost.dropped = not isinstance(error, exceptions.EndpointConnectionError)
         return lost

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import pickle
 import random
@@ -13,6 +14,7 @@ import pytest
 import pfu
 from testing.fuzz import SHARE
 from testing.lane import CLEAN, Readable, answer_text, http_client_agrees
+from testing.place import BUCKET, Place
 
 
 def fed_in_slices(received: bytes, rng: random.Random) -> Any:
@@ -271,3 +273,22 @@ class TestLooks:
                 assert (peer.status, peer.headers["etag"]) == (200, answer.etag)
                 assert peer.headers["content-length"].strip() == answer.fields["content-length"]
         assert min(said.values()) > 500 // SHARE, said
+
+
+@pytest.mark.parametrize("method", ["inspect", "read_back"])
+def test_tls_that_breaks_within_an_answer_to_boto3_is_passing(
+    at_hand: Place, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    from urllib3.exceptions import SSLError
+
+    def broken(*_: Any, **__: Any) -> bytes:
+        raise SSLError("decryption failed or bad record mac")
+
+    at_hand.file("f")
+    assert at_hand.run("--mode", "concurrent").code == 0
+    options = pfu.S3Options(endpoint_url=at_hand.endpoint)
+    uploader = pfu.S3Uploader(f"s3://{BUCKET}/p", options)
+    monkeypatch.setattr("urllib3.response.HTTPResponse.read", broken)
+    broken_off = pytest.raises(pfu.RetryableError, match="bad record mac")
+    with contextlib.closing(uploader), broken_off:
+        getattr(uploader, method)("p/f")
