@@ -7059,10 +7059,10 @@ class SelfCopy:
             stored = self._s3.inspect(upload.key) if gone.status == PRECONDITION_FAILED else None
             if stored is None or stored.size != upload.size:
                 raise
-            is_silent = not stored.metadata and not stored.digests
-            digests = digests_of(upload.source, {form for form, _ in stored.forms()}).values()
-            if not is_silent and not stored.proves(upload.size, digests):
-                raise
+            if stored.metadata or stored.digests:
+                digests = digests_of(upload.source, {form for form, _ in stored.forms()})
+                if not stored.proves(upload.size, digests.values()):
+                    raise
         return stored.etag if stored.has(upload.metadata) else self._copy(upload, stored.etag)
 
     def _copy(self, upload: Upload, etag: str) -> str:
