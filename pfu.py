@@ -6489,9 +6489,10 @@ class Heads:
             if "ContentLength" in (head := told) and whole_etag(head):
                 self._have_etags = True
                 return head
-        if self._have_etags:
+        has_size = "ContentLength" in head
+        if self._have_etags or not (has_size or whole_etag(head)):
             raise RetryableError("check", key, "the response was cut off: no ETag")
-        if "ContentLength" not in head:
+        if not has_size:
             raise DeniedError("check", key, "the store does not report its size")
         return head
 
