@@ -3793,7 +3793,7 @@ def body_so_far(fields: Mapping[str, str], rest: bytes) -> tuple[bool | None, by
         return (None if missing > 0 and int(length) <= MAX_ANSWER else missing == 0), rest
     if length is None and encoding is not None and encoding.lower() == "chunked":
         return chunks_so_far(rest)
-    return (None if length is encoding else False), rest
+    return (None if length is encoding is None else False), rest
 
 
 def chunks_so_far(rest: bytes) -> tuple[bool | None, bytes]:
@@ -3802,12 +3802,12 @@ def chunks_so_far(rest: bytes) -> tuple[bool | None, bytes]:
     for _ in range(MAX_CHUNKS):
         match = chunk_head(rest, end)
         if not match:
-            return None, content
+            return (False if b"\n" in rest[end:] else None), content
         start, size = match.end(), int(match[1], 16)
         end = start + size + 2
         content += rest[start : end - 2]
         if rest[end - 2 : end] != b"\r\n":
-            return None, content
+            return (None if len(rest) < end else False), content
         if size == 0:
             return len(rest) == end, content
     return False, content
@@ -6488,9 +6488,10 @@ class Heads:
             if "ContentLength" in (head := told) and whole_etag(head):
                 self._have_etags = True
                 return head
-        if self._have_etags:
+        has_size = "ContentLength" in head
+        if self._have_etags or not (has_size or whole_etag(head)):
             raise RetryableError("check", key, "the response was cut off: no ETag")
-        if "ContentLength" not in head:
+        if not has_size:
             raise DeniedError("check", key, "the store does not report its size")
         return head
 
@@ -7058,10 +7059,10 @@ class SelfCopy:
             stored = self._s3.inspect(upload.key) if gone.status == PRECONDITION_FAILED else None
             if stored is None or stored.size != upload.size:
                 raise
-            is_silent = not stored.metadata and not stored.digests
-            digests = digests_of(upload.source, {form for form, _ in stored.forms()}).values()
-            if not is_silent and not stored.proves(upload.size, digests):
-                raise
+            if stored.metadata or stored.digests:
+                digests = digests_of(upload.source, {form for form, _ in stored.forms()})
+                if not stored.proves(upload.size, digests.values()):
+                    raise
         return stored.etag if stored.has(upload.metadata) else self._copy(upload, stored.etag)
 
     def _copy(self, upload: Upload, etag: str) -> str:
@@ -7433,7 +7434,7 @@ def md5_of(body: Body, terms: Terms) -> tuple[str, ...]:
 
 def may_concern_checksum(error: TransferError) -> bool:
     """Whether the request might succeed without its checksum. Some stores blame the signature."""
-    if error.status in (FORBIDDEN, PRECONDITION_FAILED):
+    if error.status in (FORBIDDEN, PRECONDITION_FAILED) or isinstance(error, FatalError):
         return error.code == "SignatureDoesNotMatch"
     return kind_of_error(error) is Kind.REFUSED
 
@@ -7951,6 +7952,7 @@ def translated(operation: str, subject: str) -> Iterator[None]:
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
     from botocore.parsers import ResponseParserError
+    from urllib3.exceptions import HTTPError
 
     try:
         yield
@@ -7966,7 +7968,7 @@ def translated(operation: str, subject: str) -> Iterator[None]:
     except ResponseParserError as error:
         hint = "is --endpoint-url an S3 server?"
         raise RetryableError(operation, subject, "not an S3 response", hint) from error
-    except (BotoCoreError, Boto3Error) as error:
+    except (BotoCoreError, Boto3Error, HTTPError) as error:
         raise client_error(operation, subject, error) from error
     except (EOFError, io.UnsupportedOperation) as error:
         cause = "the profile needs an MFA code, which can be entered once, on a terminal"
@@ -7981,6 +7983,7 @@ def translated(operation: str, subject: str) -> Iterator[None]:
 def client_error(operation: str, subject: str, error: Exception) -> TransferError:
     """For botocore's errors before or without an answer."""
     from botocore import exceptions
+    from urllib3.exceptions import HTTPError
 
     if isinstance(error, (exceptions.NoCredentialsError, exceptions.PartialCredentialsError)):
         return FatalError(operation, subject, str(error), NO_CREDENTIALS_HINT)
@@ -7994,7 +7997,7 @@ def client_error(operation: str, subject: str, error: Exception) -> TransferErro
     if isinstance(error, exceptions.ProxyConnectionError):
         return proxy_error(operation, subject, str(inner))
     passing = exceptions.HTTPClientError, exceptions.ConnectionError, exceptions.IncompleteReadError
-    if isinstance(error, passing):
+    if isinstance(error, (*passing, HTTPError)):  # urllib3's own: TLS that breaks within a body
         lost = RetryableError(operation, subject, str(error), network_hint(error))
         lost.dropped = not isinstance(error, exceptions.EndpointConnectionError)
         return lost

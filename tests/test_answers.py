@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import pickle
 import random
@@ -13,6 +14,7 @@ import pytest
 import pfu
 from testing.fuzz import SHARE
 from testing.lane import CLEAN, Readable, answer_text, http_client_agrees
+from testing.place import BUCKET, Place
 
 
 def fed_in_slices(received: bytes, rng: random.Random) -> Any:
@@ -144,6 +146,23 @@ class TestAnswers:
     def test_how_a_body_ends_decides_on_the_connection_alone(self, received: bytes) -> None:
         assert pfu.check_answer(received, is_last=True) == pfu.Answer("x", False)
 
+    @pytest.mark.parametrize(
+        ("encoding", "body"),
+        [
+            ("chunked", b"00000000\r\n\r\n"),
+            ("chunked", b"0\r\nTrailer: t\r\n\r\n"),
+            ("chunked", b"z\r\n"),
+            ("chunked", b"1\r\nabc"),
+            ("", b""),
+        ],
+    )
+    def test_a_body_whose_end_is_not_understood_is_not_waited_for(
+        self, encoding: str, body: bytes
+    ) -> None:
+        lengths = [] if encoding else ["Content-Length:"]
+        received = answer_text("ETag: x", f"Transfer-Encoding: {encoding}", *lengths, body=body)
+        assert pfu.check_answer(received) == pfu.Answer("x", False)
+
     def test_what_a_rejection_tells(self) -> None:
         date = "Sun, 22 Nov 2026 19:30:20 GMT"
         with pytest.raises(pfu.Rejected) as caught:
@@ -256,3 +275,22 @@ class TestLooks:
                 assert (peer.status, peer.headers["etag"]) == (200, answer.etag)
                 assert peer.headers["content-length"].strip() == answer.fields["content-length"]
         assert min(said.values()) > 500 // SHARE, said
+
+
+@pytest.mark.parametrize("method", ["inspect", "read_back"])
+def test_tls_that_breaks_within_an_answer_to_boto3_is_passing(
+    at_hand: Place, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    from urllib3.exceptions import SSLError
+
+    def broken(*_: Any, **__: Any) -> bytes:
+        raise SSLError("decryption failed or bad record mac")
+
+    at_hand.file("f")
+    assert at_hand.run("--mode", "concurrent").code == 0
+    options = pfu.S3Options(endpoint_url=at_hand.endpoint)
+    uploader = pfu.S3Uploader(f"s3://{BUCKET}/p", options)
+    monkeypatch.setattr("urllib3.response.HTTPResponse.read", broken)
+    broken_off = pytest.raises(pfu.RetryableError, match="bad record mac")
+    with contextlib.closing(uploader), broken_off:
+        getattr(uploader, method)("p/f")

@@ -53,6 +53,7 @@ class TestChecksums:
             ("concurrent", "safe", 501, "NotImplemented"),
             ("parallel", "fast", 403, "SignatureDoesNotMatch"),
             ("parallel", "safe", 400, "InvalidArgument"),
+            ("concurrent", "safe", 400, "SignatureDoesNotMatch"),
             ("parallel", "fast", 501, "NotImplemented"),
         ],
     )

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Callable
 
@@ -541,6 +541,31 @@ class TestMetadata:
         assert (summary.exit_code, summary.renewed, summary.failures) == (0, 1, [])
         assert at_hand.server.acknowledged("UploadPart") == 3
         assert_all_is_there(at_hand)
+
+    def test_a_store_that_shows_nothing_of_an_object_has_no_file_read_again_for_it(
+        self, at_hand: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = at_hand.file("large", os.urandom(3 * PIECE))
+        assert s3_job(at_hand).run().exit_code == 0
+        chmod(path)
+        refusal = Action("error", 412, "PreconditionFailed")
+        at_hand.server.faults.append(Fault(refusal, "CopyObject", times=1))
+        look, digests_of, asked = pfu.Heads.look, pfu.digests_of, []
+
+        def silent(heads: pfu.Heads, key: str) -> pfu.Inspected | None:
+            stored = look(heads, key)
+            etag = object_of(at_hand, "large").etag
+            return stored and stored._replace(etag=f"not-{etag}", sha256="", metadata={})
+
+        def counted(source: pfu.SourceFile, forms: Iterable[pfu.Form]) -> dict[pfu.Form, str]:
+            asked.append(list(forms))
+            return digests_of(source, asked[-1])
+
+        monkeypatch.setattr(pfu.Heads, "look", silent)
+        monkeypatch.setattr(pfu, "digests_of", counted)
+        s3_job(at_hand).run()
+        assert at_hand.server.count("CopyObject") == 2
+        assert all(asked)
 
     @pytest.mark.parametrize("change", [chmod, hour_later])
     @pytest.mark.parametrize("name, operation", [("small", "PutObject"), ("large", "CopyObject")])

@@ -92,6 +92,13 @@ class TestProof:
         assert (run.code, run.json["uploaded"], len(run.json["notes"])) == (0, 40, 1), run.err
         assert "cannot check what was stored" in run.json["notes"][0]
 
+    def test_answers_that_are_cut_off_are_no_reason_to_do_without(self, place: Place) -> None:
+        place.files(5)
+        place.server.faults.append(Fault(Action("half_headers"), "HeadObject", times=6))
+        run = place.run("--mode", "concurrent", "--json")
+        assert (run.code, run.json["uploaded"], run.json["notes"]) == (0, 5, []), run.err
+        assert place.server.count("HeadObject") == 8
+
     @BOTH_MODES
     def test_metadata_that_a_store_drops_are_told_of_once(self, place: Place, mode: str) -> None:
         place.files(20)
