@@ -2148,6 +2148,7 @@ def _lock_file(file: IO[Any], path: str) -> bool:
 # swapped for a link during the walk, the link is not followed out of ROOT.
 
 DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+PASSAGE_FLAGS = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC  # not listed
 FILE_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # a FIFO in place of it must not block
 
 # rclone writes a byte that is not UTF-8 behind this sign (lib/encoder); the sign itself is doubled.
@@ -2452,6 +2453,8 @@ def shown_kind(entry: os.DirEntry[str]) -> int:
     try:
         if entry.is_file(follow_symlinks=False):
             return stat.S_IFREG
+        if entry.is_symlink():
+            return stat.S_IFLNK
         return stat.S_IFDIR if entry.is_dir(follow_symlinks=False) else 0
     except OSError:
         return 0
@@ -2794,15 +2797,19 @@ class Scan:
             return os.path.join(os.path.realpath(directory.path), name) in mount_points()
 
     def _open(self, name: str, above: OpenDirectory | None) -> OpenDirectory:
-        """A directory in the one ``above``; without one, the top of the walk. Raises OSError."""
-        path, key, below_root, flags = os.path.join(name, ""), self.prefix, b"", DIRECTORY_FLAGS
+        """A directory in the one ``above``; without one, the top of the walk. Raises OSError.
+
+        The parent of a single file is not listed, for that may be forbidden.
+        """
+        path, key, below_root = os.path.join(name, ""), self.prefix, b""
+        flags = PASSAGE_FLAGS if self.is_single else DIRECTORY_FLAGS
         if above:
             path, key = f"{above.path}{name}/", f"{above.key}{encode_name(name)}/"
             below_root = above.path_of(name) + b"/"
             flags |= 0 if self._follows else os.O_NOFOLLOW
         fd = os.open(name, flags, dir_fd=above.fd if above else None)
         try:
-            status, entries = os.fstat(fd), os.scandir(fd)
+            status, entries = os.fstat(fd), (_ for _ in ()) if self.is_single else os.scandir(fd)
         except BaseException:
             os.close(fd)
             raise
