@@ -2103,10 +2103,16 @@ class LedgerLock:
         check_in_place(self.path, self._status)
 
     def _write_holder(self) -> None:
+        """Past the buffer of the file, which would be written again when it is closed."""
         started = time.strftime("%Y-%m-%d %H:%M:%S")
-        self._file.truncate(0)
-        self._file.write(f"process {os.getpid()}, started {started}\n")
-        self._file.flush()
+        told = f"process {os.getpid()}, started {started}\n".encode()
+        try:
+            os.ftruncate(self._file.fileno(), 0)
+            os.pwrite(self._file.fileno(), told, 0)
+        except OSError as error:
+            self.close()
+            hint = "free some space and rerun; nothing already uploaded is lost"
+            raise LedgerError("lock ledger", self.path, os_cause(error), hint) from error
 
     def close(self) -> None:
         """Release the lock."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import resource
 import signal
 import sqlite3
 import subprocess
@@ -274,3 +275,17 @@ class TestOddLedgers:
             run = place.run("--json")
         assert (run.code, run.json["exit_code"], run.json["status"]) == (3, 3, "could not start")
         assert f"in use by process {os.getpid()}" in run.json["error"]
+
+    @pytest.mark.parametrize("options", [[], ["--verify"], ["--cleanup"]], ids=str)
+    def test_a_lock_file_that_cannot_be_written(self, place: Place, options: list[str]) -> None:
+        def fill_the_disk() -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+
+        place.file("f")
+        assert place.run().code == 0
+        (place.path / "pfu.db.lock").unlink()
+        run = place.run(*options, preexec_fn=fill_the_disk)
+        assert run.code == 2
+        assert "pfu.db.lock: File too large (free some space and rerun" in run.err
+        assert len(run.err.splitlines()) == 1
+        assert place.run(*options).code == 0
