@@ -1518,6 +1518,7 @@ class Ledger(UploadTables, ListingTable):
 
     renamed: tuple[str, str] = ("", "")  # ROOT, and the name it has in the rows, if that is another
     _not_folded = 0
+    _unfolded: Mapping[str, Sequence[Any]] = {}  # outcomes by file, if nothing must be written
 
     # -- runs
 
@@ -1557,10 +1558,13 @@ class Ledger(UploadTables, ListingTable):
 
     def has_uploads(self, place: DestinationModel) -> bool:
         """Whether any file has been uploaded there, and was not removed here by pfu."""
-        sql = (
-            "SELECT 1 FROM FileStat WHERE status=? AND destination_id=? AND stale IS NOT ? LIMIT 1"
+        where = "WHERE status=? AND destination_id=? AND stale IS NOT ? LIMIT 1"
+        which = FileStatus.SUCCESS, place.id, MOVED
+        not_folded = "Outcome JOIN (SELECT id, destination_id FROM FileStat) ON id=file_id"
+        return any(
+            self._number(f"SELECT 1 FROM {rows} {where}", *which)
+            for rows in ("FileStat", not_folded)
         )
-        return bool(self._number(sql, FileStatus.SUCCESS, place.id, MOVED))
 
     def has_files(self, place: DestinationModel) -> bool:
         """Whether any file is recorded there."""
@@ -1572,13 +1576,22 @@ class Ledger(UploadTables, ListingTable):
     def known(self, ids: Sequence[str]) -> dict[str, tuple[Any, ...]]:
         """What is known about ``ids``, at most SCAN_BATCH of them: KNOWN_COLUMNS."""
         sql = FileModel.select_sql(f"WHERE id IN ({_marks(ids)})", KNOWN_COLUMNS)
-        return {row[0]: row for row in self._rows(sql, ids)}
+        return {row[0]: row for row in self._latest(KNOWN_COLUMNS, self._rows(sql, ids))}
+
+    def _latest(
+        self, columns: Sequence[str], rows: list[tuple[Any, ...]]
+    ) -> Iterable[tuple[Any, ...]]:
+        """These rows of files, as they are once all outcomes are folded."""
+        if not self._unfolded:
+            return rows
+        newer = (dict(zip(OUTCOME_COLUMNS, self._unfolded.get(row[0], ()))) for row in rows)
+        return [tuple(map(new.get, columns, row)) for new, row in zip(newer, rows)]
 
     def stored(self, ids: Sequence[str], *, as_they_are: bool = False) -> dict[str, FileModel]:
         """The rows of ``ids``, as many at most; ``as_they_are``: whatever they hold."""
         where = f"WHERE id IN ({_marks(ids)})"
         if as_they_are:
-            rows = self._rows(FileModel.select_sql(where), ids)
+            rows = self._latest(FileModel.columns(), self._rows(FileModel.select_sql(where), ids))
             return {row[0]: FileModel(*row) for row in rows}
         return {file.id: file for file in self._read(FileModel, where, *ids)}
 
@@ -1758,12 +1771,15 @@ class Ledger(UploadTables, ListingTable):
             self.fold()
 
     def fold(self) -> None:
-        """Fold all outcomes into the rows of their files."""
+        """Fold all outcomes into the rows of their files.
+
+        Where nothing must be written they are kept in memory: there are FOLD_ROWS at most.
+        """
         self._not_folded = 0
         if self.read_only:
-            if not self._number(f"SELECT count(*) FROM {OutcomeRow.table}"):
-                return
-            self._may_write()
+            rows = self._rows(OutcomeRow.select_sql())
+            self._unfolded = {file_id: values for file_id, *values in rows}
+            return
         with self.together():
             self._write(FOLD_SQL)
             self._write(f"DELETE FROM {OutcomeRow.table}")
