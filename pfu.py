@@ -12003,7 +12003,8 @@ def compare(
         return Change(found, "forced")
     if found.file_size != known.file_size:
         return Change(found, "size changed", late=known.late if known.late > 1 else 0)
-    reason = REASONS_TO_LOOK.get(known.status, DAMAGED) if known.racy in (0, 1) else DAMAGED
+    is_readable = known.racy in (0, 1) and is_mode(str(known.permissions or ""))
+    reason = REASONS_TO_LOOK.get(known.status, DAMAGED) if is_readable else DAMAGED
     keeps_hash = known.is_hashed and reason != DAMAGED
     if taken_over:
         reason = "recorded under another ROOT"
@@ -12055,6 +12056,7 @@ REASONS_TO_LOOK: Mapping[int, str | None] = {
     FileStatus.IN_PROGRESS: UNFINISHED_BEFORE,
 }
 RACY = "modified while or just before being read"
+is_mode = re.compile("(0[0-7]{1,7})?").fullmatch  # as in FileStat.permissions
 
 
 def absolute(path: str | os.PathLike[str]) -> str:

@@ -294,3 +294,14 @@ class TestOddLedgers:
         assert "pfu.db.lock: File too large (free some space and rerun" in run.err
         assert len(run.err.splitlines()) == 1
         assert place.run(*options).code == 0
+
+    @pytest.mark.parametrize("damage", ["permissions = 'x'", "permissions = -5", "racy = 7"])
+    def test_a_file_whose_row_is_damaged_is_uploaded_again(self, place: Place, damage: str) -> None:
+        place.file("f")
+        assert place.run().code == 0
+        with contextlib.closing(sqlite3.connect(place.path / "pfu.db")) as db, db:
+            db.execute(f"UPDATE FileStat SET {damage}")
+        assert "its row in the ledger is damaged" in place.run("--dry-run").out
+        runs = [place.run("--mode", "concurrent", "--json").json for _ in range(2)]
+        assert [(run["uploaded"], run["failed"]) for run in runs] == [(1, 0), (0, 0)]
+        place.check_ledger_is_honest()
