@@ -1517,6 +1517,7 @@ class Ledger(UploadTables, ListingTable):
 
     renamed: tuple[str, str] = ("", "")  # ROOT, and the name it has in the rows, if that is another
     _not_folded = 0
+    _unfolded: Mapping[str, Sequence[Any]] = {}  # outcomes by file, if nothing must be written
 
     # -- runs
 
@@ -1556,10 +1557,13 @@ class Ledger(UploadTables, ListingTable):
 
     def has_uploads(self, place: DestinationModel) -> bool:
         """Whether any file has been uploaded there, and was not removed here by pfu."""
-        sql = (
-            "SELECT 1 FROM FileStat WHERE status=? AND destination_id=? AND stale IS NOT ? LIMIT 1"
+        where = "WHERE status=? AND destination_id=? AND stale IS NOT ? LIMIT 1"
+        which = FileStatus.SUCCESS, place.id, MOVED
+        not_folded = "Outcome JOIN (SELECT id, destination_id FROM FileStat) ON id=file_id"
+        return any(
+            self._number(f"SELECT 1 FROM {rows} {where}", *which)
+            for rows in ("FileStat", not_folded)
         )
-        return bool(self._number(sql, FileStatus.SUCCESS, place.id, MOVED))
 
     def has_files(self, place: DestinationModel) -> bool:
         """Whether any file is recorded there."""
@@ -1571,13 +1575,22 @@ class Ledger(UploadTables, ListingTable):
     def known(self, ids: Sequence[str]) -> dict[str, tuple[Any, ...]]:
         """What is known about ``ids``, at most SCAN_BATCH of them: KNOWN_COLUMNS."""
         sql = FileModel.select_sql(f"WHERE id IN ({_marks(ids)})", KNOWN_COLUMNS)
-        return {row[0]: row for row in self._rows(sql, ids)}
+        return {row[0]: row for row in self._latest(KNOWN_COLUMNS, self._rows(sql, ids))}
+
+    def _latest(
+        self, columns: Sequence[str], rows: list[tuple[Any, ...]]
+    ) -> Iterable[tuple[Any, ...]]:
+        """These rows of files, as they are once all outcomes are folded."""
+        if not self._unfolded:
+            return rows
+        newer = (dict(zip(OUTCOME_COLUMNS, self._unfolded.get(row[0], ()))) for row in rows)
+        return [tuple(map(new.get, columns, row)) for new, row in zip(newer, rows)]
 
     def stored(self, ids: Sequence[str], *, as_they_are: bool = False) -> dict[str, FileModel]:
         """The rows of ``ids``, as many at most; ``as_they_are``: whatever they hold."""
         where = f"WHERE id IN ({_marks(ids)})"
         if as_they_are:
-            rows = self._rows(FileModel.select_sql(where), ids)
+            rows = self._latest(FileModel.columns(), self._rows(FileModel.select_sql(where), ids))
             return {row[0]: FileModel(*row) for row in rows}
         return {file.id: file for file in self._read(FileModel, where, *ids)}
 
@@ -1757,12 +1770,15 @@ class Ledger(UploadTables, ListingTable):
             self.fold()
 
     def fold(self) -> None:
-        """Fold all outcomes into the rows of their files."""
+        """Fold all outcomes into the rows of their files.
+
+        Where nothing must be written they are kept in memory: there are FOLD_ROWS at most.
+        """
         self._not_folded = 0
         if self.read_only:
-            if not self._number(f"SELECT count(*) FROM {OutcomeRow.table}"):
-                return
-            self._may_write()
+            rows = self._rows(OutcomeRow.select_sql())
+            self._unfolded = {file_id: values for file_id, *values in rows}
+            return
         with self.together():
             self._write(FOLD_SQL)
             self._write(f"DELETE FROM {OutcomeRow.table}")
@@ -2102,10 +2118,16 @@ class LedgerLock:
         check_in_place(self.path, self._status)
 
     def _write_holder(self) -> None:
+        """Past the buffer of the file, which would be written again when it is closed."""
         started = time.strftime("%Y-%m-%d %H:%M:%S")
-        self._file.truncate(0)
-        self._file.write(f"process {os.getpid()}, started {started}\n")
-        self._file.flush()
+        told = f"process {os.getpid()}, started {started}\n".encode()
+        try:
+            os.ftruncate(self._file.fileno(), 0)
+            os.pwrite(self._file.fileno(), told, 0)
+        except OSError as error:
+            self.close()
+            hint = "free some space and rerun; nothing already uploaded is lost"
+            raise LedgerError("lock ledger", self.path, os_cause(error), hint) from error
 
     def close(self) -> None:
         """Release the lock."""
@@ -2147,6 +2169,7 @@ def _lock_file(file: IO[Any], path: str) -> bool:
 # swapped for a link during the walk, the link is not followed out of ROOT.
 
 DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+PASSAGE_FLAGS = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC  # not listed
 FILE_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # a FIFO in place of it must not block
 
 # rclone writes a byte that is not UTF-8 behind this sign (lib/encoder); the sign itself is doubled.
@@ -2451,6 +2474,8 @@ def shown_kind(entry: os.DirEntry[str]) -> int:
     try:
         if entry.is_file(follow_symlinks=False):
             return stat.S_IFREG
+        if entry.is_symlink():
+            return stat.S_IFLNK
         return stat.S_IFDIR if entry.is_dir(follow_symlinks=False) else 0
     except OSError:
         return 0
@@ -2793,15 +2818,19 @@ class Scan:
             return os.path.join(os.path.realpath(directory.path), name) in mount_points()
 
     def _open(self, name: str, above: OpenDirectory | None) -> OpenDirectory:
-        """A directory in the one ``above``; without one, the top of the walk. Raises OSError."""
-        path, key, below_root, flags = os.path.join(name, ""), self.prefix, b"", DIRECTORY_FLAGS
+        """A directory in the one ``above``; without one, the top of the walk. Raises OSError.
+
+        The parent of a single file is not listed, for that may be forbidden.
+        """
+        path, key, below_root = os.path.join(name, ""), self.prefix, b""
+        flags = PASSAGE_FLAGS if self.is_single else DIRECTORY_FLAGS
         if above:
             path, key = f"{above.path}{name}/", f"{above.key}{encode_name(name)}/"
             below_root = above.path_of(name) + b"/"
             flags |= 0 if self._follows else os.O_NOFOLLOW
         fd = os.open(name, flags, dir_fd=above.fd if above else None)
         try:
-            status, entries = os.fstat(fd), os.scandir(fd)
+            status, entries = os.fstat(fd), (_ for _ in ()) if self.is_single else os.scandir(fd)
         except BaseException:
             os.close(fd)
             raise
@@ -11998,7 +12027,8 @@ def compare(
         return Change(found, "forced")
     if found.file_size != known.file_size:
         return Change(found, "size changed", late=known.late if known.late > 1 else 0)
-    reason = REASONS_TO_LOOK.get(known.status, DAMAGED) if known.racy in (0, 1) else DAMAGED
+    is_readable = known.racy in (0, 1) and is_mode(str(known.permissions or ""))
+    reason = REASONS_TO_LOOK.get(known.status, DAMAGED) if is_readable else DAMAGED
     keeps_hash = known.is_hashed and reason != DAMAGED
     if taken_over:
         reason = "recorded under another ROOT"
@@ -12050,6 +12080,7 @@ REASONS_TO_LOOK: Mapping[int, str | None] = {
     FileStatus.IN_PROGRESS: UNFINISHED_BEFORE,
 }
 RACY = "modified while or just before being read"
+is_mode = re.compile("(0[0-7]{1,7})?").fullmatch  # as in FileStat.permissions
 
 
 def absolute(path: str | os.PathLike[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import resource
 import signal
 import sqlite3
 import subprocess
@@ -129,7 +130,11 @@ class TestPages:
         assert ledger.pending("job")[0] == 3
 
     @pytest.mark.parametrize("read_only", [False, True], ids=["run", "dry run"])
-    def test_what_a_killed_run_recorded_is_known(self, tmp_path: Path, read_only: bool) -> None:
+    def test_what_a_killed_run_recorded_is_known(
+        self, tmp_path: Path, read_only: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A dry run makes no copy of the ledger for that: there may be no room for it."""
+        monkeypatch.setattr(pfu.Ledger, "_may_write", None)
         ledger = pfu.Ledger(tmp_path / "l.db")
         ledger.take_in([pfu.Change(pfu.Found("1", "/1", "1", 7, 8), "new")], "job", 1, HERE_IT_GOES)
         page = ledger.begin_page("job", (-1, ""), 10, 100)
@@ -141,10 +146,11 @@ class TestPages:
         ledger.close()
         ledger = pfu.Ledger(tmp_path / "l.db", read_only=read_only)
         ledger.fold()
+        assert ledger.has_uploads(HERE_IT_GOES)
         (row,) = ledger.known(["1"]).values()
         assert row[pfu.FACTS_KNOWN] == (9, 10, "0100644", 13, 14, 11, 12)
         assert row[pfu.STATE_KNOWN] == pfu.AS_STORED == (pfu.FileStatus.SUCCESS, 0, None, None)
-        (file,) = ledger.stored(["1"]).values()
+        (file,) = ledger.stored(["1"], as_they_are=True).values()
         assert (file.id, file.is_hashed, file.late) == ("1", True, 0)
 
 
@@ -274,3 +280,28 @@ class TestOddLedgers:
             run = place.run("--json")
         assert (run.code, run.json["exit_code"], run.json["status"]) == (3, 3, "could not start")
         assert f"in use by process {os.getpid()}" in run.json["error"]
+
+    @pytest.mark.parametrize("options", [[], ["--verify"], ["--cleanup"]], ids=str)
+    def test_a_lock_file_that_cannot_be_written(self, place: Place, options: list[str]) -> None:
+        def fill_the_disk() -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+
+        place.file("f")
+        assert place.run().code == 0
+        (place.path / "pfu.db.lock").unlink()
+        run = place.run(*options, preexec_fn=fill_the_disk)
+        assert run.code == 2
+        assert "pfu.db.lock: File too large (free some space and rerun" in run.err
+        assert len(run.err.splitlines()) == 1
+        assert place.run(*options).code == 0
+
+    @pytest.mark.parametrize("damage", ["permissions = 'x'", "permissions = -5", "racy = 7"])
+    def test_a_file_whose_row_is_damaged_is_uploaded_again(self, place: Place, damage: str) -> None:
+        place.file("f")
+        assert place.run().code == 0
+        with contextlib.closing(sqlite3.connect(place.path / "pfu.db")) as db, db:
+            db.execute(f"UPDATE FileStat SET {damage}")
+        assert "its row in the ledger is damaged" in place.run("--dry-run").out
+        runs = [place.run("--mode", "concurrent", "--json").json for _ in range(2)]
+        assert [(run["uploaded"], run["failed"]) for run in runs] == [(1, 0), (0, 0)]
+        place.check_ledger_is_honest()

@@ -687,3 +687,35 @@ class TestPatterns:
         finally:
             closed.chmod(0o755)
         assert (run.code, "cannot read directory" in run.err) == (1, True)
+
+
+class TestWhatMayNotBeListed:
+    """A directory that may be entered, but not listed; one that may be listed, but not entered."""
+
+    @pytest.mark.parametrize("option", ["", "--follow-symlinks"])
+    def test_a_file_there_opened_by_its_path(self, place: Place, option: str) -> None:
+        file = place.file("passage/f")
+        root = file if option else file.parent / "link"
+        (file.parent / "link").symlink_to("f")
+        file.parent.chmod(0o111)
+        try:
+            run = place.run(
+                *(str(root), TO, *CONCURRENT, *option.split()), to=None, preexec_fn=drop_privilege
+            )
+        finally:
+            file.parent.chmod(0o755)
+        assert (run.code, len(place.stored())) == (0, 1), run.err
+
+    @pytest.mark.parametrize("option", ["", "--follow-symlinks"])
+    def test_links_are_told_from_files_without_a_look_at_them(
+        self, place: Place, option: str
+    ) -> None:
+        file = place.file("closed/f")
+        (file.parent / "link").symlink_to("f")
+        file.parent.chmod(0o444)
+        try:
+            run = place.run(*CONCURRENT, "--json", *option.split(), preexec_fn=drop_privilege)
+        finally:
+            file.parent.chmod(0o755)
+        skipped = {"broken " * bool(option) + "symbolic link": 1}
+        assert (run.code, run.json["failed"], run.json["skipped_by_reason"]) == (1, 1, skipped)
