@@ -14027,12 +14027,13 @@ def tell_programs(options: argparse.Namespace, console: Console, result: Result)
         console.record(f"{different['reason']}: {different['path']}")
     counts = ", ".join(f"{told[name]:,} {name}" for name in LOGGED_COUNTS if name in told)
     console.record(f"{result.status}: {counts}, exit code {result.exit_code:d}")
-    if isinstance(result, Summary) and options.metrics_file and not options.dry_run:
-        try:
-            write_metrics(options.metrics_file, result, absolute(options.db))
-        except UsageError as error:
-            console.problem(str(error))
-    console.event("end", told)
+    if isinstance(result, Summary):
+        if options.metrics_file and not options.dry_run:
+            try:
+                write_metrics(options.metrics_file, result, absolute(options.db))
+            except UsageError as error:
+                console.problem(str(error))
+        console.event("end", told)
     if options.json:
         console.say_json(told)
 
