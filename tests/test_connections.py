@@ -43,7 +43,7 @@ from testing.place import MIB
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    limits = {"SWEEP": 0.05, "STALL": 0.4, "DRAIN": 0.2, "IDLE": 0.3, "CONNECT": 0.5}
+    limits = {"EXPIRY": 0.05, "STALL": 0.4, "DRAIN": 0.2, "IDLE": 0.3, "CONNECT": 0.5}
     for name, seconds in limits.items():
         monkeypatch.setattr(pfu, f"{name}_SECONDS", seconds)
 
