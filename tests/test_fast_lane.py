@@ -447,7 +447,7 @@ class TestOverTls:
             place.changes = COUNTS_CERTIFICATES
             run = place.run("--mode", mode, "--json")
             assert (run.code, run.json["uploaded"], run.json["fast_lane"]) == (0, 60, 0), run.err
-            assert place.server.connections > 10
+            assert place.server.connections > 2  # so that they share a context
             read = (place.path / "read").read_text().split()
             assert len(read) == len(set(read)) > 1
 
