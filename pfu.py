@@ -905,6 +905,12 @@ class Outcome(NamedTuple):
     status: int = 0  # HTTP, of a failure
     seconds: float = 0.0  # since its transfer began
 
+    @property
+    def bytes_sent(self) -> int:
+        """Of a file that is stored: small ones are sent again for their metadata."""
+        is_again = self.kind is OutcomeKind.RENEWED and self.sent
+        return self.file_size if is_again or self.kind is OutcomeKind.UPLOADED else 0
+
 
 OUTCOME_COLUMNS = (
     *FACTS,
@@ -9364,6 +9370,7 @@ class RemoveTask(NamedTuple):
     etag: str
     sha256: str
     kind: OutcomeKind  # what its transfer came to
+    bytes_sent: int  # by it
     stale: int | None  # FileModel.stale, if it is not removed
     size: int = 0
 
@@ -10761,13 +10768,13 @@ class Removals:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def add(self, file: FileModel, kind: OutcomeKind) -> None:
-        """A file whose transfer came to ``kind``."""
+    def add(self, file: FileModel, outcome: Outcome) -> None:
+        """A file that the store has; ``outcome`` was applied to it."""
         if not stat.S_ISREG(int(file.permissions, 8)):
             return
         found = Found.of(file)
         what = f"{file.id}/remove", file.object_key, found, file.etag or "", file.sha256 or ""
-        task = RemoveTask(*what, kind, file.stale)
+        task = RemoveTask(*what, outcome.kind, outcome.bytes_sent, file.stale)
         if file.racy or self._is_read(file):
             self._conclude(task, TOO_YOUNG if file.racy else "this run reads it")
         else:
@@ -10998,7 +11005,7 @@ class WorkList:
                 files.append(file)
             self._accounts.add(file, outcome)
             if self.removals.is_wanted and kind in STORED:
-                self.removals.add(file, kind)
+                self.removals.add(file, outcome)
         self._ledger.record(files, gone)
 
 
@@ -11276,8 +11283,7 @@ class Accounts:
         """A file has ended; ``outcome`` was applied to it."""
         kind, size = outcome.kind, outcome.file_size
         if kind in STORED:
-            is_whole = kind is OutcomeKind.RENEWED and outcome.sent  # sent for its metadata
-            self._count_stored(kind, size if is_whole or kind is OutcomeKind.UPLOADED else 0)
+            self._count_stored(kind, outcome.bytes_sent)
         elif kind in SKIPPED:
             self.summary.skip(SKIPPED[kind])
         elif kind not in GIVEN_BACK:
@@ -11310,8 +11316,7 @@ class Accounts:
 
     def lose(self, task: RemoveTask, reason: str) -> None:
         """A file was counted as stored, and the store does not show it."""
-        sent = task.found.file_size if task.kind is OutcomeKind.UPLOADED else 0
-        self._count_stored(task.kind, -sent, -1)
+        self._count_stored(task.kind, -task.bytes_sent, -1)
         self.fail(task.found.path, reason)
 
     def fail(self, path: str, cause: str) -> None:

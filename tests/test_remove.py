@@ -187,14 +187,15 @@ class TestKeeps:
         assert "not removed: the store does not say what it has" in run.err, "with --quiet too"
 
     @MODES
-    @pytest.mark.parametrize("first", ["uploaded", "unchanged"])
+    @pytest.mark.parametrize("first", ["uploaded", "unchanged", "renewed"])
     def test_what_the_store_has_lost_is_a_failure(
         self, place: Place, mode: str, first: str
     ) -> None:
-        for number in range(40):
-            place.file(f"f{number:02}")
-        if first == "unchanged":
+        paths = [place.file(f"f{number:02}") for number in range(40)]
+        if first != "uploaded":
             assert place.run().code == 0
+        for path in paths if first == "renewed" else ():
+            path.chmod(0o600)
 
         class Lost(Fault):
             proofs = 1 if first == "uploaded" else 0  # which the store is asked for before
@@ -208,7 +209,7 @@ class TestKeeps:
         place.server.faults.append(Lost(Action("error", 404), "HeadObject", key="p/f1"))
         run = place.run(REMOVE, "--mode", mode, "--json", "--events", "events")
         assert (run.code, run.json["removed"], run.json["failed"]) == (1, 30, 10), run.err
-        assert run.json["uploaded"] == (30 if first == "uploaded" else 0)
+        assert run.json["uploaded"] == (0 if first == "unchanged" else 30)
         assert run.json["bytes_uploaded"] == run.json["uploaded"]
         assert_accounts(run.json)
         lost = "the store does not have it any more"
