@@ -1223,11 +1223,15 @@ class LedgerFile:
         self.path = os.fspath(path)
         self.read_only = read_only
         self.is_new = False  # created here
-        try:
-            self._db = self._connect()
-            self._check()
-        except SQL_ERRORS as error:
-            raise self._error("open", error) from error
+        with contextlib.ExitStack() as refused:
+            try:
+                self._db = self._connect()
+                refused.callback(self.close)
+                self._set_up()
+                self._check()
+            except SQL_ERRORS as error:
+                raise self._error("open", error) from error
+            refused.pop_all()
 
     def _connect(self) -> sqlite3.Connection:
         if self.read_only:
@@ -1239,13 +1243,13 @@ class LedgerFile:
             check_own(self.path + end)
         os.close(open_own(self.path))
         self._status = os.stat(self.path)
-        db = sqlite3.connect(self.path, isolation_level=None, timeout=10)
-        db.execute("PRAGMA trusted_schema=OFF")
-        db.execute("PRAGMA journal_mode=WAL")
-        db.execute("PRAGMA synchronous=FULL")
-        db.execute(f"PRAGMA cache_size=-{4 * KIB}")
-        db.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
-        return db
+        return sqlite3.connect(self.path, isolation_level=None, timeout=10)
+
+    def _set_up(self) -> None:
+        cache, checkpoint = f"cache_size=-{4 * KIB}", f"wal_autocheckpoint={CHECKPOINT_PAGES}"
+        settings = "trusted_schema=OFF", "journal_mode=WAL", "synchronous=FULL", cache, checkpoint
+        for setting in () if self.read_only else settings:
+            self._db.execute(f"PRAGMA {setting}")
 
     def check_in_place(self) -> None:
         """Raises LedgerError if the file was removed or replaced."""
@@ -1320,13 +1324,12 @@ class LedgerFile:
         """What must not be written is copied first, into a file that is gone with the process."""
         if not self.read_only:
             return
-        copy = sqlite3.connect("", isolation_level=None)
-        try:
-            self._db.backup(copy)
-        except SQL_ERRORS as error:
-            raise self._error("read", error) from error
-        self._db.close()
-        self._db = copy
+        original, self._db = self._db, sqlite3.connect("", isolation_level=None)
+        with contextlib.closing(original):
+            try:
+                original.backup(self._db)
+            except SQL_ERRORS as error:
+                raise self._error("read", error) from error
 
     # -- statements
 

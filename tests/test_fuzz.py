@@ -274,14 +274,13 @@ class TestNames:
 @pytest.fixture
 def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ledgers that do not wait for the disk: these tests open thousands of them."""
-    connect = pfu.Ledger._connect
+    set_up = pfu.Ledger._set_up
 
-    def connect_unsynced(ledger: pfu.Ledger) -> sqlite3.Connection:
-        db = connect(ledger)
-        db.execute("PRAGMA synchronous=OFF")
-        return db
+    def set_up_unsynced(ledger: pfu.Ledger) -> None:
+        set_up(ledger)
+        ledger._db.execute("PRAGMA synchronous=OFF")
 
-    monkeypatch.setattr(pfu.Ledger, "_connect", connect_unsynced)
+    monkeypatch.setattr(pfu.Ledger, "_set_up", set_up_unsynced)
 
 
 class TestLedgers:

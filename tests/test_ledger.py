@@ -215,6 +215,23 @@ class TestOddLedgers:
             pfu.LedgerLock(path).close()
         assert not pfu.LedgerLock.is_held(path)
 
+    @pytest.mark.parametrize("content", ["CREATE TABLE T(a)", "no database"])
+    @pytest.mark.parametrize("read_only", [False, True])
+    def test_a_file_that_is_refused_is_closed(
+        self, tmp_path: Path, content: str, read_only: bool
+    ) -> None:
+        """A program that uses pfu as a library goes on; Python 3.13 and later tell of it."""
+        path = tmp_path / "l.db"
+        if content.startswith("CREATE"):
+            with contextlib.closing(sqlite3.connect(path)) as db:
+                db.execute(content)
+        else:
+            path.write_text(content * 99)
+        program = f"import pfu\npfu.Ledger({str(path)!r}, read_only={read_only})"
+        command = [sys.executable, "-X", "dev", "-W", "error", "-c", program]
+        run = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False)
+        assert "LedgerError" in run.stderr and "unclosed" not in run.stderr
+
     @pytest.mark.parametrize("options", ["--status", "--dry-run", "--status --json"])
     def test_an_empty_ledger_file_is_an_empty_ledger(self, place: Place, options: str) -> None:
         place.file("f")
