@@ -377,7 +377,7 @@ class SourceError(PfuError):
 
 
 class VanishedError(SourceError):
-    """A file that the scan saw is no longer there."""
+    """A file that the scan saw is no longer there, or something else is."""
 
 
 class ChangedError(SourceError):
@@ -386,10 +386,6 @@ class ChangedError(SourceError):
 
 class LeasedError(SourceError):
     """Another program (Samba) holds a lease on a file, and the kernel asks it to give it up."""
-
-
-class NotRegularError(SourceError):
-    """A path that held a regular file when it was scanned now holds something else."""
 
 
 class TransferError(PfuError):
@@ -3145,16 +3141,16 @@ def source_error(path: str, error: OSError) -> PfuError:
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return FatalError("read", path, os_cause(error), OPEN_FILES_HINT)
     if error.errno in (errno.ELOOP, errno.ENXIO):
-        return NotRegularError("read", path, "it is no longer a regular file")
+        return VanishedError("read", path, "it is no longer a regular file")
     if error.errno == errno.EWOULDBLOCK:
         return LeasedError("read", path, "another program holds a lease on it")
     return SourceError("read", path, os_cause(error))
 
 
 def check_kind(path: str, status: os.stat_result, kind: int) -> None:
-    """Raises NotRegularError if it is of another kind (see stat.S_IFMT) now."""
+    """Raises VanishedError if it is of another kind (see stat.S_IFMT) now."""
     if stat.S_IFMT(status.st_mode) != kind:
-        raise NotRegularError("read", path, f"it is no longer a {kind_of(kind)}")
+        raise VanishedError("read", path, f"it is no longer a {kind_of(kind)}")
 
 
 class SourceFile:
@@ -3165,7 +3161,7 @@ class SourceFile:
     def __init__(self, path: str, opener: Callable[[str], int], beat: Callable[[], None]) -> None:
         """``beat`` is called whenever bytes have been read.
 
-        Raises VanishedError, NotRegularError or SourceError; FatalError if the root is gone.
+        Raises SourceError; FatalError if the root is gone.
         """
         self.path = path
         self._beat = beat
@@ -3284,7 +3280,7 @@ class SourceEntry(SourceFile):
     def __init__(
         self, path: str, kind: int, look: Callable[[str], tuple[bytes, os.stat_result]]
     ) -> None:
-        """Raises VanishedError, NotRegularError or SourceError; FatalError if the root is gone."""
+        """Raises SourceError; FatalError if the root is gone."""
         self.path, self.fd = path, -1
         self._kind, self._look = kind, look
         self._content, self.status = self._see()
@@ -8799,7 +8795,7 @@ class Transfer:
             return await self._doubt(error)
         if isinstance(error, KeptError):
             return self._kept(error)
-        if isinstance(error, (VanishedError, NotRegularError)):
+        if isinstance(error, VanishedError):
             return self._vanished(error)
         if isinstance(error, LeasedError) and time.monotonic() - self.began < LEASE_SECONDS:
             await self.runner.gate.pause(min(1.0, full_jitter(self.attempts)))
