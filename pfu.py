@@ -564,16 +564,32 @@ def _escaped(character: str) -> str:
 # ======================================================================================
 
 
-# What a file is: wherever they stand in a row, they stand in this order.
-FACTS = ("file_size", "last_modified", "permissions", "uid", "gid", "inode", "changed_at")
-facts = operator.attrgetter(*FACTS)  # as a row, an outcome or the scan has them
+class Facts(NamedTuple):
+    """What a file is: wherever they stand in a row, they stand in this order."""
+
+    file_size: int  # bytes
+    last_modified: int  # nanoseconds since the epoch, or the nearest that SQLite holds (to 2262)
+    permissions: str
+    uid: int | None  # None, like changed_at: unknown
+    gid: int | None
+    inode: int  # folded, if the file system uses all 64 bits
+    changed_at: int | None  # nanoseconds since the epoch: ctime
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Facts:
+        """As stat shows them."""
+        return cls(*facts_of(status))
+
+
+facts = operator.attrgetter(*Facts._fields)  # as a row, an outcome or the scan has them
 
 
 def facts_of(status: os.stat_result) -> tuple[int, int, str, int, int, int, int]:
-    """As stat shows them, in the form that SQLite can hold."""
+    """The same, made faster."""
     mtime, ctime, inode = status.st_mtime_ns, status.st_ctime_ns, status.st_ino
     if not 0 <= mtime | ctime | inode <= MAX_INTEGER:
-        mtime, inode, ctime = ledger_time(status), ledger_inode(status), ledger_ctime(status)
+        mtime, ctime = (max(-MAX_INTEGER, min(ns, MAX_INTEGER)) for ns in (mtime, ctime))
+        inode &= MAX_INTEGER
     mode = permissions_text(status.st_mode)
     return status.st_size, mtime, mode, status.st_uid, status.st_gid, inode, ctime
 
@@ -584,19 +600,30 @@ def permissions_text(mode: int) -> str:
     return f"0{mode:o}"
 
 
-def ledger_time(status: os.stat_result) -> int:
-    """The modification time in ns, or the nearest one that fits into SQLite (1677 to 2262)."""
-    return max(-MAX_INTEGER, min(status.st_mtime_ns, MAX_INTEGER))
+def what_changed(now: Facts | Found, before: Facts | Found | FileModel, options: Any) -> str:
+    """How a file differs from what it was, empty: not at all; its bytes may be the same.
+
+    ``options``: with ignore_ctime and ignore_inode.
+    """
+    if facts(before) == facts(now):
+        return ""
+    told = {
+        SIZE_CHANGED: now.file_size != before.file_size,
+        "modification time changed": now.last_modified != before.last_modified,
+        "permissions changed": now.permissions != before.permissions,
+        OLDER_LEDGER: before.changed_at is None,
+        "owner changed": (now.uid, now.gid) != (before.uid, before.gid),
+        CTIME_MOVED: now.changed_at != before.changed_at and not options.ignore_ctime,
+        INODE_MOVED: now.inode != before.inode and not options.ignore_inode,
+    }
+    return next((reason for reason, is_so in told.items() if is_so), "")
 
 
-def ledger_ctime(status: os.stat_result) -> int:
-    """The ctime in ns, or the nearest one that fits into SQLite."""
-    return max(-MAX_INTEGER, min(status.st_ctime_ns, MAX_INTEGER))
-
-
-def ledger_inode(status: os.stat_result) -> int:
-    """The inode number, folded to fit into SQLite: some file systems use all 64 bits."""
-    return status.st_ino & MAX_INTEGER
+SIZE_CHANGED = "size changed"
+CTIME_MOVED, INODE_MOVED = "ctime moved", "inode moved"
+MOVED_ALONE = frozenset((CTIME_MOVED, INODE_MOVED))
+OLDER_LEDGER = "the ledger is from an older pfu"
+SAME_METADATA = MOVED_ALONE | {"", OLDER_LEDGER}  # what an object has of a file is the same
 
 
 class FileStatus(IntEnum):
@@ -909,7 +936,7 @@ class Outcome(NamedTuple):
 
 
 OUTCOME_COLUMNS = (
-    *FACTS,
+    *Facts._fields,
     *("status", "etag", "sha256", "attempts", "error", "uploaded_at", "racy", "part_size", "stale"),
 )
 
@@ -1065,7 +1092,7 @@ class Found(NamedTuple):
 
 
 # What the scan compares, without a look at the rest of a row.
-KNOWN_COLUMNS = ("id", *FACTS, "status", "racy", "stale", "missing_since", "rowid")
+KNOWN_COLUMNS = ("id", *Facts._fields, "status", "racy", "stale", "missing_since", "rowid")
 FACTS_KNOWN, FACTS_FOUND = slice(1, 8), slice(3, 10)  # of them, and of a Found
 STATE_KNOWN = slice(8, 12)  # status to missing_since
 AS_STORED = (FileStatus.SUCCESS, 0, None, None)  # these, if all is well
@@ -1176,7 +1203,7 @@ class Change(NamedTuple):
 
 
 FOUND_COLUMNS = (
-    *("id", "file_path", "object_key", *FACTS, "error"),
+    *("id", "file_path", "object_key", *Facts._fields, "error"),
     *("created_at", "status", "batch_id", "attempts", "racy", "destination_id"),
 )
 TAKE_IN_SQL = FileModel.insert_sql(
@@ -5411,6 +5438,11 @@ class Upload(NamedTuple):
         return self.source.size
 
     @property
+    def facts(self) -> Facts:
+        """Of the opened file, with the size of the object."""
+        return Facts.of(self.status)._replace(file_size=self.size)
+
+    @property
     def path(self) -> str:
         """Of the file."""
         return self.source.path
@@ -5515,46 +5547,11 @@ def known_forms(sha256: str, etag: str, size: int, *likely: int) -> list[tuple[F
 class Stored(NamedTuple):
     """What the store has of a file according to the ledger."""
 
-    last_modified: int  # nanoseconds since the epoch
-    permissions: str
-    uid: int | None  # None: unknown
-    gid: int | None
+    facts: Facts
     etag: str
     sha256: str  # empty: unknown
     part_size: int  # bytes of the parts that sha256 was computed from; 0: unknown, or none
-    inode: int
-    changed_at: int | None
     is_stale: bool  # its metadata is older than this
-
-    def has_metadata_of(self, status: os.stat_result) -> bool:
-        """Whether the object's metadata matches the file's current status."""
-        owner = status.st_uid, status.st_gid
-        return (
-            not self.is_stale
-            and (self.last_modified, self.permissions)
-            == (ledger_time(status), f"0{status.st_mode:o}")
-            and all(told in (None, now) for told, now in zip((self.uid, self.gid), owner))
-        )
-
-    def is_untouched(self, status: os.stat_result) -> bool:
-        """Whether the file is untouched since it was last read."""
-        now = ledger_time(status), ledger_inode(status), ledger_ctime(status)
-        return (self.last_modified, self.inode, self.changed_at) == now
-
-
-class Snapshot(NamedTuple):
-    """Tells whether a file was touched: from fstat, in the form that SQLite can hold."""
-
-    size: int  # bytes
-    modified: int  # nanoseconds since the epoch
-    changed: int  # the same, for ctime
-    inode: int
-
-    @classmethod
-    def of(cls, status: os.stat_result) -> Snapshot:
-        """The snapshot for an fstat result."""
-        inode, changed = ledger_inode(status), ledger_ctime(status)
-        return cls(status.st_size, status.st_mtime_ns, changed, inode)
 
 
 class StoredPart(NamedTuple):
@@ -8145,13 +8142,13 @@ class Begun(NamedTuple):
     fingerprint: str
     part_size: int
     parts: tuple[StoredPart, ...]  # those that need not be sent again
-    snapshot: Snapshot
+    snapshot: Facts
     racy: int
 
     @property
     def part_count(self) -> int:
         """How many parts the file has; an empty one has one, which is empty."""
-        return max(1, -(-self.snapshot.size // self.part_size))
+        return max(1, -(-self.snapshot.file_size // self.part_size))
 
 
 class PartDone(NamedTuple):
@@ -8892,13 +8889,13 @@ class Transfer:
         """What the scan saw there."""
         return open_source(self.runner.tree, path, permissions, self.runner.uploader.traffic.beat)
 
-    def open_again(self, path: str, snapshot: Snapshot) -> SourceFile:
+    def open_again(self, path: str, snapshot: Facts) -> SourceFile:
         """Raises ChangedError if the file's size or modification time has changed.
 
         If only its ctime has, the bytes are compared when all parts are sent.
         """
         source = self.open(path)
-        if Snapshot.of(source.status)[:2] != snapshot[:2]:
+        if Facts.of(source.status)[:2] != snapshot[:2]:
             source.close()
             raise ChangedError("read", path, CHANGES)
         return source
@@ -8934,7 +8931,8 @@ class Transfer:
             return None
         known, receipt = upload._replace(sha256=digest), Receipt(stored.etag)
         same = self.outcome(known, OutcomeKind.UNCHANGED, receipt, part_size=stored.part_size)
-        if stored.has_metadata_of(upload.status):
+        changed = what_changed(upload.facts, stored.facts, self.options)
+        if changed in SAME_METADATA and not stored.is_stale:
             return same
         if upload.body is not None:
             self.kind = OutcomeKind.RENEWED
@@ -8955,13 +8953,13 @@ class Transfer:
         If no comparable digest is known, the modification time decides.
         """
         source, size = upload.source, upload.size
-        if stored.is_stale and stored.is_untouched(upload.status):
+        if stored.is_stale and not what_changed(upload.facts, stored.facts, self.options):
             return stored.sha256
         likely = stored.part_size, part_size_for(size, upload.part_size)
         forms = known_forms(stored.sha256, stored.etag, size, *likely)
         if not forms:
             self.runner.uploader.traffic.notes.append(NOT_COMPARED_NOTE)
-            same_time = stored.last_modified == ledger_time(upload.status)
+            same_time = stored.facts.last_modified == upload.facts.last_modified
             return (stored.sha256 or upload.sha256) if same_time else None
         if upload.body is not None and forms[0][0] == WHOLE_SHA256:
             return upload.sha256 if upload.sha256 == stored.sha256 else None
@@ -9191,7 +9189,7 @@ class BeginTask(NamedTuple):
         if not is_like or not 0 < -(-upload.size // max(known.part_size, 1)) <= MAX_PARTS:
             return None
         parts = self.parts
-        now = Snapshot.of(upload.status)
+        now = Facts.of(upload.status)
         try:
             stored = uploader.list_parts(upload.key, known.upload_id)
             there = {part[:3]: part.sha256 for part in stored}
@@ -9200,7 +9198,7 @@ class BeginTask(NamedTuple):
             pass  # PutObject must be enough; the store checks the parts at completion
         except UploadGoneError:
             return self._completed(transfer, upload, known, is_as_told=known.fingerprint == told)
-        if (known.inode, known.changed_at) != (now.inode, now.changed):
+        if (known.inode, known.changed_at) != (now.inode, now.changed_at):
             parts = same_parts(upload.source, parts, known.part_size)
             if upload.source.has_moved():
                 now = now._replace(inode=-1)  # then all is compared again on completion
@@ -9243,7 +9241,7 @@ class BeginTask(NamedTuple):
             abort_if_allowed(uploader, upload.key, known.upload_id)
         size = part_size_for(upload.size, transfer.options.part_size, self.most_parts)
         upload_id, told = uploader.begin(upload), uploader.fingerprint(upload)
-        now, racy = Snapshot.of(upload.status), int(upload.source.racy)
+        now, racy = Facts.of(upload.status), int(upload.source.racy)
         return Begun(self.id, upload_id, told, size, (), now, racy)
 
 
@@ -9271,7 +9269,7 @@ class PartTask(NamedTuple):
     number: int  # from 1
     offset: int  # bytes
     size: int  # bytes
-    snapshot: Snapshot  # of the file when its upload began
+    snapshot: Facts  # of the file when its upload began
 
     async def send(self, transfer: Transfer) -> PartDone:
         """Read, hash and send it, if the file is as it was."""
@@ -9300,7 +9298,7 @@ class CompleteTask(NamedTuple):
     file: Task
     upload_id: str
     parts: tuple[StoredPart, ...]  # by number
-    snapshot: Snapshot
+    snapshot: Facts
     racy: int
     part_size: int  # bytes
     fingerprint: str  # of the upload, as it was created
@@ -9323,7 +9321,7 @@ class CompleteTask(NamedTuple):
     def _compare_again(self, source: SourceFile, options: EngineOptions) -> None:
         """Compare the bytes if ctime or inode changed since the start. Raises ChangedError."""
         source.check_end()
-        if Snapshot.of(source.status) == self.snapshot or options.ignore_ctime:
+        if Facts.of(source.status) == self.snapshot or options.ignore_ctime:
             return
         if len(same_parts(source, self.parts, self.part_size)) < len(self.parts):
             raise ChangedError("read", source.path, CHANGES)
@@ -9420,15 +9418,7 @@ class RemoveTask(NamedTuple):
 
     def _what_is_unlike(self, options: EngineOptions, status: os.stat_result) -> str:
         """Why the file that is there must stay; empty if it is the one that was read."""
-        found = self.found
-        told = [
-            (status.st_size, found.file_size),
-            (ledger_time(status), found.last_modified),
-            (f"0{status.st_mode:o}", found.permissions),
-            (found.changed_at if options.ignore_ctime else ledger_ctime(status), found.changed_at),
-            (found.inode if options.ignore_inode else ledger_inode(status), found.inode),
-        ]
-        if any(now != before for now, before in told):
+        if what_changed(Facts.of(status), self.found, options):
             return HAS_CHANGED
         if status.st_nlink > 1 and not options.remove_linked_files:
             return HAS_LINKS
@@ -10731,7 +10721,7 @@ class LargeFile:
         for number in range(1, begun.part_count + 1):
             if number not in stored:
                 offset = (number - 1) * begun.part_size
-                size = min(begun.part_size, begun.snapshot.size - offset)
+                size = min(begun.part_size, begun.snapshot.file_size - offset)
                 self.in_flight += 1
                 self.unsent -= size
                 yield PartTask(
@@ -10760,7 +10750,7 @@ class Removals:
         self._ledger = job.ledger
         self._accounts = job.accounts
         self.is_wanted = job.options.remove_source_files
-        self._read = {inode_of(path): path for path in job.options.scan.read_files}
+        self._read_files = job.options.scan.read_files
         self._waiting: deque[RemoveTask] = deque()
         self._begun: dict[str, RemoveTask] = {}
 
@@ -10774,14 +10764,11 @@ class Removals:
         found = Found.of(file)
         what = f"{file.id}/remove", file.object_key, found, file.etag or "", file.sha256 or ""
         task = RemoveTask(*what, outcome.kind, outcome.bytes_sent, file.stale)
-        if file.racy or self._is_read(file):
+        is_read = any(is_same_file(file.file_path, path) for path in self._read_files)
+        if file.racy or is_read:
             self._conclude(task, TOO_YOUNG if file.racy else "this run reads it")
         else:
             self._waiting.append(task)
-
-    def _is_read(self, file: FileModel) -> bool:
-        """Whether it is a list or pattern file of this run, by whatever path."""
-        return file.inode in self._read and is_same_file(file.file_path, self._read[file.inode])
 
     def take(self) -> list[AnyTask]:
         """A page of tasks."""
@@ -11120,7 +11107,7 @@ class LargeFiles:
             object_key=large.file.object_key,
             part_size=begun.part_size,
             inode=begun.snapshot.inode,
-            changed_at=begun.snapshot.changed,
+            changed_at=begun.snapshot.changed_at or 0,
             racy=begun.racy,
             fingerprint=begun.fingerprint,
             most_bytes=large.known.most_bytes if large.known else 0,
@@ -11141,7 +11128,7 @@ class LargeFiles:
         large.missing = begun.part_count - len(stored)
         resumed = sum(part.size for part in begun.parts)
         self.resumed_bytes += resumed
-        large.unsent = begun.snapshot.size - resumed
+        large.unsent = begun.snapshot.file_size - resumed
         large.parts = large.parts_without(stored)
 
     def _complete(self, large: LargeFile) -> None:
@@ -11226,18 +11213,9 @@ def stored_of(file: FileModel) -> Stored | None:
     """What the store has of a file according to the ledger, if its digest is known."""
     if not file.sha256 and not file.etag:
         return None
-    return Stored(
-        file.last_modified,
-        file.permissions,
-        file.uid,
-        file.gid,
-        file.etag or "",
-        file.sha256 or "",
-        file.part_size or 0,
-        file.inode,
-        file.changed_at,
-        file.stale in (OUTDATED, SPARED),
-    )
+    is_stale = file.stale in (OUTDATED, SPARED)
+    digests = file.etag or "", file.sha256 or "", file.part_size or 0
+    return Stored(Facts._make(facts(file)), *digests, is_stale)
 
 
 VERIFY_MODE = "verify"  # BatchJob.mode of a verification
@@ -12030,7 +12008,7 @@ def compare(
     if options.force:
         return Change(found, "forced")
     if found.file_size != known.file_size:
-        return Change(found, "size changed", late=known.late if known.late > 1 else 0)
+        return Change(found, SIZE_CHANGED, late=known.late if known.late > 1 else 0)
     is_readable = known.racy in (0, 1) and is_mode(str(known.permissions or ""))
     reason = REASONS_TO_LOOK.get(known.status, DAMAGED) if is_readable else DAMAGED
     keeps_hash = known.is_hashed and reason != DAMAGED
@@ -12046,21 +12024,6 @@ def compare(
     return Change(found, reason, keeps_hash, known.late) if reason else None
 
 
-def what_changed(found: Found, known: FileModel, options: RunOptions) -> str | None:
-    """How a file of the same size differs from the ledger; its bytes may be the same."""
-    if facts(known) == facts(found):
-        return None
-    told = [
-        ("modification time changed", found.last_modified != known.last_modified),
-        ("permissions changed", found.permissions != known.permissions),
-        (OLDER_LEDGER, known.changed_at is None),
-        ("owner changed", (found.uid, found.gid) != (known.uid, known.gid)),
-        (CTIME_MOVED, found.changed_at != known.changed_at and not options.ignore_ctime),
-        (INODE_MOVED, found.inode != known.inode and not options.ignore_inode),
-    ]
-    return next((reason for reason, is_so in told if is_so), None)
-
-
 NOT_OVERWRITTEN = "another object was in the store"
 MOVED_AWAY = "removed here by an earlier run"
 STALE_REASONS = {
@@ -12068,10 +12031,7 @@ STALE_REASONS = {
     SPARED: NOT_OVERWRITTEN,
     MOVED: "an earlier run removed it, and it is back",
 }
-CTIME_MOVED, INODE_MOVED = "ctime moved", "inode moved"
-MOVED_ALONE = frozenset((CTIME_MOVED, INODE_MOVED))
 MANY_MOVED = 1000  # files read again in vain, before the options against it are named
-OLDER_LEDGER = "the ledger is from an older pfu"
 OLDER_LEDGER_NOTE = (
     "the ledger is from an older pfu: every file is compared once, and not uploaded again"
 )
@@ -12099,14 +12059,6 @@ def absolute(path: str | os.PathLike[str]) -> str:
 def base_of(root: str) -> str:
     """The directory that keys are relative to; for a single file, its parent."""
     return os.path.dirname(root) if os.path.isfile(root) else root
-
-
-def inode_of(path: str) -> int:
-    """Of the file that a path leads to; 0 if it cannot be asked for."""
-    try:
-        return ledger_inode(os.stat(path))
-    except OSError:
-        return 0
 
 
 def is_same_file(one: str, other: str) -> bool:
@@ -12425,7 +12377,7 @@ class Verification:
 
     def _is_touched(self, found: Found, row: FileModel) -> bool:
         """Whether a file may have been replaced with the same size and time."""
-        return what_changed(found, row, self._job.options) is not None
+        return bool(what_changed(found, row, self._job.options))
 
     def _check(self, found: Found, row: FileModel | None, is_here: bool) -> Checked:
         try:
@@ -12580,7 +12532,7 @@ def adopted_row(
     sha256 = stored.clear_sha256 or digests.get(WHOLE_SHA256, "")
     owner = {name: stored.metadata.get(name, "") for name in ("uid", "gid")}
     told = {name: int(n) for name, n in owner.items() if n.isdigit() and len(n) < 11}
-    known = dict(zip(FACTS, facts(found)))
+    known = dict(zip(Facts._fields, facts(found)))
     return FileModel(
         id=found.id,
         created_at=int(time.time()),
@@ -12607,8 +12559,8 @@ def difference(
         return found.problem
     if row is None or row.status != FileStatus.SUCCESS:
         return NOT_UPLOADED
-    is_stale = row.stale not in (None, MOVED) or found.file_size != row.file_size
-    if is_stale or what_changed(found, row, options) not in (None, OLDER_LEDGER, *MOVED_ALONE):
+    is_stale = row.stale not in (None, MOVED)
+    if is_stale or what_changed(found, row, options) not in SAME_METADATA:
         return CHANGED_SINCE
     if listed is None:
         return MISSING

@@ -40,7 +40,8 @@ from testing.uploaders import InstantUploader
 
 def status_of(**fields: int) -> Any:
     """What os.stat() might say."""
-    common = {"st_mode": 0o100644, "st_size": 1, "st_uid": 2, "st_gid": 3, "st_mtime_ns": 0}
+    common = {"st_mode": 0o100644, "st_size": 1, "st_uid": 2, "st_gid": 3, "st_ino": 4}
+    common |= {"st_mtime_ns": 0, "st_ctime_ns": 0}
     return SimpleNamespace(**{**common, **fields})
 
 
@@ -66,8 +67,8 @@ class TestFigures:
     @pytest.mark.parametrize("number", [0, 1, 1 << 62, 1 << 63, (1 << 63) + 5, (1 << 64) - 1])
     def test_figures_of_64_bits_fit_the_ledger(self, tmp_path: Path, number: int) -> None:
         status = status_of(st_ino=number, st_mtime_ns=number)
-        inode, mtime = pfu.ledger_inode(status), pfu.ledger_time(status)
-        past = pfu.ledger_time(status_of(st_mtime_ns=-number))
+        inode, mtime = (now := pfu.Facts.of(status)).inode, now.last_modified
+        past = pfu.Facts.of(status_of(st_mtime_ns=-number)).last_modified
         with contextlib.closing(sqlite3.connect(":memory:")) as db:
             (kept,) = db.execute("SELECT ?, ?, ?", (inode, mtime, past))
         assert kept == (inode, mtime, past)
