@@ -630,7 +630,7 @@ class FileStatus(IntEnum):
     """FileStat.status."""
 
     PENDING = 0  # to be uploaded, or to be hashed again before it is trusted
-    IN_PROGRESS = 1  # handed to an engine; after a crash nobody knows what is stored
+    IN_PROGRESS = 1  # handed to an engine; in the ledger only if an older pfu was killed
     SUCCESS = 2  # the store has acknowledged what the row describes
     FAILED = 3  # not in the store, or outdated there; `error` says why
 
@@ -816,7 +816,7 @@ class FileModel(BaseModel):
 
     @property
     def is_hashed(self) -> bool:
-        """Whether it is known what the store has: not while an engine has the file."""
+        """Whether it is known what the store has: not once an engine had the file."""
         return bool(self.sha256 or self.etag) and self.status != FileStatus.IN_PROGRESS
 
     @property
@@ -831,33 +831,24 @@ class FileModel(BaseModel):
             raise ValueError(f"no transition from {before} to {status.name}")
         self.status = status
 
-    def begin(self) -> None:
-        """An engine takes over the file."""
-        self.move_to(FileStatus.IN_PROGRESS)
-
-    def release(self, *, sent: bool = False) -> None:
-        """The engine returns the file. Once sent, nobody knows what the store has."""
-        self.move_to(FileStatus.PENDING)
-        if sent:
-            self.etag = self.sha256 = None
-
-    def fail(self, error: str, attempts: int, *, sent: bool = False) -> None:
+    def fail(self, error: str, attempts: int) -> None:
         """The file is not in the store in its current form; ``error`` says why."""
         self.move_to(FileStatus.FAILED)
         self.error, self.attempts = shortened(error), self.attempts + attempts
-        if sent:
-            self.etag = self.sha256 = None
 
     def apply(self, outcome: Outcome) -> None:
-        """Apply an engine's report on the file."""
+        """Apply an engine's report on the file. Once sent, nobody knows what the store has."""
         if outcome.kind in STORED:
             self.succeed(outcome)
         elif outcome.kind is OutcomeKind.KEPT:
             self.keep(outcome)
-        elif outcome.kind in GIVEN_BACK:
-            self.release(sent=outcome.sent)
         else:
-            self.fail(outcome.error, outcome.attempts, sent=outcome.sent)
+            if outcome.kind in GIVEN_BACK:
+                self.move_to(FileStatus.PENDING)
+            else:
+                self.fail(outcome.error, outcome.attempts)
+            if outcome.sent:
+                self.etag = self.sha256 = None
 
     def succeed(self, outcome: Outcome) -> None:
         """The store has the file as ``outcome`` read it."""
@@ -1733,16 +1724,15 @@ class Ledger(UploadTables, ListingTable):
         """Files and bytes still pending in this run."""
         sql = (
             "SELECT count(*), CAST(coalesce(sum(file_size), 0) AS INTEGER) FROM FileStat "
-            f"WHERE {UNFINISHED} AND status IN (?, ?) AND batch_id=?"
+            f"WHERE {UNFINISHED} AND status=? AND batch_id=?"
         )
-        where = (FileStatus.PENDING, FileStatus.IN_PROGRESS, batch_id)
-        files, size = self._rows(sql, where)[0]
+        files, size = self._rows(sql, (FileStatus.PENDING, batch_id))[0]
         return int(files), int(size)
 
     def begin_page(
         self, batch_id: str, after: tuple[int, str], rows: int, size: int, turn: int = 0
     ) -> list[FileModel]:
-        """The next pending files of a turn after ``after`` = (file_size, id), now in progress.
+        """The next pending files of a turn after ``after`` = (file_size, id), for an engine.
 
         At most ``rows`` files and ``size`` bytes in total, but at least one file if there is one.
         """
@@ -1755,7 +1745,7 @@ class Ledger(UploadTables, ListingTable):
     def begin_elsewhere(
         self, batch_id: str, count: int, directories: set[str], taken: Collection[str]
     ) -> list[FileModel]:
-        """Pending files, one per directory, from none of these directories; now in progress."""
+        """Pending files, one per directory, from none of these directories."""
         self.fold()
         where = "WHERE id > ? AND status=? AND batch_id=? ORDER BY id LIMIT 1"
         last = ""
@@ -1774,7 +1764,7 @@ class Ledger(UploadTables, ListingTable):
     def _begin(self, page: list[FileModel]) -> list[FileModel]:
         for file in page:
             file.file_path = self._real_path(file.file_path)
-            file.begin()
+            file.move_to(FileStatus.IN_PROGRESS)
         return page
 
     def idle_files(self, batch_id: str) -> Iterator[tuple[FileModel, UploadModel, int]]:
@@ -1788,9 +1778,9 @@ class Ledger(UploadTables, ListingTable):
 
     def doubt_hashes(self, files: Iterable[FileModel]) -> None:
         """Drop the known hashes before the files are sent: after a crash they would be wrong."""
-        hashed = [(FileStatus.IN_PROGRESS, file.id) for file in files if file.sha256 or file.etag]
+        hashed = [(None, None, file.id) for file in files if file.sha256 or file.etag]
         if hashed:
-            self._set(("status",), hashed)
+            self._set(("etag", "sha256"), hashed)
 
     def record(self, files: Collection[FileModel], gone: Iterable[FileModel] = ()) -> None:
         """Write the outcomes of files, and drop files that are gone, in one transaction."""
@@ -1847,14 +1837,6 @@ class Ledger(UploadTables, ListingTable):
             self.doubt([i for i, key in found if not plain.isdisjoint(plain_parts(key))], ())
 
     # -- the end of a run
-
-    def release_in_progress(self, batch_id: str) -> None:
-        """Return files that no engine holds any more; nobody knows what the store has of them."""
-        self._write(
-            "UPDATE FileStat SET status=?, etag=NULL, sha256=NULL "
-            f"WHERE {UNFINISHED} AND status=? AND batch_id=?",
-            *(FileStatus.PENDING, FileStatus.IN_PROGRESS, batch_id),
-        )
 
     def failures(self, batch_id: str, count: int) -> tuple[int, list[tuple[str, str]]]:
         """How many files of a run have failed; paths and reasons of the first ``count``."""
@@ -11538,7 +11520,6 @@ class BatchJobModel(BatchJobRow):
             comparison = self._take_in_tree()
             self.save(JobStatus.UPLOADING)
             self._sending.upload_all(comparison)
-            self.ledger.release_in_progress(self.id)
         except LedgerError as error:
             code = ExitCode.INCOMPLETE if self._sending.has_sent else error.exit_code
             self.stopped = Stop(code, str(error))

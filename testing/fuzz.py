@@ -683,7 +683,6 @@ WRITINGS: dict[str, Callable[[pfu.Ledger], Any]] = {
     "fold": lambda ledger: ledger.fold(),
     "interrupt": lambda ledger: ledger.interrupt_unfinished_jobs(),
     "begin_page": lambda ledger: all_pages(ledger),
-    "release": lambda ledger: ledger.release_in_progress(BATCH_ID),
     "save_destination": lambda ledger: ledger.save_destination(DESTINATION),
     "seen_again": lambda ledger: ledger.seen_again(FILE_IDS[:9]),
     "sweep": lambda ledger: ledger.sweep(JOB, DESTINATION, lambda row, path: bool(row % 2), 9.0),
