@@ -2096,17 +2096,17 @@ class LedgerLock:
     def __init__(self, ledger_path: str) -> None:
         """Take the lock. Raises LockedError, naming the holder, if another process has it."""
         self.path = ledger_path + LOCK_SUFFIX
-        self._file: IO[str] = os.fdopen(
-            open_own(self.path), "r+", encoding="utf-8", errors="replace"
-        )
+        self._file = os.fdopen(open_own(self.path), "r+b", buffering=0)
         self._status = os.stat(self.path)
-        if not (_lock_file(self._file, self.path) or self._lock_again()):
-            holder = self._file.read().strip() or "another process"
-            self._file.close()
-            raise LockedError(
-                "lock ledger", ledger_path, f"in use by {holder}", "only one run at a time"
-            )
-        self._write_holder()
+        try:
+            if not (_lock_file(self._file, self.path) or self._lock_again()):
+                holder = self._file.read().decode(errors="replace").strip() or "another process"
+                cause = f"in use by {holder}"
+                raise LockedError("lock ledger", ledger_path, cause, "only one run at a time")
+            self._write_holder()
+        except PfuError:
+            self.close()
+            raise
 
     def _lock_again(self) -> bool:
         """The first attempt may have collided with a mere check: see is_held()."""
@@ -2136,10 +2136,9 @@ class LedgerLock:
         started = time.strftime("%Y-%m-%d %H:%M:%S")
         told = f"process {os.getpid()}, started {started}\n".encode()
         try:
-            os.ftruncate(self._file.fileno(), 0)
-            os.pwrite(self._file.fileno(), told, 0)
+            self._file.truncate(0)
+            self._file.write(told)
         except OSError as error:
-            self.close()
             hint = "free some space and rerun; nothing already uploaded is lost"
             raise LedgerError("lock ledger", self.path, os_cause(error), hint) from error
 
