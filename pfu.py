@@ -1377,6 +1377,12 @@ class LedgerFile:
         with self.together():
             self._db.executemany(sql, rows)
 
+    def save(self, *rows: BaseModel) -> None:
+        """Insert rows of one table, or rewrite all their columns."""
+        if rows:
+            sql = rows[0].insert_sql(updating=rows[0].columns())
+            self._write_all(sql, map(_row, rows))
+
     def _set(self, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         """Write columns of files; the last value of each row is the file's id."""
         self._write_all(FileModel.update_sql(columns), rows)
@@ -1457,7 +1463,7 @@ class UploadTables(LedgerFile):
         """Write an upload that was started; its file has no parts then."""
         with self.together():
             self._forget_parts(upload.id)
-            self._write(UploadModel.insert_sql(updating=upload.columns()), *_row(upload))
+            self.save(upload)
 
     def count_headway(self, upload: UploadModel) -> None:
         """A run resumes an upload of an earlier one: has there been progress?"""
@@ -1483,11 +1489,6 @@ class UploadTables(LedgerFile):
 
     def _stored_bytes(self, file_id: str) -> int:
         return sum(part.part_size for part in self.parts(file_id))
-
-    def record_parts(self, parts: Iterable[PartModel]) -> None:
-        """Write parts that the store has acknowledged."""
-        sql = PartModel.insert_sql(updating=PartModel.columns())
-        self._write_all(sql, [part.values() for part in parts])
 
     def forget_parts(self, file_id: str, numbers: Iterable[int]) -> None:
         """Drop parts that turn out not to be in the store."""
@@ -1543,10 +1544,6 @@ class Ledger(UploadTables, ListingTable):
     _unfolded: Mapping[str, Sequence[Any]] = {}  # outcomes by file, if nothing must be written
 
     # -- runs
-
-    def save_job(self, job: BatchJobRow) -> None:
-        """Insert the run, or rewrite all its columns."""
-        self._write(BatchJobRow.insert_sql(updating=BatchJobRow.columns()), *_row(job))
 
     def interrupt_unfinished_jobs(self) -> None:
         """Mark runs that were killed: the caller holds the lock, so none of them is alive."""
@@ -1712,11 +1709,8 @@ class Ledger(UploadTables, ListingTable):
 
     def adopt(self, files: Iterable[FileModel]) -> None:
         """Add files that are in the store but were not in the ledger."""
-        rows = [
-            _row(dataclasses.replace(file, file_path=rebased(file.file_path, *self.renamed)))
-            for file in files
-        ]
-        self._write_all(FileModel.insert_sql(updating=FileModel.columns()[1:]), rows)
+        named = ((file, rebased(file.file_path, *self.renamed)) for file in files)
+        self.save(*(dataclasses.replace(file, file_path=path) for file, path in named))
 
     # -- pages
 
@@ -2132,7 +2126,6 @@ class LedgerLock:
         check_in_place(self.path, self._status)
 
     def _write_holder(self) -> None:
-        """Past the buffer of the file, which would be written again when it is closed."""
         started = time.strftime("%Y-%m-%d %H:%M:%S")
         told = f"process {os.getpid()}, started {started}\n".encode()
         try:
@@ -11040,7 +11033,7 @@ class LargeFiles:
         if isinstance(outcome, Begun):
             self._take_begun(large, outcome)
         elif isinstance(outcome, PartDone):
-            self._ledger.record_parts([PartModel(outcome.id, *outcome.part)])
+            self._ledger.save(PartModel(outcome.id, *outcome.part))
             large.missing -= 1
             large.is_fast &= outcome.fast
         elif isinstance(outcome, Outcome):
@@ -11539,7 +11532,7 @@ class BatchJobModel(BatchJobRow):
     def save(self, status: JobStatus) -> None:
         """Write a new status to the ledger."""
         self.move_to(status)
-        self.ledger.save_job(self)
+        self.ledger.save(self)
 
     def _take_in_tree(self) -> Comparison:
         """Scan ROOT into the ledger."""
@@ -11623,7 +11616,7 @@ class BatchJobModel(BatchJobRow):
         self.accounts.balance()
         for name in COUNTS:
             setattr(self, name, getattr(self.summary, name))
-        self.ledger.save_job(self)
+        self.ledger.save(self)
 
     def _conclude(self) -> None:
         """How the run ended, for the ledger and in the summary."""
@@ -12280,7 +12273,7 @@ class Verification:
         """For --status, while the verification goes on too."""
         job, verdict = self._job, self.verdict
         job.seen, job.unchanged, job.failed = verdict.checked, verdict.verified, verdict.differing
-        self._ledger.save_job(job)
+        self._ledger.save(job)
 
     def _take_listing(self) -> None:
         self._ledger.begin_listing()

@@ -626,7 +626,7 @@ def write_ledger(path: Path) -> None:
     ledger.save_destination(DESTINATION)
     place = ("s3://bkt/p", "http://127.0.0.1:9")
     for batch_id, status in ((EARLIER_ID, 5), (BATCH_ID, 2)):
-        ledger.save_job(
+        ledger.save(
             pfu.BatchJobRow(
                 *(batch_id, pfu.JobStatus(status), LONG_AGO, "/tree", "s3://bkt/p", "parallel"),
                 endpoint=place[1],
@@ -646,11 +646,9 @@ def write_ledger(path: Path) -> None:
             )
     for n, file_id in enumerate(FILE_IDS[:8]):
         ledger.save_upload(pfu.UploadModel(file_id, "u", LONG_AGO, EARLIER_ID, *place, f"p/{n}"))
-    ledger.record_parts(
-        pfu.PartModel(pfu.part_id(file_id, number), number, 5 * MIB, "e", "0" * 64)
-        for file_id in FILE_IDS[:8]
-        for number in (1, 2, 3)
-    )
+    for file_id, number in itertools.product(FILE_IDS[:8], (1, 2, 3)):
+        name = pfu.part_id(file_id, number)
+        ledger.save(pfu.PartModel(name, number, 5 * MIB, "e", "0" * 64))
     ledger.record([file_row(file_id) for file_id in FILE_IDS[30:40]])
     ledger.close()
 
@@ -687,7 +685,7 @@ WRITINGS: dict[str, Callable[[pfu.Ledger], Any]] = {
     "seen_again": lambda ledger: ledger.seen_again(FILE_IDS[:9]),
     "sweep": lambda ledger: ledger.sweep(JOB, DESTINATION, lambda row, path: bool(row % 2), 9.0),
     "forget": lambda ledger: ledger.forget_files(DESTINATION),
-    "save_job": lambda ledger: ledger.save_job(JOB),
+    "save": lambda ledger: ledger.save(JOB),
 }
 
 
