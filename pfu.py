@@ -8927,7 +8927,7 @@ class Transfer:
         If no comparable digest is known, the modification time decides.
         """
         source, size = upload.source, upload.size
-        if stored.is_stale and not what_changed(upload.facts, stored.facts, self.options):
+        if stored.is_stale and stored.facts == upload.facts:
             return stored.sha256
         likely = stored.part_size, part_size_for(size, upload.part_size)
         forms = known_forms(stored.sha256, stored.etag, size, *likely)
@@ -11187,9 +11187,10 @@ def stored_of(file: FileModel) -> Stored | None:
     """What the store has of a file according to the ledger, if its digest is known."""
     if not file.sha256 and not file.etag:
         return None
-    is_stale = file.stale in (OUTDATED, SPARED)
-    digests = file.etag or "", file.sha256 or "", file.part_size or 0
-    return Stored(Facts._make(facts(file)), *digests, is_stale)
+    known, is_stale = Facts._make(facts(file)), file.stale in (OUTDATED, SPARED)
+    if file.racy:
+        known = known._replace(changed_at=None)  # its ctime proves nothing
+    return Stored(known, file.etag or "", file.sha256 or "", file.part_size or 0, is_stale)
 
 
 VERIFY_MODE = "verify"  # BatchJob.mode of a verification

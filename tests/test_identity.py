@@ -456,6 +456,25 @@ class TestMetadata:
         said, sent = visit(place, *arguments)
         assert (said["unchanged"], said["requests"]) == (count, 0)
 
+    @pytest.mark.parametrize("why", ["", "racy", "--ignore-ctime --checksum"])
+    def test_what_the_store_would_not_renew_is_read_unless_it_is_untouched(
+        self, place: Place, why: str
+    ) -> None:
+        path = place.file("large", os.urandom(LARGE))
+        arguments = ("--mode", "concurrent", *PART)
+        visit(place, *arguments)
+        place.server.deny.add("CopyObject")
+        chmod(path)
+        assert visit(place, *arguments)[0]["unchanged"] == 1
+        rewrite_in_place(path)
+        if why == "racy":  # the kernel's clock had not moved on
+            with contextlib.closing(sqlite3.connect(place.path / "pfu.db")) as db, db:
+                db.execute("UPDATE FileStat SET racy=1, changed_at=?", (path.stat().st_ctime_ns,))
+        options = why.split() if why.startswith("-") else ()
+        said, sent = visit(place, *arguments, *options)
+        assert (said["uploaded"], sent["UploadPart"]) == (1, 3)
+        assert_all_is_there(place)
+
     def test_what_the_store_would_not_renew_is_not_read_again(
         self, at_hand: Place, monkeypatch: pytest.MonkeyPatch
     ) -> None:
