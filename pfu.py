@@ -1226,7 +1226,23 @@ is_sha256 = re.compile(r"[0-9a-f]{64}").fullmatch
 SQL_ERRORS = (sqlite3.Error, UnicodeDecodeError)
 
 
-class LedgerFile:
+class FileInPlace:
+    """A file that has to stay where it was opened: the ledger, and the lock that guards it."""
+
+    path: str
+    _opened: os.stat_result
+
+    def check_in_place(self) -> None:
+        """Raises LedgerError if another file, or none, is there now."""
+        with contextlib.suppress(OSError):
+            now = os.stat(self.path)
+            if os.path.samestat(self._opened, now) or not os.path.samestat(now, os.stat(self.path)):
+                return  # the same, or on a file system with made-up inode numbers
+        cause = "it was removed or replaced during the run"
+        raise LedgerError("write", self.path, cause, "rebuild it with --verify")
+
+
+class LedgerFile(FileInPlace):
     """The SQLite file. Raises LedgerError, with a hint, for everything that goes wrong with it."""
 
     def __init__(self, path: str | os.PathLike[str], *, read_only: bool = False) -> None:
@@ -1256,7 +1272,7 @@ class LedgerFile:
         for end in LEDGER_SUFFIXES[1:]:
             check_own(self.path + end)
         os.close(open_own(self.path))
-        self._status = os.stat(self.path)
+        self._opened = os.stat(self.path)
         return sqlite3.connect(self.path, isolation_level=None, timeout=10)
 
     def _set_up(self) -> None:
@@ -1264,11 +1280,6 @@ class LedgerFile:
         settings = "trusted_schema=OFF", "journal_mode=WAL", "synchronous=FULL", cache, checkpoint
         for setting in () if self.read_only else settings:
             self._db.execute(f"PRAGMA {setting}")
-
-    def check_in_place(self) -> None:
-        """Raises LedgerError if the file was removed or replaced."""
-        if not self.read_only:
-            check_in_place(self.path, self._status)
 
     def close(self) -> None:
         """Close the file. Nothing that was recorded depends on it."""
@@ -2080,7 +2091,7 @@ class NameList:
         self._db.close()
 
 
-class LedgerLock:
+class LedgerLock(FileInPlace):
     """The right to write to a ledger, held until close() or the end of the process.
 
     A POSIX record lock on a file next to the ledger: it is released when the process ends, however
@@ -2091,7 +2102,7 @@ class LedgerLock:
         """Take the lock. Raises LockedError, naming the holder, if another process has it."""
         self.path = ledger_path + LOCK_SUFFIX
         self._file = os.fdopen(open_own(self.path), "r+b", buffering=0)
-        self._status = os.stat(self.path)
+        self._opened = os.stat(self.path)
         try:
             if not (_lock_file(self._file, self.path) or self._lock_again()):
                 holder = self._file.read().decode(errors="replace").strip() or "another process"
@@ -2121,10 +2132,6 @@ class LedgerLock:
         except (OSError, UsageError):
             return True
 
-    def check_in_place(self) -> None:
-        """Raises LedgerError if another run could also get the lock."""
-        check_in_place(self.path, self._status)
-
     def _write_holder(self) -> None:
         started = time.strftime("%Y-%m-%d %H:%M:%S")
         told = f"process {os.getpid()}, started {started}\n".encode()
@@ -2138,16 +2145,6 @@ class LedgerLock:
     def close(self) -> None:
         """Release the lock."""
         self._file.close()
-
-
-def check_in_place(path: str, opened: os.stat_result) -> None:
-    """Raises LedgerError if another file, or none, is now where one was opened."""
-    with contextlib.suppress(OSError):
-        status = os.stat(path)
-        if os.path.samestat(opened, status) or not os.path.samestat(status, os.stat(path)):
-            return  # the same, or on a file system with made-up inode numbers
-    cause = "it was removed or replaced during the run"
-    raise LedgerError("write", path, cause, "rebuild it with --verify")
 
 
 def _lock_file(file: IO[Any], path: str) -> bool:
