@@ -2560,7 +2560,8 @@ class Scan:
             for end in ends
         }
         places = [_place(path + end) for path, ends in own for end in ends]
-        self._own_files = {inode: (device, inode) for device, inode in places}
+        # under another name: to close one would release all locks of this process on it
+        self._own_devices = {inode: device for device, inode in places}
         self.is_single = False
         self.is_whole = not self.options.name_lists  # every directory is read, and to its end
         self.heed_stop: Callable[[], None] = lambda: None  # raises PfuError
@@ -2609,14 +2610,6 @@ class Scan:
         if is_shard_ledger(name) and place == self._ledger_place:
             return True
         return self._own.get(name) == place
-
-    def _is_link_to_own(self, status: os.stat_result) -> bool:
-        """Whether it is such a file under another name.
-
-        Closing a file of the ledger or its lock would release all locks of this process on it.
-        """
-        place = self._own_files.get(status.st_ino)
-        return place is not None and place == (status.st_dev, status.st_ino)
 
     def _walk(self) -> Iterator[Found]:
         while self._stack:
@@ -2755,7 +2748,7 @@ class Scan:
         if self.options.shard and self._is_elsewhere(directory.path_of(name), key):
             return None
         status = os.stat(name, dir_fd=directory.fd, follow_symlinks=self._follows)
-        if status.st_ino in self._own_files and self._is_link_to_own(status):
+        if self._own_devices.get(status.st_ino) == status.st_dev:
             return self._skipping(OWN_LEDGER)
         reason = self.options.beyond_limits(status, self._began) if self._has_limits else ""
         return self._skipping(reason) if reason else self._found(name, directory, key, status)
