@@ -725,9 +725,9 @@ class BaseModel(ABC):
         """SELECT of ``columns`` (all if none is named), followed by ``where``."""
         return f"SELECT {', '.join(columns or cls.columns())} FROM {cls.table} {where}".rstrip()
 
-    def values(self, columns: Sequence[str] = ()) -> tuple[Any, ...]:
-        """The values of ``columns`` (all of them if none is named)."""
-        return tuple(getattr(self, name) for name in columns or self.columns())
+    def values(self) -> tuple[Any, ...]:
+        """The values of all columns, in their order."""
+        return tuple(getattr(self, name) for name in self.columns())
 
 
 def sql_type(annotation: str) -> str:
@@ -12337,11 +12337,11 @@ class Verification:
             return self._missed <= MAX_MISSED
         if row is None or reason == OTHER_ETAG:
             return True
-        return not reason and (self._checksum or self._is_touched(found, row))
+        return not reason and self._is_suspect(found, row)
 
-    def _is_touched(self, found: Found, row: FileModel) -> bool:
-        """Whether a file may have been replaced with the same size and time."""
-        return bool(what_changed(found, row, self._job.options))
+    def _is_suspect(self, found: Found, row: FileModel | None) -> bool:
+        """Whether its bytes are to be read: it may have been replaced with the same time."""
+        return self._checksum or bool(row and what_changed(found, row, self._job.options))
 
     def _check(self, found: Found, row: FileModel | None, is_here: bool) -> Checked:
         try:
@@ -12389,7 +12389,7 @@ class Verification:
         is_known = bool(row.etag and row.etag == stored.etag) if row else is_ours
         proof: bool | None = (is_known and not self._checksum) or None
         digests, read_back = dict(known), 0
-        is_suspect = self._checksum or bool(row and self._is_touched(found, row))
+        is_suspect = self._is_suspect(found, row)
         if is_here and (is_suspect or not proof):
             digests = self._digests(found, {form for form, _ in (*known, *stored.forms())})
             if is_suspect and known and all(digests[form] != digest for form, digest in known):
