@@ -9840,9 +9840,6 @@ def _prepare(uploader: Uploader, patience: float, answering: Any, parent: int) -
 
 RECALL_SECONDS = 0.3  # for files waiting in the runners to come back
 
-PageSource = Callable[[bool], Sequence[AnyTask]]
-OtherTasks = Callable[[int, "set[str]"], "list[AnyTask]"]
-
 
 def is_taken(outcome: AnyOutcome) -> bool:
     """Whether the store has acknowledged a file."""
@@ -9881,23 +9878,20 @@ class Engine:
         self._share_limit()
         self._steer(len(runners))
 
-    def upload(
-        self, next_page: PageSource, tick: Callable[[], bool], others: OtherTasks | None = None
-    ) -> Iterator[list[AnyOutcome]]:
-        """Yield outcomes, report by report, until ``next_page`` has no more and all are done.
+    def upload(self, work: WorkList, tick: Callable[[], bool]) -> Iterator[list[AnyOutcome]]:
+        """Yield outcomes, report by report, until ``work`` has no more and all is done.
 
-        ``next_page`` may have nothing now, and something after outcomes have been yielded; its
-        argument says whether it is for the first runner. ``tick`` is called several times a second;
-        once it returns True, no more pages are taken, and what is in flight has STOP_SECONDS to
-        finish. ``others`` returns tasks from other directories, see RefusedRow.
+        It may have nothing now, and something after outcomes have been yielded. ``tick`` is called
+        several times a second; once it returns True, no more pages are taken, and what is in flight
+        has STOP_SECONDS to finish.
         """
-        self._others = others or (lambda count, directories: [])
+        self._work = work
         waiting: dict[Any, Runner] = {}
         deadline = float("inf")
         while time.monotonic() < deadline:
             for runner in self.runners:
                 if runner not in waiting.values():
-                    self._feed(runner, next_page, waiting)
+                    self._feed(runner, waiting)
             if not waiting and not (self.tries_others and self.files_left):
                 return
             if not waiting:
@@ -9914,20 +9908,20 @@ class Engine:
                 outcomes, has_room = self._collect(runner, future)
                 self._weigh(outcomes)
                 if not has_room and not self.tries_others:
-                    urgent = self._others(-1, set()) if runner is self.runners[0] else []
+                    urgent = work.take_following(()) if runner is self.runners[0] else []
                     waiting[runner.submit(urgent, True)] = runner
                 yield outcomes
             if self._is_stopping:
                 yield self._give_back()
 
-    def _feed(self, runner: Runner, next_page: PageSource, waiting: dict[Any, Runner]) -> None:
+    def _feed(self, runner: Runner, waiting: dict[Any, Runner]) -> None:
         is_first = runner is self.runners[0]
         if self._is_stopping:
             page: Sequence[AnyTask] = []
         elif self.tries_others:
             page = self._choose() if is_first else []
         else:
-            page = self._take_redo() or next_page(is_first)
+            page = self._take_redo() or self._work.next_page(is_first)
         if page or runner.in_flight:
             waiting[runner.submit(page, bool(page))] = runner
 
@@ -9959,7 +9953,7 @@ class Engine:
         """Files to try, once the runners have returned what was waiting; then their follow-ups."""
         row, free = self.row, set(self.row.directories)
         chosen: list[AnyTask] = []
-        follows = self._others(-1, row.on_trial)
+        follows = self._work.take_following(row.on_trial)
         if row.on_trial or follows:
             return follows
         if row.room <= 0 or time.monotonic() < self._recalled_at:
@@ -9970,7 +9964,7 @@ class Engine:
                 chosen.append(task)
         self._redo = [task for task in self._redo if task not in chosen]
         if len(chosen) < row.room:
-            chosen += self._others(row.room - len(chosen), free)
+            chosen += self._work.take_others(row.room - len(chosen), free)
         if not chosen and any(runner.in_flight for runner in self.runners):
             return []  # a slow runner may yet return files from other directories
         row.try_others({task.id.partition("/")[0] for task in chosen})
@@ -10818,19 +10812,21 @@ class WorkList:
         return page or self.removals.take()
 
     def take_others(self, count: int, directories: set[str]) -> list[AnyTask]:
-        """Files of other directories; with a count of -1, the further tasks of these files."""
-        if count < 0:
-            ready = [
-                task
-                for task in self._ready
-                if isinstance(task, LOOKS) or task.id.partition("/")[0] in directories
-            ]
-            for task in ready:
-                self._ready.remove(task)
-            return [*ready, *self.large.next_parts(directories)]
+        """Files of other directories than these: see RefusedRow."""
         page = self._ledger.begin_elsewhere(self._job.id, count, directories, self._taken)
         self._was_tried.update(file.id for file in page)
         return [*self._tasks_of(self._with_a_name(page)), *self._take_ready()]
+
+    def take_following(self, files: Collection[str]) -> list[AnyTask]:
+        """The further tasks of these files, and whatever looks at what was sent."""
+        ready = [
+            task
+            for task in self._ready
+            if isinstance(task, LOOKS) or task.id.partition("/")[0] in files
+        ]
+        for task in ready:
+            self._ready.remove(task)
+        return [*ready, *self.large.next_parts(files)]
 
     @property
     def left(self) -> int:
@@ -11865,7 +11861,7 @@ class Sending:
         job = self._job
         work = WorkList(job, files, whole=comparison.is_whole)
         engine.files_left = files
-        uploading = engine.upload(work.next_page, lambda: self._tick(engine), work.take_others)
+        uploading = engine.upload(work, lambda: self._tick(engine))
         for outcomes in itertools.chain(uploading, work.last(job.is_stopping)):
             with job.accounts.recorded(job.ledger):
                 work.take_back(outcomes)
