@@ -11695,7 +11695,7 @@ class Comparison:
         return itertools.chain.from_iterable(map(self._compare, going_on))
 
     def _compare(self, batch: Sequence[Found]) -> list[Change]:
-        """Those of a batch that need work; the others are counted as unchanged."""
+        """Those of a batch that need work; the others are counted."""
         known: Mapping[str, Any] = self._ledger.known([found.id for found in batch])
         looks_closer = self._options.force or self._options.reads_all or self._job.is_taken_over
         suspects = [
@@ -11712,7 +11712,7 @@ class Comparison:
         rows = self._ledger.stored(ids, as_they_are=True) if ids else {}
         changes = self._judge((found, rows.get(found.id)) for found in suspects)
         self._job.memory.look()
-        self._summary.unchanged += len(batch) - len(changes)
+        self._summary.unchanged += len(batch) - len(suspects)
         if self._seen is not None:
             for *_, number in known.values():
                 self._seen[number >> 3] |= 1 << (number & 7)
@@ -11724,12 +11724,12 @@ class Comparison:
         for found, known in suspects:
             change = compare(found, known, self._options, taken_over=self._job.is_taken_over)
             if change is None:
+                self._summary.unchanged += 1
                 if known and known.missing_since is not None:
                     again.append(found.id)
             elif change.reason == MOVED_AWAY or (change.reason == NOT_OVERWRITTEN and self._spares):
                 reason = change.reason if found.problem else SKIPPED[OutcomeKind.KEPT]
                 self._summary.skip(reason)
-                self._summary.unchanged -= 1  # as what needs no work is counted
             else:
                 changes.append(change)
                 self.moved += change.reason in MOVED_ALONE
