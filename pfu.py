@@ -50,45 +50,28 @@ if (here := sys.version_info) < (3, 9):  # pfu needs Python 3.9 or later: run it
 
 import argparse
 import array
-import base64
 import binascii
-import calendar
 import codecs
 import contextlib
 import dataclasses
-import difflib
 import errno
 import fcntl
 import functools
 import gc
-import hashlib
-import hmac
 import importlib
 import importlib.util
 import io
-import ipaddress
 import itertools
-import json
-import mimetypes
 import operator
 import os
-import random
 import re
 import resource
-import select
-import selectors
 import shlex
-import shutil
 import signal
-import socket
 import sqlite3
 import stat
-import subprocess
 import threading
 import time
-import unicodedata
-import urllib.parse
-import uuid
 import warnings
 from abc import ABC, abstractmethod
 from collections import Counter, deque
@@ -105,7 +88,6 @@ from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ThreadPo
 from concurrent.futures import wait as wait_for_futures
 from dataclasses import dataclass, field
 from enum import IntEnum
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Callable, ClassVar, NamedTuple, TypeVar, Union
 
 __version__ = "0.2.0"
@@ -137,32 +119,48 @@ T = TypeVar("T")
 Row = TypeVar("Row", bound="BaseModel")
 
 
+LATE_MODULES = (
+    *("asyncio", "base64", "calendar", "concurrent.futures.process", "difflib", "email.utils"),
+    *("hashlib", "hmac", "ipaddress", "json", "mimetypes", "multiprocessing", "random", "select"),
+    *("selectors", "shutil", "socket", "ssl", "subprocess", "unicodedata", "urllib.parse"),
+)
+
+
 class Later:
-    """A module, under a name of this one, that is imported by the first who asks it for something.
+    """A module of LATE_MODULES until it is used: a run with nothing to upload needs few of them."""
 
-    A run that has nothing to upload needs none of them.
-    """
-
-    def __init__(self, name: str, module: str) -> None:
-        self._name, self._module = name, module
+    def __init__(self, module: str) -> None:
+        self._module = module
 
     def __getattr__(self, wanted: str) -> Any:
-        module = globals()[self._name] = importlib.import_module(self._module)
-        return getattr(module, wanted)
+        package = globals()[self._module.partition(".")[0]] = __import__(self._module)
+        return getattr(package, wanted)
 
 
 if TYPE_CHECKING:
     import asyncio
-    import concurrent.futures.process as process_pool
-    import email.utils as email_utils
+    import base64
+    import calendar
+    import concurrent.futures.process
+    import difflib
+    import email.utils
+    import hashlib
+    import hmac
+    import ipaddress
+    import json
+    import mimetypes
     import multiprocessing
+    import random
+    import select
+    import selectors
+    import shutil
+    import socket
     import ssl
+    import subprocess
+    import unicodedata
+    import urllib.parse
 else:
-    asyncio = Later("asyncio", "asyncio")
-    email_utils = Later("email_utils", "email.utils")
-    multiprocessing = Later("multiprocessing", "multiprocessing")
-    process_pool = Later("process_pool", "concurrent.futures.process")
-    ssl = Later("ssl", "ssl")
+    globals().update({module.partition(".")[0]: Later(module) for module in LATE_MODULES})
 
 if __name__ in ("__main__", "__mp_main__"):  # a provider's module imports this one by its name
     sys.modules.setdefault("pfu", sys.modules[__name__])
@@ -1227,7 +1225,7 @@ class LedgerFile:
         if self.read_only:
             if not os.path.exists(self.path) or not os.path.getsize(self.path):
                 return sqlite3.connect("", isolation_level=None)
-            uri = Path(self.path).absolute().as_uri() + "?mode=ro"
+            uri = f"file://{urllib.parse.quote(os.fsencode(absolute(self.path)))}?mode=ro"
             return sqlite3.connect(uri, uri=True, isolation_level=None)
         for end in LEDGER_SUFFIXES[1:]:
             check_own(self.path + end)
@@ -1978,7 +1976,7 @@ def foreign_owner(path: str, status: os.stat_result, *owners: int) -> str:
 
 def _made_beside(path: str) -> os.stat_result | None:
     """The status of a file newly created by this user in the same directory."""
-    name = os.path.join(os.path.dirname(path), f".pfu-{uuid.uuid4().hex}")
+    name = os.path.join(os.path.dirname(path), f".pfu-{os.urandom(16).hex()}")
     try:
         fd = os.open(name, OWN_FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
     except OSError:
@@ -1988,6 +1986,12 @@ def _made_beside(path: str) -> os.stat_result | None:
     finally:
         os.close(fd)
         os.unlink(name)
+
+
+def content_of(path: str) -> bytes:
+    """All of a small file. Raises OSError."""
+    with open(path, "rb") as file:
+        return file.read()
 
 
 def read_given(operation: str, path: str, limit: int = MAX_READ) -> bytes:
@@ -2853,7 +2857,7 @@ class Scan:
 def mount_points() -> set[str]:
     """Mount points, as far as the system lists them (proc_pid_mountinfo(5))."""
     try:
-        lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
+        lines = content_of("/proc/self/mountinfo").splitlines()
     except OSError:
         return set()
     octal = re.compile(rb"\\([0-7]{3})")
@@ -3354,7 +3358,7 @@ Body = Union[bytes, memoryview, FileBody]
 ALGORITHM = "AWS4-HMAC-SHA256"
 SERVICE = "s3"
 TIMESTAMP = "%Y%m%dT%H%M%SZ"
-EMPTY_SHA256 = hashlib.sha256().hexdigest()
+EMPTY_SHA256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"  # of no bytes
 
 is_plain_key = re.compile(r"[A-Za-z0-9._~/-]*").fullmatch
 
@@ -5366,7 +5370,7 @@ class FastLane:
 def clock_skew(date: str, now: float) -> float:
     """Return how many seconds a Date header is ahead; 0.0 if it is not a date."""
     try:
-        return email_utils.parsedate_to_datetime(date).timestamp() - now
+        return email.utils.parsedate_to_datetime(date).timestamp() - now
     except (TypeError, ValueError):
         return 0.0
 
@@ -5813,7 +5817,7 @@ class Uploader(ABC):
                     stored = self.inspect(found.key)
             if stored is None:
                 return self.explain_loss(found.key)
-            if self.inspect(f"{self.prefix}{IMPOSSIBLE_KEY}{uuid.uuid4().hex}"):
+            if self.inspect(f"{self.prefix}{IMPOSSIBLE_KEY}{os.urandom(16).hex()}"):
                 raise self.unproven("it claims to have an object that was never uploaded")
         except DeniedError as error:
             return [f"cannot check what was stored: {error.told(error.operation)}"]
@@ -7272,7 +7276,7 @@ class S3Uploader(S3Bucket):
     def begin(self, upload: Upload) -> str:
         """CreateMultipartUpload. Returns an UploadHandle, as text."""
         self.no_overwrite.check_free(upload)
-        mark = uuid.uuid4().hex[:UPLOAD_MARK_DIGITS]
+        mark = os.urandom(16).hex()[:UPLOAD_MARK_DIGITS]
         metadata = {**upload.metadata, UPLOAD_MARK: mark}
 
         def create(checksum: bool) -> UploadHandle:
@@ -7574,7 +7578,7 @@ def head_of(fields: Mapping[str, str]) -> Mapping[str, Any]:
         "ContentLength": int(fields["content-length"]),
         "ETag": fields["etag"],
         "ChecksumSHA256": fields.get(CHECKSUM_HEADER, ""),
-        "LastModified": email_utils.parsedate_to_datetime(modified) if modified else None,
+        "LastModified": email.utils.parsedate_to_datetime(modified) if modified else None,
         "ObjectLockMode": fields.get("x-amz-object-lock-mode"),
         "ObjectLockLegalHoldStatus": fields.get("x-amz-object-lock-legal-hold"),
         "Metadata": {n[len(start) :]: value for n, value in fields.items() if n.startswith(start)},
@@ -7666,7 +7670,7 @@ def endpoint_is_configured() -> bool:
         return True
     path = os.path.expanduser(os.environ.get("AWS_CONFIG_FILE") or "~/.aws/config")
     try:
-        return b"endpoint_url" in Path(path).read_bytes()
+        return b"endpoint_url" in content_of(path)
     except OSError:
         return False
 
@@ -9625,7 +9629,7 @@ class WorkerRunner(Runner):
         others = set(multiprocessing.active_children())
         try:
             with _starting_processes(), contextlib.ExitStack() as failing:
-                self._pool = process_pool.ProcessPoolExecutor(
+                self._pool = concurrent.futures.process.ProcessPoolExecutor(
                     1,
                     mp_context=multiprocessing.get_context(method),
                     initializer=_start_worker,
@@ -9760,8 +9764,8 @@ def lower_priority(nice: int) -> None:
         return
     os.nice(nice - os.nice(0))
     if os.getsid(0) == os.getpid():
-        with contextlib.suppress(OSError):  # no such feature here
-            Path("/proc/self/autogroup").write_text(str(nice))
+        with contextlib.suppress(OSError), open("/proc/self/autogroup", "w") as file:
+            file.write(str(nice))  # not every kernel has it
 
 
 def spare_addresses() -> None:
@@ -10333,7 +10337,7 @@ def memory_of_machine() -> int:
     for path in _cgroups():
         for pattern in CGROUP_LIMITS:
             with contextlib.suppress(ValueError, OSError):
-                limits.append(int(Path(pattern.format(path)).read_text()))
+                limits.append(int(content_of(pattern.format(path))))
     return min(limit for limit in limits if limit > 0)
 
 
@@ -10367,9 +10371,7 @@ def room_for_tasks() -> int:
     rooms = [UNLIMITED]
     for path, pattern in itertools.product(_cgroups(), CGROUP_TASKS):
         with contextlib.suppress(ValueError, OSError):
-            most, now = (
-                int(Path(pattern.format(path, end)).read_text()) for end in ("max", "current")
-            )
+            most, now = (int(content_of(pattern.format(path, end))) for end in ("max", "current"))
             rooms.append(most - now)
     limit = soft_limit("RLIMIT_NPROC")
     if limit < MANY_TASKS and os.getuid():  # root is not limited
@@ -10389,7 +10391,7 @@ def _cgroups() -> set[str]:
     """The cgroups of this process and all their parents; in a container this may be the root."""
     found = {""}
     with contextlib.suppress(OSError):
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
+        for line in os.fsdecode(content_of("/proc/self/cgroup")).splitlines():
             path = line.split(":", 2)[2].rstrip("/")
             while path:
                 found.add(path)
@@ -11356,7 +11358,7 @@ class BatchJobModel(BatchJobRow):
         self.preparation: Preparation | None = None
         self._sending = Sending(self)
         super().__init__(
-            id=uuid.uuid4().hex,
+            id=os.urandom(16).hex(),
             status=JobStatus.CREATED,
             created_at=int(time.time()),
             root_dir=absolute(self.options.root_as or root),
@@ -11904,7 +11906,8 @@ class Sending:
         if job.options.mode == "concurrent":
             return Engine([LocalRunner(job.uploader, options)], *limits)
         method = start_method()
-        importlib.import_module("asyncio")  # which forked workers share
+        for module in LATE_MODULES:
+            importlib.import_module(module)  # which forked workers share
         with contextlib.ExitStack() as started:
             runners: list[Runner] = []
             for _ in range(job.options.processes()):
@@ -13677,14 +13680,18 @@ def make_parser() -> Parser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
+        add_help=False,  # what is added to a group costs no formatter, and no import of shutil
     )
-    parser.add_argument("root", metavar="ROOT", nargs="?", help="directory or file to upload")
-    parser.add_argument(
+    places = parser.add_argument_group("positional arguments")
+    places.add_argument("root", metavar="ROOT", nargs="?", help="directory or file to upload")
+    places.add_argument(
         "destination",
         metavar="s3://BUCKET[/PREFIX]",
         nargs="?",
         help="where to upload it (default: $PFU_DESTINATION, else your own private bucket)",
     )
+    general = parser.add_argument_group("options")
+    general.add_argument("-h", "--help", action="help", help="show this help message and exit")
     fields = (options_of(kind).items() for kind in (S3Options, ScanOptions, RunOptions))
     declared = {
         about.name_of(name): (name, about)
