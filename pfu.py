@@ -122,7 +122,8 @@ Row = TypeVar("Row", bound="BaseModel")
 LATE_MODULES = (
     *("asyncio", "base64", "calendar", "concurrent.futures.process", "difflib", "email.utils"),
     *("hashlib", "hmac", "ipaddress", "json", "mimetypes", "multiprocessing", "random", "select"),
-    *("selectors", "shutil", "socket", "ssl", "subprocess", "unicodedata", "urllib.parse"),
+    *("selectors", "shutil", "socket", "ssl", "subprocess", "termios", "unicodedata"),
+    "urllib.parse",
 )
 
 
@@ -157,6 +158,7 @@ if TYPE_CHECKING:
     import socket
     import ssl
     import subprocess
+    import termios
     import unicodedata
     import urllib.parse
 else:
@@ -4642,10 +4644,7 @@ def unsent_bytes(transport: asyncio.Transport) -> int:
     On Linux, those in the kernel are included (TIOCOUTQ: tcp(7)).
     """
     queued = array.array("i", [0])
-    with contextlib.suppress(ImportError, OSError, ValueError, AttributeError):
-        import fcntl
-        import termios
-
+    with contextlib.suppress(OSError, ValueError, AttributeError):
         fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, queued)
     return transport.get_write_buffer_size() + queued[0]
 
@@ -9760,7 +9759,7 @@ def lower_priority(nice: int) -> None:
     counts only within its session. If pfu leads one, as a cron job may, the session's priority is
     lowered as well.
     """
-    if not hasattr(os, "nice") or nice <= os.nice(0):
+    if nice <= os.nice(0):
         return
     os.nice(nice - os.nice(0))
     if os.getsid(0) == os.getpid():
@@ -9770,7 +9769,7 @@ def lower_priority(nice: int) -> None:
 
 def spare_addresses() -> None:
     """If RLIMIT_AS is set, keep glibc's malloc(3) from taking 64 MiB of it per thread."""
-    if soft_limit("RLIMIT_AS") < UNLIMITED:
+    if soft_limit(resource.RLIMIT_AS) < UNLIMITED:
         with contextlib.suppress(ImportError, AttributeError, OSError):  # another libc
             import ctypes
 
@@ -10237,7 +10236,7 @@ class RunOptions:
     def engine(self) -> EngineOptions:
         """The share of one process; at least two parts fit into its memory."""
         memory = min(self.max_memory, memory_of_machine() // 4) // self.processes()
-        addresses = soft_limit("RLIMIT_AS")
+        addresses = soft_limit(resource.RLIMIT_AS)
         memory = max(min(memory, addresses // 4) - CLIENT_MEMORY, 2 * MIN_PART_SIZE)
         threads = (addresses - LEAST_ADDRESSES - memory) // THREAD_ADDRESSES
         return EngineOptions(
@@ -10261,7 +10260,7 @@ class RunOptions:
         Raises UsageError if there is not enough for a single process.
         """
         wanted, memory = self.processes(), memory_of_machine()
-        addresses, tasks = soft_limit("RLIMIT_AS"), room_for_tasks()
+        addresses, tasks = soft_limit(resource.RLIMIT_AS), room_for_tasks()
         for found, least, unit, where in (
             (memory, LEAST_MEMORY, bytes_text, "of memory (machine or cgroup)"),
             (addresses, LEAST_ADDRESSES, bytes_text, "of address space (ulimit -v)"),
@@ -10332,7 +10331,7 @@ UNLIMITED = 1 << 62
 def memory_of_machine() -> int:
     """Bytes of memory available to this process: the machine's, or its cgroup's if less."""
     limits = [UNLIMITED]
-    with contextlib.suppress(ValueError, OSError, AttributeError):
+    with contextlib.suppress(ValueError, OSError):
         limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     for path in _cgroups():
         for pattern in CGROUP_LIMITS:
@@ -10341,14 +10340,10 @@ def memory_of_machine() -> int:
     return min(limit for limit in limits if limit > 0)
 
 
-def soft_limit(name: str) -> int:
+def soft_limit(kind: int) -> int:
     """A limit of setrlimit(2)."""
-    with contextlib.suppress(ImportError, AttributeError):  # Windows; no such limit here
-        import resource
-
-        limit = resource.getrlimit(getattr(resource, name))[0]
-        return UNLIMITED if limit == resource.RLIM_INFINITY else min(limit, UNLIMITED)
-    return UNLIMITED
+    limit = resource.getrlimit(kind)[0]
+    return UNLIMITED if limit == resource.RLIM_INFINITY else min(limit, UNLIMITED)
 
 
 def what_workers_lack() -> str:
@@ -10373,7 +10368,7 @@ def room_for_tasks() -> int:
         with contextlib.suppress(ValueError, OSError):
             most, now = (int(content_of(pattern.format(path, end))) for end in ("max", "current"))
             rooms.append(most - now)
-    limit = soft_limit("RLIMIT_NPROC")
+    limit = soft_limit(resource.RLIMIT_NPROC)
     if limit < MANY_TASKS and os.getuid():  # root is not limited
         rooms.append(limit - _tasks_of(os.getuid()))
     return max(0, min(rooms))
@@ -12215,10 +12210,6 @@ def proportional_set_size(pid: int) -> int:
 
 
 def _peak_resident_set() -> int:
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
     unit = 1 if sys.platform == "darwin" else KIB
     kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     return sum(resource.getrusage(kind).ru_maxrss for kind in kinds) * unit
@@ -12936,7 +12927,7 @@ class LiveBlock:
     def _is_in_foreground(self) -> bool:
         try:
             return os.tcgetpgrp(STANDARD_ERROR) == os.getpgrp()
-        except (OSError, AttributeError):  # it controls other processes, or none (Windows)
+        except OSError:  # it controls other processes, or none
             return True
 
     def _write(self, text: str) -> None:
@@ -13840,11 +13831,16 @@ def verify(options: argparse.Namespace, console: Console) -> ExitCode:
     return conclude(options, console, verdict, verdict_lines(verdict, quiet=options.quiet))
 
 
-def show_status(options: argparse.Namespace, console: Console) -> ExitCode:
-    """--status: the last runs."""
+def existing_ledger(options: argparse.Namespace) -> str:
+    """Its path. Raises UsageError."""
     if not os.path.exists(options.db):
         raise UsageError("read ledger", options.db, "it does not exist", "specify one with --db")
-    jobs = last_jobs(absolute(options.db))
+    return absolute(options.db)
+
+
+def show_status(options: argparse.Namespace, console: Console) -> ExitCode:
+    """--status: the last runs."""
+    jobs = last_jobs(existing_ledger(options))
     if options.json:
         console.say_json([job.told() for job in jobs])
     else:
@@ -13871,9 +13867,7 @@ def last_jobs(path: str) -> list[BatchJobRow]:
 
 def clean_up(options: argparse.Namespace, console: Console) -> ExitCode:
     """--cleanup: abort unfinished uploads of this ledger, wherever they are."""
-    path = absolute(options.db)
-    if not os.path.exists(path):
-        raise UsageError("read ledger", options.db, "it does not exist", "specify one with --db")
+    path = existing_ledger(options)
     with contextlib.ExitStack() as closing:
         if not options.dry_run:
             closing.callback(LedgerLock(path).close)
@@ -14069,11 +14063,10 @@ def stopping_on_signals(job: BatchJobModel, console: Console) -> Iterator[None]:
         signal.raise_signal(number)
         signal.signal(number, suspend)
 
-    handlers = {"SIGINT": handle, "SIGTERM": handle, "SIGHUP": handle, "SIGTSTP": suspend}
-    before: dict[int, Any] = {}
-    for name, handler in handlers.items():
-        number = getattr(signal, name, None)
-        if number and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+    before: dict[signal.Signals, Any] = {}
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP):
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+            handler = suspend if number == signal.SIGTSTP else handle
             before[number] = signal.signal(number, handler)
     try:
         yield
