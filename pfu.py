@@ -70,6 +70,7 @@ import shlex
 import signal
 import sqlite3
 import stat
+import termios
 import threading
 import time
 import warnings
@@ -122,8 +123,7 @@ Row = TypeVar("Row", bound="BaseModel")
 LATE_MODULES = (
     *("asyncio", "base64", "calendar", "concurrent.futures.process", "difflib", "email.utils"),
     *("hashlib", "hmac", "ipaddress", "json", "mimetypes", "multiprocessing", "random", "select"),
-    *("selectors", "shutil", "socket", "ssl", "subprocess", "termios", "unicodedata"),
-    "urllib.parse",
+    *("selectors", "shutil", "socket", "ssl", "subprocess", "unicodedata", "urllib.parse"),
 )
 
 
@@ -158,7 +158,6 @@ if TYPE_CHECKING:
     import socket
     import ssl
     import subprocess
-    import termios
     import unicodedata
     import urllib.parse
 else:
