@@ -271,9 +271,8 @@ class ExitCode(IntEnum):
 HIDDEN = "***"
 MAX_SECRETS = 64  # only the newest are kept, as keys may be renewed for weeks
 LEAST_SECRET, PLAIN_SECRET = 4, 8  # characters; shorter secrets are masked as whole words
-URL_SECRET = re.compile(  # a password may contain / or #, which makes its URL invalid
-    r"(?:[a-z][a-z0-9+.-]*://|//)?(?:([^/?#@:\s]*):(.+)|([^/?#@\s]+))@", re.IGNORECASE | re.DOTALL
-)
+# a password may contain / or #, which makes its URL invalid
+URL_SECRET = r"(?is)(?:[a-z][a-z0-9+.-]*://|//)?(?:([^/?#@:\s]*):(.+)|([^/?#@\s]+))@"
 
 
 def _in_any_form(character: str) -> str:
@@ -304,7 +303,7 @@ class Mask:
 
     def learn_url(self, url: str) -> None:
         """Its password, also in the form in which it is sent; a lone word before an @ is one."""
-        match = URL_SECRET.match(url)
+        match = re.match(URL_SECRET, url)
         if match and not re.search("[\ud800-\udc7f\udd00-\udfff]", url):
             user, password = match[1] or "", match[2] or match[3]
             pair = urllib.parse.unquote(f"{user}:{password}").encode("utf-8", "surrogateescape")
@@ -12181,7 +12180,7 @@ class MemoryGauge:
 
     def __init__(self) -> None:
         self.peak = 0
-        self._next = 0.0
+        self._next = time.monotonic() + self.SECONDS
 
     def look(self, *, force: bool = False) -> None:
         """Measure, unless that was done a moment ago."""
