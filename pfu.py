@@ -50,45 +50,29 @@ if (here := sys.version_info) < (3, 9):  # pfu needs Python 3.9 or later: run it
 
 import argparse
 import array
-import base64
 import binascii
-import calendar
 import codecs
 import contextlib
 import dataclasses
-import difflib
 import errno
 import fcntl
 import functools
 import gc
-import hashlib
-import hmac
 import importlib
 import importlib.util
 import io
-import ipaddress
 import itertools
-import json
-import mimetypes
 import operator
 import os
-import random
 import re
 import resource
-import select
-import selectors
 import shlex
-import shutil
 import signal
-import socket
 import sqlite3
 import stat
-import subprocess
+import termios
 import threading
 import time
-import unicodedata
-import urllib.parse
-import uuid
 import warnings
 from abc import ABC, abstractmethod
 from collections import Counter, deque
@@ -105,7 +89,6 @@ from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ThreadPo
 from concurrent.futures import wait as wait_for_futures
 from dataclasses import dataclass, field
 from enum import IntEnum
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Callable, ClassVar, NamedTuple, TypeVar, Union
 
 __version__ = "0.2.0"
@@ -137,32 +120,48 @@ T = TypeVar("T")
 Row = TypeVar("Row", bound="BaseModel")
 
 
+LATE_MODULES = (
+    *("asyncio", "base64", "calendar", "concurrent.futures.process", "difflib", "email.utils"),
+    *("hashlib", "hmac", "ipaddress", "json", "mimetypes", "multiprocessing", "random", "select"),
+    *("selectors", "shutil", "socket", "ssl", "subprocess", "unicodedata", "urllib.parse"),
+)
+
+
 class Later:
-    """A module, under a name of this one, that is imported by the first who asks it for something.
+    """A module of LATE_MODULES until it is used: a run with nothing to upload needs few of them."""
 
-    A run that has nothing to upload needs none of them.
-    """
-
-    def __init__(self, name: str, module: str) -> None:
-        self._name, self._module = name, module
+    def __init__(self, module: str) -> None:
+        self._module = module
 
     def __getattr__(self, wanted: str) -> Any:
-        module = globals()[self._name] = importlib.import_module(self._module)
-        return getattr(module, wanted)
+        package = globals()[self._module.partition(".")[0]] = __import__(self._module)
+        return getattr(package, wanted)
 
 
 if TYPE_CHECKING:
     import asyncio
-    import concurrent.futures.process as process_pool
-    import email.utils as email_utils
+    import base64
+    import calendar
+    import concurrent.futures.process
+    import difflib
+    import email.utils
+    import hashlib
+    import hmac
+    import ipaddress
+    import json
+    import mimetypes
     import multiprocessing
+    import random
+    import select
+    import selectors
+    import shutil
+    import socket
     import ssl
+    import subprocess
+    import unicodedata
+    import urllib.parse
 else:
-    asyncio = Later("asyncio", "asyncio")
-    email_utils = Later("email_utils", "email.utils")
-    multiprocessing = Later("multiprocessing", "multiprocessing")
-    process_pool = Later("process_pool", "concurrent.futures.process")
-    ssl = Later("ssl", "ssl")
+    globals().update({module.partition(".")[0]: Later(module) for module in LATE_MODULES})
 
 if __name__ in ("__main__", "__mp_main__"):  # a provider's module imports this one by its name
     sys.modules.setdefault("pfu", sys.modules[__name__])
@@ -272,9 +271,8 @@ class ExitCode(IntEnum):
 HIDDEN = "***"
 MAX_SECRETS = 64  # only the newest are kept, as keys may be renewed for weeks
 LEAST_SECRET, PLAIN_SECRET = 4, 8  # characters; shorter secrets are masked as whole words
-URL_SECRET = re.compile(  # a password may contain / or #, which makes its URL invalid
-    r"(?:[a-z][a-z0-9+.-]*://|//)?(?:([^/?#@:\s]*):(.+)|([^/?#@\s]+))@", re.IGNORECASE | re.DOTALL
-)
+# a password may contain / or #, which makes its URL invalid
+URL_SECRET = r"(?is)(?:[a-z][a-z0-9+.-]*://|//)?(?:([^/?#@:\s]*):(.+)|([^/?#@\s]+))@"
 
 
 def _in_any_form(character: str) -> str:
@@ -305,7 +303,7 @@ class Mask:
 
     def learn_url(self, url: str) -> None:
         """Its password, also in the form in which it is sent; a lone word before an @ is one."""
-        match = URL_SECRET.match(url)
+        match = re.match(URL_SECRET, url)
         if match and not re.search("[\ud800-\udc7f\udd00-\udfff]", url):
             user, password = match[1] or "", match[2] or match[3]
             pair = urllib.parse.unquote(f"{user}:{password}").encode("utf-8", "surrogateescape")
@@ -1267,7 +1265,7 @@ class LedgerFile(FileInPlace):
         if self.read_only:
             if not os.path.exists(self.path) or not os.path.getsize(self.path):
                 return sqlite3.connect("", isolation_level=None)
-            uri = Path(self.path).absolute().as_uri() + "?mode=ro"
+            uri = f"file://{urllib.parse.quote(os.fsencode(absolute(self.path)))}?mode=ro"
             return sqlite3.connect(uri, uri=True, isolation_level=None)
         for end in LEDGER_SUFFIXES[1:]:
             check_own(self.path + end)
@@ -1997,7 +1995,7 @@ def foreign_owner(path: str, status: os.stat_result, *owners: int) -> str:
 
 def _made_beside(path: str) -> os.stat_result | None:
     """The status of a file newly created by this user in the same directory."""
-    name = os.path.join(os.path.dirname(path), f".pfu-{uuid.uuid4().hex}")
+    name = os.path.join(os.path.dirname(path), f".pfu-{os.urandom(16).hex()}")
     try:
         fd = os.open(name, OWN_FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
     except OSError:
@@ -2007,6 +2005,12 @@ def _made_beside(path: str) -> os.stat_result | None:
     finally:
         os.close(fd)
         os.unlink(name)
+
+
+def content_of(path: str) -> bytes:
+    """All of a small file. Raises OSError."""
+    with open(path, "rb") as file:
+        return file.read()
 
 
 def read_given(operation: str, path: str, limit: int = MAX_READ) -> bytes:
@@ -2849,7 +2853,7 @@ class Scan:
 def mount_points() -> set[str]:
     """Mount points, as far as the system lists them (proc_pid_mountinfo(5))."""
     try:
-        lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
+        lines = content_of("/proc/self/mountinfo").splitlines()
     except OSError:
         return set()
     octal = re.compile(rb"\\([0-7]{3})")
@@ -3350,7 +3354,7 @@ Body = Union[bytes, memoryview, FileBody]
 ALGORITHM = "AWS4-HMAC-SHA256"
 SERVICE = "s3"
 TIMESTAMP = "%Y%m%dT%H%M%SZ"
-EMPTY_SHA256 = hashlib.sha256().hexdigest()
+EMPTY_SHA256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"  # of no bytes
 
 is_plain_key = re.compile(r"[A-Za-z0-9._~/-]*").fullmatch
 
@@ -4634,10 +4638,7 @@ def unsent_bytes(transport: asyncio.Transport) -> int:
     On Linux, those in the kernel are included (TIOCOUTQ: tcp(7)).
     """
     queued = array.array("i", [0])
-    with contextlib.suppress(ImportError, OSError, ValueError, AttributeError):
-        import fcntl
-        import termios
-
+    with contextlib.suppress(OSError, ValueError, AttributeError):
         fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, queued)
     return transport.get_write_buffer_size() + queued[0]
 
@@ -5362,7 +5363,7 @@ class FastLane:
 def clock_skew(date: str, now: float) -> float:
     """Return how many seconds a Date header is ahead; 0.0 if it is not a date."""
     try:
-        return email_utils.parsedate_to_datetime(date).timestamp() - now
+        return email.utils.parsedate_to_datetime(date).timestamp() - now
     except (TypeError, ValueError):
         return 0.0
 
@@ -5779,7 +5780,7 @@ class Uploader(ABC):
                     stored = self.inspect(found.key)
             if stored is None:
                 return self.explain_loss(found.key)
-            if self.inspect(f"{self.prefix}{IMPOSSIBLE_KEY}{uuid.uuid4().hex}"):
+            if self.inspect(f"{self.prefix}{IMPOSSIBLE_KEY}{os.urandom(16).hex()}"):
                 raise self.unproven("it claims to have an object that was never uploaded")
         except DeniedError as error:
             return [f"cannot check what was stored: {error.told(error.operation)}"]
@@ -7238,7 +7239,7 @@ class S3Uploader(S3Bucket):
     def begin(self, upload: Upload) -> str:
         """CreateMultipartUpload. Returns an UploadHandle, as text."""
         self.no_overwrite.check_free(upload)
-        mark = uuid.uuid4().hex[:UPLOAD_MARK_DIGITS]
+        mark = os.urandom(16).hex()[:UPLOAD_MARK_DIGITS]
         metadata = {**upload.metadata, UPLOAD_MARK: mark}
 
         def create(checksum: bool) -> UploadHandle:
@@ -7540,7 +7541,7 @@ def head_of(fields: Mapping[str, str]) -> Mapping[str, Any]:
         "ContentLength": int(fields["content-length"]),
         "ETag": fields["etag"],
         "ChecksumSHA256": fields.get(CHECKSUM_HEADER, ""),
-        "LastModified": email_utils.parsedate_to_datetime(modified) if modified else None,
+        "LastModified": email.utils.parsedate_to_datetime(modified) if modified else None,
         "ObjectLockMode": fields.get("x-amz-object-lock-mode"),
         "ObjectLockLegalHoldStatus": fields.get("x-amz-object-lock-legal-hold"),
         "Metadata": {n[len(start) :]: value for n, value in fields.items() if n.startswith(start)},
@@ -7632,7 +7633,7 @@ def endpoint_is_configured() -> bool:
         return True
     path = os.path.expanduser(os.environ.get("AWS_CONFIG_FILE") or "~/.aws/config")
     try:
-        return b"endpoint_url" in Path(path).read_bytes()
+        return b"endpoint_url" in content_of(path)
     except OSError:
         return False
 
@@ -9585,7 +9586,7 @@ class WorkerRunner(Runner):
         others = set(multiprocessing.active_children())
         try:
             with _starting_processes(), contextlib.ExitStack() as failing:
-                self._pool = process_pool.ProcessPoolExecutor(
+                self._pool = concurrent.futures.process.ProcessPoolExecutor(
                     1,
                     mp_context=multiprocessing.get_context(method),
                     initializer=_start_worker,
@@ -9716,17 +9717,17 @@ def lower_priority(nice: int) -> None:
     counts only within its session. If pfu leads one, as a cron job may, the session's priority is
     lowered as well.
     """
-    if not hasattr(os, "nice") or nice <= os.nice(0):
+    if nice <= os.nice(0):
         return
     os.nice(nice - os.nice(0))
     if os.getsid(0) == os.getpid():
-        with contextlib.suppress(OSError):  # no such feature here
-            Path("/proc/self/autogroup").write_text(str(nice))
+        with contextlib.suppress(OSError), open("/proc/self/autogroup", "w") as file:
+            file.write(str(nice))  # not every kernel has it
 
 
 def spare_addresses() -> None:
     """If RLIMIT_AS is set, keep glibc's malloc(3) from taking 64 MiB of it per thread."""
-    if soft_limit("RLIMIT_AS") < UNLIMITED:
+    if soft_limit(resource.RLIMIT_AS) < UNLIMITED:
         with contextlib.suppress(ImportError, AttributeError, OSError):  # another libc
             import ctypes
 
@@ -10187,7 +10188,7 @@ class RunOptions:
     def engine(self) -> EngineOptions:
         """The share of one process; at least two parts fit into its memory."""
         memory = min(self.max_memory, memory_of_machine() // 4) // self.processes()
-        addresses = soft_limit("RLIMIT_AS")
+        addresses = soft_limit(resource.RLIMIT_AS)
         memory = max(min(memory, addresses // 4) - CLIENT_MEMORY, 2 * MIN_PART_SIZE)
         threads = (addresses - LEAST_ADDRESSES - memory) // THREAD_ADDRESSES
         return EngineOptions(
@@ -10211,7 +10212,7 @@ class RunOptions:
         Raises UsageError if there is not enough for a single process.
         """
         wanted, memory = self.processes(), memory_of_machine()
-        addresses, tasks = soft_limit("RLIMIT_AS"), room_for_tasks()
+        addresses, tasks = soft_limit(resource.RLIMIT_AS), room_for_tasks()
         for found, least, unit, where in (
             (memory, LEAST_MEMORY, bytes_text, "of memory (machine or cgroup)"),
             (addresses, LEAST_ADDRESSES, bytes_text, "of address space (ulimit -v)"),
@@ -10282,23 +10283,19 @@ UNLIMITED = 1 << 62
 def memory_of_machine() -> int:
     """Bytes of memory available to this process: the machine's, or its cgroup's if less."""
     limits = [UNLIMITED]
-    with contextlib.suppress(ValueError, OSError, AttributeError):
+    with contextlib.suppress(ValueError, OSError):
         limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     for path in _cgroups():
         for pattern in CGROUP_LIMITS:
             with contextlib.suppress(ValueError, OSError):
-                limits.append(int(Path(pattern.format(path)).read_text()))
+                limits.append(int(content_of(pattern.format(path))))
     return min(limit for limit in limits if limit > 0)
 
 
-def soft_limit(name: str) -> int:
+def soft_limit(kind: int) -> int:
     """A limit of setrlimit(2)."""
-    with contextlib.suppress(ImportError, AttributeError):  # Windows; no such limit here
-        import resource
-
-        limit = resource.getrlimit(getattr(resource, name))[0]
-        return UNLIMITED if limit == resource.RLIM_INFINITY else min(limit, UNLIMITED)
-    return UNLIMITED
+    limit = resource.getrlimit(kind)[0]
+    return UNLIMITED if limit == resource.RLIM_INFINITY else min(limit, UNLIMITED)
 
 
 def what_workers_lack() -> str:
@@ -10321,11 +10318,9 @@ def room_for_tasks() -> int:
     rooms = [UNLIMITED]
     for path, pattern in itertools.product(_cgroups(), CGROUP_TASKS):
         with contextlib.suppress(ValueError, OSError):
-            most, now = (
-                int(Path(pattern.format(path, end)).read_text()) for end in ("max", "current")
-            )
+            most, now = (int(content_of(pattern.format(path, end))) for end in ("max", "current"))
             rooms.append(most - now)
-    limit = soft_limit("RLIMIT_NPROC")
+    limit = soft_limit(resource.RLIMIT_NPROC)
     if limit < MANY_TASKS and os.getuid():  # root is not limited
         rooms.append(limit - _tasks_of(os.getuid()))
     return max(0, min(rooms))
@@ -10343,7 +10338,7 @@ def _cgroups() -> set[str]:
     """The cgroups of this process and all their parents; in a container this may be the root."""
     found = {""}
     with contextlib.suppress(OSError):
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
+        for line in os.fsdecode(content_of("/proc/self/cgroup")).splitlines():
             path = line.split(":", 2)[2].rstrip("/")
             while path:
                 found.add(path)
@@ -11299,7 +11294,7 @@ class BatchJobModel(BatchJobRow):
         self.preparation: Preparation | None = None
         self._sending = Sending(self)
         super().__init__(
-            id=uuid.uuid4().hex,
+            id=os.urandom(16).hex(),
             status=JobStatus.CREATED,
             created_at=int(time.time()),
             root_dir=absolute(self.options.root_as or root),
@@ -11846,7 +11841,8 @@ class Sending:
         if job.options.mode == "concurrent":
             return Engine([LocalRunner(job.uploader, options)], *limits)
         method = start_method()
-        importlib.import_module("asyncio")  # which forked workers share
+        for module in LATE_MODULES:
+            importlib.import_module(module)  # which forked workers share
         with contextlib.ExitStack() as started:
             runners: list[Runner] = []
             for _ in range(job.options.processes()):
@@ -12100,7 +12096,7 @@ class MemoryGauge:
 
     def __init__(self) -> None:
         self.peak = 0
-        self._next = 0.0
+        self._next = time.monotonic() + self.SECONDS
 
     def look(self, *, force: bool = False) -> None:
         """Measure, unless that was done a moment ago."""
@@ -12128,10 +12124,6 @@ def proportional_set_size(pid: int) -> int:
 
 
 def _peak_resident_set() -> int:
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
     unit = 1 if sys.platform == "darwin" else KIB
     kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     return sum(resource.getrusage(kind).ru_maxrss for kind in kinds) * unit
@@ -12849,7 +12841,7 @@ class LiveBlock:
     def _is_in_foreground(self) -> bool:
         try:
             return os.tcgetpgrp(STANDARD_ERROR) == os.getpgrp()
-        except (OSError, AttributeError):  # it controls other processes, or none (Windows)
+        except OSError:  # it controls other processes, or none
             return True
 
     def _write(self, text: str) -> None:
@@ -13593,14 +13585,18 @@ def make_parser() -> Parser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
+        add_help=False,  # what is added to a group costs no formatter, and no import of shutil
     )
-    parser.add_argument("root", metavar="ROOT", nargs="?", help="directory or file to upload")
-    parser.add_argument(
+    places = parser.add_argument_group("positional arguments")
+    places.add_argument("root", metavar="ROOT", nargs="?", help="directory or file to upload")
+    places.add_argument(
         "destination",
         metavar="s3://BUCKET[/PREFIX]",
         nargs="?",
         help="where to upload it (default: $PFU_DESTINATION, else your own private bucket)",
     )
+    general = parser.add_argument_group("options")
+    general.add_argument("-h", "--help", action="help", help="show this help message and exit")
     fields = (options_of(kind).items() for kind in (S3Options, ScanOptions, RunOptions))
     declared = {
         about.name_of(name): (name, about)
@@ -13749,11 +13745,16 @@ def verify(options: argparse.Namespace, console: Console) -> ExitCode:
     return conclude(options, console, verdict, verdict_lines(verdict, quiet=options.quiet))
 
 
-def show_status(options: argparse.Namespace, console: Console) -> ExitCode:
-    """--status: the last runs."""
+def existing_ledger(options: argparse.Namespace) -> str:
+    """Its path. Raises UsageError."""
     if not os.path.exists(options.db):
         raise UsageError("read ledger", options.db, "it does not exist", "specify one with --db")
-    jobs = last_jobs(absolute(options.db))
+    return absolute(options.db)
+
+
+def show_status(options: argparse.Namespace, console: Console) -> ExitCode:
+    """--status: the last runs."""
+    jobs = last_jobs(existing_ledger(options))
     if options.json:
         console.say_json([job.told() for job in jobs])
     else:
@@ -13780,9 +13781,7 @@ def last_jobs(path: str) -> list[BatchJobRow]:
 
 def clean_up(options: argparse.Namespace, console: Console) -> ExitCode:
     """--cleanup: abort unfinished uploads of this ledger, wherever they are."""
-    path = absolute(options.db)
-    if not os.path.exists(path):
-        raise UsageError("read ledger", options.db, "it does not exist", "specify one with --db")
+    path = existing_ledger(options)
     with contextlib.ExitStack() as closing:
         if not options.dry_run:
             closing.callback(LedgerLock(path).close)
@@ -13978,11 +13977,10 @@ def stopping_on_signals(job: BatchJobModel, console: Console) -> Iterator[None]:
         signal.raise_signal(number)
         signal.signal(number, suspend)
 
-    handlers = {"SIGINT": handle, "SIGTERM": handle, "SIGHUP": handle, "SIGTSTP": suspend}
-    before: dict[int, Any] = {}
-    for name, handler in handlers.items():
-        number = getattr(signal, name, None)
-        if number and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+    before: dict[signal.Signals, Any] = {}
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP):
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+            handler = suspend if number == signal.SIGTSTP else handle
             before[number] = signal.signal(number, handler)
     try:
         yield

@@ -269,7 +269,7 @@ class TestRerun:
         assert puts == (place.server.count("PutObject"), place.server.count("UploadPart"))
         rewrite_in_place(path)
         os.utime(path, ns=(0, place.rows()[0]["last_modified"]))
-        with sqlite3.connect(place.path / "pfu.db") as db:
+        with contextlib.closing(sqlite3.connect(place.path / "pfu.db")) as db, db:
             db.execute("UPDATE FileStat SET racy = 1")
         assert place.run(*arguments).json["uploaded"] == 1
         assert place.stored() == place.local()
@@ -753,13 +753,13 @@ def text_ledger(place: Place) -> None:
 
 
 def foreign_database(place: Place) -> None:
-    with sqlite3.connect(place.path / "pfu.db") as db:
+    with contextlib.closing(sqlite3.connect(place.path / "pfu.db")) as db, db:
         db.execute("CREATE TABLE theirs(x)")
 
 
 def newer_ledger(place: Place) -> None:
     place.run("--mode", "concurrent")
-    with sqlite3.connect(place.path / "pfu.db") as db:
+    with contextlib.closing(sqlite3.connect(place.path / "pfu.db")) as db, db:
         db.execute("PRAGMA user_version = 99")
 
 

@@ -73,7 +73,7 @@ def odd_case(rng: random.Random) -> dict[str, Any]:
         "query": rng.choice(
             ["", "", f"partNumber={rng.randint(1, 10000)}&uploadId={text('aZ9._-~', 20)}"]
         ),
-        "body": rng.randbytes(rng.randint(0, 40)) if hasattr(rng, "randbytes") else b"body",
+        "body": rng.randbytes(rng.randint(0, 40)),
     }
 
 

@@ -98,6 +98,7 @@ class Started:
         self.returncode: int | None = None
         self._connection = connection
         self._outputs = outputs
+        self._told: tuple[str, ...] = ()
 
     def __del__(self) -> None:
         self._connection.close()
@@ -110,6 +111,10 @@ class Started:
                 raise subprocess.TimeoutExpired("pfu", timeout or 0.0)
             (self.returncode,) = struct.unpack("i", self._connection.recv(4))
             self._connection.close()
+            for file in self._outputs:
+                with file:
+                    file.seek(0)
+                    self._told += (file.read().decode("utf-8", "surrogateescape"),)
         return self.returncode
 
     def poll(self) -> int | None:
@@ -120,9 +125,7 @@ class Started:
     def communicate(self, timeout: float | None = None) -> tuple[str, ...]:
         """Standard output, and standard error unless it went elsewhere."""
         self.wait(timeout)
-        for file in self._outputs:
-            file.seek(0)
-        return tuple(file.read().decode("utf-8", "surrogateescape") for file in self._outputs)
+        return self._told
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:

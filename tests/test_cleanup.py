@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 from pathlib import Path
@@ -192,7 +193,7 @@ class TestCleanup:
     def test_cleanup_after_a_sandbox_that_is_no_more(
         self, at_hand: Place, unfinished: Unfinished
     ) -> None:
-        with sqlite3.connect(at_hand.path / "pfu.db") as db:
+        with contextlib.closing(sqlite3.connect(at_hand.path / "pfu.db")) as db, db:
             db.execute("UPDATE MultipartUpload SET endpoint = 'sandbox' WHERE object_key = 'p/a'")
         run = at_hand.run("--cleanup", to=None)
         assert (run.code, run.err) == (0, "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import random
 import resource
@@ -506,7 +507,9 @@ class TestTls:
 
     def test_plain_server_where_tls_is_expected(self, certificates: Any) -> None:
         async def greet(reader: Any, writer: Any) -> None:
-            writer.write(b"220 mail\r\n")
+            with contextlib.closing(writer):
+                writer.write(b"220 mail\r\n")
+                await reader.read()  # until the other end gives up
 
         async def scenario() -> None:
             server = await asyncio.start_server(greet, "127.0.0.1", 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -287,7 +288,7 @@ class TestOrder:
         assert place.run("--mode", "concurrent").code == 1
         place.file("new", b"larger than all the others")
         rewrite_in_place(suspect)
-        with sqlite3.connect(place.path / "pfu.db") as db:
+        with contextlib.closing(sqlite3.connect(place.path / "pfu.db")) as db, db:
             db.execute("UPDATE FileStat SET racy=1, sha256='0' WHERE object_key='p/suspect'")
         place.server.clear_log()
         run = place.run("--mode", "concurrent", "--concurrency", "1", "--json")
@@ -299,7 +300,7 @@ class TestOrder:
         place.file("old/failure", b"x")
         place.server.faults.append(Fault(REFUSALS[3], "PutObject", "/old/"))
         assert place.run("--mode", "concurrent").code == 1
-        with sqlite3.connect(place.path / "pfu.db") as db:
+        with contextlib.closing(sqlite3.connect(place.path / "pfu.db")) as db, db:
             db.execute("UPDATE FileStat SET status=0")
         place.file("new", b"larger")
         place.server.clear_log()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import http.server
 import os
@@ -48,12 +49,18 @@ class PlainConsole(Console):
     kind = "application/octet-stream"
 
 
+@contextlib.contextmanager
+def served(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
 @pytest.fixture(params=[Console, PlainConsole])
 def console(request: Any) -> Iterator[str]:
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), request.param)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
+    with served(request.param) as endpoint:
+        yield endpoint
 
 
 class TestProof:
@@ -162,12 +169,9 @@ class Old(http.server.BaseHTTPRequestHandler):
 @BOTH_MODES
 def test_a_store_that_says_no_length_and_no_etag(place: Place, mode: str) -> None:
     Old.stored.clear()
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Old)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
     place.files(40)
-    place.endpoint = f"http://127.0.0.1:{server.server_port}"
-    run = place.run("--mode", mode, "--json")
-    server.shutdown()
+    with served(Old) as place.endpoint:
+        run = place.run("--mode", mode, "--json")
     assert (run.code, run.json["uploaded"], run.json["retries"]) == (0, 40, 0), run.err
     assert len(Old.stored) == 40
 
