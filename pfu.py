@@ -1860,6 +1860,11 @@ def stored_parts(rows: Iterable[PartModel]) -> tuple[StoredPart, ...]:
     return tuple(StoredPart(p.number, p.part_size, p.etag, p.sha256) for p in rows)
 
 
+def file_id_of(task_id: str) -> str:
+    """The file that a task is about: a step of a large file has the id of the file, and its own."""
+    return task_id.partition("/")[0]
+
+
 def part_id(file_id: str, number: int) -> str:
     """PartModel.id; a file's parts have all the ids between ``file_id/`` and ``file_id0``."""
     return f"{file_id}/{number:05d}"
@@ -8125,10 +8130,10 @@ class PartDone(NamedTuple):
 
 
 class Answered(NamedTuple):
-    """A question about an object, or a request to discard something, has its answer."""
+    """A question to the store has its answer."""
 
     id: str
-    answer: str = ""  # see the ask() of the task
+    answer: str = ""  # of Uploader.kept_as(), or of a RemoveTask
 
 
 AnyOutcome = Union[Outcome, Begun, PartDone, Answered]
@@ -8349,7 +8354,7 @@ class PageRunner:
         self.gate.unreported = 0
         for task in page:
             self._waiting_bytes += task.size
-            if self.gauges["others"] or isinstance(task, LOOKS):  # ahead of the queue
+            if self.gauges["others"] or is_urgent(task):  # ahead of the queue
                 transfer = self._take(task)
                 transfer.is_chosen = True
                 self._start(self._do(transfer))
@@ -8486,7 +8491,7 @@ class PageRunner:
 
     async def _do(self, transfer: Transfer) -> None:
         task = transfer.task
-        for _ in range(LOOK_WAITS if isinstance(task, LOOKS) else 0):  # a slot ends to make room
+        for _ in range(LOOK_WAITS if is_urgent(task) else 0):  # a slot ends to make room
             if self.in_flight < self._limit:
                 break
             await asyncio.sleep(LOOK_SECONDS)
@@ -9261,24 +9266,21 @@ class CompleteTask(NamedTuple):
 
     id: str
     file: Task
-    upload_id: str
+    begun: Begun
     parts: tuple[StoredPart, ...]  # by number
-    snapshot: Facts
-    racy: int
-    part_size: int  # bytes
-    fingerprint: str  # of the upload, as it was created
     size: int = 0
 
     def ask(self, transfer: Transfer) -> Outcome:
         """The outcome, if the file is as it was."""
-        uploader, racy, size = transfer.uploader, self.racy, self.part_size
-        with contextlib.closing(transfer.open_again(self.file.path, self.snapshot)) as source:
+        uploader, begun = transfer.uploader, self.begun
+        with contextlib.closing(transfer.open_again(self.file.path, begun.snapshot)) as source:
             self._compare_again(source, transfer.options)
             upload = transfer.describe(self.file, source, None)
-            is_as_told = self.fingerprint == uploader.fingerprint(upload)
+            is_as_told = begun.fingerprint == uploader.fingerprint(upload)
             told = upload if is_as_told else upload._replace(metadata={})
             transfer.sent = True
-            receipt = uploader.complete(told, self.upload_id, self.parts)
+            receipt = uploader.complete(told, begun.upload_id, self.parts)
+            racy, size = begun.racy, begun.part_size
             return transfer.finished(
                 upload, receipt, is_as_told=is_as_told, racy=racy, part_size=size
             )
@@ -9286,41 +9288,30 @@ class CompleteTask(NamedTuple):
     def _compare_again(self, source: SourceFile, options: EngineOptions) -> None:
         """Compare the bytes if ctime or inode changed since the start. Raises ChangedError."""
         source.check_end()
-        if Facts.of(source.status) == self.snapshot or options.ignore_ctime:
+        if Facts.of(source.status) == self.begun.snapshot or options.ignore_ctime:
             return
-        if len(same_parts(source, self.parts, self.part_size)) < len(self.parts):
+        if len(same_parts(source, self.parts, self.begun.part_size)) < len(self.parts):
             raise ChangedError("read", source.path, CHANGES)
         source.has_moved()
 
 
-class ProofTask(NamedTuple):
-    """An object that the store has acknowledged: is it there?"""
+class Question(NamedTuple):
+    """What the store is asked, or told, besides the upload of a file."""
 
     id: str
     key: str
-    found: Found  # as it was read
+    put_to: Callable[[Uploader], str | None]  # asks it
+    is_urgent: bool = False  # about what was sent: it goes before everything else
     size: int = 0
 
     def ask(self, transfer: Transfer) -> Answered:
-        """Raises FatalError if it is not, or not as it should be."""
-        uploader = transfer.uploader
-        uploader.traffic.notes.extend(uploader.prove(self.found))
-        return Answered(self.id)
+        """Its answer."""
+        return Answered(self.id, self.put_to(transfer.uploader) or "")
 
 
-class NameTask(NamedTuple):
-    """An object that the store has acknowledged, and may keep under another name."""
-
-    id: str
-    key: str
-    file_size: int  # bytes
-    since: float  # seconds since the epoch
-    size: int = 0
-
-    def ask(self, transfer: Transfer) -> Answered:
-        """That name; empty: unknown."""
-        kept_as = transfer.uploader.kept_as(self.key, self.file_size, self.since)
-        return Answered(self.id, kept_as)
+def prove(found: Found, uploader: Uploader) -> None:
+    """Raises FatalError if what was stored is not there, or not as it should be."""
+    uploader.traffic.notes.extend(uploader.prove(found))
 
 
 class RemoveTask(NamedTuple):
@@ -9399,23 +9390,13 @@ HAS_LINKS = "it has more than one hard link"
 AS_IT_SHOULD_BE = frozenset((TOO_YOUNG, HAS_CHANGED, HAS_LINKS))  # reasons not to remove a file
 
 
-class AbortTask(NamedTuple):
-    """A multipart upload that is no longer wanted."""
-
-    id: str
-    key: str
-    upload_id: str
-    size: int = 0
-
-    def ask(self, transfer: Transfer) -> Answered:
-        """Abort what is left of it."""
-        transfer.uploader.abort(self.key, self.upload_id)
-        return Answered(self.id)
-
-
-AnyTask = Union[Task, BeginTask, PartTask, CompleteTask, ProofTask, NameTask, RemoveTask, AbortTask]
-LOOKS = ProofTask, NameTask  # at what was sent: they go before everything else
+AnyTask = Union[Task, BeginTask, PartTask, CompleteTask, RemoveTask, Question]
 LOOK_WAITS, LOOK_SECONDS = 200, 0.005  # for fewer requests in flight than the limit
+
+
+def is_urgent(task: AnyTask) -> bool:
+    """Whether it goes before everything else."""
+    return type(task) is Question and task.is_urgent
 
 
 def file_of(task: AnyTask) -> Any:
@@ -9937,7 +9918,7 @@ class Engine:
     def _weigh(self, outcomes: Sequence[AnyOutcome]) -> None:
         """Find out whether the store refuses the whole run."""
         for outcome in outcomes:
-            file_id = outcome.id.partition("/")[0]
+            file_id = file_id_of(outcome.id)
             if isinstance(outcome, PartDone) or is_taken(outcome):
                 self.row.taken()
             elif isinstance(outcome, Outcome) and outcome.kind is OutcomeKind.REFUSED:
@@ -9968,7 +9949,7 @@ class Engine:
             chosen += self._work.take_others(row.room - len(chosen), free)
         if not chosen and any(runner.in_flight for runner in self.runners):
             return []  # a slow runner may yet return files from other directories
-        row.try_others({task.id.partition("/")[0] for task in chosen})
+        row.try_others({file_id_of(task.id) for task in chosen})
         return chosen
 
     def share(self, shared: Any) -> None:
@@ -10042,7 +10023,7 @@ class Engine:
         Raises FatalError if workers cannot even start.
         """
         lost, runner.in_flight = list(runner.in_flight.values()), {}
-        self.row.lost(task.id.partition("/")[0] for task in lost)
+        self.row.lost(file_id_of(task.id) for task in lost)
         self._failed_starts = 0 if runner.has_started else self._failed_starts + 1
         if runner.has_started:
             self._deaths_of.update(task.id for task in lost)
@@ -10576,7 +10557,7 @@ class Doubts:
         rest: list[AnyOutcome] = []
         for outcome in outcomes:
             if isinstance(outcome, Outcome) and outcome.kind is OutcomeKind.UPLOADED:
-                rest += self._weigh(outcome, taken[outcome.id.partition("/")[0]])
+                rest += self._weigh(outcome, taken[file_id_of(outcome.id)])
             elif outcome.id.endswith(("/proof", "/name")):
                 held, self.held = self.held, []
                 self._heed(outcome)
@@ -10607,7 +10588,8 @@ class Doubts:
             self._looked_for.add(key)
             task_id = f"{file.id}/name"
             self._asked[task_id] = key, open_kinds
-            self._tasks.append(NameTask(task_id, key, success.file_size, self._since))
+            ask = operator.methodcaller("kept_as", key, success.file_size, self._since)
+            self._tasks.append(Question(task_id, key, ask, is_urgent=True))
 
     def tasks(self, *, is_end: bool = False) -> list[AnyTask]:
         """What to look up; ``is_end``: nothing else is left."""
@@ -10619,7 +10601,8 @@ class Doubts:
                 self._is_proving = True
                 success, file = first
                 found = Found(file.id, file.file_path, file.object_key, *facts(success))
-                tasks.append(ProofTask(f"{file.id}/proof", found.key, found))
+                ask = functools.partial(prove, found)
+                tasks.append(Question(f"{file.id}/proof", found.key, ask, is_urgent=True))
         return tasks
 
     def _heed(self, answer: AnyOutcome) -> None:
@@ -10817,7 +10800,7 @@ class WorkList:
         ready = [
             task
             for task in self._ready
-            if isinstance(task, LOOKS) or task.id.partition("/")[0] in files
+            if is_urgent(task) or file_id_of(task.id) in files
         ]
         for task in ready:
             self._ready.remove(task)
@@ -11090,18 +11073,8 @@ class LargeFiles:
         begun, file_id = large.begun, large.file.id
         assert begun is not None
         large.in_flight += 1
-        self._ready.append(
-            CompleteTask(
-                f"{file_id}/complete",
-                task_of(large.file),
-                begun.upload_id,
-                stored_parts(self._ledger.parts(file_id)),
-                begun.snapshot,
-                begun.racy,
-                begun.part_size,
-                begun.fingerprint,
-            )
-        )
+        parts = stored_parts(self._ledger.parts(file_id))
+        self._ready.append(CompleteTask(f"{file_id}/complete", task_of(large.file), begun, parts))
 
     def _end(self, large: LargeFile, outcome: Outcome) -> Outcome:
         """The parts in the store are kept for the next run, unless the file needs them no more."""
@@ -11138,13 +11111,14 @@ class LargeFiles:
         """It is no longer wanted."""
         self._ready.extend(self._abort_tasks([upload]))
 
-    def _abort_tasks(self, uploads: Iterable[UploadModel]) -> Iterator[AbortTask]:
+    def _abort_tasks(self, uploads: Iterable[UploadModel]) -> Iterator[Question]:
         """No task for uploads whose abort has already been requested."""
         for upload in uploads:
             if upload.id not in self._aborting:
                 self._aborting.add(upload.id)
-                task_id = f"{upload.id}/abort"
-                yield AbortTask(task_id, upload.object_key, upload.upload_id)
+                key = upload.object_key
+                abort = operator.methodcaller("abort", key, upload.upload_id)
+                yield Question(f"{upload.id}/abort", key, abort)
 
 
 def threshold_of(uploader: Uploader, options: RunOptions) -> int:
