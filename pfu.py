@@ -8300,14 +8300,18 @@ class ReadingPlace:
 
 
 class Threads(ThreadPoolExecutor):
-    """A pool that makes do with the threads it has if the system grants no more."""
+    """A pool that makes do with the threads it has if the system grants no more.
+
+    If it grants none, submit() raises FatalError.
+    """
 
     def _adjust_thread_count(self) -> None:
         try:
             super()._adjust_thread_count()
-        except RuntimeError:
+        except RuntimeError as error:
             if not self._threads:
-                raise
+                hint = "raise the process limit: ulimit -u"
+                raise FatalError("start thread", "", str(error), hint) from error
 
 
 class PageRunner:
@@ -8399,6 +8403,7 @@ class PageRunner:
         self.tree = Tree(self.options.root)
         self.tree.settles = self.options.removes
         self._loop = asyncio.get_running_loop()
+        self._loop.set_default_executor(self.threads)
         self.gate = Gate(self.gauges)
         self._waiting: asyncio.Queue[AnyTask] = asyncio.Queue()
         self.uploader.open(self.options.threads)
@@ -8579,7 +8584,7 @@ class PageRunner:
         except (PfuError, MemoryError):
             raise
         except Exception as error:
-            if type(self.uploader).__module__ == __name__ or NO_THREAD in str(error):
+            if type(self.uploader).__module__ == __name__:
                 raise
             cause = f"{type(error).__name__}: {error}"
             raise TransferError("upload", cause=cause) from error
@@ -8592,9 +8597,6 @@ class PageRunner:
         """One more passing answer."""
         self.gauges["passing"] += 1
         self._trouble = error.told(error.operation)
-
-
-NO_THREAD, NO_THREAD_HINT = "start new thread", "raise the process limit: ulimit -u"
 
 
 class Gate:
@@ -8703,7 +8705,7 @@ class Transfer:
 
     def __init__(self, task: AnyTask, runner: PageRunner) -> None:
         self.task = task
-        self.runner = runner
+        self.runner, self.uploader = runner, runner.uploader
         self.options = runner.options
         self.began = self.own_since = time.monotonic()
 
@@ -8725,13 +8727,6 @@ class Transfer:
                     return await self._try()
                 except PfuError as error:
                     outcome = await self._weigh(error)
-                except RuntimeError as error:
-                    if NO_THREAD not in str(error):
-                        raise
-                    outcome = self._failed(
-                        OutcomeKind.FATAL,
-                        FatalError("start thread", "", str(error), NO_THREAD_HINT),
-                    )
                 if outcome:
                     return outcome
             return Outcome(self.task.id, OutcomeKind.RELEASED, "", self.attempts, sent=self.sent)
@@ -8787,7 +8782,7 @@ class Transfer:
         is_due = self.own >= OWN_TRIES and now - self.own_since >= OWN_SECONDS
         if is_due or await self._fails_alone(now):
             return self._failed(OutcomeKind.UNSENT, error)
-        self.runner.uploader.traffic.add(retries=1)
+        self.uploader.traffic.add(retries=1)
         seconds = full_jitter(self.attempts)
         await runner.gate.pause(min(seconds, PROBE_SECONDS) if runner.gate.is_away else seconds)
         return None
@@ -8798,11 +8793,11 @@ class Transfer:
         is_alone = self.runner.gauges["left"] == 1
         if not is_due or not is_alone or not self.runner.gate.is_away:
             return False
-        return await self.runner.in_thread(self.runner.uploader.answers)
+        return await self.runner.in_thread(self.uploader.answers)
 
     async def _doubt(self, error: FatalError) -> Outcome | None:
         """A code about credentials or bucket is believed only once several files get it."""
-        gate, uploader = self.runner.gate, self.runner.uploader
+        gate, uploader = self.runner.gate, self.uploader
         if not error.code:
             return self._failed(OutcomeKind.FATAL, error)
         refuses = uploader.refuses_all
@@ -8850,14 +8845,9 @@ class Transfer:
 
     # -- what tasks need
 
-    @property
-    def uploader(self) -> Uploader:
-        """One that can do what the task asks of it: the batch run sees to that."""
-        return self.runner.uploader
-
     def open(self, path: str, permissions: str = "0") -> SourceFile:
         """What the scan saw there."""
-        return open_source(self.runner.tree, path, permissions, self.runner.uploader.traffic.beat)
+        return open_source(self.runner.tree, path, permissions, self.uploader.traffic.beat)
 
     def open_again(self, path: str, snapshot: Facts) -> SourceFile:
         """Raises ChangedError if the file's size or modification time has changed.
@@ -8928,7 +8918,7 @@ class Transfer:
         likely = stored.part_size, part_size_for(size, upload.part_size)
         forms = known_forms(stored.sha256, stored.etag, size, *likely)
         if not forms:
-            self.runner.uploader.traffic.notes.append(NOT_COMPARED_NOTE)
+            self.uploader.traffic.notes.append(NOT_COMPARED_NOTE)
             same_time = stored.facts.last_modified == upload.facts.last_modified
             return (stored.sha256 or upload.sha256) if same_time else None
         if upload.body is not None and forms[0][0] == WHOLE_SHA256:
@@ -9645,7 +9635,7 @@ def _belonging_to(parent: int) -> Iterator[None]:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         yield
-    except (RuntimeError, MemoryError):
+    except (RuntimeError, MemoryError, FatalError):
         os._exit(ExitCode.STOPPED)
 
 
@@ -9823,11 +9813,6 @@ def _prepare(uploader: Uploader, patience: float, answering: Any, parent: int) -
 RECALL_SECONDS = 0.3  # for files waiting in the runners to come back
 
 
-def is_taken(outcome: AnyOutcome) -> bool:
-    """Whether the store has acknowledged a file."""
-    return isinstance(outcome, Outcome) and outcome.kind is OutcomeKind.UPLOADED
-
-
 class Engine:
     """Feeds runners with pages and yields what they report; controls how much is in flight."""
 
@@ -9835,12 +9820,12 @@ class Engine:
         self,
         runners: Sequence[Runner],
         limiter: Limiter,
-        rate: Callable[[], float] = lambda: 0.0,
-        clock: RunClock | None = None,
+        rate: Callable[[], float],
+        clock: RunClock,
     ) -> None:
         """``rate``: bytes a second that may be sent now, all runners together; 0: no limit."""
         self.runners = runners
-        self.clock = clock or RunClock()
+        self.clock = clock
         self.row = RefusedRow()
         self.files_left = 0  # of the run, as far as is known
         self.tries_others = False  # nothing else may be sent
@@ -9919,9 +9904,10 @@ class Engine:
         """Find out whether the store refuses the whole run."""
         for outcome in outcomes:
             file_id = file_id_of(outcome.id)
-            if isinstance(outcome, PartDone) or is_taken(outcome):
+            kind = outcome.kind if isinstance(outcome, Outcome) else None
+            if isinstance(outcome, PartDone) or kind is OutcomeKind.UPLOADED:
                 self.row.taken()
-            elif isinstance(outcome, Outcome) and outcome.kind is OutcomeKind.REFUSED:
+            elif isinstance(outcome, Outcome) and kind is OutcomeKind.REFUSED:
                 self.row.refused(file_id, outcome.cause)
             elif isinstance(outcome, (Outcome, Answered)):
                 self.row.on_trial.discard(file_id)
@@ -10797,11 +10783,7 @@ class WorkList:
 
     def take_following(self, files: Collection[str]) -> list[AnyTask]:
         """The further tasks of these files, and whatever looks at what was sent."""
-        ready = [
-            task
-            for task in self._ready
-            if is_urgent(task) or file_id_of(task.id) in files
-        ]
+        ready = [task for task in self._ready if is_urgent(task) or file_id_of(task.id) in files]
         for task in ready:
             self._ready.remove(task)
         return [*ready, *self.large.next_parts(files)]

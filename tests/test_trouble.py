@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 import sqlite3
+import threading
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -311,6 +312,23 @@ class TestSurroundings:
         assert (summary.failed, summary.pending, summary.failures) == (0, 3, [])
         assert not multiprocessing.active_children()
         assert job_within(place).run().uploaded == 3
+
+    def test_a_thread_that_the_system_refuses(
+        self, place: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        start = threading.Thread.start
+
+        def refuse(thread: threading.Thread) -> None:
+            if thread.name.startswith("pfu-thread"):
+                raise RuntimeError("can't start new thread")
+            start(thread)
+
+        place.files(3)
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        summary = job_within(place, mode="concurrent").run()
+        told = "start thread: can't start new thread (raise the process limit: ulimit -u)"
+        assert (summary.exit_code, summary.error) == (2, told)
+        assert (summary.failed, summary.pending, summary.failures) == (0, 3, [])
 
     @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
     @pytest.mark.parametrize("workers", [1, 3])
