@@ -354,6 +354,12 @@ class UsageError(PfuError):
     """The request is invalid or impossible: options, root, destination, credentials."""
 
 
+class InternalError(PfuError):
+    """A bug that showed in a worker process, with its place there."""
+
+    exit_code = ExitCode.INCOMPLETE
+
+
 class LockedError(PfuError):
     """Another run holds the ledger."""
 
@@ -9621,7 +9627,12 @@ def _start_worker(uploader: Uploader, options: EngineOptions, gauges: Gauges, pa
 
 def _exchange_in_worker(page: Sequence[AnyTask], more: bool, shared: Any) -> Report:
     runner, loop = _worker
-    return asyncio.run_coroutine_threadsafe(runner.exchange(page, more, shared), loop).result()
+    try:
+        return asyncio.run_coroutine_threadsafe(runner.exchange(page, more, shared), loop).result()
+    except PfuError:
+        raise
+    except Exception as error:  # noqa: BLE001  its place, if not itself, would not reach the parent
+        raise InternalError(internal_error(error)) from None
 
 
 @contextlib.contextmanager
@@ -9716,18 +9727,17 @@ class Preparation:
         """``patience``: seconds that the store may take until its first answer."""
         self._uploader = uploader
         self.trouble = ""  # why it takes so long
-        self._answer, answering = multiprocessing.Pipe()
         forks = start_method() == "fork"
         start: Any = multiprocessing.get_context("fork").Process if forks else threading.Thread
         parent = os.getpid() if forks else 0
-        args = uploader, patience, answering, parent
-        self._beside = start(target=_prepare, args=args, daemon=True)
-        try:
+        try:  # what answers shares one end, so that reading never hits end of file
+            self._answer, self._answering = multiprocessing.Pipe()
+            args = uploader, patience, self._answering, parent
+            self._beside = start(target=_prepare, args=args, daemon=True)
             with _starting_processes():
                 self._beside.start()
         except (OSError, RuntimeError) as error:
             raise FatalError("start process", "", str(error)) from error
-        self._answering = answering  # kept open here, so that reading never hits end of file
         self._told: Any = None
         self._is_keeping = False
 

@@ -73,6 +73,28 @@ class Folder(Uploader):
 """
 
 
+BROKEN_PROVIDER = """
+from pfu import Uploader
+
+
+class OwnError(Exception):
+    def __init__(self, one, other):
+        super().__init__(other)
+
+
+class Broken(Uploader):
+    def __init__(self, destination):
+        super().__init__()
+        self.destination = destination
+
+    def open(self, connections):
+        raise OwnError("a", "b")
+
+    def put(self, upload):
+        raise NotImplementedError
+"""
+
+
 class TestProviderByName:
     """A provider that the command line names."""
 
@@ -90,3 +112,13 @@ class TestProviderByName:
             str(p.relative_to(store)): p.read_bytes() for p in store.rglob("*") if p.is_file()
         }
         assert stored == place.local()
+
+    @BOTH_MODES
+    def test_a_bug_in_it_is_told_with_its_place(self, place: Place, mode: str) -> None:
+        """An exception of its own may not even fit through a pipe."""
+        place.files(3)
+        place.endpoint = ""
+        (place.path / "broken.py").write_text(BROKEN_PROVIDER)
+        run = place.run("--mode", mode, "--provider", "broken:Broken", "--json", to="here")
+        assert (run.code, run.json["pending"], run.err.count("\n")) == (1, 3, 1), run.err
+        assert f"internal error: OwnError: b (line 16, pfu {pfu.__version__})" in run.err
