@@ -5159,12 +5159,13 @@ class StoreClock:
         """
         if status != FORBIDDEN or date is None:
             return False
-        skew = clock_skew(date, self._clock())
+        told = seconds_of_date(date)
+        skew = 0.0 if told is None else told - self._clock()
         if offset != self.offset:
             return True
         if abs(skew - offset) > CLOCK_SKEW_SECONDS:
             self._skews.append(skew)
-            agree = [told for told in self._skews if abs(told - skew) < CLOCK_SKEW_SECONDS]
+            agree = [seen for seen in self._skews if abs(seen - skew) < CLOCK_SKEW_SECONDS]
             if len(agree) >= (CLOCK_WITNESSES if self._accepted == offset else 1):
                 self._turn_to(skew)
         elif self._accepted != offset:
@@ -5363,12 +5364,12 @@ class FastLane:
             self._writer.use(credentials)
 
 
-def clock_skew(date: str, now: float) -> float:
-    """Return how many seconds a Date header is ahead; 0.0 if it is not a date."""
+def seconds_of_date(date: str) -> float | None:
+    """Seconds since the epoch of a Date header; None if it is not a date."""
     try:
-        return email_utils.parsedate_to_datetime(date).timestamp() - now
-    except (TypeError, ValueError):
-        return 0.0
+        return email_utils.parsedate_to_datetime(date).timestamp()
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 # ======================================================================================
@@ -5842,8 +5843,8 @@ class Uploader(ABC):
 #
 # S3Uploader stores objects, S3Bucket knows where, and what is there. Whatever a process learns or
 # opens has an owner, which is made anew in each process: S3Session (boto3's clients, credentials),
-# S3Lane (the fast lane), StoreTerms (what the store wants of requests), Heads (what it says of
-# objects), BucketCheck, NoOverwrite, SelfCopy.
+# S3Lane (the fast lane), StoreTerms (what the store wants of requests), BucketCheck, NoOverwrite,
+# SelfCopy.
 
 
 class Retention(NamedTuple):
@@ -6468,81 +6469,6 @@ def told_of_lock(ask: Callable[[], bool]) -> tuple[bool, str]:
         return False, error.cause if error.status == FORBIDDEN else ""
 
 
-class Heads:
-    """What the store says of single objects, by the fast lane where that is open."""
-
-    def __init__(self, s3: S3Bucket) -> None:
-        self._s3 = s3
-        self._have_etags = False  # as far as known
-        self._asked_why: Terms | None = None  # for which the reason of a 403 was requested
-
-    def look(self, key: str) -> Inspected | None:
-        """By one HeadObject: all but the size of the parts."""
-        head = self._whole(key, ChecksumMode="ENABLED")
-        if head is None:
-            return None
-        modified, options = head.get("LastModified"), self._s3.options
-        locks = head.get("ObjectLockMode"), head.get("ObjectLockLegalHoldStatus") == "ON"
-        wanted = options.object_lock_mode, options.legal_hold
-        return Inspected(
-            head["ContentLength"],
-            str(head.get("ETag") or "").strip('"'),
-            hex_of_checksum(head.get("ChecksumSHA256", "")),
-            {name.lower(): value for name, value in head.get("Metadata", {}).items()},
-            int(modified.timestamp()) * 10**9 if modified else 0,
-            lacks_lock=any(wish and not lock for wish, lock in zip(wanted, locks)),
-        )
-
-    def inspect(self, key: str) -> Inspected | None:
-        """By another one for an object in parts: how large is the first? Some ignore partNumber."""
-        stored = self.look(key)
-        if stored is None or not ("-" in stored.sha256 or "-" in stored.etag):
-            return stored
-        first = self._whole(key, PartNumber=1) or {}
-        size = int(first.get("ContentLength", 0))
-        is_told = first.get("PartsCount") or size != stored.size
-        return stored._replace(part_size=size if is_told else 0)
-
-    def _whole(self, key: str, **more: Any) -> Mapping[str, Any] | None:
-        """An answer with a size is believed; one that may be truncated is asked for again.
-
-        botocore takes an answer that is cut off within its headers for a complete one. Some stores
-        send no ETag here: that is believed if none ever came.
-        """
-        head: Mapping[str, Any] = {}
-        for _ in range(HEAD_ATTEMPTS):
-            told = self._ask(key, **more)
-            if told is None:
-                return None
-            if "ContentLength" in (head := told) and whole_etag(head):
-                self._have_etags = True
-                return head
-        has_size = "ContentLength" in head
-        if self._have_etags or not (has_size or whole_etag(head)):
-            raise RetryableError("check", key, "the response was cut off: no ETag")
-        if not has_size:
-            raise DeniedError("check", key, "the store does not report its size")
-        return head
-
-    def _ask(self, key: str, **more: Any) -> Mapping[str, Any] | None:
-        """HeadObject, in boto3's form."""
-        if "PartNumber" not in more:
-            with contextlib.suppress(Rejected, ValueError):
-                return self._s3.lane.look(key)
-        try:
-            head: Mapping[str, Any] = self._s3.call("check", "head_object", key, **more)
-            return head
-        except TransferError as error:
-            if error.status == 404:
-                return None
-            if error.status == FORBIDDEN and self._asked_why != self._s3.terms.now:
-                self._asked_why = self._s3.terms.now
-                why = self._s3.plain_answer()
-                if why and not isinstance(why, DeniedError):  # the credentials, say
-                    raise why from error
-            raise
-
-
 class S3Lane:
     """The fast lane of a process. What it is refused is asked for once more by boto3."""
 
@@ -6631,19 +6557,19 @@ class S3Lane:
         if self._refusals >= MAX_REFUSALS:
             self._s3.fast_lane_off = f"abandoned during the run: {rejected}"
 
-    def look(self, key: str) -> Mapping[str, Any] | None:
-        """HeadObject in boto3's form, for a thread. Raises Rejected, ValueError."""
+    def look(self, key: str) -> Mapping[str, str] | None:
+        """FastLane.look() for a thread; None: there is no object. Raises Rejected."""
         if self._lane is None:
             raise Rejected(None, "the fast lane is closed")
         return asyncio.run_coroutine_threadsafe(self._look(key), self._loop).result()
 
-    async def _look(self, key: str) -> Mapping[str, Any] | None:
+    async def _look(self, key: str) -> Mapping[str, str] | None:
         lane, terms = self.ready(), self._s3.terms.now
         if lane is None:
             raise Rejected(None, "the fast lane is closed")
         fields = await lane.look(key, CHECKSUM_MODE)
         self._s3.terms.acknowledged = terms
-        return head_of(fields) if fields else None
+        return fields or None
 
 
 class S3Bucket(Uploader):
@@ -6651,7 +6577,7 @@ class S3Bucket(Uploader):
 
     shows_objects = True
     process_state: ClassVar[frozenset[str]] = Uploader.process_state | {
-        *("terms", "session", "lane", "heads", "bucket_check")
+        *("terms", "session", "lane", "bucket_check")
     }
 
     def __init__(self, destination: str | None = None, options: S3Options | None = None) -> None:
@@ -6680,7 +6606,8 @@ class S3Bucket(Uploader):
         self.terms = StoreTerms(self.traffic.notes)
         self.session = S3Session(self)
         self.lane = S3Lane(self)
-        self.heads = Heads(self)
+        self._have_etags = False  # answers to HEAD, as far as known
+        self._asked_why: Terms | None = None  # for which the reason of a 403 was requested
         self.bucket_check = BucketCheck(self)
 
     def _name_destination(self) -> None:
@@ -6893,9 +6820,71 @@ class S3Bucket(Uploader):
             )
             return page
 
+    def look(self, key: str) -> Inspected | None:
+        """By one HeadObject: all but the size of the parts."""
+        head = self._whole_head(key, ChecksumMode="ENABLED")
+        if head is None:
+            return None
+        start, options = "x-amz-meta-", self.options
+        told = head.get("x-amz-object-lock-mode"), head.get("x-amz-object-lock-legal-hold") == "ON"
+        wanted = options.object_lock_mode, options.legal_hold
+        return Inspected(
+            int(head["content-length"]),
+            head.get("etag", "").strip('"'),
+            hex_of_checksum(head.get(CHECKSUM_HEADER, "")),
+            {name[len(start) :]: head[name] for name in head if name.startswith(start)},
+            int(seconds_of_date(head.get("last-modified", "")) or 0) * 10**9,
+            lacks_lock=any(wish and not lock for wish, lock in zip(wanted, told)),
+        )
+
     def inspect(self, key: str) -> Inspected | None:
-        """HeadObject; twice for an object in parts."""
-        return self.heads.inspect(key)
+        """By another one for an object in parts: how large is the first? Some ignore partNumber."""
+        stored = self.look(key)
+        if stored is None or not ("-" in stored.sha256 or "-" in stored.etag):
+            return stored
+        first = self._whole_head(key, PartNumber=1) or {}
+        size = int(first.get("content-length", 0))
+        is_told = first.get("x-amz-mp-parts-count", "").strip("0") or size != stored.size
+        return stored._replace(part_size=size if is_told else 0)
+
+    def _whole_head(self, key: str, **more: Any) -> Mapping[str, str] | None:
+        """An answer with a size is believed; one that may be truncated is asked for again.
+
+        botocore takes an answer that is cut off within its headers for a complete one. Some stores
+        send no ETag here: that is believed if none ever came.
+        """
+        for _ in range(HEAD_ATTEMPTS):
+            head = self._head(key, **more)
+            if head is None:
+                return None
+            has_size, has_etag = "content-length" in head, bool(whole_etag(head.get("etag")))
+            if has_size and has_etag:
+                self._have_etags = True
+                return head
+        if self._have_etags or not (has_size or has_etag):
+            raise RetryableError("check", key, "the response was cut off: no ETag")
+        if not has_size:
+            raise DeniedError("check", key, "the store does not report its size")
+        return head
+
+    def _head(self, key: str, **more: Any) -> Mapping[str, str] | None:
+        """The headers of HeadObject's answer, names in lower case; by the fast lane if it can."""
+        if "PartNumber" not in more:
+            with contextlib.suppress(Rejected):
+                return self.lane.look(key)
+        try:
+            answer = self.call("check", "head_object", key, **more)
+            headers: Mapping[str, str] = answer["ResponseMetadata"]["HTTPHeaders"]
+            return headers
+        except TransferError as error:
+            if error.status == 404:
+                return None
+            if error.status == FORBIDDEN and self._asked_why != self.terms.now:
+                self._asked_why = self.terms.now
+                why = self.plain_answer()
+                if why and not isinstance(why, DeniedError):  # the credentials, say
+                    raise why from error
+            raise
 
     def prove(self, found: Found) -> list[str]:
         """Also that the object is locked, if it should be."""
@@ -6998,7 +6987,7 @@ class NoOverwrite:
     def check_free(self, upload: Upload) -> None:
         """Raises KeptError if the store has an object of this name; nothing if that is secret."""
         with contextlib.suppress(DeniedError):
-            if self._s3.options.no_overwrite and self._s3.heads.look(upload.key):
+            if self._s3.options.no_overwrite and self._s3.look(upload.key):
                 raise self.kept(upload)
 
     @contextlib.contextmanager
@@ -7016,7 +7005,7 @@ class NoOverwrite:
         error = KeptError("upload", self._s3.way(upload), "the store has an object of this name")
         error.upload, error.resent = upload, resent
         with contextlib.suppress(DeniedError):
-            stored = self._s3.heads.look(upload.key)
+            stored = self._s3.look(upload.key)
             if stored and upload.body is not None:
                 md5 = hashlib.md5(upload.body, usedforsecurity=False).hexdigest()
                 error.same = stored.shows(upload, (upload.sha256, md5))
@@ -7061,7 +7050,7 @@ class SelfCopy:
         except RetryableError as error:
             lost = error
         try:
-            stored = self._s3.heads.look(upload.key)
+            stored = self._s3.look(upload.key)
         except DeniedError:
             stored = None
         if stored is None and not told:
@@ -7325,8 +7314,8 @@ class S3Uploader(S3Bucket):
                 self.no_overwrite.check_free(upload)
                 etag = self.terms.with_checksum("complete", end, wanted=wanted)
         except (UploadGoneError, RetryableError, KeptError) as error:
-            digests = () if isinstance(error, RetryableError) else digests_of_parts(parts)
-            receipt = self._made(upload, upload_id, parts, digests)
+            by_digest = not isinstance(error, RetryableError)
+            receipt = self.is_complete(upload, upload_id, parts, by_digest=by_digest)
             if receipt is None:
                 raise
             with contextlib.suppress(TransferError):  # the same bytes may be there from before
@@ -7350,7 +7339,7 @@ class S3Uploader(S3Bucket):
         A refusal does not count: PutObject is permission enough.
         """
         try:
-            stored = self.heads.look(upload.key)
+            stored = self.look(upload.key)
         except DeniedError:
             return
         way = "complete", self.way(upload)
@@ -7364,22 +7353,22 @@ class S3Uploader(S3Bucket):
             self.traffic.notes.append(DROPS_METADATA)
 
     def is_complete(
-        self, upload: Upload, upload_id: str, parts: Sequence[StoredPart]
+        self,
+        upload: Upload,
+        upload_id: str,
+        parts: Sequence[StoredPart],
+        *,
+        by_digest: bool = True,
     ) -> Receipt | None:
         """By HeadObject: the mark that the upload was started with, or the digest of its bytes."""
-        return self._made(upload, upload_id, parts, digests_of_parts(parts))
-
-    def _made(
-        self, upload: Upload, upload_id: str, parts: Sequence[StoredPart], digests: Sequence[str]
-    ) -> Receipt | None:
         try:
-            stored = self.heads.look(upload.key)
+            stored = self.look(upload.key)
         except DeniedError:
             return None  # then it is sent again
-        mark = UploadHandle.read(upload_id).mark
-        if stored and stored.shows(upload, digests, mark):
-            return Receipt(stored.etag, combined_sha256(parts))
-        return None
+        mark, sha256 = UploadHandle.read(upload_id).mark, combined_sha256(parts)
+        digests = (sha256, combined_etag(parts)) if by_digest else ()
+        is_made = stored and stored.shows(upload, digests, mark)
+        return Receipt(stored.etag, sha256) if stored and is_made else None
 
     def abort(self, key: str, upload_id: str) -> None:
         """AbortMultipartUpload. An unknown upload is already gone."""
@@ -7537,11 +7526,6 @@ def combined_etag(parts: Sequence[StoredPart]) -> str:
     return combined("md5", [bytes.fromhex(part.etag) for part in parts])
 
 
-def digests_of_parts(parts: Sequence[StoredPart]) -> tuple[str, str]:
-    """What an object of these parts may show."""
-    return combined_sha256(parts), combined_etag(parts)
-
-
 def combined_sha256(parts: Iterable[StoredPart]) -> str:
     """The digest of an object in parts, as the ledger keeps it."""
     return combined("sha256", [bytes.fromhex(part.sha256) for part in parts])
@@ -7555,30 +7539,16 @@ def etag_of(answer: Mapping[str, Any], sha256: str = "") -> str:
     """
     if sha256 and answer.get("ChecksumSHA256", base64_of(sha256)) != base64_of(sha256):
         raise RetryableError("read response", "", OTHER_DIGEST)
-    etag = whole_etag(answer)
+    etag = whole_etag(answer.get("ETag"))
     if not etag:
         raise RetryableError("read response", "", "it was cut off: no ETag")
     return etag
 
 
-def whole_etag(answer: Mapping[str, Any]) -> str:
-    """The ETag of an answer, without quotes; empty if it has none, or half of one."""
-    told = str(answer.get("ETag") or "")
+def whole_etag(told: str | None) -> str:
+    """An ETag without quotes; empty if there is none, or half of one."""
+    told = told or ""
     return told.strip('"') if told.startswith('"') == told.endswith('"') else ""
-
-
-def head_of(fields: Mapping[str, str]) -> Mapping[str, Any]:
-    """The headers of an answer to HeadObject as boto3 returns them. Raises ValueError."""
-    start, modified = "x-amz-meta-", fields.get("last-modified")
-    return {
-        "ContentLength": int(fields["content-length"]),
-        "ETag": fields["etag"],
-        "ChecksumSHA256": fields.get(CHECKSUM_HEADER, ""),
-        "LastModified": email_utils.parsedate_to_datetime(modified) if modified else None,
-        "ObjectLockMode": fields.get("x-amz-object-lock-mode"),
-        "ObjectLockLegalHoldStatus": fields.get("x-amz-object-lock-legal-hold"),
-        "Metadata": {n[len(start) :]: value for n, value in fields.items() if n.startswith(start)},
-    }
 
 
 def parse_destination(text: str) -> tuple[str, str]:
