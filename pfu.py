@@ -6094,7 +6094,8 @@ class S3Session:
     """What a process asks the store with: boto3's session and clients, and the credentials.
 
     Credentials that cannot change are read once, and all processes have them. Others are renewed
-    by the keeper, the process that prepared; the rest sign with what it shares.
+    by the keeper, the process that prepared; the rest sign with what it shares. Where that process
+    has ended, each renews what it found.
     """
 
     def __init__(self, s3: S3Bucket) -> None:
@@ -6235,6 +6236,7 @@ class S3Session:
         """See Uploader.shared()."""
         if self._s3.shared_credentials is None:
             return None
+        self._s3.has_keeper = True
         if again:
             self._session = None
         self._s3.shared_credentials = self.credentials()
@@ -6287,20 +6289,22 @@ class S3Session:
             if refused not in self._clients.values():
                 return True  # another thread has done it
             is_early = time.monotonic() < self._renewed_at + RENEWAL_SECONDS
-            if is_early or s3.terms.now.renewals > s3.terms.acknowledged.renewals:
+            waits = s3.has_keeper and not self.is_keeper  # until that sends some, changed or not
+            if s3.terms.now.renewals > s3.terms.acknowledged.renewals or (is_early and not waits):
                 return False
-            self._renewed_at = time.monotonic()
-            if s3.shared_credentials is not None and not self.is_keeper:
-                s3.traffic.wants_shared = True
-                return True  # until another process has reloaded them, changed or not
-            before = self._session, s3.fixed_credentials
-            old, self._session, s3.fixed_credentials = self.credentials(), None, None
+            if not is_early:
+                self._renewed_at, s3.traffic.wants_shared = time.monotonic(), waits
+            if waits:
+                return True
+            old = self.credentials()
+            before = self._session, s3.fixed_credentials, s3.shared_credentials
+            self._session = s3.fixed_credentials = s3.shared_credentials = None
             try:
                 new = self.credentials()
             except PfuError:
                 new = old
             if new == old:
-                self._session, s3.fixed_credentials = before
+                self._session, s3.fixed_credentials, s3.shared_credentials = before
                 return False
             self._begin_anew()
             return True
@@ -6592,7 +6596,8 @@ class S3Bucket(Uploader):
         self.bucket = ""
         self.template: RequestTemplate | None = None  # of the fast lane
         self.fixed_credentials: Credentials | None = None
-        self.shared_credentials: Credentials | None = None  # renewed by the keeper
+        self.shared_credentials: Credentials | None = None  # what the keeper found
+        self.has_keeper = False  # who renews them, for all processes
         if destination is not None:
             self.bucket, self.prefix = parse_destination(destination)
             self._name_destination()
