@@ -3590,8 +3590,6 @@ class Answer(NamedTuple):
     keep_alive: bool
     fields: Mapping[str, str] = {}
     """For HEAD: all headers of the answer, names in lower case; empty if there is no object."""
-    sha256: str = ""
-    """The store's digest of the bytes, in base64."""
 
 
 class HeadFormat(NamedTuple):
@@ -3762,10 +3760,10 @@ def answer_head(received: bytes) -> AnswerHead | None:
     return AnswerHead(int(status[2]), (status[3] or "").strip(), fields, end + 4, lives)
 
 
-def check_answer(received: bytes, *, is_last: bool = False) -> Answer | None:
+def check_answer(received: bytes, sha256: str = "", *, is_last: bool = False) -> Answer | None:
     """Return the answer if it is complete, None if more must come. Raises Rejected.
 
-    `is_last`: nothing more will come.
+    `sha256`: in hex, of the bytes sent. `is_last`: nothing more will come.
     """
     head = answer_head(received)
     if head is None:
@@ -3786,13 +3784,9 @@ def check_answer(received: bytes, *, is_last: bool = False) -> Answer | None:
         raise Rejected(200, "with an error", passing=True)
     if has_ended is None and not is_last and len(rest) <= MAX_ANSWER:
         return None
-    return Answer(etag, lives and bool(has_ended), sha256=fields.get(CHECKSUM_HEADER, ""))
-
-
-def check_digest(answer: Answer, sha256_hex: str) -> None:
-    """Raises Rejected if the store says that it has got other bytes."""
-    if answer.sha256 and answer.sha256 != base64_of(sha256_hex):
+    if sha256 and (told := fields.get(CHECKSUM_HEADER)) and told != base64_of(sha256):
         raise Rejected(200, OTHER_DIGEST, passing=True)
+    return Answer(etag, lives and bool(has_ended))
 
 
 def check_look(received: bytes, *, is_last: bool = False) -> Answer | None:
@@ -4401,12 +4395,7 @@ class Posted:
 
     def set_result(self, answer: Answer) -> None:
         """Like a future's."""
-        try:
-            check_digest(answer, self.sha256)
-        except Rejected as problem:
-            self.set_exception(problem)
-        else:
-            self._ended(self, answer)
+        self._ended(self, answer)
 
     def set_exception(self, problem: Rejected) -> None:
         """Like a future's."""
@@ -4436,9 +4425,7 @@ class Connection:
         self._size = 0  # bytes of the body
         self.arrived: Callable[[int], None] | None = None  # called with the bytes so far
 
-    def exchange(
-        self, head: bytes, body: Body, waiter: Waiter, check: Check = check_answer
-    ) -> None:
+    def exchange(self, head: bytes, body: Body, waiter: Waiter, check: Check) -> None:
         """Send one request; ``waiter`` gets the answer or the error. To cancel, call abort()."""
         self._waiter = waiter
         self._check = check
@@ -5247,9 +5234,8 @@ class FastLane:
         """
         way = key, headers, len(body), sha256_hex, query
         head = functools.partial(self._writer.head, *way, checksum=checksum)
-        answer = await self._ask(head, body, sha256_hex, posted=posted)
-        check_digest(answer, sha256_hex)
-        return answer.etag
+        check = functools.partial(check_answer, sha256=sha256_hex)
+        return (await self._ask(head, body, sha256_hex, check, posted)).etag
 
     def post(
         self, key: str, headers: Headers, body: bytes, posted: Posted, *, checksum: bool = False
@@ -5266,7 +5252,8 @@ class FastLane:
         posted.offset = self._store_clock.offset
         connection = pool.idle.pop()
         connection.arrived = None
-        connection.exchange(head, body, posted)
+        check = functools.partial(check_answer, sha256=posted.sha256)
+        connection.exchange(head, body, posted, check)
         return True
 
     async def look(self, key: str, headers: Headers) -> Mapping[str, str]:
@@ -5288,7 +5275,7 @@ class FastLane:
         head: Callable[[], bytes],
         body: Body,
         sha256_hex: str,
-        check: Check = check_answer,
+        check: Check,
         posted: Posted | None = None,
     ) -> Answer:
         offset = 0.0 if posted is None else posted.offset
