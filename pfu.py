@@ -84,6 +84,7 @@ import socket
 import sqlite3
 import stat
 import subprocess
+import termios
 import threading
 import time
 import unicodedata
@@ -3695,7 +3696,9 @@ class HeadWriter:
         folded = tuple(map(fold, ordered)) if " " in joined else ordered
         path = target = f"{self._template.path_prefix}/{percent_encode_key(key)}"
         if query:
-            target, query = f"{path}?{checked_query(query)}", canonical_query(query)
+            if not is_query(query):
+                raise ValueError("the query is not percent-encoded")
+            target, query = f"{path}?{query}", canonical_query(query)
         canonical = fill.canonical % (path, query, *folded, sha256_hex)
         to_sign = string_to_sign(self._timestamp, self._scope, canonical)
         filled = target, *ordered, self._scope, signature(self._key, to_sign)
@@ -3712,12 +3715,6 @@ class HeadWriter:
 
 def base64_of(hex_digest: str) -> str:
     return binascii.b2a_base64(bytes.fromhex(hex_digest), newline=False).decode("ascii")
-
-
-def checked_query(query: str) -> str:
-    if not is_query(query):
-        raise ValueError("the query is not percent-encoded")
-    return query
 
 
 class AnswerHead(NamedTuple):
@@ -4625,10 +4622,7 @@ def unsent_bytes(transport: asyncio.Transport) -> int:
     On Linux, those in the kernel are included (TIOCOUTQ: tcp(7)).
     """
     queued = array.array("i", [0])
-    with contextlib.suppress(ImportError, OSError, ValueError, AttributeError):
-        import fcntl
-        import termios
-
+    with contextlib.suppress(OSError, ValueError):
         fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, queued)
     return transport.get_write_buffer_size() + queued[0]
 
