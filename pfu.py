@@ -9825,13 +9825,13 @@ def _prepare(uploader: Uploader, patience: float, answering: Any, parent: int) -
                 answering.send(())
             return
         while shared is not None:
-            again = answering.poll(CREDENTIALS_SECONDS)
+            again, before = answering.poll(CREDENTIALS_SECONDS), shared
+            if again:
+                answering.recv()
             with contextlib.suppress(PfuError):  # the old ones are used until refused
-                if again:
-                    answering.recv()
-                before, shared = shared, uploader.shared(again=again)
-                if again or shared != before:
-                    answering.send(shared)
+                shared = uploader.shared(again=again)
+            if again or shared != before:
+                answering.send(shared)
 
 
 RECALL_SECONDS = 0.3  # for files waiting in the runners to come back

@@ -300,22 +300,34 @@ class TestCredentialProcess:
         wait_until(lambda: not living(pids))
 
     @pytest.mark.parametrize("method", ["fork", "spawn"])
-    def test_what_it_gives_later_reaches_every_worker(self, place: Place, method: str) -> None:
+    @pytest.mark.parametrize("gives", [True, False])
+    def test_what_it_gives_later_reaches_every_worker(
+        self, place: Place, method: str, gives: bool
+    ) -> None:
+        keys = place.path / "keys"
+
         def give(access_key: str, secret: str) -> None:
-            keys = {"AccessKeyId": access_key, "SecretAccessKey": secret, "Version": 1}
-            told = json.dumps({**keys, "Expiration": "2099-01-01T00:00:00Z"})
-            (place.path / "keys").write_text(told)
+            pair = {"AccessKeyId": access_key, "SecretAccessKey": secret, "Version": 1}
+            keys.write_text(json.dumps({**pair, "Expiration": "2099-01-01T00:00:00Z"}))
 
         def change() -> None:
             rotate(place, told=False)
-            give("AKIDNEW", "new-secret")
+            keys.unlink()
+            if gives:
+                give("AKIDNEW", "new-secret")
 
         give(ACCESS_KEY, SECRET_KEY)
-        with_process(place, f"cat {place.path}/keys", "kill -9 $!")
+        with_process(place, f"cat {keys}", "kill -9 $!")
         place.environment["PFU_START_METHOD"] = method
         place.files(80)
         fault = Fault(Action("call", function=change), "PutObject", after=20, times=1)
         place.server.faults.insert(0, fault)
         run = place.run("--workers", 2, "--concurrency", 4, "--json")
-        assert (run.code, run.err, fault.applied) == (0, "", 1)
-        assert place.stored() == place.local()
+        assert fault.applied == 1
+        if gives:
+            assert (run.code, run.json["uploaded"]) == (0, 80), run.err
+            assert place.stored() == place.local()
+        else:
+            assert run.code == (1 if run.json["uploaded"] else 2), run.err
+            assert "InvalidAccessKeyId" in run.err
+            assert "stopped: the store has been" not in run.err
