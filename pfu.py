@@ -6114,8 +6114,8 @@ class S3Session:
                 raise UsageError("read AWS configuration", cause=str(error)) from error
         return self._session
 
-    def client(self, service: str, connections: int = 10, read_seconds: float = 0) -> Any:
-        """A new client of boto3. Raises UsageError, or TransferError."""
+    def client(self, service: str, read_seconds: float = 0, traffic: Traffic | None = None) -> Any:
+        """A new client of boto3, counted in ``traffic``. Raises UsageError, or TransferError."""
         from botocore.config import Config
         from botocore.exceptions import BotoCoreError
 
@@ -6123,7 +6123,7 @@ class S3Session:
         config = Config(
             connect_timeout=CONNECT_SECONDS,
             read_timeout=read_seconds or min(READ_SECONDS, patience),
-            max_pool_connections=connections,
+            max_pool_connections=self.connections,
             retries={"mode": "standard", "total_max_attempts": 1},  # retries are up to the engine
             s3={"payload_signing_enabled": True},
             user_agent_extra=f"pfu/{__version__}",
@@ -6138,7 +6138,7 @@ class S3Session:
                 endpoint_url=self._s3.options.endpoint_url,
                 config=config,
             )
-            self._adapt(client, service)
+            self._adapt(client, service, traffic or Traffic())
             return client
         except BotoCoreError as error:
             problem = client_error("set up", service, error)
@@ -6153,10 +6153,10 @@ class S3Session:
             cause = f"{where}: {cause}" if where else cause
             raise UsageError("set up", service, cause, CONFIGURATION_HINT) from error
 
-    def _adapt(self, client: Any, service: str) -> None:
+    def _adapt(self, client: Any, service: str, traffic: Traffic) -> None:
         from botocore.handlers import validate_bucket_name
 
-        Guard(client, service, self.store_clock)
+        Guard(client, service, self.store_clock, traffic)
         events = client.meta.events
         if self._s3.options.no_overwrite:
             for operation in CONDITIONAL:  # not as an argument: boto3 knows it since 1.35 only
@@ -6255,9 +6255,8 @@ class S3Session:
         """One per timeout, created on demand: it costs 40 ms and 10 MB."""
         with self._lock:
             if seconds not in self._clients:
-                client = self.client("s3", self.connections, seconds)
-                count_traffic(client, self._s3.traffic)
-                self._clients[seconds] = client
+                traffic = self._s3.traffic
+                self._clients[seconds] = self.client("s3", seconds, traffic)
             return self._clients[seconds]
 
     def _renew(self, refused: Any) -> bool:
@@ -6295,23 +6294,6 @@ class S3Session:
         for client in self._clients.values():
             client.close()
         self._clients.clear()
-
-
-def count_traffic(client: Any, traffic: Traffic) -> None:
-    """Have a client's requests counted, and the bodies that it sends paced."""
-
-    def sending(request: Any, **_: Any) -> None:
-        if isinstance(request.body, PartBody):
-            request.body.traffic = traffic
-
-    def received(response_dict: Any, **_: Any) -> None:
-        if response_dict and response_dict.get("status_code") in SLOW_DOWN_STATUSES:
-            traffic.add(throttled=1)
-
-    events = client.meta.events
-    events.register("request-created.s3", lambda **_: traffic.add(requests=1))
-    events.register("response-received.s3", received)
-    events.register("before-send.s3", sending)
 
 
 class BucketCheck:
@@ -7664,16 +7646,16 @@ def add_condition(params: dict[str, Any], **_: Any) -> None:
 class Guard:
     """All that a boto3 client sends and receives passes through here.
 
-    Requests are signed with the store's time. An answer is read whole, within bounds and strictly
-    before botocore sees it.
+    Requests are counted, signed with the store's time, and their bodies paced. An answer is read
+    whole, within bounds and strictly before botocore sees it.
     """
 
-    def __init__(self, client: Any, service: str, clock: StoreClock) -> None:
+    def __init__(self, client: Any, service: str, clock: StoreClock, traffic: Traffic) -> None:
         """Raises UsageError for an invalid proxy."""
         url = client.meta.endpoint_url
         check_proxy(client.meta.config, url)
         self._by_proxy = url.startswith("http:") and bool(proxy_of(client.meta.config, url))
-        self._clock = clock
+        self._clock, self._traffic = clock, traffic
         self._session = session = client._endpoint.http_session
         make = session._get_ssl_context
         session._get_ssl_context = lambda: loaded_once(make())  # of a proxy
@@ -7707,6 +7689,9 @@ class Guard:
         from botocore.exceptions import ConnectionClosedError
 
         request.headers.pop("Expect", None)
+        self._traffic.add(requests=1)
+        if isinstance(request.body, PartBody):
+            request.body.traffic = self._traffic
         operation, streams = event_name.rpartition(".")[2], request.stream_output
         try:
             answer = sent_within_bounds(self._session.send, request)
@@ -7722,6 +7707,7 @@ class Guard:
             answer.status_code, answer._content = 500, text
         elif answer._content and answer.status_code < 300 and ERROR_BODY.match(answer._content):
             answer.status_code = 500
+        self._traffic.add(throttled=int(answer.status_code in SLOW_DOWN_STATUSES))
         return answer
 
     def _problem(self, operation: str, request: Any, answer: Any, streams: bool) -> str:
