@@ -299,10 +299,12 @@ class TestCredentialProcess:
         assert place.stored() == place.local()
         wait_until(lambda: not living(pids))
 
-    @pytest.mark.parametrize("method", ["fork", "spawn"])
+    @pytest.mark.parametrize(
+        "mode, method", [("concurrent", "fork"), ("parallel", "fork"), ("parallel", "spawn")]
+    )
     @pytest.mark.parametrize("gives", [True, False])
     def test_what_it_gives_later_reaches_every_worker(
-        self, place: Place, method: str, gives: bool
+        self, place: Place, mode: str, method: str, gives: bool
     ) -> None:
         keys = place.path / "keys"
 
@@ -322,7 +324,7 @@ class TestCredentialProcess:
         place.files(80)
         fault = Fault(Action("call", function=change), "PutObject", after=20, times=1)
         place.server.faults.insert(0, fault)
-        run = place.run("--workers", 2, "--concurrency", 4, "--json")
+        run = place.run("--mode", mode, "--concurrency", 4, "--json")
         assert fault.applied == 1
         if gives:
             assert (run.code, run.json["uploaded"]) == (0, 80), run.err
