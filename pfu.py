@@ -4429,7 +4429,7 @@ class Connection:
         self._size = len(body)
         self._has_moved()
         if self._transport is None:
-            self._lose(None)
+            self._lose()
         elif len(body) > ONE_WRITE or isinstance(body, FileBody):
             self._rest = memoryview(body) if isinstance(body, bytes) else body
             self._write(head)
@@ -4477,7 +4477,7 @@ class Connection:
     def connection_lost(self, problem: Exception | None) -> None:
         self._transport = None
         self._give_up_connecting(problem or ConnectionResetError("closed while connecting"))
-        self._end(problem)
+        self._lose(problem)
 
     def pause_writing(self) -> None:
         self._is_paused = True
@@ -4556,18 +4556,14 @@ class Connection:
         if delay:
             self._is_waiting = True
             self._has_moved(then_waits=delay)
-            self._pool.loop.call_later(delay, self._send_due_slice, size)
+            self._pool.loop.call_later(delay, self._send_now, size)
         else:
             self._send_now(size)
 
-    def _send_due_slice(self, size: int) -> None:
-        self._is_waiting = False
-        if self._rest is not None:
-            self._send_now(size)
-
     def _send_now(self, size: int) -> None:
-        rest = self._rest
-        assert rest is not None
+        self._is_waiting, rest = False, self._rest
+        if rest is None:
+            return
         self._rest = rest[size:] if len(rest) > size else None
         piece = rest[:size]
         try:
@@ -4594,19 +4590,13 @@ class Connection:
             self.ready.set_exception(problem)
             self.ready.exception()  # so that asyncio does not warn if nobody awaits it
 
-    def _end(self, problem: Exception | None = None) -> None:
+    def _lose(self, problem: Exception | None = None) -> None:
+        reason = f"connection lost: {problem}" if problem else "closed before the answer"
         if self._waiter is None:
             self.abort()
-        else:
-            self._lose(problem)
-
-    def _lose(self, problem: Exception | None) -> None:
-        reason = f"connection lost: {problem}" if problem else "closed before the answer"
-        if self._is_used and not self._received:
+        elif self._is_used and not self._received:
             self._fail(ConnectionStale(None, reason, passing=True))
-        elif self._take_last():
-            return
-        else:
+        elif not self._take_last():
             self._fail(Rejected(None, reason, dropped=True))
 
     def _fail(self, rejected: Rejected) -> None:
@@ -4656,7 +4646,7 @@ class TlsConnection(Connection):
         if plain:
             self._take_in(plain)
         if self._has_ended:
-            self._end()
+            self._lose()
 
     def _begin(self) -> None:
         self._handshake()
