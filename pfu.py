@@ -4759,9 +4759,6 @@ class ConnectionPool:
         self._resolving = asyncio.Lock()
         self._turn = 0
 
-    def __len__(self) -> int:
-        return len(self._connections)
-
     async def connect(self) -> Connection:
         """Return a new connection. Raises Rejected if no address can be connected to."""
         problem: Exception | None = None
@@ -4968,19 +4965,14 @@ def bucket_refusal(bucket: str) -> str | None:
 
 
 def client_refusal(client: Any) -> str | None:
-    from botocore.httpsession import URLLib3Session
-
     url = client.meta.endpoint_url
-    session = client._endpoint.http_session
     settings = client.meta.config.proxies_config or {}
     proxy = proxy_of(client.meta.config, url) or ""
     if re.match("https:", proxy, re.IGNORECASE) or settings.get("proxy_use_forwarding_for_https"):
         return f"the proxy for {url} is reached by https"
     if client.meta.config.client_cert:
         return "a client certificate is configured"
-    if not isinstance(session, URLLib3Session) or not hasattr(session, "_verify"):
-        return "the client does not use botocore's own HTTP session"
-    if url.startswith("https:") and not session._verify:
+    if url.startswith("https:") and not client._endpoint.http_session._verify:
         return "certificate verification is off"
     return None
 
@@ -5191,14 +5183,6 @@ class FastLane:
         await asyncio.gather(*tasks, return_exceptions=True)
         self._pool.close()
         await asyncio.sleep(0)
-
-    @property
-    def connections(self) -> int:
-        return len(self._pool)
-
-    @property
-    def requests(self) -> int:
-        return self._traffic.fast_requests
 
     async def put(
         self,
