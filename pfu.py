@@ -6779,6 +6779,12 @@ class S3Bucket(Uploader):
             lacks_lock=any(wish and not lock for wish, lock in zip(wanted, told)),
         )
 
+    def look_if_allowed(self, key: str) -> Inspected | None:
+        """None also for a role that may not ask."""
+        with contextlib.suppress(DeniedError):
+            return self.look(key)
+        return None
+
     def inspect(self, key: str) -> Inspected | None:
         """By another one for an object in parts: how large is the first? Some ignore partNumber."""
         stored = self.look(key)
@@ -6928,9 +6934,8 @@ class NoOverwrite:
 
     def check_free(self, upload: Upload) -> None:
         """Raises KeptError if the store has an object of this name; nothing if that is secret."""
-        with contextlib.suppress(DeniedError):
-            if self._s3.options.no_overwrite and self._s3.look(upload.key):
-                raise self.kept(upload)
+        if self._s3.options.no_overwrite and self._s3.look_if_allowed(upload.key):
+            raise self.kept(upload)
 
     @contextlib.contextmanager
     def heeded(self, upload: Upload) -> Iterator[None]:
@@ -6946,12 +6951,11 @@ class NoOverwrite:
         """What the store has already: is it this file? Raises TransferError."""
         error = KeptError("upload", self._s3.way(upload), "the store has an object of this name")
         error.upload, error.resent = upload, resent
-        with contextlib.suppress(DeniedError):
-            stored = self._s3.look(upload.key)
-            if stored and upload.body is not None:
-                md5 = hashlib.md5(upload.body, usedforsecurity=False).hexdigest()
-                error.same = stored.shows(upload, (upload.sha256, md5))
-                error.etag = stored.etag
+        stored = self._s3.look_if_allowed(upload.key)
+        if stored and upload.body is not None:
+            md5 = hashlib.md5(upload.body, usedforsecurity=False).hexdigest()
+            error.same = stored.shows(upload, (upload.sha256, md5))
+            error.etag = stored.etag
         return error
 
 
@@ -6991,10 +6995,7 @@ class SelfCopy:
             told = self._copied(upload, etag)
         except RetryableError as error:
             lost = error
-        try:
-            stored = self._s3.look(upload.key)
-        except DeniedError:
-            stored = None
+        stored = self._s3.look_if_allowed(upload.key)
         if stored is None and not told:
             raise lost or UploadGoneError(*way, "the store may not have copied it")
         if stored is None:
@@ -7303,10 +7304,7 @@ class S3Uploader(S3Bucket):
         by_digest: bool = True,
     ) -> Receipt | None:
         """By HeadObject: the mark that the upload was started with, or the digest of its bytes."""
-        try:
-            stored = self.look(upload.key)
-        except DeniedError:
-            return None  # then it is sent again
+        stored = self.look_if_allowed(upload.key)  # if not, it is sent again
         mark, sha256 = UploadHandle.read(upload_id).mark, combined_sha256(parts)
         digests = (sha256, combined_etag(parts)) if by_digest else ()
         is_made = stored and stored.shows(upload, digests, mark)
