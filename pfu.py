@@ -3601,8 +3601,6 @@ class Answer(NamedTuple):
     keep_alive: bool
     fields: Mapping[str, str] = {}
     """For HEAD: all headers of the answer, names in lower case; empty if there is no object."""
-    sha256: str = ""
-    """The store's digest of the bytes, in base64."""
 
 
 class HeadFormat(NamedTuple):
@@ -3708,7 +3706,9 @@ class HeadWriter:
         folded = tuple(map(fold, ordered)) if " " in joined else ordered
         path = target = f"{self._template.path_prefix}/{percent_encode_key(key)}"
         if query:
-            target, query = f"{path}?{checked_query(query)}", canonical_query(query)
+            if not is_query(query):
+                raise ValueError("the query is not percent-encoded")
+            target, query = f"{path}?{query}", canonical_query(query)
         canonical = fill.canonical % (path, query, *folded, sha256_hex)
         to_sign = string_to_sign(self._timestamp, self._scope, canonical)
         filled = target, *ordered, self._scope, signature(self._key, to_sign)
@@ -3725,12 +3725,6 @@ class HeadWriter:
 
 def base64_of(hex_digest: str) -> str:
     return binascii.b2a_base64(bytes.fromhex(hex_digest), newline=False).decode("ascii")
-
-
-def checked_query(query: str) -> str:
-    if not is_query(query):
-        raise ValueError("the query is not percent-encoded")
-    return query
 
 
 class AnswerHead(NamedTuple):
@@ -3773,10 +3767,10 @@ def answer_head(received: bytes) -> AnswerHead | None:
     return AnswerHead(int(status[2]), (status[3] or "").strip(), fields, end + 4, lives)
 
 
-def check_answer(received: bytes, *, is_last: bool = False) -> Answer | None:
+def check_answer(received: bytes, sha256: str = "", *, is_last: bool = False) -> Answer | None:
     """Return the answer if it is complete, None if more must come. Raises Rejected.
 
-    `is_last`: nothing more will come.
+    `sha256`: in hex, of the bytes sent. `is_last`: nothing more will come.
     """
     head = answer_head(received)
     if head is None:
@@ -3797,13 +3791,9 @@ def check_answer(received: bytes, *, is_last: bool = False) -> Answer | None:
         raise Rejected(200, "with an error", passing=True)
     if has_ended is None and not is_last and len(rest) <= MAX_ANSWER:
         return None
-    return Answer(etag, lives and bool(has_ended), sha256=fields.get(CHECKSUM_HEADER, ""))
-
-
-def check_digest(answer: Answer, sha256_hex: str) -> None:
-    """Raises Rejected if the store says that it has got other bytes."""
-    if answer.sha256 and answer.sha256 != base64_of(sha256_hex):
+    if sha256 and (told := fields.get(CHECKSUM_HEADER)) and told != base64_of(sha256):
         raise Rejected(200, OTHER_DIGEST, passing=True)
+    return Answer(etag, lives and bool(has_ended))
 
 
 def check_look(received: bytes, *, is_last: bool = False) -> Answer | None:
@@ -4412,12 +4402,7 @@ class Posted:
 
     def set_result(self, answer: Answer) -> None:
         """Like a future's."""
-        try:
-            check_digest(answer, self.sha256)
-        except Rejected as problem:
-            self.set_exception(problem)
-        else:
-            self._ended(self, answer)
+        self._ended(self, answer)
 
     def set_exception(self, problem: Rejected) -> None:
         """Like a future's."""
@@ -4447,16 +4432,14 @@ class Connection:
         self._size = 0  # bytes of the body
         self.arrived: Callable[[int], None] | None = None  # called with the bytes so far
 
-    def exchange(
-        self, head: bytes, body: Body, waiter: Waiter, check: Check = check_answer
-    ) -> None:
+    def exchange(self, head: bytes, body: Body, waiter: Waiter, check: Check) -> None:
         """Send one request; ``waiter`` gets the answer or the error. To cancel, call abort()."""
         self._waiter = waiter
         self._check = check
         self._size = len(body)
         self._has_moved()
         if self._transport is None:
-            self._lose(None)
+            self._lose()
         elif len(body) > ONE_WRITE or isinstance(body, FileBody):
             self._rest = memoryview(body) if isinstance(body, bytes) else body
             self._write(head)
@@ -4504,7 +4487,7 @@ class Connection:
     def connection_lost(self, problem: Exception | None) -> None:
         self._transport = None
         self._give_up_connecting(problem or ConnectionResetError("closed while connecting"))
-        self._end(problem)
+        self._lose(problem)
 
     def pause_writing(self) -> None:
         self._is_paused = True
@@ -4583,18 +4566,14 @@ class Connection:
         if delay:
             self._is_waiting = True
             self._has_moved(then_waits=delay)
-            self._pool.loop.call_later(delay, self._send_due_slice, size)
+            self._pool.loop.call_later(delay, self._send_now, size)
         else:
             self._send_now(size)
 
-    def _send_due_slice(self, size: int) -> None:
-        self._is_waiting = False
-        if self._rest is not None:
-            self._send_now(size)
-
     def _send_now(self, size: int) -> None:
-        rest = self._rest
-        assert rest is not None
+        self._is_waiting, rest = False, self._rest
+        if rest is None:
+            return
         self._rest = rest[size:] if len(rest) > size else None
         piece = rest[:size]
         try:
@@ -4621,19 +4600,13 @@ class Connection:
             self.ready.set_exception(problem)
             self.ready.exception()  # so that asyncio does not warn if nobody awaits it
 
-    def _end(self, problem: Exception | None = None) -> None:
+    def _lose(self, problem: Exception | None = None) -> None:
+        reason = f"connection lost: {problem}" if problem else "closed before the answer"
         if self._waiter is None:
             self.abort()
-        else:
-            self._lose(problem)
-
-    def _lose(self, problem: Exception | None) -> None:
-        reason = f"connection lost: {problem}" if problem else "closed before the answer"
-        if self._is_used and not self._received:
+        elif self._is_used and not self._received:
             self._fail(ConnectionStale(None, reason, passing=True))
-        elif self._take_last():
-            return
-        else:
+        elif not self._take_last():
             self._fail(Rejected(None, reason, dropped=True))
 
     def _fail(self, rejected: Rejected) -> None:
@@ -4683,7 +4656,7 @@ class TlsConnection(Connection):
         if plain:
             self._take_in(plain)
         if self._has_ended:
-            self._end()
+            self._lose()
 
     def _begin(self) -> None:
         self._handshake()
@@ -4795,9 +4768,6 @@ class ConnectionPool:
         self._resolved_at = -RESOLVE_SECONDS
         self._resolving = asyncio.Lock()
         self._turn = 0
-
-    def __len__(self) -> int:
-        return len(self._connections)
 
     async def connect(self) -> Connection:
         """Return a new connection. Raises Rejected if no address can be connected to."""
@@ -5005,19 +4975,14 @@ def bucket_refusal(bucket: str) -> str | None:
 
 
 def client_refusal(client: Any) -> str | None:
-    from botocore.httpsession import URLLib3Session
-
     url = client.meta.endpoint_url
-    session = client._endpoint.http_session
     settings = client.meta.config.proxies_config or {}
     proxy = proxy_of(client.meta.config, url) or ""
     if re.match("https:", proxy, re.IGNORECASE) or settings.get("proxy_use_forwarding_for_https"):
         return f"the proxy for {url} is reached by https"
     if client.meta.config.client_cert:
         return "a client certificate is configured"
-    if not isinstance(session, URLLib3Session) or not hasattr(session, "_verify"):
-        return "the client does not use botocore's own HTTP session"
-    if url.startswith("https:") and not session._verify:
+    if url.startswith("https:") and not client._endpoint.http_session._verify:
         return "certificate verification is off"
     return None
 
@@ -5167,12 +5132,13 @@ class StoreClock:
         """
         if status != FORBIDDEN or date is None:
             return False
-        skew = clock_skew(date, self._clock())
+        told = seconds_of_date(date)
+        skew = 0.0 if told is None else told - self._clock()
         if offset != self.offset:
             return True
         if abs(skew - offset) > CLOCK_SKEW_SECONDS:
             self._skews.append(skew)
-            agree = [told for told in self._skews if abs(told - skew) < CLOCK_SKEW_SECONDS]
+            agree = [seen for seen in self._skews if abs(seen - skew) < CLOCK_SKEW_SECONDS]
             if len(agree) >= (CLOCK_WITNESSES if self._accepted == offset else 1):
                 self._turn_to(skew)
         elif self._accepted != offset:
@@ -5228,14 +5194,6 @@ class FastLane:
         self._pool.close()
         await asyncio.sleep(0)
 
-    @property
-    def connections(self) -> int:
-        return len(self._pool)
-
-    @property
-    def requests(self) -> int:
-        return self._traffic.fast_requests
-
     async def put(
         self,
         key: str,
@@ -5254,9 +5212,8 @@ class FastLane:
         """
         way = key, headers, len(body), sha256_hex, query
         head = functools.partial(self._writer.head, *way, checksum=checksum)
-        answer = await self._ask(head, body, sha256_hex, posted=posted)
-        check_digest(answer, sha256_hex)
-        return answer.etag
+        check = functools.partial(check_answer, sha256=sha256_hex)
+        return (await self._ask(head, body, sha256_hex, check, posted)).etag
 
     def post(
         self, key: str, headers: Headers, body: bytes, posted: Posted, *, checksum: bool = False
@@ -5273,7 +5230,8 @@ class FastLane:
         posted.offset = self._store_clock.offset
         connection = pool.idle.pop()
         connection.arrived = None
-        connection.exchange(head, body, posted)
+        check = functools.partial(check_answer, sha256=posted.sha256)
+        connection.exchange(head, body, posted, check)
         return True
 
     async def look(self, key: str, headers: Headers) -> Mapping[str, str]:
@@ -5295,7 +5253,7 @@ class FastLane:
         head: Callable[[], bytes],
         body: Body,
         sha256_hex: str,
-        check: Check = check_answer,
+        check: Check,
         posted: Posted | None = None,
     ) -> Answer:
         offset = 0.0 if posted is None else posted.offset
@@ -5371,12 +5329,12 @@ class FastLane:
             self._writer.use(credentials)
 
 
-def clock_skew(date: str, now: float) -> float:
-    """Return how many seconds a Date header is ahead; 0.0 if it is not a date."""
+def seconds_of_date(date: str) -> float | None:
+    """Seconds since the epoch of a Date header; None if it is not a date."""
     try:
-        return email.utils.parsedate_to_datetime(date).timestamp() - now
-    except (TypeError, ValueError):
-        return 0.0
+        return email.utils.parsedate_to_datetime(date).timestamp()
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 # ======================================================================================
@@ -5820,8 +5778,8 @@ class Uploader(ABC):
 #
 # S3Uploader stores objects, S3Bucket knows where, and what is there. Whatever a process learns or
 # opens has an owner, which is made anew in each process: S3Session (boto3's clients, credentials),
-# S3Lane (the fast lane), StoreTerms (what the store wants of requests), Heads (what it says of
-# objects), BucketCheck, NoOverwrite, SelfCopy.
+# S3Lane (the fast lane), StoreTerms (what the store wants of requests), BucketCheck, NoOverwrite,
+# SelfCopy.
 
 
 class Retention(NamedTuple):
@@ -6071,7 +6029,8 @@ class S3Session:
     """What a process asks the store with: boto3's session and clients, and the credentials.
 
     Credentials that cannot change are read once, and all processes have them. Others are renewed
-    by the keeper, the process that prepared; the rest sign with what it shares.
+    by the keeper, the process that prepared; the rest sign with what it shares. Where that process
+    has ended, each renews what it found.
     """
 
     def __init__(self, s3: S3Bucket) -> None:
@@ -6109,8 +6068,8 @@ class S3Session:
                 raise UsageError("read AWS configuration", cause=str(error)) from error
         return self._session
 
-    def client(self, service: str, connections: int = 10, read_seconds: float = 0) -> Any:
-        """A new client of boto3. Raises UsageError, or TransferError."""
+    def client(self, service: str, read_seconds: float = 0, traffic: Traffic | None = None) -> Any:
+        """A new client of boto3, counted in ``traffic``. Raises UsageError, or TransferError."""
         from botocore.config import Config
         from botocore.exceptions import BotoCoreError
 
@@ -6118,7 +6077,7 @@ class S3Session:
         config = Config(
             connect_timeout=CONNECT_SECONDS,
             read_timeout=read_seconds or min(READ_SECONDS, patience),
-            max_pool_connections=connections,
+            max_pool_connections=self.connections,
             retries={"mode": "standard", "total_max_attempts": 1},  # retries are up to the engine
             s3={"payload_signing_enabled": True},
             user_agent_extra=f"pfu/{__version__}",
@@ -6133,7 +6092,7 @@ class S3Session:
                 endpoint_url=self._s3.options.endpoint_url,
                 config=config,
             )
-            self._adapt(client, service)
+            self._adapt(client, service, traffic or Traffic())
             return client
         except BotoCoreError as error:
             problem = client_error("set up", service, error)
@@ -6148,10 +6107,10 @@ class S3Session:
             cause = f"{where}: {cause}" if where else cause
             raise UsageError("set up", service, cause, CONFIGURATION_HINT) from error
 
-    def _adapt(self, client: Any, service: str) -> None:
+    def _adapt(self, client: Any, service: str, traffic: Traffic) -> None:
         from botocore.handlers import validate_bucket_name
 
-        Guard(client, service, self.store_clock)
+        Guard(client, service, self.store_clock, traffic)
         events = client.meta.events
         if self._s3.options.no_overwrite:
             for operation in CONDITIONAL:  # not as an argument: boto3 knows it since 1.35 only
@@ -6212,6 +6171,7 @@ class S3Session:
         """See Uploader.shared()."""
         if self._s3.shared_credentials is None:
             return None
+        self._s3.has_keeper = True
         if again:
             self._session = None
         self._s3.shared_credentials = self.credentials()
@@ -6249,9 +6209,8 @@ class S3Session:
         """One per timeout, created on demand: it costs 40 ms and 10 MB."""
         with self._lock:
             if seconds not in self._clients:
-                client = self.client("s3", self.connections, seconds)
-                count_traffic(client, self._s3.traffic)
-                self._clients[seconds] = client
+                traffic = self._s3.traffic
+                self._clients[seconds] = self.client("s3", seconds, traffic)
             return self._clients[seconds]
 
     def _renew(self, refused: Any) -> bool:
@@ -6264,20 +6223,22 @@ class S3Session:
             if refused not in self._clients.values():
                 return True  # another thread has done it
             is_early = time.monotonic() < self._renewed_at + RENEWAL_SECONDS
-            if is_early or s3.terms.now.renewals > s3.terms.acknowledged.renewals:
+            waits = s3.has_keeper and not self.is_keeper  # until that sends some, changed or not
+            if s3.terms.now.renewals > s3.terms.acknowledged.renewals or (is_early and not waits):
                 return False
-            self._renewed_at = time.monotonic()
-            if s3.shared_credentials is not None and not self.is_keeper:
-                s3.traffic.wants_shared = True
-                return True  # until another process has reloaded them, changed or not
-            before = self._session, s3.fixed_credentials
-            old, self._session, s3.fixed_credentials = self.credentials(), None, None
+            if not is_early:
+                self._renewed_at, s3.traffic.wants_shared = time.monotonic(), waits
+            if waits:
+                return True
+            old = self.credentials()
+            before = self._session, s3.fixed_credentials, s3.shared_credentials
+            self._session = s3.fixed_credentials = s3.shared_credentials = None
             try:
                 new = self.credentials()
             except PfuError:
                 new = old
             if new == old:
-                self._session, s3.fixed_credentials = before
+                self._session, s3.fixed_credentials, s3.shared_credentials = before
                 return False
             self._begin_anew()
             return True
@@ -6287,23 +6248,6 @@ class S3Session:
         for client in self._clients.values():
             client.close()
         self._clients.clear()
-
-
-def count_traffic(client: Any, traffic: Traffic) -> None:
-    """Have a client's requests counted, and the bodies that it sends paced."""
-
-    def sending(request: Any, **_: Any) -> None:
-        if isinstance(request.body, PartBody):
-            request.body.traffic = traffic
-
-    def received(response_dict: Any, **_: Any) -> None:
-        if response_dict and response_dict.get("status_code") in SLOW_DOWN_STATUSES:
-            traffic.add(throttled=1)
-
-    events = client.meta.events
-    events.register("request-created.s3", lambda **_: traffic.add(requests=1))
-    events.register("response-received.s3", received)
-    events.register("before-send.s3", sending)
 
 
 class BucketCheck:
@@ -6446,81 +6390,6 @@ def told_of_lock(ask: Callable[[], bool]) -> tuple[bool, str]:
         return False, error.cause if error.status == FORBIDDEN else ""
 
 
-class Heads:
-    """What the store says of single objects, by the fast lane where that is open."""
-
-    def __init__(self, s3: S3Bucket) -> None:
-        self._s3 = s3
-        self._have_etags = False  # as far as known
-        self._asked_why: Terms | None = None  # for which the reason of a 403 was requested
-
-    def look(self, key: str) -> Inspected | None:
-        """By one HeadObject: all but the size of the parts."""
-        head = self._whole(key, ChecksumMode="ENABLED")
-        if head is None:
-            return None
-        modified, options = head.get("LastModified"), self._s3.options
-        locks = head.get("ObjectLockMode"), head.get("ObjectLockLegalHoldStatus") == "ON"
-        wanted = options.object_lock_mode, options.legal_hold
-        return Inspected(
-            head["ContentLength"],
-            str(head.get("ETag") or "").strip('"'),
-            hex_of_checksum(head.get("ChecksumSHA256", "")),
-            {name.lower(): value for name, value in head.get("Metadata", {}).items()},
-            int(modified.timestamp()) * 10**9 if modified else 0,
-            lacks_lock=any(wish and not lock for wish, lock in zip(wanted, locks)),
-        )
-
-    def inspect(self, key: str) -> Inspected | None:
-        """By another one for an object in parts: how large is the first? Some ignore partNumber."""
-        stored = self.look(key)
-        if stored is None or not ("-" in stored.sha256 or "-" in stored.etag):
-            return stored
-        first = self._whole(key, PartNumber=1) or {}
-        size = int(first.get("ContentLength", 0))
-        is_told = first.get("PartsCount") or size != stored.size
-        return stored._replace(part_size=size if is_told else 0)
-
-    def _whole(self, key: str, **more: Any) -> Mapping[str, Any] | None:
-        """An answer with a size is believed; one that may be truncated is asked for again.
-
-        botocore takes an answer that is cut off within its headers for a complete one. Some stores
-        send no ETag here: that is believed if none ever came.
-        """
-        head: Mapping[str, Any] = {}
-        for _ in range(HEAD_ATTEMPTS):
-            told = self._ask(key, **more)
-            if told is None:
-                return None
-            if "ContentLength" in (head := told) and whole_etag(head):
-                self._have_etags = True
-                return head
-        has_size = "ContentLength" in head
-        if self._have_etags or not (has_size or whole_etag(head)):
-            raise RetryableError("check", key, "the response was cut off: no ETag")
-        if not has_size:
-            raise DeniedError("check", key, "the store does not report its size")
-        return head
-
-    def _ask(self, key: str, **more: Any) -> Mapping[str, Any] | None:
-        """HeadObject, in boto3's form."""
-        if "PartNumber" not in more:
-            with contextlib.suppress(Rejected, ValueError):
-                return self._s3.lane.look(key)
-        try:
-            head: Mapping[str, Any] = self._s3.call("check", "head_object", key, **more)
-            return head
-        except TransferError as error:
-            if error.status == 404:
-                return None
-            if error.status == FORBIDDEN and self._asked_why != self._s3.terms.now:
-                self._asked_why = self._s3.terms.now
-                why = self._s3.plain_answer()
-                if why and not isinstance(why, DeniedError):  # the credentials, say
-                    raise why from error
-            raise
-
-
 class S3Lane:
     """The fast lane of a process. What it is refused is asked for once more by boto3."""
 
@@ -6609,19 +6478,19 @@ class S3Lane:
         if self._refusals >= MAX_REFUSALS:
             self._s3.fast_lane_off = f"abandoned during the run: {rejected}"
 
-    def look(self, key: str) -> Mapping[str, Any] | None:
-        """HeadObject in boto3's form, for a thread. Raises Rejected, ValueError."""
+    def look(self, key: str) -> Mapping[str, str] | None:
+        """FastLane.look() for a thread; None: there is no object. Raises Rejected."""
         if self._lane is None:
             raise Rejected(None, "the fast lane is closed")
         return asyncio.run_coroutine_threadsafe(self._look(key), self._loop).result()
 
-    async def _look(self, key: str) -> Mapping[str, Any] | None:
+    async def _look(self, key: str) -> Mapping[str, str] | None:
         lane, terms = self.ready(), self._s3.terms.now
         if lane is None:
             raise Rejected(None, "the fast lane is closed")
         fields = await lane.look(key, CHECKSUM_MODE)
         self._s3.terms.acknowledged = terms
-        return head_of(fields) if fields else None
+        return fields or None
 
 
 class S3Bucket(Uploader):
@@ -6629,7 +6498,7 @@ class S3Bucket(Uploader):
 
     shows_objects = True
     process_state: ClassVar[frozenset[str]] = Uploader.process_state | {
-        *("terms", "session", "lane", "heads", "bucket_check")
+        *("terms", "session", "lane", "bucket_check")
     }
 
     def __init__(self, destination: str | None = None, options: S3Options | None = None) -> None:
@@ -6644,7 +6513,8 @@ class S3Bucket(Uploader):
         self.bucket = ""
         self.template: RequestTemplate | None = None  # of the fast lane
         self.fixed_credentials: Credentials | None = None
-        self.shared_credentials: Credentials | None = None  # renewed by the keeper
+        self.shared_credentials: Credentials | None = None  # what the keeper found
+        self.has_keeper = False  # who renews them, for all processes
         if destination is not None:
             self.bucket, self.prefix = parse_destination(destination)
             self._name_destination()
@@ -6658,7 +6528,8 @@ class S3Bucket(Uploader):
         self.terms = StoreTerms(self.traffic.notes)
         self.session = S3Session(self)
         self.lane = S3Lane(self)
-        self.heads = Heads(self)
+        self._have_etags = False  # answers to HEAD, as far as known
+        self._asked_why: Terms | None = None  # for which the reason of a 403 was requested
         self.bucket_check = BucketCheck(self)
 
     def _name_destination(self) -> None:
@@ -6871,9 +6742,77 @@ class S3Bucket(Uploader):
             )
             return page
 
+    def look(self, key: str) -> Inspected | None:
+        """By one HeadObject: all but the size of the parts."""
+        head = self._whole_head(key, ChecksumMode="ENABLED")
+        if head is None:
+            return None
+        start, options = "x-amz-meta-", self.options
+        told = head.get("x-amz-object-lock-mode"), head.get("x-amz-object-lock-legal-hold") == "ON"
+        wanted = options.object_lock_mode, options.legal_hold
+        return Inspected(
+            int(head["content-length"]),
+            head.get("etag", "").strip('"'),
+            hex_of_checksum(head.get(CHECKSUM_HEADER, "")),
+            {name[len(start) :]: head[name] for name in head if name.startswith(start)},
+            int(seconds_of_date(head.get("last-modified", "")) or 0) * 10**9,
+            lacks_lock=any(wish and not lock for wish, lock in zip(wanted, told)),
+        )
+
+    def look_if_allowed(self, key: str) -> Inspected | None:
+        """None also for a role that may not ask."""
+        with contextlib.suppress(DeniedError):
+            return self.look(key)
+        return None
+
     def inspect(self, key: str) -> Inspected | None:
-        """HeadObject; twice for an object in parts."""
-        return self.heads.inspect(key)
+        """By another one for an object in parts: how large is the first? Some ignore partNumber."""
+        stored = self.look(key)
+        if stored is None or not ("-" in stored.sha256 or "-" in stored.etag):
+            return stored
+        first = self._whole_head(key, PartNumber=1) or {}
+        size = int(first.get("content-length", 0))
+        is_told = first.get("x-amz-mp-parts-count", "").strip("0") or size != stored.size
+        return stored._replace(part_size=size if is_told else 0)
+
+    def _whole_head(self, key: str, **more: Any) -> Mapping[str, str] | None:
+        """An answer with a size is believed; one that may be truncated is asked for again.
+
+        botocore takes an answer that is cut off within its headers for a complete one. Some stores
+        send no ETag here: that is believed if none ever came.
+        """
+        for _ in range(HEAD_ATTEMPTS):
+            head = self._head(key, **more)
+            if head is None:
+                return None
+            has_size, has_etag = "content-length" in head, bool(whole_etag(head.get("etag")))
+            if has_size and has_etag:
+                self._have_etags = True
+                return head
+        if self._have_etags or not (has_size or has_etag):
+            raise RetryableError("check", key, "the response was cut off: no ETag")
+        if not has_size:
+            raise DeniedError("check", key, "the store does not report its size")
+        return head
+
+    def _head(self, key: str, **more: Any) -> Mapping[str, str] | None:
+        """The headers of HeadObject's answer, names in lower case; by the fast lane if it can."""
+        if "PartNumber" not in more:
+            with contextlib.suppress(Rejected):
+                return self.lane.look(key)
+        try:
+            answer = self.call("check", "head_object", key, **more)
+            headers: Mapping[str, str] = answer["ResponseMetadata"]["HTTPHeaders"]
+            return headers
+        except TransferError as error:
+            if error.status == 404:
+                return None
+            if error.status == FORBIDDEN and self._asked_why != self.terms.now:
+                self._asked_why = self.terms.now
+                why = self.plain_answer()
+                if why and not isinstance(why, DeniedError):  # the credentials, say
+                    raise why from error
+            raise
 
     def prove(self, found: Found) -> list[str]:
         """Also that the object is locked, if it should be."""
@@ -6975,9 +6914,8 @@ class NoOverwrite:
 
     def check_free(self, upload: Upload) -> None:
         """Raises KeptError if the store has an object of this name; nothing if that is secret."""
-        with contextlib.suppress(DeniedError):
-            if self._s3.options.no_overwrite and self._s3.heads.look(upload.key):
-                raise self.kept(upload)
+        if self._s3.options.no_overwrite and self._s3.look_if_allowed(upload.key):
+            raise self.kept(upload)
 
     @contextlib.contextmanager
     def heeded(self, upload: Upload) -> Iterator[None]:
@@ -6993,12 +6931,11 @@ class NoOverwrite:
         """What the store has already: is it this file? Raises TransferError."""
         error = KeptError("upload", self._s3.way(upload), "the store has an object of this name")
         error.upload, error.resent = upload, resent
-        with contextlib.suppress(DeniedError):
-            stored = self._s3.heads.look(upload.key)
-            if stored and upload.body is not None:
-                md5 = hashlib.md5(upload.body, usedforsecurity=False).hexdigest()
-                error.same = stored.shows(upload, (upload.sha256, md5))
-                error.etag = stored.etag
+        stored = self._s3.look_if_allowed(upload.key)
+        if stored and upload.body is not None:
+            md5 = hashlib.md5(upload.body, usedforsecurity=False).hexdigest()
+            error.same = stored.shows(upload, (upload.sha256, md5))
+            error.etag = stored.etag
         return error
 
 
@@ -7038,10 +6975,7 @@ class SelfCopy:
             told = self._copied(upload, etag)
         except RetryableError as error:
             lost = error
-        try:
-            stored = self._s3.heads.look(upload.key)
-        except DeniedError:
-            stored = None
+        stored = self._s3.look_if_allowed(upload.key)
         if stored is None and not told:
             raise lost or UploadGoneError(*way, "the store may not have copied it")
         if stored is None:
@@ -7303,8 +7237,8 @@ class S3Uploader(S3Bucket):
                 self.no_overwrite.check_free(upload)
                 etag = self.terms.with_checksum("complete", end, wanted=wanted)
         except (UploadGoneError, RetryableError, KeptError) as error:
-            digests = () if isinstance(error, RetryableError) else digests_of_parts(parts)
-            receipt = self._made(upload, upload_id, parts, digests)
+            by_digest = not isinstance(error, RetryableError)
+            receipt = self.is_complete(upload, upload_id, parts, by_digest=by_digest)
             if receipt is None:
                 raise
             with contextlib.suppress(TransferError):  # the same bytes may be there from before
@@ -7328,7 +7262,7 @@ class S3Uploader(S3Bucket):
         A refusal does not count: PutObject is permission enough.
         """
         try:
-            stored = self.heads.look(upload.key)
+            stored = self.look(upload.key)
         except DeniedError:
             return
         way = "complete", self.way(upload)
@@ -7342,22 +7276,19 @@ class S3Uploader(S3Bucket):
             self.traffic.notes.append(DROPS_METADATA)
 
     def is_complete(
-        self, upload: Upload, upload_id: str, parts: Sequence[StoredPart]
+        self,
+        upload: Upload,
+        upload_id: str,
+        parts: Sequence[StoredPart],
+        *,
+        by_digest: bool = True,
     ) -> Receipt | None:
         """By HeadObject: the mark that the upload was started with, or the digest of its bytes."""
-        return self._made(upload, upload_id, parts, digests_of_parts(parts))
-
-    def _made(
-        self, upload: Upload, upload_id: str, parts: Sequence[StoredPart], digests: Sequence[str]
-    ) -> Receipt | None:
-        try:
-            stored = self.heads.look(upload.key)
-        except DeniedError:
-            return None  # then it is sent again
-        mark = UploadHandle.read(upload_id).mark
-        if stored and stored.shows(upload, digests, mark):
-            return Receipt(stored.etag, combined_sha256(parts))
-        return None
+        stored = self.look_if_allowed(upload.key)  # if not, it is sent again
+        mark, sha256 = UploadHandle.read(upload_id).mark, combined_sha256(parts)
+        digests = (sha256, combined_etag(parts)) if by_digest else ()
+        is_made = stored and stored.shows(upload, digests, mark)
+        return Receipt(stored.etag, sha256) if stored and is_made else None
 
     def abort(self, key: str, upload_id: str) -> None:
         """AbortMultipartUpload. An unknown upload is already gone."""
@@ -7515,11 +7446,6 @@ def combined_etag(parts: Sequence[StoredPart]) -> str:
     return combined("md5", [bytes.fromhex(part.etag) for part in parts])
 
 
-def digests_of_parts(parts: Sequence[StoredPart]) -> tuple[str, str]:
-    """What an object of these parts may show."""
-    return combined_sha256(parts), combined_etag(parts)
-
-
 def combined_sha256(parts: Iterable[StoredPart]) -> str:
     """The digest of an object in parts, as the ledger keeps it."""
     return combined("sha256", [bytes.fromhex(part.sha256) for part in parts])
@@ -7533,30 +7459,16 @@ def etag_of(answer: Mapping[str, Any], sha256: str = "") -> str:
     """
     if sha256 and answer.get("ChecksumSHA256", base64_of(sha256)) != base64_of(sha256):
         raise RetryableError("read response", "", OTHER_DIGEST)
-    etag = whole_etag(answer)
+    etag = whole_etag(answer.get("ETag"))
     if not etag:
         raise RetryableError("read response", "", "it was cut off: no ETag")
     return etag
 
 
-def whole_etag(answer: Mapping[str, Any]) -> str:
-    """The ETag of an answer, without quotes; empty if it has none, or half of one."""
-    told = str(answer.get("ETag") or "")
+def whole_etag(told: str | None) -> str:
+    """An ETag without quotes; empty if there is none, or half of one."""
+    told = told or ""
     return told.strip('"') if told.startswith('"') == told.endswith('"') else ""
-
-
-def head_of(fields: Mapping[str, str]) -> Mapping[str, Any]:
-    """The headers of an answer to HeadObject as boto3 returns them. Raises ValueError."""
-    start, modified = "x-amz-meta-", fields.get("last-modified")
-    return {
-        "ContentLength": int(fields["content-length"]),
-        "ETag": fields["etag"],
-        "ChecksumSHA256": fields.get(CHECKSUM_HEADER, ""),
-        "LastModified": email.utils.parsedate_to_datetime(modified) if modified else None,
-        "ObjectLockMode": fields.get("x-amz-object-lock-mode"),
-        "ObjectLockLegalHoldStatus": fields.get("x-amz-object-lock-legal-hold"),
-        "Metadata": {n[len(start) :]: value for n, value in fields.items() if n.startswith(start)},
-    }
 
 
 def parse_destination(text: str) -> tuple[str, str]:
@@ -7686,16 +7598,16 @@ def add_condition(params: dict[str, Any], **_: Any) -> None:
 class Guard:
     """All that a boto3 client sends and receives passes through here.
 
-    Requests are signed with the store's time. An answer is read whole, within bounds and strictly
-    before botocore sees it.
+    Requests are counted, signed with the store's time, and their bodies paced. An answer is read
+    whole, within bounds and strictly before botocore sees it.
     """
 
-    def __init__(self, client: Any, service: str, clock: StoreClock) -> None:
+    def __init__(self, client: Any, service: str, clock: StoreClock, traffic: Traffic) -> None:
         """Raises UsageError for an invalid proxy."""
         url = client.meta.endpoint_url
         check_proxy(client.meta.config, url)
         self._by_proxy = url.startswith("http:") and bool(proxy_of(client.meta.config, url))
-        self._clock = clock
+        self._clock, self._traffic = clock, traffic
         self._session = session = client._endpoint.http_session
         make = session._get_ssl_context
         session._get_ssl_context = lambda: loaded_once(make())  # of a proxy
@@ -7729,6 +7641,9 @@ class Guard:
         from botocore.exceptions import ConnectionClosedError
 
         request.headers.pop("Expect", None)
+        self._traffic.add(requests=1)
+        if isinstance(request.body, PartBody):
+            request.body.traffic = self._traffic
         operation, streams = event_name.rpartition(".")[2], request.stream_output
         try:
             answer = sent_within_bounds(self._session.send, request)
@@ -7744,6 +7659,7 @@ class Guard:
             answer.status_code, answer._content = 500, text
         elif answer._content and answer.status_code < 300 and ERROR_BODY.match(answer._content):
             answer.status_code = 500
+        self._traffic.add(throttled=int(answer.status_code in SLOW_DOWN_STATUSES))
         return answer
 
     def _problem(self, operation: str, request: Any, answer: Any, streams: bool) -> str:
@@ -9811,13 +9727,13 @@ def _prepare(uploader: Uploader, patience: float, answering: Any, parent: int) -
                 answering.send(())
             return
         while shared is not None:
-            again = answering.poll(CREDENTIALS_SECONDS)
+            again, before = answering.poll(CREDENTIALS_SECONDS), shared
+            if again:
+                answering.recv()
             with contextlib.suppress(PfuError):  # the old ones are used until refused
-                if again:
-                    answering.recv()
-                before, shared = shared, uploader.shared(again=again)
-                if again or shared != before:
-                    answering.send(shared)
+                shared = uploader.shared(again=again)
+            if again or shared != before:
+                answering.send(shared)
 
 
 RECALL_SECONDS = 0.3  # for files waiting in the runners to come back

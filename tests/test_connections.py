@@ -66,18 +66,18 @@ class TestConnections:
     def test_last_connection_used_is_used_first(self) -> None:
         async def scenario(store: LaneStore, lane: pfu.FastLane) -> None:
             await asyncio.gather(*[put(lane, f"k{n}") for n in range(20)])
-            assert store.accepted == lane.connections == 20
+            assert store.accepted == len(lane._pool._connections) == 20
             for _ in range(20):
                 await put(lane)
             assert store.accepted == 20
-            assert lane.requests == 40
+            assert lane._traffic.fast_requests == 40
 
         with_store(fine, scenario)
 
     def test_connection_close_is_obeyed(self) -> None:
         async def scenario(store: LaneStore, lane: pfu.FastLane) -> None:
             await put(lane)
-            assert lane.connections == 0
+            assert len(lane._pool._connections) == 0
             await put(lane)
             assert store.accepted == 2
 
@@ -87,9 +87,9 @@ class TestConnections:
         async def scenario(store: LaneStore, lane: pfu.FastLane) -> None:
             await put(lane)
             await asyncio.sleep(0.1)
-            assert lane.connections == 0
+            assert len(lane._pool._connections) == 0
             assert await put(lane) == '"e"'
-            assert (store.accepted, lane.requests) == (2, 2)
+            assert (store.accepted, lane._traffic.fast_requests) == (2, 2)
 
         with_store(saying(CLEAN, then_close=True), scenario)
 
@@ -106,7 +106,7 @@ class TestConnections:
         async def scenario(store: LaneStore, lane: pfu.FastLane) -> None:
             await put(lane)
             assert await put(lane) == '"e"'
-            assert (store.accepted, lane.requests) == (2, 3)
+            assert (store.accepted, lane._traffic.fast_requests) == (2, 3)
 
         with_store(close_second, scenario)
 
@@ -115,7 +115,7 @@ class TestConnections:
             await put(lane)
             store.writers[0].write(b"HTTP/1.1 408 Request Timeout\r\n\r\n")
             await asyncio.sleep(0.05)
-            assert lane.connections == 0
+            assert len(lane._pool._connections) == 0
 
         with_store(fine, scenario)
 
@@ -135,7 +135,7 @@ class TestConnections:
                 await put(lane)
             assert reason in str(caught.value)
             assert caught.value.dropped is dropped
-            assert (lane.connections, lane.requests) == (0, 1)
+            assert (len(lane._pool._connections), lane._traffic.fast_requests) == (0, 1)
 
         with_store(behaviour, scenario)
 
@@ -175,7 +175,7 @@ class TestConnections:
                 await put(lane, body=bytes(size))
             assert caught.value.dropped
             assert 0.3 < time.monotonic() - began < 30
-            assert lane.connections == 0
+            assert len(lane._pool._connections) == 0
 
         with_store(silent, scenario)
 
@@ -204,9 +204,9 @@ class TestConnections:
     def test_idle_connections_grow_old(self, quick: None) -> None:
         async def scenario(store: LaneStore, lane: pfu.FastLane) -> None:
             await put(lane)
-            assert lane.connections == 1
+            assert len(lane._pool._connections) == 1
             await asyncio.sleep(0.6)
-            assert lane.connections == 0
+            assert len(lane._pool._connections) == 0
 
         with_store(fine, scenario)
 
@@ -217,11 +217,11 @@ class TestConnections:
         async def scenario(store: LaneStore, lane: pfu.FastLane) -> None:
             task = asyncio.ensure_future(put(lane, body=bytes(10_000_000)))
             await asyncio.sleep(0.1)
-            assert lane.connections == 1
+            assert len(lane._pool._connections) == 1
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            assert lane.connections == 0
+            assert len(lane._pool._connections) == 0
 
         with_store(silent, scenario)
 
@@ -288,10 +288,10 @@ class TestConnections:
 
         async def scenario(store: LaneStore, lane: pfu.FastLane) -> None:
             assert set(await asyncio.gather(*[put(lane) for _ in range(5)])) == {'"e"'}
-            assert lane.requests == 10
+            assert lane._traffic.fast_requests == 10
             assert clock.offset == pytest.approx(7200, abs=3)
             await put(lane)
-            assert lane.requests == 11
+            assert lane._traffic.fast_requests == 11
 
         with_store(strict, scenario, store_clock=clock)
 
@@ -352,7 +352,7 @@ class TestConnections:
         async def scenario(store: LaneStore, lane: pfu.FastLane) -> None:
             with pytest.raises(pfu.Rejected, match="403"):
                 await put(lane)
-            assert lane.requests == 1
+            assert lane._traffic.fast_requests == 1
 
         date = f"Date: {formatdate(usegmt=True)}"
         with_store(saying(answer_text(date, status="HTTP/1.1 403 Forbidden")), scenario)
@@ -444,7 +444,7 @@ class TestConnections:
                 for _ in range(5):
                     with pytest.raises(pfu.Rejected):
                         await asyncio.wait_for(put(lane), 1)
-                assert lane.connections == 0
+                assert len(lane._pool._connections) == 0
             server.close()
 
         asyncio.run(scenario())
@@ -490,8 +490,8 @@ class TestTls:
             for _ in range(2):
                 await put(lane)
                 await asyncio.sleep(0.1)
-                assert lane.connections == 0
-            assert lane.requests == 2
+                assert len(lane._pool._connections) == 0
+            assert lane._traffic.fast_requests == 2
 
         with_tls(certificates, scenario, behaviour=saying(CLEAN, then_close=True))
 
@@ -500,7 +500,7 @@ class TestTls:
             with pytest.raises(pfu.Rejected, match="CERTIFICATE_VERIFY_FAILED"):
                 await put(lane)
             assert store.requests == []
-            assert lane.connections == 0
+            assert len(lane._pool._connections) == 0
 
         with_tls(certificates, scenario, name="other")
         with_tls(certificates, scenario, ca="other.pem")

@@ -298,3 +298,38 @@ class TestCredentialProcess:
         assert (run.code, run.err) == (0, "")
         assert place.stored() == place.local()
         wait_until(lambda: not living(pids))
+
+    @pytest.mark.parametrize(
+        "mode, method", [("concurrent", "fork"), ("parallel", "fork"), ("parallel", "spawn")]
+    )
+    @pytest.mark.parametrize("gives", [True, False])
+    def test_what_it_gives_later_reaches_every_worker(
+        self, place: Place, mode: str, method: str, gives: bool
+    ) -> None:
+        keys = place.path / "keys"
+
+        def give(access_key: str, secret: str) -> None:
+            pair = {"AccessKeyId": access_key, "SecretAccessKey": secret, "Version": 1}
+            keys.write_text(json.dumps({**pair, "Expiration": "2099-01-01T00:00:00Z"}))
+
+        def change() -> None:
+            rotate(place, told=False)
+            keys.unlink()
+            if gives:
+                give("AKIDNEW", "new-secret")
+
+        give(ACCESS_KEY, SECRET_KEY)
+        with_process(place, f"cat {keys}", "kill -9 $!")
+        place.environment["PFU_START_METHOD"] = method
+        place.files(80)
+        fault = Fault(Action("call", function=change), "PutObject", after=20, times=1)
+        place.server.faults.insert(0, fault)
+        run = place.run("--mode", mode, "--concurrency", 4, "--json")
+        assert fault.applied == 1
+        if gives:
+            assert (run.code, run.json["uploaded"]) == (0, 80), run.err
+            assert place.stored() == place.local()
+        else:
+            assert run.code == (1 if run.json["uploaded"] else 2), run.err
+            assert "InvalidAccessKeyId" in run.err
+            assert "stopped: the store has been" not in run.err

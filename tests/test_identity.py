@@ -569,10 +569,10 @@ class TestMetadata:
         chmod(path)
         refusal = Action("error", 412, "PreconditionFailed")
         at_hand.server.faults.append(Fault(refusal, "CopyObject", times=1))
-        look, digests_of, asked = pfu.Heads.look, pfu.digests_of, []
+        look, digests_of, asked = pfu.S3Bucket.look, pfu.digests_of, []
 
-        def silent(heads: pfu.Heads, key: str) -> pfu.Inspected | None:
-            stored = look(heads, key)
+        def silent(bucket: pfu.S3Bucket, key: str) -> pfu.Inspected | None:
+            stored = look(bucket, key)
             etag = object_of(at_hand, "large").etag
             return stored and stored._replace(etag=f"not-{etag}", sha256="", metadata={})
 
@@ -580,7 +580,7 @@ class TestMetadata:
             asked.append(list(forms))
             return digests_of(source, asked[-1])
 
-        monkeypatch.setattr(pfu.Heads, "look", silent)
+        monkeypatch.setattr(pfu.S3Bucket, "look", silent)
         monkeypatch.setattr(pfu, "digests_of", counted)
         s3_job(at_hand).run()
         assert at_hand.server.count("CopyObject") == 2
