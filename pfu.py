@@ -2820,17 +2820,18 @@ class Scan:
     def _open(self, name: str, above: OpenDirectory | None) -> OpenDirectory:
         """A directory in the one ``above``; without one, the top of the walk. Raises OSError.
 
-        The parent of a single file is not listed, for that may be forbidden.
+        Where the names are given, it is not listed, for that may be forbidden.
         """
         path, key, below_root = os.path.join(name, ""), self.prefix, b""
-        flags = PASSAGE_FLAGS if self.is_single else DIRECTORY_FLAGS
+        is_listed = not self.is_single and not self.options.name_lists
+        flags = DIRECTORY_FLAGS if is_listed else PASSAGE_FLAGS
         if above:
             path, key = f"{above.path}{name}/", f"{above.key}{encode_name(name)}/"
             below_root = above.path_of(name) + b"/"
             flags |= 0 if self._follows else os.O_NOFOLLOW
         fd = os.open(name, flags, dir_fd=above.fd if above else None)
         try:
-            status, entries = os.fstat(fd), (_ for _ in ()) if self.is_single else os.scandir(fd)
+            status, entries = os.fstat(fd), os.scandir(fd) if is_listed else (_ for _ in ())
         except BaseException:
             os.close(fd)
             raise
@@ -3077,7 +3078,7 @@ class Tree:
         if path:
             above, _, name = path.rpartition("/")
             parent = self._folder(above)
-            folder = Folder(os.open(name, DIRECTORY_FLAGS | os.O_NOFOLLOW, dir_fd=parent.fd))
+            folder = Folder(os.open(name, PASSAGE_FLAGS | os.O_NOFOLLOW, dir_fd=parent.fd))
         else:
             folder = self._open_root()
         with self._lock:
@@ -3089,7 +3090,7 @@ class Tree:
     def _open_root(self) -> Folder:
         assert self._root is not None
         try:
-            fd = os.open(self._root.path, DIRECTORY_FLAGS)
+            fd = os.open(self._root.path, PASSAGE_FLAGS)
         except OSError as error:
             cause = os_cause(error)
             raise FatalError("read root", self._root.path, cause, "is it mounted?") from error
