@@ -9560,6 +9560,9 @@ class LocalRunner(Runner):
     def __init__(self, uploader: Uploader, options: EngineOptions) -> None:
         super().__init__(Gauges())
         self._runner = PageRunner(uploader, options, self.gauges)
+        if asyncio._get_running_loop():
+            cause, hint = "this thread runs one already", "call run() in a thread of its own"
+            raise FatalError("start event loop", "", cause, hint)
         if cause := why_no_descriptors(LOOP_DESCRIPTORS):
             raise FatalError("start event loop", "", cause, OPEN_FILES_HINT)
         self._loop = asyncio.new_event_loop()
