@@ -6734,7 +6734,8 @@ class S3Bucket(Uploader):
         Raises PfuError.
         """
         if importlib.util.find_spec("boto3") is None:
-            raise UsageError("import boto3", "", "not installed", "pip install boto3")
+            hint = "pip install boto3, or apt install python3-boto3"
+            raise UsageError("import boto3", "", "not installed", hint)
         self._find_endpoint()
         owner = self.options.expected_bucket_owner
         if owner and not self.endpoint and not re.fullmatch("[0-9]{12}", owner):
@@ -10195,7 +10196,7 @@ class RunOptions:
     renew_by_upload: bool = option(
         False, "upload large files again if their metadata cannot be updated by a copy"
     )
-    root_as: str = option("", "PATH of ROOT in the ledger, for snapshots", "PATH")
+    root_as: str | None = option(None, "PATH of ROOT in the ledger, for snapshots", "PATH")
     keep_history: float = option(
         KEPT_HISTORY, "keep records of old runs and deleted files this long (default: 90d)", "TIME"
     )
@@ -13379,9 +13380,12 @@ class Parser(argparse.ArgumentParser):
     origin = ""  # where the arguments being parsed come from
 
     def error(self, message: str) -> Any:
-        meant = re.search(r"unrecognized arguments: (--[a-z-]+)", message)
-        near = difflib.get_close_matches(meant[1], self._option_string_actions) if meant else []
-        hint = f"did you mean {near[0]}?" if near else "see --help"
+        hint, meant = "see --help", re.search(r"unrecognized arguments: (-*)(\S*)", message)
+        names = [name[2:] for name in self._option_string_actions]
+        if meant and not meant[1]:
+            hint = "one ROOT, a directory or a file, then one destination"
+        elif meant and (near := difflib.get_close_matches(meant[2], names)):
+            hint = f"did you mean --{near[0]}?"
         with contextlib.suppress(OSError):
             text = printable(f"{self.origin}{message}")
             print(f"pfu: {text} ({hint})", file=sys.stderr, flush=True)
@@ -13400,8 +13404,8 @@ class Parser(argparse.ArgumentParser):
         told: list[str] = []
         for action in self._actions:
             name, given = variable_of(action), environment.get(variable_of(action), "")
-            if action.type is parse_file and name in environment and not given.strip():
-                self.error(f"{name}: the name of a file is empty")
+            if name in NEVER_EMPTY and name in environment and not given.strip():
+                self.error(f"{name}: the value is empty")
             if given and action.option_strings and action.dest not in ("help", "version"):
                 self.origin = f"{name}: "
                 words = self._words(action, given)
@@ -13411,6 +13415,9 @@ class Parser(argparse.ArgumentParser):
         cut = list(arguments).index("--") if "--" in arguments else len(arguments)
         options = self.parse_intermixed_args([*told, *arguments[:cut]])
         self._take_places(options, arguments[cut + 1 :])
+        for place in ("root", "destination"):
+            if getattr(options, place) == "":
+                self.error(f"argument {place.upper()}: the value is empty")
         options.unknown_variables = self._unknown(environment)
         options.root = options.root or environment.get("PFU_ROOT")
         options.destination = options.destination or environment.get("PFU_DESTINATION") or None
@@ -13448,6 +13455,7 @@ class Parser(argparse.ArgumentParser):
             raise
 
 
+NEVER_EMPTY = frozenset(("PFU_FILES_FROM", "PFU_FILES_FROM0", "PFU_EVENTS"))
 # of scripts.sh, and for developers of pfu
 OTHER_VARIABLES = frozenset(("PFU_HOME", "PFU_VENV", "PFU_PYTHON", "PFU_START_METHOD"))
 SWITCHES = {
@@ -13505,7 +13513,7 @@ def parse_time(text: str) -> float:
     """Seconds of ``90``, ``90s``, ``15m``, ``2h``, ``1d``. Raises ArgumentTypeError."""
     match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([smhd]?)", text.strip(), re.ASCII)
     if not match:
-        raise argparse.ArgumentTypeError(f"invalid time {text!r}: use e.g. 90s, 15m or 2h")
+        raise argparse.ArgumentTypeError(f"invalid time {text!r}: use e.g. 90s, 15m, 2h or 7d")
     return float(match[1]) * TIME_UNITS[match[2]]
 
 
@@ -13549,10 +13557,10 @@ def parse_name(text: str) -> str:
     return text
 
 
-def parse_file(text: str) -> str:
-    """The path of a file. Raises ArgumentTypeError: a variable may be empty in a script."""
+def parse_text(text: str) -> str:
+    """Raises ArgumentTypeError: a variable may be empty in a script."""
     if not text:
-        raise argparse.ArgumentTypeError("the name of a file is empty")
+        raise argparse.ArgumentTypeError("the value is empty")
     return text
 
 
@@ -13617,7 +13625,7 @@ def array_share() -> tuple[str, str]:
     return "", ""
 
 
-# how what follows an option is read: by its metavar, or by its name; anything else is text
+# how what follows an option is read: by its metavar, or by its name; else by parse_text()
 PARSERS: Mapping[str, Callable[[str], Any]] = {
     "SIZE": parse_size,
     "TIME": parse_time,
@@ -13629,9 +13637,6 @@ PARSERS: Mapping[str, Callable[[str], Any]] = {
     "include": lambda text: Rule(True, parse_glob(text)),
     "exclude": lambda text: Rule(False, parse_glob(text)),
     "exclude-if-present": parse_name,
-    "files-from": parse_file,
-    "files-from0": parse_file,
-    "events": parse_file,
 }
 # of the command line alone, each with its name in the namespace
 COMMAND_OPTIONS: Sequence[tuple[str, Option]] = (
@@ -13707,7 +13712,7 @@ def add_option(group: argparse._ArgumentGroup, name: str, dest: str, about: Opti
     more: dict[str, Any] = {"action": "store_true"}
     if about.default is not False:
         parse = in_range(*about.within) if about.within else PARSERS.get(about.metavar or "")
-        parse = PARSERS.get(name, parse)
+        parse = PARSERS.get(name, parse or parse_text)
         is_list = isinstance(about.default, tuple)
         more = {"action": "append", "default": []} if is_list else {"default": about.default}
         more.update(metavar=about.metavar, choices=about.choices, type=parse)
@@ -13715,6 +13720,9 @@ def add_option(group: argparse._ArgumentGroup, name: str, dest: str, about: Opti
 
 
 COMMAND_FAULTS: Faults = {
+    "ROOT is a directory or a file here, and comes before the destination": lambda o: (
+        o.root and o.root.startswith("s3://") and not os.path.exists(o.root)
+    ),
     "--status, --verify and --cleanup exclude each other": lambda o: (
         o.status + o.verify + o.cleanup > 1
     ),
