@@ -2081,6 +2081,7 @@ class LedgerLock:
 
     def __init__(self, ledger_path: str) -> None:
         """Take the lock. Raises LockedError, naming the holder, if another process has it."""
+        check_own(ledger_path)  # no lock is left beside a device or a directory
         self.path = ledger_path + LOCK_SUFFIX
         self._file: IO[str] = os.fdopen(
             open_own(self.path), "r+", encoding="utf-8", errors="replace"
@@ -12676,7 +12677,7 @@ class Sandbox:
         if not port.isdecimal():
             self.__exit__()
             cause = port or "its server ended immediately"
-            raise UsageError("start sandbox", "", cause, "pip install -r requirements.txt")
+            raise UsageError("start sandbox", "", cause, "pip install 'moto[s3]' flask flask-cors")
         self.endpoint_url = f"http://127.0.0.1:{port}"
 
     def __enter__(self) -> Sandbox:
@@ -13284,6 +13285,9 @@ METRICS: Mapping[str, tuple[str, str]] = {  # a field of Summary, or a time; wha
 }
 
 
+METRICS_BEGIN = b"# HELP pfu_"
+
+
 def metrics_text(summary: Summary, db: str, now: float, last_success: float) -> str:
     """For node_exporter's textfile collector; times in seconds since the epoch."""
     figures = {**vars(summary), "now": now, "last_success": last_success}
@@ -13321,8 +13325,10 @@ def last_success_in(path: str) -> float:
     if not os.path.isfile(path) or os.path.islink(path):
         return 0.0
     text = read_given("read metrics", path).decode("utf-8", "replace")
-    found = re.search(r"^pfu_last_success_timestamp_seconds\{.*\} ([0-9.e+]+)$", text, re.MULTILINE)
-    return float(found[1]) if found else 0.0
+    found = re.search(r"^pfu_last_success_timestamp_seconds\{.*\} ([0-9]+.*)$", text, re.MULTILINE)
+    with contextlib.suppress(ValueError):
+        return float(found[1]) if found else 0.0
+    return 0.0
 
 
 def jobs_text(jobs: Iterable[BatchJobRow]) -> Iterator[str]:
@@ -13564,6 +13570,13 @@ def parse_text(text: str) -> str:
     return text
 
 
+def parse_file(text: str) -> str:
+    """The path of a file. Raises ArgumentTypeError."""
+    if text == "-":
+        raise argparse.ArgumentTypeError("- is no file here: write ./- for one of that name")
+    return parse_text(text)
+
+
 def parse_content_type(text: str) -> tuple[Glob, str]:
     """``GLOB=TYPE``. Raises ArgumentTypeError."""
     glob, _, kind = text.rpartition("=")
@@ -13627,6 +13640,7 @@ def array_share() -> tuple[str, str]:
 
 # how what follows an option is read: by its metavar, or by its name; else by parse_text()
 PARSERS: Mapping[str, Callable[[str], Any]] = {
+    "FILE": parse_file,
     "SIZE": parse_size,
     "TIME": parse_time,
     "RATE": parse_bandwidth,
@@ -13637,6 +13651,7 @@ PARSERS: Mapping[str, Callable[[str], Any]] = {
     "include": lambda text: Rule(True, parse_glob(text)),
     "exclude": lambda text: Rule(False, parse_glob(text)),
     "exclude-if-present": parse_name,
+    **dict.fromkeys(("files-from", "files-from0", "events"), parse_text),  # - is a stream
 }
 # of the command line alone, each with its name in the namespace
 COMMAND_OPTIONS: Sequence[tuple[str, Option]] = (
@@ -13768,7 +13783,6 @@ def check_options(options: argparse.Namespace) -> None:
     s3_options(options)
     if options.provider:
         check_provider_options(options)
-    check_metrics_file(options)
 
 
 def check_own_files(options: argparse.Namespace) -> None:
@@ -13788,17 +13802,34 @@ def check_own_files(options: argparse.Namespace) -> None:
             if place in taken:
                 raise UsageError(f"{name} names the same file as {taken[place]}")
             taken[place] = name
+    check_metrics_file(metrics)
     options.metrics_file = metrics
 
 
-def check_metrics_file(options: argparse.Namespace) -> None:
-    """Raises UsageError if it cannot be written."""
-    if options.metrics_file:
-        folder = os.path.dirname(os.path.abspath(options.metrics_file))
-        if os.path.isdir(options.metrics_file) or not os.access(folder, os.W_OK):
+def check_metrics_file(path: str | None) -> None:
+    """Raises UsageError if it cannot be written, or replaces what is no metrics file of pfu."""
+    if path:
+        folder = os.path.dirname(os.path.abspath(path))
+        if os.path.isdir(path) or not os.access(folder, os.W_OK):
             hint = "choose a file in an existing, writable directory"
-            path, options.metrics_file = options.metrics_file, None
             raise UsageError("write metrics", path, "it is not writable", hint)
+        if not is_replaceable(path):
+            hint = "choose another file, or remove it"
+            raise UsageError("write metrics", path, "it is there, and holds no such metrics", hint)
+
+
+def is_replaceable(path: str) -> bool:
+    """Whether nothing is lost by another file in its place: nothing of /dev, no other content."""
+    if re.match("/(dev|proc)/(?!shm/)", os.path.realpath(os.path.dirname(path)) + "/"):
+        return False
+    try:
+        status = os.lstat(path)
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+            return True  # planted: what it leads to stays as it is
+        with open(path, "rb") as file:
+            return file.read(len(METRICS_BEGIN)) in (b"", METRICS_BEGIN)
+    except OSError as error:
+        return isinstance(error, FileNotFoundError)
 
 
 def check_provider_options(options: argparse.Namespace) -> None:

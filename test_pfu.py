@@ -1079,7 +1079,7 @@ class TestOtherServers:
         place.environment["PYTHONPATH"] = str(place.path)
         run = place.run(place.root, "--sandbox", to=None)
         assert (run.code, run.err.count("\n")) == (2, 1)
-        assert "moto is not installed (pip install -r requirements.txt)" in run.err
+        assert "moto is not installed (pip install 'moto[s3]' flask" in run.err
 
     @BOTH_MODES
     def test_localstack(self, place: Place, mode: str) -> None:
