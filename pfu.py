@@ -1235,7 +1235,6 @@ class LedgerFile:
         self._status = os.stat(self.path)
         db = sqlite3.connect(self.path, isolation_level=None, timeout=10)
         db.execute("PRAGMA trusted_schema=OFF")
-        db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA synchronous=FULL")
         db.execute(f"PRAGMA cache_size=-{4 * KIB}")
         db.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
@@ -1259,15 +1258,17 @@ class LedgerFile:
         if version > SCHEMA_VERSION and owner == APPLICATION_ID:
             cause = f"created by a newer pfu (schema {version})"
             raise LedgerError("open ledger", self.path, cause, "update pfu.py")
-        if owner == APPLICATION_ID:
-            if version < SCHEMA_VERSION:
-                self._extend()
-            self._check_schema()
-            return
-        if self._number("SELECT count(*) FROM sqlite_master"):
+        if owner != APPLICATION_ID and self._number("SELECT count(*) FROM sqlite_master"):
             cause = "database of another program"
             raise LedgerError("open ledger", self.path, cause, "choose another --db")
-        self._create()
+        if not self.read_only:
+            self._db.execute("PRAGMA journal_mode=WAL")  # changes the file
+        if owner != APPLICATION_ID:
+            self._create()
+            return
+        if version < SCHEMA_VERSION:
+            self._extend()
+        self._check_schema()
 
     def _check_schema(self) -> None:
         """Raises LedgerError if it contains what pfu does not create: trigger, view, table."""
