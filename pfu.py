@@ -519,9 +519,9 @@ def internal_error(error: Exception) -> str:
     trace = error.__traceback__
     while trace and trace.tb_next:
         trace = trace.tb_next
-    line = trace.tb_lineno if trace else 0
+    file = os.path.basename(trace.tb_frame.f_code.co_filename) if trace else ""
     text = printable(f"{type(error).__name__}: {error}")
-    return f"internal error: {text} (line {line}, pfu {__version__})"
+    return f"internal error: {text} ({file}:{trace.tb_lineno if trace else 0}, pfu {__version__})"
 
 
 def os_cause(error: OSError) -> str:
@@ -8334,6 +8334,17 @@ class ReadingPlace:
 class Threads(ThreadPoolExecutor):
     """A pool that makes do with the threads it has if the system grants no more."""
 
+    def submit(self, function: Any, /, *arguments: Any, **more: Any) -> Future[Any]:
+        """What would end the program, as sys.exit() in a provider, is an error like others."""
+        return super().submit(self._contained, function, *arguments, **more)
+
+    @staticmethod
+    def _contained(function: Callable[..., T], *arguments: Any, **more: Any) -> T:
+        try:
+            return function(*arguments, **more)
+        except (SystemExit, KeyboardInterrupt) as error:
+            raise RuntimeError(repr(error)) from error
+
     def _adjust_thread_count(self) -> None:
         try:
             super()._adjust_thread_count()
@@ -8594,6 +8605,8 @@ class PageRunner:
             if error.dropped:
                 self.uploader.traffic.meter.dropped(began, time.monotonic())
             raise
+        if receipt is None:
+            raise TransferError("upload", cause="the provider returned no Receipt")
         self.took(size, began)
         return receipt
 
@@ -13657,7 +13670,7 @@ PARSERS: Mapping[str, Callable[[str], Any]] = {
 # of the command line alone, each with its name in the namespace
 COMMAND_OPTIONS: Sequence[tuple[str, Option]] = (
     ("sandbox", Option(False, "upload to a local S3 server that is discarded after the run")),
-    ("provider", Option(None, "upload with your own Uploader class, see README", "MODULE:CLASS")),
+    ("provider", Option(None, "upload with your own Uploader class (docs/library.md)", "MODULE:CLASS")),
     ("rules", Option((), "upload matching files; .gitignore syntax", "GLOB", "include")),
     ("rules", Option((), "skip matching files; the last match wins", "GLOB", "exclude")),
     (
@@ -14000,7 +14013,7 @@ def job_of(options: argparse.Namespace, console: Console, sandbox: Sandbox | Non
     """The session for the command line."""
     uploader: Uploader
     if options.provider:
-        uploader = provider_of(options.provider)(options.destination)
+        uploader = provider_of(options.provider, options.destination)
     else:
         uploader = S3Uploader(options.destination, s3_options(options))
     if sandbox:
@@ -14008,10 +14021,10 @@ def job_of(options: argparse.Namespace, console: Console, sandbox: Sandbox | Non
     return BatchJobModel(options.root, uploader, options.db, run_options(options), console)
 
 
-def provider_of(text: str) -> Callable[[str | None], Uploader]:
-    """The class named by ``MODULE:CLASS``; modules in the working directory are found too.
+def provider_of(text: str, destination: str | None) -> Uploader:
+    """One of the class ``MODULE:CLASS``; modules in the working directory are found too.
 
-    Raises UsageError.
+    Raises UsageError, or the PfuError that it raises.
     """
     module, colon, name = text.partition(":")
     if not colon or not name:
@@ -14020,12 +14033,14 @@ def provider_of(text: str) -> Callable[[str | None], Uploader]:
         sys.path.append(os.getcwd())
     try:
         found = getattr(importlib.import_module(module), name, None)
-    except Exception as error:  # whatever a module does when it is imported
+        if isinstance(found, type) and issubclass(found, Uploader):
+            return found(destination)  # type: ignore[call-arg]
+    except PfuError:
+        raise
+    except (Exception, SystemExit) as error:  # whatever it does
         cause = f"{type(error).__name__}: {error}"
         raise UsageError("load provider", text, cause) from error
-    if not isinstance(found, type) or not issubclass(found, Uploader):
-        raise UsageError("load provider", text, "not an Uploader subclass", "see README")
-    return found
+    raise UsageError("load provider", text, "not an Uploader subclass", "see docs/library.md")
 
 
 def upload(options: argparse.Namespace, console: Console, sandbox: Sandbox | None) -> ExitCode:
