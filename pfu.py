@@ -13670,7 +13670,7 @@ PARSERS: Mapping[str, Callable[[str], Any]] = {
 # of the command line alone, each with its name in the namespace
 COMMAND_OPTIONS: Sequence[tuple[str, Option]] = (
     ("sandbox", Option(False, "upload to a local S3 server that is discarded after the run")),
-    ("provider", Option(None, "upload with your own Uploader class (docs/library.md)", "MODULE:CLASS")),
+    ("provider", Option(None, "your own Uploader class, see docs/library.md", "MODULE:CLASS")),
     ("rules", Option((), "upload matching files; .gitignore syntax", "GLOB", "include")),
     ("rules", Option((), "skip matching files; the last match wins", "GLOB", "exclude")),
     (
