@@ -519,9 +519,9 @@ def internal_error(error: Exception) -> str:
     trace = error.__traceback__
     while trace and trace.tb_next:
         trace = trace.tb_next
-    line = trace.tb_lineno if trace else 0
+    file = os.path.basename(trace.tb_frame.f_code.co_filename) if trace else ""
     text = printable(f"{type(error).__name__}: {error}")
-    return f"internal error: {text} (line {line}, pfu {__version__})"
+    return f"internal error: {text} ({file}:{trace.tb_lineno if trace else 0}, pfu {__version__})"
 
 
 def os_cause(error: OSError) -> str:
@@ -1281,7 +1281,7 @@ class LedgerFile(FileInPlace):
 
     def _set_up(self) -> None:
         cache, checkpoint = f"cache_size=-{4 * KIB}", f"wal_autocheckpoint={CHECKPOINT_PAGES}"
-        settings = "trusted_schema=OFF", "journal_mode=WAL", "synchronous=FULL", cache, checkpoint
+        settings = "trusted_schema=OFF", "synchronous=FULL", cache, checkpoint
         for setting in () if self.read_only else settings:
             self._db.execute(f"PRAGMA {setting}")
 
@@ -1298,15 +1298,17 @@ class LedgerFile(FileInPlace):
         if version > SCHEMA_VERSION and owner == APPLICATION_ID:
             cause = f"created by a newer pfu (schema {version})"
             raise LedgerError("open ledger", self.path, cause, "update pfu.py")
-        if owner == APPLICATION_ID:
-            if version < SCHEMA_VERSION:
-                self._extend()
-            self._check_schema()
-            return
-        if self._number("SELECT count(*) FROM sqlite_master"):
+        if owner != APPLICATION_ID and self._number("SELECT count(*) FROM sqlite_master"):
             cause = "database of another program"
             raise LedgerError("open ledger", self.path, cause, "choose another --db")
-        self._create()
+        if not self.read_only:
+            self._db.execute("PRAGMA journal_mode=WAL")  # changes the file
+        if owner != APPLICATION_ID:
+            self._create()
+            return
+        if version < SCHEMA_VERSION:
+            self._extend()
+        self._check_schema()
 
     def _check_schema(self) -> None:
         """Raises LedgerError if it contains what pfu does not create: trigger, view, table."""
@@ -2115,6 +2117,7 @@ class LedgerLock(FileInPlace):
 
     def __init__(self, ledger_path: str) -> None:
         """Take the lock. Raises LockedError, naming the holder, if another process has it."""
+        check_own(ledger_path)  # no lock is left beside a device or a directory
         self.path = ledger_path + LOCK_SUFFIX
         self._file = os.fdopen(open_own(self.path), "r+b", buffering=0)
         self._opened = os.stat(self.path)
@@ -2831,17 +2834,18 @@ class Scan:
     def _open(self, name: str, above: OpenDirectory | None) -> OpenDirectory:
         """A directory in the one ``above``; without one, the top of the walk. Raises OSError.
 
-        The parent of a single file is not listed, for that may be forbidden.
+        Where the names are given, it is not listed, for that may be forbidden.
         """
         path, key, below_root = os.path.join(name, ""), self.prefix, b""
-        flags = PASSAGE_FLAGS if self.is_single else DIRECTORY_FLAGS
+        is_listed = not self.is_single and not self.options.name_lists
+        flags = DIRECTORY_FLAGS if is_listed else PASSAGE_FLAGS
         if above:
             path, key = f"{above.path}{name}/", f"{above.key}{encode_name(name)}/"
             below_root = above.path_of(name) + b"/"
             flags |= 0 if self._follows else os.O_NOFOLLOW
         fd = os.open(name, flags, dir_fd=above.fd if above else None)
         try:
-            status, entries = os.fstat(fd), (_ for _ in ()) if self.is_single else os.scandir(fd)
+            status, entries = os.fstat(fd), os.scandir(fd) if is_listed else (_ for _ in ())
         except BaseException:
             os.close(fd)
             raise
@@ -3088,7 +3092,7 @@ class Tree:
         if path:
             above, _, name = path.rpartition("/")
             parent = self._folder(above)
-            folder = Folder(os.open(name, DIRECTORY_FLAGS | os.O_NOFOLLOW, dir_fd=parent.fd))
+            folder = Folder(os.open(name, PASSAGE_FLAGS | os.O_NOFOLLOW, dir_fd=parent.fd))
         else:
             folder = self._open_root()
         with self._lock:
@@ -3100,7 +3104,7 @@ class Tree:
     def _open_root(self) -> Folder:
         assert self._root is not None
         try:
-            fd = os.open(self._root.path, DIRECTORY_FLAGS)
+            fd = os.open(self._root.path, PASSAGE_FLAGS)
         except OSError as error:
             cause = os_cause(error)
             raise FatalError("read root", self._root.path, cause, "is it mounted?") from error
@@ -6582,7 +6586,8 @@ class S3Bucket(Uploader):
         Raises PfuError.
         """
         if importlib.util.find_spec("boto3") is None:
-            raise UsageError("import boto3", "", "not installed", "pip install boto3")
+            hint = "pip install boto3, or apt install python3-boto3"
+            raise UsageError("import boto3", "", "not installed", hint)
         self._find_endpoint()
         owner = self.options.expected_bucket_owner
         if owner and not self.endpoint and not re.fullmatch("[0-9]{12}", owner):
@@ -8227,6 +8232,17 @@ class Threads(ThreadPoolExecutor):
     If it grants none, submit() raises FatalError.
     """
 
+    def submit(self, function: Any, /, *arguments: Any, **more: Any) -> Future[Any]:
+        """What would end the program, as sys.exit() in a provider, is an error like others."""
+        return super().submit(self._contained, function, *arguments, **more)
+
+    @staticmethod
+    def _contained(function: Callable[..., T], *arguments: Any, **more: Any) -> T:
+        try:
+            return function(*arguments, **more)
+        except (SystemExit, KeyboardInterrupt) as error:
+            raise RuntimeError(repr(error)) from error
+
     def _adjust_thread_count(self) -> None:
         try:
             super()._adjust_thread_count()
@@ -8489,6 +8505,8 @@ class PageRunner:
             if error.dropped:
                 self.uploader.traffic.meter.dropped(began, time.monotonic())
             raise
+        if receipt is None:
+            raise TransferError("upload", cause="the provider returned no Receipt")
         self.took(size, began)
         return receipt
 
@@ -9413,6 +9431,9 @@ class LocalRunner(Runner):
     def __init__(self, uploader: Uploader, options: EngineOptions) -> None:
         super().__init__(Gauges())
         self._runner = PageRunner(uploader, options, self.gauges)
+        if asyncio._get_running_loop():
+            cause, hint = "this thread runs one already", "call run() in a thread of its own"
+            raise FatalError("start event loop", "", cause, hint)
         if cause := why_no_descriptors(LOOP_DESCRIPTORS):
             raise FatalError("start event loop", "", cause, OPEN_FILES_HINT)
         self._loop = asyncio.new_event_loop()
@@ -10039,7 +10060,7 @@ class RunOptions:
     renew_by_upload: bool = option(
         False, "upload large files again if their metadata cannot be updated by a copy"
     )
-    root_as: str = option("", "PATH of ROOT in the ledger, for snapshots", "PATH")
+    root_as: str | None = option(None, "PATH of ROOT in the ledger, for snapshots", "PATH")
     keep_history: float = option(
         KEPT_HISTORY, "keep records of old runs and deleted files this long (default: 90d)", "TIME"
     )
@@ -12461,7 +12482,7 @@ class Sandbox:
         if not port.isdecimal():
             self.__exit__()
             cause = port or "its server ended immediately"
-            raise UsageError("start sandbox", "", cause, "pip install -r requirements.txt")
+            raise UsageError("start sandbox", "", cause, "pip install 'moto[s3]' flask flask-cors")
         self.endpoint_url = f"http://127.0.0.1:{port}"
 
     def __enter__(self) -> Sandbox:
@@ -13069,6 +13090,9 @@ METRICS: Mapping[str, tuple[str, str]] = {  # a field of Summary, or a time; wha
 }
 
 
+METRICS_BEGIN = b"# HELP pfu_"
+
+
 def metrics_text(summary: Summary, db: str, now: float, last_success: float) -> str:
     """For node_exporter's textfile collector; times in seconds since the epoch."""
     figures = {**vars(summary), "now": now, "last_success": last_success}
@@ -13106,8 +13130,10 @@ def last_success_in(path: str) -> float:
     if not os.path.isfile(path) or os.path.islink(path):
         return 0.0
     text = read_given("read metrics", path).decode("utf-8", "replace")
-    found = re.search(r"^pfu_last_success_timestamp_seconds\{.*\} ([0-9.e+]+)$", text, re.MULTILINE)
-    return float(found[1]) if found else 0.0
+    found = re.search(r"^pfu_last_success_timestamp_seconds\{.*\} ([0-9]+.*)$", text, re.MULTILINE)
+    with contextlib.suppress(ValueError):
+        return float(found[1]) if found else 0.0
+    return 0.0
 
 
 def jobs_text(jobs: Iterable[BatchJobRow]) -> Iterator[str]:
@@ -13165,9 +13191,12 @@ class Parser(argparse.ArgumentParser):
     origin = ""  # where the arguments being parsed come from
 
     def error(self, message: str) -> Any:
-        meant = re.search(r"unrecognized arguments: (--[a-z-]+)", message)
-        near = difflib.get_close_matches(meant[1], self._option_string_actions) if meant else []
-        hint = f"did you mean {near[0]}?" if near else "see --help"
+        hint, meant = "see --help", re.search(r"unrecognized arguments: (-*)(\S*)", message)
+        names = [name[2:] for name in self._option_string_actions]
+        if meant and not meant[1]:
+            hint = "one ROOT, a directory or a file, then one destination"
+        elif meant and (near := difflib.get_close_matches(meant[2], names)):
+            hint = f"did you mean --{near[0]}?"
         with contextlib.suppress(OSError):
             text = printable(f"{self.origin}{message}")
             print(f"pfu: {text} ({hint})", file=sys.stderr, flush=True)
@@ -13186,8 +13215,8 @@ class Parser(argparse.ArgumentParser):
         told: list[str] = []
         for action in self._actions:
             name, given = variable_of(action), environment.get(variable_of(action), "")
-            if action.type is parse_file and name in environment and not given.strip():
-                self.error(f"{name}: the name of a file is empty")
+            if name in NEVER_EMPTY and name in environment and not given.strip():
+                self.error(f"{name}: the value is empty")
             if given and action.option_strings and action.dest not in ("help", "version"):
                 self.origin = f"{name}: "
                 words = self._words(action, given)
@@ -13197,6 +13226,9 @@ class Parser(argparse.ArgumentParser):
         cut = list(arguments).index("--") if "--" in arguments else len(arguments)
         options = self.parse_intermixed_args([*told, *arguments[:cut]])
         self._take_places(options, arguments[cut + 1 :])
+        for place in ("root", "destination"):
+            if getattr(options, place) == "":
+                self.error(f"argument {place.upper()}: the value is empty")
         options.unknown_variables = self._unknown(environment)
         options.root = options.root or environment.get("PFU_ROOT")
         options.destination = options.destination or environment.get("PFU_DESTINATION") or None
@@ -13234,6 +13266,7 @@ class Parser(argparse.ArgumentParser):
             raise
 
 
+NEVER_EMPTY = frozenset(("PFU_FILES_FROM", "PFU_FILES_FROM0", "PFU_EVENTS"))
 # of scripts.sh, and for developers of pfu
 OTHER_VARIABLES = frozenset(("PFU_HOME", "PFU_VENV", "PFU_PYTHON", "PFU_START_METHOD"))
 SWITCHES = {
@@ -13291,7 +13324,7 @@ def parse_time(text: str) -> float:
     """Seconds of ``90``, ``90s``, ``15m``, ``2h``, ``1d``. Raises ArgumentTypeError."""
     match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([smhd]?)", text.strip(), re.ASCII)
     if not match:
-        raise argparse.ArgumentTypeError(f"invalid time {text!r}: use e.g. 90s, 15m or 2h")
+        raise argparse.ArgumentTypeError(f"invalid time {text!r}: use e.g. 90s, 15m, 2h or 7d")
     return float(match[1]) * TIME_UNITS[match[2]]
 
 
@@ -13335,11 +13368,18 @@ def parse_name(text: str) -> str:
     return text
 
 
-def parse_file(text: str) -> str:
-    """The path of a file. Raises ArgumentTypeError: a variable may be empty in a script."""
+def parse_text(text: str) -> str:
+    """Raises ArgumentTypeError: a variable may be empty in a script."""
     if not text:
-        raise argparse.ArgumentTypeError("the name of a file is empty")
+        raise argparse.ArgumentTypeError("the value is empty")
     return text
+
+
+def parse_file(text: str) -> str:
+    """The path of a file. Raises ArgumentTypeError."""
+    if text == "-":
+        raise argparse.ArgumentTypeError("- is no file here: write ./- for one of that name")
+    return parse_text(text)
 
 
 def parse_content_type(text: str) -> tuple[Glob, str]:
@@ -13403,8 +13443,9 @@ def array_share() -> tuple[str, str]:
     return "", ""
 
 
-# how what follows an option is read: by its metavar, or by its name; anything else is text
+# how what follows an option is read: by its metavar, or by its name; else by parse_text()
 PARSERS: Mapping[str, Callable[[str], Any]] = {
+    "FILE": parse_file,
     "SIZE": parse_size,
     "TIME": parse_time,
     "RATE": parse_bandwidth,
@@ -13415,14 +13456,12 @@ PARSERS: Mapping[str, Callable[[str], Any]] = {
     "include": lambda text: Rule(True, parse_glob(text)),
     "exclude": lambda text: Rule(False, parse_glob(text)),
     "exclude-if-present": parse_name,
-    "files-from": parse_file,
-    "files-from0": parse_file,
-    "events": parse_file,
+    **dict.fromkeys(("files-from", "files-from0", "events"), parse_text),  # - is a stream
 }
 # of the command line alone, each with its name in the namespace
 COMMAND_OPTIONS: Sequence[tuple[str, Option]] = (
     ("sandbox", Option(False, "upload to a local S3 server that is discarded after the run")),
-    ("provider", Option(None, "upload with your own Uploader class, see README", "MODULE:CLASS")),
+    ("provider", Option(None, "your own Uploader class, see docs/library.md", "MODULE:CLASS")),
     ("rules", Option((), "upload matching files; .gitignore syntax", "GLOB", "include")),
     ("rules", Option((), "skip matching files; the last match wins", "GLOB", "exclude")),
     (
@@ -13497,7 +13536,7 @@ def add_option(group: argparse._ArgumentGroup, name: str, dest: str, about: Opti
     more: dict[str, Any] = {"action": "store_true"}
     if about.default is not False:
         parse = in_range(*about.within) if about.within else PARSERS.get(about.metavar or "")
-        parse = PARSERS.get(name, parse)
+        parse = PARSERS.get(name, parse or parse_text)
         is_list = isinstance(about.default, tuple)
         more = {"action": "append", "default": []} if is_list else {"default": about.default}
         more.update(metavar=about.metavar, choices=about.choices, type=parse)
@@ -13505,6 +13544,9 @@ def add_option(group: argparse._ArgumentGroup, name: str, dest: str, about: Opti
 
 
 COMMAND_FAULTS: Faults = {
+    "ROOT is a directory or a file here, and comes before the destination": lambda o: (
+        o.root and o.root.startswith("s3://") and not os.path.exists(o.root)
+    ),
     "--status, --verify and --cleanup exclude each other": lambda o: (
         o.status + o.verify + o.cleanup > 1
     ),
@@ -13550,7 +13592,6 @@ def check_options(options: argparse.Namespace) -> None:
     s3_options(options)
     if options.provider:
         check_provider_options(options)
-    check_metrics_file(options)
 
 
 def check_own_files(options: argparse.Namespace) -> None:
@@ -13570,17 +13611,34 @@ def check_own_files(options: argparse.Namespace) -> None:
             if place in taken:
                 raise UsageError(f"{name} names the same file as {taken[place]}")
             taken[place] = name
+    check_metrics_file(metrics)
     options.metrics_file = metrics
 
 
-def check_metrics_file(options: argparse.Namespace) -> None:
-    """Raises UsageError if it cannot be written."""
-    if options.metrics_file:
-        folder = os.path.dirname(os.path.abspath(options.metrics_file))
-        if os.path.isdir(options.metrics_file) or not os.access(folder, os.W_OK):
+def check_metrics_file(path: str | None) -> None:
+    """Raises UsageError if it cannot be written, or replaces what is no metrics file of pfu."""
+    if path:
+        folder = os.path.dirname(os.path.abspath(path))
+        if os.path.isdir(path) or not os.access(folder, os.W_OK):
             hint = "choose a file in an existing, writable directory"
-            path, options.metrics_file = options.metrics_file, None
             raise UsageError("write metrics", path, "it is not writable", hint)
+        if not is_replaceable(path):
+            hint = "choose another file, or remove it"
+            raise UsageError("write metrics", path, "it is there, and holds no such metrics", hint)
+
+
+def is_replaceable(path: str) -> bool:
+    """Whether nothing is lost by another file in its place: nothing of /dev, no other content."""
+    if re.match("/(dev|proc)/(?!shm/)", os.path.realpath(os.path.dirname(path)) + "/"):
+        return False
+    try:
+        status = os.lstat(path)
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+            return True  # planted: what it leads to stays as it is
+        with open(path, "rb") as file:
+            return file.read(len(METRICS_BEGIN)) in (b"", METRICS_BEGIN)
+    except OSError as error:
+        return isinstance(error, FileNotFoundError)
 
 
 def check_provider_options(options: argparse.Namespace) -> None:
@@ -13753,7 +13811,7 @@ def job_of(options: argparse.Namespace, console: Console, sandbox: Sandbox | Non
     """The session for the command line."""
     uploader: Uploader
     if options.provider:
-        uploader = provider_of(options.provider)(options.destination)
+        uploader = provider_of(options.provider, options.destination)
     else:
         uploader = S3Uploader(options.destination, s3_options(options))
     if sandbox:
@@ -13761,10 +13819,10 @@ def job_of(options: argparse.Namespace, console: Console, sandbox: Sandbox | Non
     return BatchJobModel(options.root, uploader, options.db, run_options(options), console)
 
 
-def provider_of(text: str) -> Callable[[str | None], Uploader]:
-    """The class named by ``MODULE:CLASS``; modules in the working directory are found too.
+def provider_of(text: str, destination: str | None) -> Uploader:
+    """One of the class ``MODULE:CLASS``; modules in the working directory are found too.
 
-    Raises UsageError.
+    Raises UsageError, or the PfuError that it raises.
     """
     module, colon, name = text.partition(":")
     if not colon or not name:
@@ -13773,12 +13831,14 @@ def provider_of(text: str) -> Callable[[str | None], Uploader]:
         sys.path.append(os.getcwd())
     try:
         found = getattr(importlib.import_module(module), name, None)
-    except Exception as error:  # whatever a module does when it is imported
+        if isinstance(found, type) and issubclass(found, Uploader):
+            return found(destination)  # type: ignore[call-arg]
+    except PfuError:
+        raise
+    except (Exception, SystemExit) as error:  # whatever it does
         cause = f"{type(error).__name__}: {error}"
         raise UsageError("load provider", text, cause) from error
-    if not isinstance(found, type) or not issubclass(found, Uploader):
-        raise UsageError("load provider", text, "not an Uploader subclass", "see README")
-    return found
+    raise UsageError("load provider", text, "not an Uploader subclass", "see docs/library.md")
 
 
 def upload(options: argparse.Namespace, console: Console, sandbox: Sandbox | None) -> ExitCode:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import socket
@@ -805,7 +806,7 @@ TROUBLE: list[tuple[Callable[[Place], None], str, int, str]] = [
     (nothing, "--concurrency -1", 2, "'-1' is not between 1 and 4096"),
     (nothing, "--part-size 4M", 2, "--part-size must be between 5 MiB and 5 GiB"),
     (nothing, "--part-size lots", 2, "invalid size 'lots': use e.g. 16M or 1.5GiB"),
-    (nothing, "--max-duration soon", 2, "invalid time 'soon': use e.g. 90s, 15m or 2h"),
+    (nothing, "--max-duration soon", 2, "invalid time 'soon': use e.g. 90s, 15m, 2h or 7d"),
     (nothing, "--mode concurrent --workers 2", 2, "--workers must be 1 with --mode concurrent"),
     (nothing, "--quiet --verbose", 2, "cannot be combined with --verbose"),
     (nothing, "--sse-kms-key-id k", 2, "requires --sse aws:kms"),
@@ -851,6 +852,27 @@ class TestTrouble:
         place.file("f")
         run = place.run("--mode", "concurrent", to=destination)
         assert (run.code, run.err.count("\n")) == (2, 1)
+        assert says in run.err
+
+    @pytest.mark.parametrize(
+        "arguments, says",
+        [
+            ("s3://bkt", "ROOT is a directory or a file here, and comes before the destination"),
+            ("a b s3://bkt", "arguments: s3://bkt (one ROOT, a directory or a file, then one dest"),
+            ("tree ''", "argument DESTINATION: the value is empty"),
+            ("-- tree ''", "argument DESTINATION: the value is empty"),
+            ("'' s3://bkt", "argument ROOT: the value is empty"),
+            ("tree s3://bkt --delete", "unrecognized arguments: --delete (see --help)"),
+            ("tree s3://bkt --verfy", "unrecognized arguments: --verfy (did you mean --verify?)"),
+            ("tree s3://bkt -v", "unrecognized arguments: -v (see --help)"),
+        ],
+    )
+    def test_arguments_out_of_place(self, place: Place, arguments: str, says: str) -> None:
+        place.file("f")
+        place.environment["PFU_DESTINATION"] = f"s3://{BUCKET}/p"
+        place.environment["PFU_ENDPOINT_URL"], place.endpoint = place.endpoint, ""
+        run = place.run(*shlex.split(arguments), to=None)
+        assert (run.code, run.err.count("\n"), place.server.count()) == (2, 1, 0), run.err
         assert says in run.err
 
     def test_no_root_no_run(self, place: Place) -> None:
@@ -1057,7 +1079,7 @@ class TestOtherServers:
         place.environment["PYTHONPATH"] = str(place.path)
         run = place.run(place.root, "--sandbox", to=None)
         assert (run.code, run.err.count("\n")) == (2, 1)
-        assert "moto is not installed (pip install -r requirements.txt)" in run.err
+        assert "moto is not installed (pip install 'moto[s3]' flask" in run.err
 
     @BOTH_MODES
     def test_localstack(self, place: Place, mode: str) -> None:

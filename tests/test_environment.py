@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+
 import pytest
 
+import pfu
 from testing.place import BUCKET, Place
 
 
@@ -55,6 +59,21 @@ class TestEnvironment:
         status = place.run("--status", to=None)
         assert "verification complete with failures" in status.out
         assert "4 files, 3 match, 1 differ" in status.out
+
+    def test_no_option_takes_an_empty_value(self, place: Place) -> None:
+        """A variable that a script has not set must not mean another ledger, account or store."""
+        place.file("f")
+        options = {action.option_strings[-1]: action for action in pfu.make_parser()._actions[3:]}
+        taking = [name for name, action in options.items() if action.nargs is None]
+        assert len(taking) > 30
+        for name in taking:
+            with contextlib.redirect_stderr(io.StringIO()) as told, pytest.raises(SystemExit):
+                pfu.main([str(place.root), f"s3://{BUCKET}", name, ""])
+            assert told.getvalue().startswith(f"pfu: argument {name}: "), told.getvalue()
+        for name in ("--db", "--profile", "--endpoint-url", "--log-file", "--metrics-file"):
+            run = place.run(name, "")
+            assert (run.code, place.server.count()) == (2, 0)
+            assert f"argument {name}: the value is empty" in run.err
 
     @pytest.mark.parametrize(
         "name, value, says",

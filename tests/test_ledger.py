@@ -291,6 +291,20 @@ class TestOddLedgers:
         assert_accounts(run.json)
         assert place.stored() == {}
 
+    @pytest.mark.parametrize("options", [[], ["--verify"], ["--dry-run"], ["--cleanup"]])
+    def test_the_database_of_another_program_stays_as_it_is(
+        self, place: Place, options: list[str]
+    ) -> None:
+        """Even its journal: that program may be older than write-ahead logs, or on NFS."""
+        place.file("f")
+        with contextlib.closing(sqlite3.connect(place.path / "pfu.db")) as db, db:
+            db.execute("CREATE TABLE theirs(x)")
+        before = (place.path / "pfu.db").read_bytes()
+        run = place.run(*options)
+        assert (run.code, "database of another program" in run.err) == (2, True), run.err
+        assert (place.path / "pfu.db").read_bytes() == before
+        assert not {"pfu.db-wal", "pfu.db-shm"} & set(os.listdir(place.path))
+
     def test_json_of_a_run_that_finds_the_ledger_locked(self, place: Place) -> None:
         place.file("f")
         with contextlib.closing(pfu.LedgerLock(str(place.path / "pfu.db"))):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import Any
 
@@ -79,6 +80,23 @@ class TestLibrary:
         with pytest.raises(pfu.PfuError) as caught:
             pfu.BatchJobModel(at_hand.root / "none", pfu.S3Uploader(f"s3://{BUCKET}")).run()
         assert caught.value.exit_code == 2
+
+    def test_a_run_within_a_coroutine(self, place: Place) -> None:
+        """It would block the loop; it needs one of its own."""
+        place.files(3)
+
+        async def block() -> pfu.Summary:
+            return run_within(place)
+
+        async def wait() -> pfu.Summary:
+            return await asyncio.get_running_loop().run_in_executor(None, run_within, place)
+
+        summary = asyncio.run(block())
+        assert (summary.exit_code, summary.pending, summary.failed) == (2, 3, 0)
+        told = "start event loop: this thread runs one already (call run() in a thread of its own)"
+        assert summary.error == told
+        summary = asyncio.run(wait())
+        assert (summary.exit_code, summary.uploaded) == (0, 3)
 
     def test_a_provider_without_a_fast_lane_is_not_said_to_have_none(self, place: Place) -> None:
         place.files(3)

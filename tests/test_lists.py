@@ -187,19 +187,19 @@ class TestFilesFrom:
             run = tree.run("--files-from", "pipe")
         assert (run.code, set(tree.stored())) == (0, {"a.txt"}), run.err
 
-    @pytest.mark.parametrize("option", ["--files-from", "--files-from0", "--events"])
+    @pytest.mark.parametrize("option", ["--files-from", "--files-from0", "--exclude-from"])
     def test_a_name_that_is_empty(self, tree: Place, option: str) -> None:
         """A variable that a script has not set must not mean the whole tree."""
         run = tree.run(option, "", "--remove-source-files")
         assert (run.code, tree.stored()) == (2, {}) and set(tree.local()) == set(TREE)
-        assert f"argument {option}: the name of a file is empty" in run.err
+        assert f"argument {option}: the value is empty" in run.err
 
     @pytest.mark.parametrize("value", ["", " "])
     def test_a_variable_that_is_empty(self, tree: Place, value: str) -> None:
         tree.environment["PFU_FILES_FROM"] = value
         run = tree.run("--remove-source-files")
         assert (run.code, tree.stored()) == (2, {}) and set(tree.local()) == set(TREE)
-        assert "PFU_FILES_FROM: the name of a file is empty" in run.err
+        assert "PFU_FILES_FROM: the value is empty" in run.err
 
     def test_a_library_gives_a_sequence(self) -> None:
         with pytest.raises(pfu.UsageError, match="must be a sequence of paths"):

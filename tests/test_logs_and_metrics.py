@@ -78,6 +78,44 @@ class TestLog:
             assert (run.code, run.err.count("\n")) == (2, 1)
             assert str(path) in run.err
 
+    @pytest.mark.parametrize("faulty", [[], ["--quiet", "--verbose"]])
+    @pytest.mark.parametrize("kind", ["other", "descriptors", "missing option"])
+    def test_metrics_replace_nothing_else(self, place: Place, kind: str, faulty: list[str]) -> None:
+        """A swapped option, or what stands for standard output, must not cost a file."""
+        place.file("f")
+        (place.path / "mine").write_text("precious")
+        path = {"other": "mine", "descriptors": "/dev/fd/1", "missing option": "-"}[kind]
+        run = place.run("--metrics-file", path, *faulty)
+        assert (run.code, run.err.count("\n"), place.stored()) == (2, 1, {}), run.err
+        assert ("write metrics" in run.err) == (kind != "missing option")
+        assert (place.path / "mine").read_text() == "precious"
+        assert sorted(os.listdir(place.path)) == ["mine", "tree"]
+
+    @pytest.mark.parametrize(
+        "content", ["", "# HELP pfu_x\npfu_last_success_timestamp_seconds{} 1.2.3\n"]
+    )
+    def test_metrics_that_say_nothing(self, place: Place, content: str) -> None:
+        place.file("f")
+        (place.path / "m").write_text(content)
+        run = place.run("--metrics-file", "m", to="s3://missing-bucket")
+        assert (run.code, "no such bucket" in run.err) == (2, True), run.err
+        assert metric((place.path / "m").read_text(), "last_success_timestamp_seconds") == 0
+
+    @pytest.mark.parametrize("option", ["--db", "--log-file", "--exclude-from"])
+    def test_a_dash_is_no_file(self, place: Place, option: str) -> None:
+        """Only --events and lists of files take standard output or input."""
+        place.file("f")
+        run = place.run(option, "-")
+        assert (run.code, os.listdir(place.path)) == (2, ["tree"])
+        assert f"argument {option}: - is no file here: write ./- for one of that name" in run.err
+
+    def test_a_device_is_no_ledger(self, place: Place) -> None:
+        place.file("f")
+        os.mkfifo(place.path / "pipe")
+        for path in ("pipe", "tree"):
+            assert place.run("--db", path).code == 2
+        assert sorted(os.listdir(place.path)) == ["pipe", "tree"]
+
 
 # ======================================================================================
 # Metrics

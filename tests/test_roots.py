@@ -692,19 +692,33 @@ class TestPatterns:
 class TestWhatMayNotBeListed:
     """A directory that may be entered, but not listed; one that may be listed, but not entered."""
 
-    @pytest.mark.parametrize("option", ["", "--follow-symlinks"])
-    def test_a_file_there_opened_by_its_path(self, place: Place, option: str) -> None:
-        file = place.file("passage/f")
-        root = file if option else file.parent / "link"
-        (file.parent / "link").symlink_to("f")
+    @BOTH_MODES
+    @pytest.mark.parametrize("size", [100, LARGE])
+    @pytest.mark.parametrize(
+        "root, option",
+        [("f", ""), ("link", ""), ("f", "--follow-symlinks"), ("", "--files-from list")],
+    )
+    def test_a_file_that_is_named(
+        self, place: Place, root: str, option: str, size: int, mode: str
+    ) -> None:
+        file = place.file("passage/below/f", os.urandom(size))
+        for folder in (file.parent, file.parent.parent):
+            (folder / "link").symlink_to(file)
+        (place.path / "list").write_text("below/f\n")
+        named = str(file.parent / root if root else file.parent.parent)
+        options = ("--mode", mode, *PART, *option.split())
         file.parent.chmod(0o111)
+        file.parent.parent.chmod(0o111)
         try:
-            run = place.run(
-                *(str(root), TO, *CONCURRENT, *option.split()), to=None, preexec_fn=drop_privilege
+            first, again, verified = (
+                place.run(named, TO, *options, *more, to=None, preexec_fn=drop_privilege)
+                for more in ([], [], ["--verify"] if root else ["--dry-run"])
             )
         finally:
+            file.parent.parent.chmod(0o755)
             file.parent.chmod(0o755)
-        assert (run.code, len(place.stored())) == (0, 1), run.err
+        assert (first.code, len(place.stored())) == (0, 1), first.err
+        assert (again.code, verified.code) == (0, 0), again.err + verified.err
 
     @pytest.mark.parametrize("option", ["", "--follow-symlinks"])
     def test_links_are_told_from_files_without_a_look_at_them(

@@ -223,7 +223,7 @@ MORE_TROUBLE: list[tuple[str, Trouble, str, str]] = [
     ("size of 22 digits", nothing, f"--max-memory {'9' * 21}T", "invalid size"),
     ("size of 400 digits", nothing, f"--max-memory {'9' * 400}", "invalid size"),
     ("time of 400 digits", nothing, f"--max-duration {'9' * 400}", "invalid time"),
-    ("no boto3", without_boto3, "", "import boto3: not installed (pip install boto3)"),
+    ("no boto3", without_boto3, "", "import boto3: not installed (pip install boto3, or apt"),
     ("workers die", dying_workers, "--workers 2", "(--mode concurrent needs no workers)"),
 ]
 PASSWORD = "pa55word"

@@ -121,4 +121,49 @@ class TestProviderByName:
         (place.path / "broken.py").write_text(BROKEN_PROVIDER)
         run = place.run("--mode", mode, "--provider", "broken:Broken", "--json", to="here")
         assert (run.code, run.json["pending"], run.err.count("\n")) == (1, 3, 1), run.err
-        assert f"internal error: OwnError: b (line 16, pfu {pfu.__version__})" in run.err
+        assert f"internal error: OwnError: b (broken.py:16, pfu {pfu.__version__})" in run.err
+
+    @BOTH_MODES
+    @pytest.mark.parametrize(
+        "body, says",
+        [
+            ("return None", "upload: the provider returned no Receipt"),
+            ("raise ValueError('odd')", "upload: ValueError: odd"),
+            ("sys.exit('bye')", "upload: RuntimeError: SystemExit('bye')"),
+            ("raise KeyboardInterrupt", "upload: RuntimeError: KeyboardInterrupt()"),
+        ],
+    )
+    def test_what_a_put_does_is_told(self, place: Place, mode: str, body: str, says: str) -> None:
+        """Of the one file, whatever it is: it ends neither the program nor a thread."""
+        place.files(3)
+        place.file("bad")
+        place.endpoint = ""
+        if_bad = (
+            f"import sys\n        if upload.key == 'bad': {body}\n        return Receipt('e')\n"
+        )
+        source = PROVIDER.partition("        target =")[0] + "        " + if_bad
+        (place.path / "folder.py").write_text(source)
+        run = place.run("--mode", mode, "--provider", "folder:Folder", "--json", to="x")
+        assert (run.code, run.json["uploaded"]) == (1, 3), run.err
+        assert [failure["reason"] for failure in run.json["failures"]] == [says]
+
+    @pytest.mark.parametrize(
+        "source, says",
+        [
+            ("raise SystemExit('pip install it')", "SystemExit: pip install it"),
+            ("def (", "SyntaxError: invalid syntax"),
+            ("{}def __init__(self): pass\n    put = 1", "TypeError: "),
+            ("{}pass", "TypeError: Can't instantiate abstract class"),
+            ("{}put = 1\n    def __init__(self, to): raise KeyError(to)", "KeyError: 'x'"),
+            ("{}put = 1\n    def __init__(self, to): exit('no account')", "SystemExit: no account"),
+            ("class Mine: pass", "not an Uploader subclass (see docs/library.md)"),
+        ],
+    )
+    def test_a_provider_that_cannot_be_made(self, place: Place, source: str, says: str) -> None:
+        place.file("f")
+        place.endpoint = ""
+        begins = "from pfu import Uploader\nclass Mine(Uploader):\n    "
+        (place.path / "own.py").write_text(source.replace("{}", begins))
+        run = place.run("--provider", "own:Mine", to="x")
+        assert (run.code, run.err.count("\n")) == (2, 1), run.err
+        assert run.err.startswith(f"pfu: load provider own:Mine: {says}"), run.err
