@@ -4488,7 +4488,7 @@ class Connection:
         self._begin()
 
     def eof_received(self) -> None:
-        self._pool.forget(self)
+        self._end()
 
     def connection_lost(self, problem: Exception | None) -> None:
         self._transport = None

@@ -21,6 +21,7 @@ class Action:
                          what is not signed for `region`
     reset_before_body    RST; also reset_within_body (half of it was read), reset_after_body
     garbage              bytes that are not HTTP, and closes
+    hang_up              reads nothing of the body, and half-closes `seconds` later
     endless              headers that promise 1 MiB, then a byte each `seconds`
     and, after the operation was done,
     slow                 the answer comes `seconds` later
@@ -48,7 +49,7 @@ class Action:
 
 
 KINDS = re.compile(
-    "error|error200|early_error|redirect|reset_(before|within|after)_body|garbage|endless"
+    "error|error200|early_error|redirect|reset_(before|within|after)_body|garbage|hang_up|endless"
     "|slow|trickle|call|half_(headers|body)|close_after|lost_ack|honest"
 )
 

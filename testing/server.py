@@ -291,6 +291,8 @@ class S3Server:
         action = fault.action if fault else HONEST
         if action.kind.startswith("reset"):
             return await self._reset(connection, request, action.kind)
+        if action.kind == "hang_up":
+            return await self._hang_up(connection, request, action.seconds)
         if action.kind == "early_error":
             return await self._send_last(connection, request, injected(request, action))
         await self._read_body(connection, request)
@@ -389,6 +391,14 @@ class S3Server:
             await self._read_body(connection, request, leave, keep=False)
         self._record(request, 0, False)
         connection.reset()
+        return False
+
+    async def _hang_up(self, connection: Connection, request: Request, seconds: float) -> bool:
+        self._record(request, 0, False)
+        connection.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await asyncio.sleep(seconds)
+        connection.writer.write_eof()
+        await self._stopped.wait()
         return False
 
     async def _babble(self, connection: Connection, request: Request, action: Action) -> bool:
