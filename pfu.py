@@ -430,6 +430,10 @@ class UnsupportedError(DeniedError):
     """The store does not support such requests at all."""
 
 
+class OddAnswerError(DeniedError):
+    """The store's answer lacks something, or cannot be read."""
+
+
 class TooManyPartsError(DeniedError):
     """The store allows fewer parts per object than S3 does."""
 
@@ -6191,18 +6195,14 @@ class S3Session:
         if known is not None:
             known.check()
             return known
-        operation = "read credentials for"
-        with translated(operation, s3.destination):
+        way = "read credentials for", s3.destination
+        with translated(*way), configured(*way):
             from botocore import credentials
 
-            try:
-                found = self.boto3.get_credentials()
-            except (AttributeError, KeyError, TypeError) as error:  # from an odd credential_process
-                cause = type(error).__name__
-                raise FatalError(operation, s3.destination, cause, CONFIGURATION_HINT) from error
+            found = self.boto3.get_credentials()
             if found is None:
                 kind, cause = self._why_there_are_none()
-                raise kind(operation, s3.destination, cause, NO_CREDENTIALS_HINT)
+                raise kind(*way, cause, NO_CREDENTIALS_HINT)
             frozen = found.get_frozen_credentials()
             current = Credentials(frozen.access_key, frozen.secret_key, frozen.token)
             current.check()
@@ -6510,8 +6510,13 @@ class Heads:
         send no ETag here: that is believed if none ever came.
         """
         head: Mapping[str, Any] = {}
-        for _ in range(HEAD_ATTEMPTS):
-            told = self._ask(key, **more)
+        for left in reversed(range(HEAD_ATTEMPTS)):
+            try:
+                told = self._ask(key, **more)
+            except OddAnswerError:
+                if not left:
+                    raise
+                continue
             if told is None:
                 return None
             if "ContentLength" in (head := told) and whole_etag(head):
@@ -6884,13 +6889,16 @@ class S3Bucket(Uploader):
             yield page
             if not page.get("IsTruncated"):
                 return
-            token = {"ContinuationToken": page["NextContinuationToken"]}
+            before, token = token, {"ContinuationToken": page["NextContinuationToken"]}
+            if token == before:
+                raise OddAnswerError("list", self.url(prefix), "each page continues as the last")
 
     def _list_page(self, prefix: str, **more: Any) -> Mapping[str, Any]:
         with self.session.calling("list", self.url(prefix)) as client:
             page: Mapping[str, Any] = client.list_objects_v2(
                 Bucket=self.bucket, Prefix=prefix, **more, **self.options.access()
             )
+            check_listed(page)
             return page
 
     def inspect(self, key: str) -> Inspected | None:
@@ -6945,6 +6953,7 @@ class S3Bucket(Uploader):
             stored["Key"]
             for stored in listed
             if stored["Size"] == size
+            and "LastModified" in stored
             and stored["LastModified"].timestamp() > since - CLOCK_SKEW_SECONDS
             and plain_parts(stored["Key"]) & plain_parts(key)
         )
@@ -7132,7 +7141,8 @@ class SelfCopy:
                         PartNumber=number,
                         CopySourceRange=f"bytes={offset}-{last}",
                     )
-                parts.append({"PartNumber": number, "ETag": answer["CopyPartResult"]["ETag"]})
+                    etag = etag_of(answer.get("CopyPartResult", {}))
+                parts.append({"PartNumber": number, "ETag": etag})
                 s3.traffic.beat()
             return s3.assemble(upload, upload_id, parts)
         except BaseException:
@@ -7471,6 +7481,14 @@ def may_concern_checksum(error: TransferError) -> bool:
 LISTED_PREFIXES = 16  # listed in parallel
 
 
+def check_listed(page: Mapping[str, Any]) -> None:
+    """Raises KeyError for what is missing on a page of a listing, and needed."""
+    for stored in page.get("Contents", []):
+        operator.itemgetter("Key", "Size")(stored)
+    if page.get("IsTruncated"):
+        operator.itemgetter("NextContinuationToken")(page)
+
+
 def listed_in(page: Mapping[str, Any]) -> list[Listed]:
     """The objects on a page of a listing."""
     return [
@@ -7480,9 +7498,12 @@ def listed_in(page: Mapping[str, Any]) -> list[Listed]:
 
 
 def hex_of_checksum(text: str) -> str:
-    """``x-amz-checksum-sha256`` as kept in the ledger; with the number of parts, if any."""
-    digest, dash, count = text.partition("-")
-    return base64.b64decode(digest).hex() + dash + count
+    """``x-amz-checksum-sha256`` as kept in the ledger; with the number of parts, if any.
+
+    Empty if it is none.
+    """
+    match = re.fullmatch(r"([0-9A-Za-z+/]{43}=)(-[1-9][0-9]{0,4})?", text)
+    return base64.b64decode(match[1]).hex() + (match[2] or "") if match else ""
 
 
 def digest_of(body: Any, beat: Callable[[], None]) -> str:
@@ -7852,7 +7873,8 @@ def check_signer(request_signer: Any, region_name: str | None = None, **_: Any) 
     check_sent("the region", region_name or "", ("AWS_DEFAULT_REGION", "AWS_REGION"))
     found = request_signer._credentials
     if found is not None:
-        frozen = found.get_frozen_credentials()
+        with configured("renew credentials"):
+            frozen = found.get_frozen_credentials()
         Credentials(frozen.access_key, frozen.secret_key, frozen.token).check()
 
 
@@ -7976,6 +7998,15 @@ def make_patient(session: Any) -> None:
 
 
 @contextlib.contextmanager
+def configured(operation: str, subject: str = "") -> Iterator[None]:
+    """Raises FatalError, which repeats nothing, for what an odd credential_process prints."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise FatalError(operation, subject, type(error).__name__, CONFIGURATION_HINT) from error
+
+
+@contextlib.contextmanager
 def translated(operation: str, subject: str) -> Iterator[None]:
     """Raise errors of boto3 as TransferError, or UsageError for lack of credentials."""
     from boto3.exceptions import Boto3Error
@@ -8005,8 +8036,11 @@ def translated(operation: str, subject: str) -> Iterator[None]:
     except OSError as error:  # such as a missing credential_process
         cause = f"{error.filename}: {os_cause(error)}" if error.filename else os_cause(error)
         raise FatalError(operation, subject, cause, CONFIGURATION_HINT) from error
-    except ValueError as error:  # such as output of a credential_process that is not JSON
-        raise FatalError(operation, subject, type(error).__name__, CONFIGURATION_HINT) from error
+    except KeyError as error:
+        raise OddAnswerError(operation, subject, f"the response lacks {error}") from error
+    except (AttributeError, TypeError, ValueError) as error:
+        cause = f"the response makes no sense: {error}"
+        raise OddAnswerError(operation, subject, cause) from error
 
 
 def client_error(operation: str, subject: str, error: Exception) -> TransferError:

@@ -26,7 +26,8 @@ class Action:
     and, after the operation was done,
     slow                 the answer comes `seconds` later
     trickle              its octets come one each `seconds`
-    honest               the answer, with `headers`
+    honest               the answer, with `headers`, and in its body for each pattern of `altered`
+                         what is given for it
     call                 calls `function` in the server's thread, then answers
     half_headers         the answer ends within its headers; half_body: before its Content-Length
     close_after          the answer, then closes though it had not said so
@@ -42,6 +43,7 @@ class Action:
     region: str = ""
     endpoint: str = ""
     function: Callable[[], None] | None = None
+    altered: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not KINDS.fullmatch(self.kind):

@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import re
 import socket
 import ssl
 import struct
@@ -420,6 +421,8 @@ class S3Server:
     ) -> bool:
         """The operation is done; what of its answer goes out, and when."""
         answer.headers.update(action.headers if action.kind == "honest" else {})
+        for pattern, instead in action.altered.items():
+            answer.body = re.sub(pattern.encode(), instead.encode(), answer.body)
         if action.kind == "lost_ack":
             self._record(request, 0, False)
             connection.reset()
