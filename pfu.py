@@ -6338,8 +6338,8 @@ class BucketCheck:
     def run(self, client: Any) -> list[str]:
         """Notes for the user. Raises PfuError."""
         self._client = client
-        if not self._find():
-            return self._create()
+        if not self._find() and self._is_created():
+            return self._block_public_access()
         notes = self._check_private()
         if self._s3.options.locks:
             notes += self._check_lockable()
@@ -6405,11 +6405,10 @@ class BucketCheck:
         )
         return [f"{self._s3.destination} has objects that are not in this ledger: {hint}"]
 
-    def _create(self) -> list[str]:
-        """As private as the store allows.
+    def _is_created(self) -> bool:
+        """Create it; False: another run was faster.
 
-        Stores other than AWS may not support ownership controls, and some refuse every object sent
-        without an ACL if BlockPublicAcls is set (RADOS gateway); ignoring ACLs is enough.
+        Stores other than AWS may not support ownership controls.
         """
         options, is_aws = self._s3.options, not self._s3.endpoint
         told: dict[str, Any] = {"ObjectOwnership": "BucketOwnerEnforced"} if is_aws else {}
@@ -6418,9 +6417,22 @@ class BucketCheck:
         region = self._client.meta.region_name
         if region not in ("us-east-1", "aws-global"):
             told["CreateBucketConfiguration"] = {"LocationConstraint": region}
-        self._ask("create bucket", "create_bucket", **told)
-        blocks = {**ALL_BLOCKS, "BlockPublicAcls": is_aws}
-        told = {"PublicAccessBlockConfiguration": blocks, **options.owner()}
+        try:
+            self._ask("create bucket", "create_bucket", **told)
+        except TransferError as error:
+            if error.code != "BucketAlreadyOwnedByYou":
+                raise
+            return False
+        return True
+
+    def _block_public_access(self) -> list[str]:
+        """Make it as private as the store allows.
+
+        Some refuse every object sent without an ACL if BlockPublicAcls is set (RADOS gateway);
+        ignoring ACLs is enough.
+        """
+        blocks = {**ALL_BLOCKS, "BlockPublicAcls": not self._s3.endpoint}
+        told = {"PublicAccessBlockConfiguration": blocks, **self._s3.options.owner()}
         try:
             self._ask("block public access to bucket", "put_public_access_block", **told)
         except TransferError as error:
