@@ -8103,13 +8103,28 @@ def refused_by_proxy(operation: str, subject: str, cause: str) -> FatalError:
     return problem
 
 
+TLS_HINTS = {  # what OpenSSL, Python or urllib3 say -> what to do; the first that is found
+    "WRONG_VERSION_NUMBER|HTTP_REQUEST|RECORD_LAYER_FAILURE|record layer": (
+        "this port does not speak TLS: should the endpoint start with http://?"
+    ),
+    r"\[Errno (?:2|13|20|21)\]|NO_CERTIFICATE_OR_CRL_FOUND": (
+        "check AWS_CA_BUNDLE, or ca_bundle in the AWS configuration: a file in PEM format"
+    ),
+    "alert (?:certificate required|bad certificate)": (
+        "it asks for a client certificate, which pfu cannot present"
+    ),
+    "certificate (?:has expired|is not yet valid)": (
+        "check the store's certificate and this machine's clock"
+    ),
+    "hostname|mismatch": "the certificate is for another host: use its name in the endpoint",
+    "certificate": "the certificate is not trusted; set AWS_CA_BUNDLE to your CA file",
+}
+
+
 def tls_hint(problem: str) -> str:
     """What to do about a handshake that would fail again; empty if it might not."""
-    if re.search("WRONG_VERSION_NUMBER|HTTP_REQUEST|RECORD_LAYER_FAILURE|record layer", problem):
-        return "this port does not speak TLS: should the endpoint start with http://?"
-    if re.search("certificate|hostname", problem, re.IGNORECASE):
-        return "the certificate is not trusted; set AWS_CA_BUNDLE to your CA file"
-    return ""
+    found = (hint for said, hint in TLS_HINTS.items() if re.search(said, problem, re.IGNORECASE))
+    return next(found, "")
 
 
 PRIVACY_SECONDS = 1.0  # in which a passing refusal to tell is asked again
