@@ -7494,9 +7494,11 @@ LISTED_PREFIXES = 16  # listed in parallel
 
 
 def check_listed(page: Mapping[str, Any]) -> None:
-    """Raises KeyError for what is missing on a page of a listing, and needed."""
+    """Raises KeyError, or ValueError, for what a page of a listing lacks, or cannot be."""
     for stored in page.get("Contents", []):
-        operator.itemgetter("Key", "Size")(stored)
+        _, size = operator.itemgetter("Key", "Size")(stored)
+        if not 0 <= size <= MAX_INTEGER:
+            raise ValueError(f"an object of {size} bytes")
     if page.get("IsTruncated"):
         operator.itemgetter("NextContinuationToken")(page)
 
@@ -12466,7 +12468,8 @@ class Verification:
     def _is_in_question(
         self, found: Found, row: FileModel | None, reason: str, listed: Collection[str]
     ) -> bool:
-        """Whether the listing is not enough: it proves that an object exists, not that none does.
+        """Whether the listing is not enough: it proves that an object exists, not that none does,
+        nor how large it is, where the store encrypts or compresses.
 
         (s3rver leaves out prefixes.) Missing objects are looked up one by one, MAX_MISSED times.
         """
@@ -12476,7 +12479,7 @@ class Verification:
         if is_missed:
             self._missed += 1
             return self._missed <= MAX_MISSED
-        if row is None or reason == OTHER_ETAG:
+        if row is None or reason in (OTHER_ETAG, OTHER_SIZE):
             return True
         return not reason and (self._checksum or self._is_touched(found, row))
 

@@ -307,6 +307,8 @@ ODD_LISTINGS = [
     ("<Size>[0-9]*</Size>", "", "the response lacks 'Size'"),
     ("<Key>[^<]*</Key>", "", "the response lacks 'Key'"),
     ("<Size>", "<Size>about ", "makes no sense: invalid literal for int() with base 10: 'about "),
+    ("<Size>", "<Size>99999999999999999999", "makes no sense: an object of 99999999999999999999"),
+    ("<Size>", "<Size>-", "makes no sense: an object of -"),
     ("<LastModified>", "<LastModified>after ", 'makes no sense: Invalid timestamp "after '),
 ]
 ODD_HEADS = [
