@@ -3504,7 +3504,7 @@ stands_once = re.compile(  # of the headers that are read
     r"|last-modified|retry-after)$|x-amz-(?:meta|checksum|object)-"
 ).match
 is_length = re.compile(r"[0-9]{1,9}").fullmatch
-is_quoted = re.compile(r'"[^"]+"').fullmatch
+is_quoted = re.compile(r'(?:W/)?"[^"]+"').fullmatch
 chunk_head = re.compile(rb"([0-9A-Fa-f]{1,6})[ \t]{0,8}(?:;[\t\x20-\x7e]{0,240})?\r\n").match
 
 
@@ -3720,6 +3720,11 @@ def base64_of(hex_digest: str) -> str:
     return binascii.b2a_base64(bytes.fromhex(hex_digest), newline=False).decode("ascii")
 
 
+def bare_etag(told: object) -> str:
+    """An ETag without its quotes, nor the W/ of a proxy that compresses; empty if there is none."""
+    return str(told or "").removeprefix("W/").strip('"')
+
+
 def checked_query(query: str) -> str:
     if not is_query(query):
         raise ValueError("the query is not percent-encoded")
@@ -3777,7 +3782,7 @@ def check_answer(received: bytes, *, is_last: bool = False) -> Answer | None:
     status, _, fields, size, lives = head
     if status != 200:
         raise head.rejection()
-    etag, rest = fields.get("etag", ""), received[size:]
+    etag, rest = fields.get("etag", "").removeprefix("W/"), received[size:]
     is_html = "html" in fields.get("content-type", "").lower()
     if is_html and (rest or fields.get("content-length", "0").strip("0")):
         raise Rejected(200, "with HTML: not an object store", passing=True)
@@ -6498,7 +6503,7 @@ class Heads:
         wanted = options.object_lock_mode, options.legal_hold
         return Inspected(
             head["ContentLength"],
-            str(head.get("ETag") or "").strip('"'),
+            bare_etag(head.get("ETag")),
             hex_of_checksum(head.get("ChecksumSHA256", "")),
             {name.lower(): value for name, value in head.get("Metadata", {}).items()},
             int(modified.timestamp()) * 10**9 if modified else 0,
@@ -7137,7 +7142,7 @@ class SelfCopy:
             gone = UploadGoneError("update metadata of", s3.url(upload.key), error.cause)
             gone.status = error.status
             raise gone from error
-        return str(answer.get("CopyObjectResult", {}).get("ETag") or "").strip('"')
+        return bare_etag(answer.get("CopyObjectResult", {}).get("ETag"))
 
     def _copy_parts(self, upload: Upload, source: Mapping[str, Any]) -> str:
         s3, size = self._s3, part_size_for(upload.size, COPIED_PART_SIZE)
@@ -7320,7 +7325,7 @@ class S3Uploader(S3Bucket):
                 StoredPart(
                     part["PartNumber"],
                     part["Size"],
-                    part["ETag"].strip('"'),
+                    bare_etag(part["ETag"]),
                     hex_of_checksum(part.get("ChecksumSHA256", "")),
                 )
                 for page in pages.paginate(**self.of_upload(key, upload_id))
@@ -7506,7 +7511,7 @@ def check_listed(page: Mapping[str, Any]) -> None:
 def listed_in(page: Mapping[str, Any]) -> list[Listed]:
     """The objects on a page of a listing."""
     return [
-        Listed(stored["Key"], stored["Size"], stored.get("ETag", "").strip('"'))
+        Listed(stored["Key"], stored["Size"], bare_etag(stored.get("ETag")))
         for stored in page.get("Contents", [])
     ]
 
@@ -7598,8 +7603,8 @@ def etag_of(answer: Mapping[str, Any], sha256: str = "") -> str:
 
 def whole_etag(answer: Mapping[str, Any]) -> str:
     """The ETag of an answer, without quotes; empty if it has none, or half of one."""
-    told = str(answer.get("ETag") or "")
-    return told.strip('"') if told.startswith('"') == told.endswith('"') else ""
+    told = str(answer.get("ETag") or "").removeprefix("W/")
+    return bare_etag(told) if told.startswith('"') == told.endswith('"') else ""
 
 
 def head_of(fields: Mapping[str, str]) -> Mapping[str, Any]:

@@ -27,7 +27,7 @@ class Action:
     slow                 the answer comes `seconds` later
     trickle              its octets come one each `seconds`
     honest               the answer, with `headers`, and in its body for each pattern of `altered`
-                         what is given for it
+                         what is given for it; and its ETag is `weak`
     call                 calls `function` in the server's thread, then answers
     half_headers         the answer ends within its headers; half_body: before its Content-Length
     close_after          the answer, then closes though it had not said so
@@ -44,6 +44,7 @@ class Action:
     endpoint: str = ""
     function: Callable[[], None] | None = None
     altered: Mapping[str, str] = field(default_factory=dict)
+    weak: bool = False
 
     def __post_init__(self) -> None:
         if not KINDS.fullmatch(self.kind):

@@ -421,6 +421,8 @@ class S3Server:
     ) -> bool:
         """The operation is done; what of its answer goes out, and when."""
         answer.headers.update(action.headers if action.kind == "honest" else {})
+        if action.weak and "etag" in answer.headers:
+            answer.headers["etag"] = f"W/{answer.headers['etag']}"
         for pattern, instead in action.altered.items():
             answer.body = re.sub(pattern.encode(), instead.encode(), answer.body)
         if action.kind == "lost_ack":

@@ -375,6 +375,23 @@ class TestOddAnswers:
         assert (run.code, run.err) == (0, "")
 
     @BOTH_MODES
+    @pytest.mark.parametrize("lane", ["fast", "safe"])
+    @pytest.mark.parametrize("operation", ["PutObject", "UploadPart", "HeadObject"])
+    def test_weak_etags_are_those_of_the_store(
+        self, place: Place, mode: str, lane: str, operation: str
+    ) -> None:
+        """A proxy that may compress an answer marks them so; it does not for all objects."""
+        place.files(3)
+        place.file("large", b"x" * (17 << 20))
+        place.server.faults.append(Fault(Action("honest", weak=True), operation, "large|f00001"))
+        if lane == "safe":
+            place.changes = "client_refusal = lambda client: 'the test says so'"
+        for options in ((), ("--verify",), ("--verify", "--checksum")):
+            run = place.run("--mode", mode, *options)
+            assert (run.code, run.err) == (0, ""), options
+        assert place.check_ledger_is_honest() == 4
+
+    @BOTH_MODES
     @pytest.mark.parametrize("tag", ["PartNumber", "Size", "ETag"])
     def test_odd_lists_of_parts(self, place: Place, mode: str, tag: str) -> None:
         place.file("large", b"x" * (17 << 20))
