@@ -3896,7 +3896,7 @@ OTHERS = 5  # files from directories without a refusal, tried to find out
 
 SLOW_DOWN_CODES = frozenset(
     (
-        *("SlowDown", "ServiceUnavailable", "Throttling", "ThrottlingException"),
+        *("SlowDown", "ServiceUnavailable"),
         *("TooManyRequests", "RequestLimitExceeded", "BandwidthLimitExceeded"),
     )
 )
@@ -3966,7 +3966,8 @@ def classify(code: str, status: int) -> type[TransferError]:
         return KeyRefusedError
     if code in GONE_CODES:
         return UploadGoneError
-    if code in SLOW_DOWN_CODES or status in SLOW_DOWN_STATUSES:
+    is_throttled = "throttling" in code.lower()  # ThrottlingException, KMS.ThrottlingException ...
+    if is_throttled or code in SLOW_DOWN_CODES or status in SLOW_DOWN_STATUSES:
         return SlowDownError
     if code in PASSING_CODES or is_passing(status):
         return RetryableError
@@ -8039,8 +8040,9 @@ def translated(operation: str, subject: str) -> Iterator[None]:
         details = error.response.get("Error", {})
         code = shortened(str(details.get("Code") or ""))
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        cause = f"{code}: {details.get('Message') or ''}".rstrip(": ") if code else str(error)
-        hint = REDIRECT_HINT if status in REDIRECTS else ERROR_HINTS.get(code, "")
+        said = code or str(status)
+        cause = f"{said}: {details.get('Message') or ''}".rstrip(": ")
+        hint = REDIRECT_HINT if status in REDIRECTS else ERROR_HINTS.get(said, "")
         problem = classify(code, status)(operation, subject, cause, hint)
         problem.code, problem.status = code, status
         raise problem from error

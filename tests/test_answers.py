@@ -375,6 +375,15 @@ class TestOddAnswers:
         assert (run.code, run.err) == (0, "")
 
     @BOTH_MODES
+    @pytest.mark.parametrize("message", ["", "words"])
+    def test_a_refusal_without_a_code(self, place: Place, mode: str, message: str) -> None:
+        place.file("f")
+        place.server.faults.append(Fault(Action("error", 403, "", message), "PutObject"))
+        run = place.run("--mode", mode)
+        told = f"upload: 403{message and ': '}{message} (the credentials lack permission, see"
+        assert (run.code, told in run.err) == (1, True), run.err
+
+    @BOTH_MODES
     @pytest.mark.parametrize("lane", ["fast", "safe"])
     @pytest.mark.parametrize("operation", ["PutObject", "UploadPart", "HeadObject"])
     def test_weak_etags_are_those_of_the_store(
