@@ -430,6 +430,10 @@ class UnsupportedError(DeniedError):
     """The store does not support such requests at all."""
 
 
+class OddAnswerError(DeniedError):
+    """The store's answer lacks something, or cannot be read."""
+
+
 class TooManyPartsError(DeniedError):
     """The store allows fewer parts per object than S3 does."""
 
@@ -3515,7 +3519,7 @@ stands_once = re.compile(  # of the headers that are read
     r"|last-modified|retry-after)$|x-amz-(?:meta|checksum|object)-"
 ).match
 is_length = re.compile(r"[0-9]{1,9}").fullmatch
-is_quoted = re.compile(r'"[^"]+"').fullmatch
+is_quoted = re.compile(r'(?:W/)?"[^"]+"').fullmatch
 chunk_head = re.compile(rb"([0-9A-Fa-f]{1,6})[ \t]{0,8}(?:;[\t\x20-\x7e]{0,240})?\r\n").match
 
 
@@ -3731,6 +3735,11 @@ def base64_of(hex_digest: str) -> str:
     return binascii.b2a_base64(bytes.fromhex(hex_digest), newline=False).decode("ascii")
 
 
+def bare_etag(told: object) -> str:
+    """An ETag without its quotes, nor the W/ of a proxy that compresses; empty if there is none."""
+    return str(told or "").removeprefix("W/").strip('"')
+
+
 class AnswerHead(NamedTuple):
     """The start of an answer: its status line, and its headers with names in lower case."""
 
@@ -3782,7 +3791,7 @@ def check_answer(received: bytes, sha256: str = "", *, is_last: bool = False) ->
     status, _, fields, size, lives = head
     if status != 200:
         raise head.rejection()
-    etag, rest = fields.get("etag", ""), received[size:]
+    etag, rest = fields.get("etag", "").removeprefix("W/"), received[size:]
     is_html = "html" in fields.get("content-type", "").lower()
     if is_html and (rest or fields.get("content-length", "0").strip("0")):
         raise Rejected(200, "with HTML: not an object store", passing=True)
@@ -3892,7 +3901,7 @@ OTHERS = 5  # files from directories without a refusal, tried to find out
 
 SLOW_DOWN_CODES = frozenset(
     (
-        *("SlowDown", "ServiceUnavailable", "Throttling", "ThrottlingException"),
+        *("SlowDown", "ServiceUnavailable"),
         *("TooManyRequests", "RequestLimitExceeded", "BandwidthLimitExceeded"),
     )
 )
@@ -3962,7 +3971,8 @@ def classify(code: str, status: int) -> type[TransferError]:
         return KeyRefusedError
     if code in GONE_CODES:
         return UploadGoneError
-    if code in SLOW_DOWN_CODES or status in SLOW_DOWN_STATUSES:
+    is_throttled = "throttling" in code.lower()  # ThrottlingException, KMS.ThrottlingException ...
+    if is_throttled or code in SLOW_DOWN_CODES or status in SLOW_DOWN_STATUSES:
         return SlowDownError
     if code in PASSING_CODES or is_passing(status):
         return RetryableError
@@ -4486,7 +4496,7 @@ class Connection:
         self._begin()
 
     def eof_received(self) -> None:
-        self._pool.forget(self)
+        self._lose()
 
     def connection_lost(self, problem: Exception | None) -> None:
         self._transport = None
@@ -6132,18 +6142,14 @@ class S3Session:
         if known is not None:
             known.check()
             return known
-        operation = "read credentials for"
-        with translated(operation, s3.destination):
+        way = "read credentials for", s3.destination
+        with translated(*way), configured(*way):
             from botocore import credentials
 
-            try:
-                found = self.boto3.get_credentials()
-            except (AttributeError, KeyError, TypeError) as error:  # from an odd credential_process
-                cause = type(error).__name__
-                raise FatalError(operation, s3.destination, cause, CONFIGURATION_HINT) from error
+            found = self.boto3.get_credentials()
             if found is None:
                 kind, cause = self._why_there_are_none()
-                raise kind(operation, s3.destination, cause, NO_CREDENTIALS_HINT)
+                raise kind(*way, cause, NO_CREDENTIALS_HINT)
             frozen = found.get_frozen_credentials()
             current = Credentials(frozen.access_key, frozen.secret_key, frozen.token)
             current.check()
@@ -6264,8 +6270,8 @@ class BucketCheck:
     def run(self, client: Any) -> list[str]:
         """Notes for the user. Raises PfuError."""
         self._client = client
-        if not self._find():
-            return self._create()
+        if not self._find() and self._is_created():
+            return self._block_public_access()
         notes = self._check_private()
         if self._s3.options.locks:
             notes += self._check_lockable()
@@ -6331,11 +6337,10 @@ class BucketCheck:
         )
         return [f"{self._s3.destination} has objects that are not in this ledger: {hint}"]
 
-    def _create(self) -> list[str]:
-        """As private as the store allows.
+    def _is_created(self) -> bool:
+        """Create it; False: another run was faster.
 
-        Stores other than AWS may not support ownership controls, and some refuse every object sent
-        without an ACL if BlockPublicAcls is set (RADOS gateway); ignoring ACLs is enough.
+        Stores other than AWS may not support ownership controls.
         """
         options, is_aws = self._s3.options, not self._s3.endpoint
         told: dict[str, Any] = {"ObjectOwnership": "BucketOwnerEnforced"} if is_aws else {}
@@ -6344,9 +6349,22 @@ class BucketCheck:
         region = self._client.meta.region_name
         if region not in ("us-east-1", "aws-global"):
             told["CreateBucketConfiguration"] = {"LocationConstraint": region}
-        self._ask("create bucket", "create_bucket", **told)
-        blocks = {**ALL_BLOCKS, "BlockPublicAcls": is_aws}
-        told = {"PublicAccessBlockConfiguration": blocks, **options.owner()}
+        try:
+            self._ask("create bucket", "create_bucket", **told)
+        except TransferError as error:
+            if error.code != "BucketAlreadyOwnedByYou":
+                raise
+            return False
+        return True
+
+    def _block_public_access(self) -> list[str]:
+        """Make it as private as the store allows.
+
+        Some refuse every object sent without an ACL if BlockPublicAcls is set (RADOS gateway);
+        ignoring ACLs is enough.
+        """
+        blocks = {**ALL_BLOCKS, "BlockPublicAcls": not self._s3.endpoint}
+        told = {"PublicAccessBlockConfiguration": blocks, **self._s3.options.owner()}
         try:
             self._ask("block public access to bucket", "put_public_access_block", **told)
         except TransferError as error:
@@ -6738,13 +6756,16 @@ class S3Bucket(Uploader):
             yield page
             if not page.get("IsTruncated"):
                 return
-            token = {"ContinuationToken": page["NextContinuationToken"]}
+            before, token = token, {"ContinuationToken": page["NextContinuationToken"]}
+            if token == before:
+                raise OddAnswerError("list", self.url(prefix), "each page continues as the last")
 
     def _list_page(self, prefix: str, **more: Any) -> Mapping[str, Any]:
         with self.session.calling("list", self.url(prefix)) as client:
             page: Mapping[str, Any] = client.list_objects_v2(
                 Bucket=self.bucket, Prefix=prefix, **more, **self.options.access()
             )
+            check_listed(page)
             return page
 
     def look(self, key: str) -> Inspected | None:
@@ -6757,7 +6778,7 @@ class S3Bucket(Uploader):
         wanted = options.object_lock_mode, options.legal_hold
         return Inspected(
             int(head["content-length"]),
-            head.get("etag", "").strip('"'),
+            bare_etag(head.get("etag")),
             hex_of_checksum(head.get(CHECKSUM_HEADER, "")),
             {name[len(start) :]: head[name] for name in head if name.startswith(start)},
             int(seconds_of_date(head.get("last-modified", "")) or 0) * 10**9,
@@ -6786,8 +6807,13 @@ class S3Bucket(Uploader):
         botocore takes an answer that is cut off within its headers for a complete one. Some stores
         send no ETag here: that is believed if none ever came.
         """
-        for _ in range(HEAD_ATTEMPTS):
-            head = self._head(key, **more)
+        for left in reversed(range(HEAD_ATTEMPTS)):
+            try:
+                head = self._head(key, **more)
+            except OddAnswerError:
+                if not left:
+                    raise
+                continue
             if head is None:
                 return None
             has_size, has_etag = "content-length" in head, bool(whole_etag(head.get("etag")))
@@ -6867,6 +6893,7 @@ class S3Bucket(Uploader):
             stored["Key"]
             for stored in listed
             if stored["Size"] == size
+            and "LastModified" in stored
             and stored["LastModified"].timestamp() > since - CLOCK_SKEW_SECONDS
             and plain_parts(stored["Key"]) & plain_parts(key)
         )
@@ -7033,7 +7060,7 @@ class SelfCopy:
             gone = UploadGoneError("update metadata of", s3.url(upload.key), error.cause)
             gone.status = error.status
             raise gone from error
-        return str(answer.get("CopyObjectResult", {}).get("ETag") or "").strip('"')
+        return bare_etag(answer.get("CopyObjectResult", {}).get("ETag"))
 
     def _copy_parts(self, upload: Upload, source: Mapping[str, Any]) -> str:
         s3, size = self._s3, part_size_for(upload.size, COPIED_PART_SIZE)
@@ -7049,7 +7076,8 @@ class SelfCopy:
                         PartNumber=number,
                         CopySourceRange=f"bytes={offset}-{last}",
                     )
-                parts.append({"PartNumber": number, "ETag": answer["CopyPartResult"]["ETag"]})
+                    etag = etag_of(answer.get("CopyPartResult", {}))
+                parts.append({"PartNumber": number, "ETag": etag})
                 s3.traffic.beat()
             return s3.assemble(upload, upload_id, parts)
         except BaseException:
@@ -7215,7 +7243,7 @@ class S3Uploader(S3Bucket):
                 StoredPart(
                     part["PartNumber"],
                     part["Size"],
-                    part["ETag"].strip('"'),
+                    bare_etag(part["ETag"]),
                     hex_of_checksum(part.get("ChecksumSHA256", "")),
                 )
                 for page in pages.paginate(**self.of_upload(key, upload_id))
@@ -7385,18 +7413,31 @@ def may_concern_checksum(error: TransferError) -> bool:
 LISTED_PREFIXES = 16  # listed in parallel
 
 
+def check_listed(page: Mapping[str, Any]) -> None:
+    """Raises KeyError, or ValueError, for what a page of a listing lacks, or cannot be."""
+    for stored in page.get("Contents", []):
+        _, size = operator.itemgetter("Key", "Size")(stored)
+        if not 0 <= size <= MAX_INTEGER:
+            raise ValueError(f"an object of {size} bytes")
+    if page.get("IsTruncated"):
+        operator.itemgetter("NextContinuationToken")(page)
+
+
 def listed_in(page: Mapping[str, Any]) -> list[Listed]:
     """The objects on a page of a listing."""
     return [
-        Listed(stored["Key"], stored["Size"], stored.get("ETag", "").strip('"'))
+        Listed(stored["Key"], stored["Size"], bare_etag(stored.get("ETag")))
         for stored in page.get("Contents", [])
     ]
 
 
 def hex_of_checksum(text: str) -> str:
-    """``x-amz-checksum-sha256`` as kept in the ledger; with the number of parts, if any."""
-    digest, dash, count = text.partition("-")
-    return base64.b64decode(digest).hex() + dash + count
+    """``x-amz-checksum-sha256`` as kept in the ledger; with the number of parts, if any.
+
+    Empty if it is none.
+    """
+    match = re.fullmatch(r"([0-9A-Za-z+/]{43}=)(-[1-9][0-9]{0,4})?", text)
+    return base64.b64decode(match[1]).hex() + (match[2] or "") if match else ""
 
 
 def digest_of(body: Any, beat: Callable[[], None]) -> str:
@@ -7472,7 +7513,7 @@ def etag_of(answer: Mapping[str, Any], sha256: str = "") -> str:
 
 def whole_etag(told: str | None) -> str:
     """An ETag without quotes; empty if there is none, or half of one."""
-    told = told or ""
+    told = (told or "").removeprefix("W/")
     return told.strip('"') if told.startswith('"') == told.endswith('"') else ""
 
 
@@ -7751,7 +7792,8 @@ def check_signer(request_signer: Any, region_name: str | None = None, **_: Any) 
     check_sent("the region", region_name or "", ("AWS_DEFAULT_REGION", "AWS_REGION"))
     found = request_signer._credentials
     if found is not None:
-        frozen = found.get_frozen_credentials()
+        with configured("renew credentials"):
+            frozen = found.get_frozen_credentials()
         Credentials(frozen.access_key, frozen.secret_key, frozen.token).check()
 
 
@@ -7875,6 +7917,15 @@ def make_patient(session: Any) -> None:
 
 
 @contextlib.contextmanager
+def configured(operation: str, subject: str = "") -> Iterator[None]:
+    """Raises FatalError, which repeats nothing, for what an odd credential_process prints."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise FatalError(operation, subject, type(error).__name__, CONFIGURATION_HINT) from error
+
+
+@contextlib.contextmanager
 def translated(operation: str, subject: str) -> Iterator[None]:
     """Raise errors of boto3 as TransferError, or UsageError for lack of credentials."""
     from boto3.exceptions import Boto3Error
@@ -7888,8 +7939,9 @@ def translated(operation: str, subject: str) -> Iterator[None]:
         details = error.response.get("Error", {})
         code = shortened(str(details.get("Code") or ""))
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        cause = f"{code}: {details.get('Message') or ''}".rstrip(": ") if code else str(error)
-        hint = REDIRECT_HINT if status in REDIRECTS else ERROR_HINTS.get(code, "")
+        said = code or str(status)
+        cause = f"{said}: {details.get('Message') or ''}".rstrip(": ")
+        hint = REDIRECT_HINT if status in REDIRECTS else ERROR_HINTS.get(said, "")
         problem = classify(code, status)(operation, subject, cause, hint)
         problem.code, problem.status = code, status
         raise problem from error
@@ -7904,8 +7956,11 @@ def translated(operation: str, subject: str) -> Iterator[None]:
     except OSError as error:  # such as a missing credential_process
         cause = f"{error.filename}: {os_cause(error)}" if error.filename else os_cause(error)
         raise FatalError(operation, subject, cause, CONFIGURATION_HINT) from error
-    except ValueError as error:  # such as output of a credential_process that is not JSON
-        raise FatalError(operation, subject, type(error).__name__, CONFIGURATION_HINT) from error
+    except KeyError as error:
+        raise OddAnswerError(operation, subject, f"the response lacks {error}") from error
+    except (AttributeError, TypeError, ValueError) as error:
+        cause = f"the response makes no sense: {error}"
+        raise OddAnswerError(operation, subject, cause) from error
 
 
 def client_error(operation: str, subject: str, error: Exception) -> TransferError:
@@ -7956,13 +8011,28 @@ def refused_by_proxy(operation: str, subject: str, cause: str) -> FatalError:
     return problem
 
 
+TLS_HINTS = {  # what OpenSSL, Python or urllib3 say -> what to do; the first that is found
+    "WRONG_VERSION_NUMBER|HTTP_REQUEST|RECORD_LAYER_FAILURE|record layer": (
+        "this port does not speak TLS: should the endpoint start with http://?"
+    ),
+    r"\[Errno (?:2|13|20|21)\]|NO_CERTIFICATE_OR_CRL_FOUND": (
+        "check AWS_CA_BUNDLE, or ca_bundle in the AWS configuration: a file in PEM format"
+    ),
+    "alert (?:certificate required|bad certificate)": (
+        "it asks for a client certificate, which pfu cannot present"
+    ),
+    "certificate (?:has expired|is not yet valid)": (
+        "check the store's certificate and this machine's clock"
+    ),
+    "hostname|mismatch": "the certificate is for another host: use its name in the endpoint",
+    "certificate": "the certificate is not trusted; set AWS_CA_BUNDLE to your CA file",
+}
+
+
 def tls_hint(problem: str) -> str:
     """What to do about a handshake that would fail again; empty if it might not."""
-    if re.search("WRONG_VERSION_NUMBER|HTTP_REQUEST|RECORD_LAYER_FAILURE|record layer", problem):
-        return "this port does not speak TLS: should the endpoint start with http://?"
-    if re.search("certificate|hostname", problem, re.IGNORECASE):
-        return "the certificate is not trusted; set AWS_CA_BUNDLE to your CA file"
-    return ""
+    found = (hint for said, hint in TLS_HINTS.items() if re.search(said, problem, re.IGNORECASE))
+    return next(found, "")
 
 
 PRIVACY_SECONDS = 1.0  # in which a passing refusal to tell is asked again
@@ -12216,7 +12286,8 @@ class Verification:
     def _is_in_question(
         self, found: Found, row: FileModel | None, reason: str, listed: Collection[str]
     ) -> bool:
-        """Whether the listing is not enough: it proves that an object exists, not that none does.
+        """Whether the listing is not enough: it proves that an object exists, not that none does,
+        nor how large it is, where the store encrypts or compresses.
 
         (s3rver leaves out prefixes.) Missing objects are looked up one by one, MAX_MISSED times.
         """
@@ -12226,7 +12297,7 @@ class Verification:
         if is_missed:
             self._missed += 1
             return self._missed <= MAX_MISSED
-        if row is None or reason == OTHER_ETAG:
+        if row is None or reason in (OTHER_ETAG, OTHER_SIZE):
             return True
         return not reason and self._is_suspect(found, row)
 

@@ -1003,6 +1003,20 @@ class TestPrivacy:
         assert bucket and bucket.location == "eu-west-1"
         assert bucket.public_access_block == BLOCKED_ELSEWHERE
 
+    def test_a_bucket_that_another_run_has_just_made_is_used(self, place: Place) -> None:
+        """As where the shares of one tree start at the same moment."""
+        place.file("f")
+        create = place.server._store.create_bucket
+
+        def create_twice(request: Any) -> Any:
+            create(request)
+            return create(request)
+
+        place.server._store.create_bucket = create_twice  # type: ignore[method-assign]
+        run = place.run("--create-bucket", to="s3://new-bucket/p")
+        assert (run.code, run.err) == (0, "")
+        assert "p/f" in place.server.objects("new-bucket")
+
     def test_at_aws_all_four_are_blocked_and_acls_are_off(self, at_hand: Place) -> None:
         options = pfu.S3Options(endpoint_url=at_hand.endpoint, create_bucket=True)
         uploader = pfu.S3Uploader("s3://new-bucket", options)

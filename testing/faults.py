@@ -21,11 +21,13 @@ class Action:
                          what is not signed for `region`
     reset_before_body    RST; also reset_within_body (half of it was read), reset_after_body
     garbage              bytes that are not HTTP, and closes
+    hang_up              reads nothing of the body, and half-closes `seconds` later
     endless              headers that promise 1 MiB, then a byte each `seconds`
     and, after the operation was done,
     slow                 the answer comes `seconds` later
     trickle              its octets come one each `seconds`
-    honest               the answer, with `headers`
+    honest               the answer, with `headers`, and in its body for each pattern of `altered`
+                         what is given for it; and its ETag is `weak`
     call                 calls `function` in the server's thread, then answers
     half_headers         the answer ends within its headers; half_body: before its Content-Length
     close_after          the answer, then closes though it had not said so
@@ -41,6 +43,8 @@ class Action:
     region: str = ""
     endpoint: str = ""
     function: Callable[[], None] | None = None
+    altered: Mapping[str, str] = field(default_factory=dict)
+    weak: bool = False
 
     def __post_init__(self) -> None:
         if not KINDS.fullmatch(self.kind):
@@ -48,7 +52,7 @@ class Action:
 
 
 KINDS = re.compile(
-    "error|error200|early_error|redirect|reset_(before|within|after)_body|garbage|endless"
+    "error|error200|early_error|redirect|reset_(before|within|after)_body|garbage|hang_up|endless"
     "|slow|trickle|call|half_(headers|body)|close_after|lost_ack|honest"
 )
 

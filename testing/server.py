@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import re
 import socket
 import ssl
 import struct
@@ -291,6 +292,8 @@ class S3Server:
         action = fault.action if fault else HONEST
         if action.kind.startswith("reset"):
             return await self._reset(connection, request, action.kind)
+        if action.kind == "hang_up":
+            return await self._hang_up(connection, request, action.seconds)
         if action.kind == "early_error":
             return await self._send_last(connection, request, injected(request, action))
         await self._read_body(connection, request)
@@ -391,6 +394,14 @@ class S3Server:
         connection.reset()
         return False
 
+    async def _hang_up(self, connection: Connection, request: Request, seconds: float) -> bool:
+        self._record(request, 0, False)
+        connection.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await asyncio.sleep(seconds)
+        connection.writer.write_eof()
+        await self._stopped.wait()
+        return False
+
     async def _babble(self, connection: Connection, request: Request, action: Action) -> bool:
         """Answers that are none, or that have no end."""
         if action.kind == "garbage":
@@ -410,6 +421,10 @@ class S3Server:
     ) -> bool:
         """The operation is done; what of its answer goes out, and when."""
         answer.headers.update(action.headers if action.kind == "honest" else {})
+        if action.weak and "etag" in answer.headers:
+            answer.headers["etag"] = f"W/{answer.headers['etag']}"
+        for pattern, instead in action.altered.items():
+            answer.body = re.sub(pattern.encode(), instead.encode(), answer.body)
         if action.kind == "lost_ack":
             self._record(request, 0, False)
             connection.reset()

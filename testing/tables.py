@@ -56,6 +56,7 @@ PASSING: dict[str, Action] = {
     "400 for half a body": Action("error", 400, "IncompleteBody"),
     "bad digest": Action("error", 400, "BadDigest"),
     "other digest": Action("error", 400, "XAmzContentSHA256Mismatch"),
+    "400 of a busy key service": Action("error", 400, "KMS.ThrottlingException"),
     "conflict": Action("error", 409, "OperationAborted"),
     "200 and an error": Action("error200"),
     "reset before the body": Action("reset_before_body"),

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 import pfu
+from testing.faults import Action, Fault
 from testing.fuzz import SHARE
 from testing.lane import CLEAN, Readable, answer_text, http_client_agrees
-from testing.place import BUCKET, Place
+from testing.place import BOTH_MODES, BUCKET, Place
 
 
 def fed_in_slices(received: bytes, rng: random.Random) -> Any:
@@ -298,3 +299,116 @@ def test_tls_that_breaks_within_an_answer_to_boto3_is_passing(
     broken_off = pytest.raises(pfu.RetryableError, match="bad record mac")
     with contextlib.closing(uploader), broken_off:
         getattr(uploader, method)("p/f")
+
+
+# pattern in a page of a listing, what stands there instead, what is said
+ODD_LISTINGS = [
+    ("<IsTruncated>false", "<IsTruncated>true", "the response lacks 'NextContinuationToken'"),
+    ("<Size>[0-9]*</Size>", "", "the response lacks 'Size'"),
+    ("<Key>[^<]*</Key>", "", "the response lacks 'Key'"),
+    ("<Size>", "<Size>about ", "makes no sense: invalid literal for int() with base 10: 'about "),
+    ("<Size>", "<Size>99999999999999999999", "makes no sense: an object of 99999999999999999999"),
+    ("<Size>", "<Size>-", "makes no sense: an object of -"),
+    ("<LastModified>", "<LastModified>after ", 'makes no sense: Invalid timestamp "after '),
+]
+ODD_HEADS = [
+    ({"last-modified": "yesterday"}, 'makes no sense: Invalid timestamp "yesterday"'),
+    ({"x-amz-checksum-sha256": "abc"}, ""),
+    ({"x-amz-checksum-sha256": "none-2"}, ""),
+]
+
+
+class TestOddAnswers:
+    """Answers that S3 would not give: the store is named, not the configuration, nor pfu itself."""
+
+    @pytest.mark.parametrize("pattern, instead, says", ODD_LISTINGS)
+    def test_odd_listings(self, place: Place, pattern: str, instead: str, says: str) -> None:
+        place.file("a")
+        assert place.run().code == 0
+        odd = Action("honest", altered={pattern: instead})
+        place.server.faults.append(Fault(odd, "ListObjectsV2"))
+        run = place.run("--verify")
+        assert run.code == 2
+        assert run.err.startswith(f"pfu: list s3://{BUCKET}/p/: the response "), run.err
+        assert says in run.err
+
+    def test_a_listing_that_goes_round_in_circles_has_an_end(self, place: Place) -> None:
+        place.files(3)
+        assert place.run().code == 0
+        first = place.server._store.list_objects_v2
+
+        def first_again(request: Any) -> Any:
+            request.query.pop("continuation-token", None)
+            return first(request)
+
+        place.server._store.list_objects_v2 = first_again  # type: ignore[method-assign]
+        more = {"<IsTruncated>false": "<NextContinuationToken>2</NextContinuationToken>"}
+        more = {old: f"{new}<IsTruncated>true" for old, new in more.items()}
+        place.server.faults.append(Fault(Action("honest", altered=more), "ListObjectsV2"))
+        run = place.run("--verify")
+        assert (run.code, run.err) == (
+            2,
+            f"pfu: list s3://{BUCKET}/p/: each page continues as the last\n",
+        )
+
+    @BOTH_MODES
+    @pytest.mark.parametrize("headers, says", ODD_HEADS)
+    def test_odd_descriptions_of_objects(
+        self, place: Place, mode: str, headers: dict[str, str], says: str
+    ) -> None:
+        place.files(3)
+        place.file("large", b"x" * (17 << 20))
+        place.server.faults.append(Fault(Action("honest", headers=headers), "HeadObject"))
+        run = place.run("--mode", mode)
+        assert run.code == 0, run.err
+        assert says in run.err
+        assert len(run.err.splitlines()) == bool(says)
+        assert place.stored() == place.local()
+        assert place.run("--verify").code == 0
+
+    def test_half_a_date_stops_nothing(self, place: Place) -> None:
+        """As in an answer that is cut off."""
+        place.files(3)
+        cut = Action("honest", headers={"last-modified": "Mon, 30 N"})
+        place.server.faults.append(Fault(cut, "HeadObject", times=2))
+        run = place.run()
+        assert (run.code, run.err) == (0, "")
+
+    @BOTH_MODES
+    @pytest.mark.parametrize("message", ["", "words"])
+    def test_a_refusal_without_a_code(self, place: Place, mode: str, message: str) -> None:
+        place.file("f")
+        place.server.faults.append(Fault(Action("error", 403, "", message), "PutObject"))
+        run = place.run("--mode", mode)
+        told = f"upload: 403{message and ': '}{message} (the credentials lack permission, see"
+        assert (run.code, told in run.err) == (1, True), run.err
+
+    @BOTH_MODES
+    @pytest.mark.parametrize("lane", ["fast", "safe"])
+    @pytest.mark.parametrize("operation", ["PutObject", "UploadPart", "HeadObject"])
+    def test_weak_etags_are_those_of_the_store(
+        self, place: Place, mode: str, lane: str, operation: str
+    ) -> None:
+        """A proxy that may compress an answer marks them so; it does not for all objects."""
+        place.files(3)
+        place.file("large", b"x" * (17 << 20))
+        place.server.faults.append(Fault(Action("honest", weak=True), operation, "large|f00001"))
+        if lane == "safe":
+            place.changes = "client_refusal = lambda client: 'the test says so'"
+        for options in ((), ("--verify",), ("--verify", "--checksum")):
+            run = place.run("--mode", mode, *options)
+            assert (run.code, run.err) == (0, ""), options
+        assert place.check_ledger_is_honest() == 4
+
+    @BOTH_MODES
+    @pytest.mark.parametrize("tag", ["PartNumber", "Size", "ETag"])
+    def test_odd_lists_of_parts(self, place: Place, mode: str, tag: str) -> None:
+        place.file("large", b"x" * (17 << 20))
+        refused = Fault(Action("error", 403, "AccessDenied"), "UploadPart", after=1)
+        place.server.faults.append(refused)
+        assert place.run("--mode", mode).code == 1
+        odd = Action("honest", altered={f"<{tag}>[^<]*</{tag}>": ""})
+        place.server.faults[:] = [Fault(odd, "ListParts")]
+        run = place.run("--mode", mode)
+        assert run.code == 0, run.err
+        assert place.stored() == place.local()

@@ -15,6 +15,7 @@ import random
 import re
 import resource
 import signal
+import socket
 import ssl
 import struct
 import threading
@@ -31,7 +32,7 @@ from testing.certificates import make_certificate, make_self_signed
 from testing.faults import HONEST, Action, Fault
 from testing.fixtures import server_context
 from testing.jobs import assert_all_is_there
-from testing.place import BUCKET, KIB, Run, children_of, is_alive, wait_until
+from testing.place import BUCKET, KIB, Place, Run, children_of, is_alive, wait_until
 from testing.tables import (
     FROM_THE_START,
     LASTING,
@@ -208,7 +209,32 @@ def tls_trial(path: Path, certificates: Path, way: Way) -> Iterator[tuple[Trial,
         yield trial, context
 
 
+@contextlib.contextmanager
+def asking_for_certificates(certificates: Path) -> Iterator[str]:
+    """The URL of a server that wants one of each client, and says so when it gets none."""
+    context = server_context(certificates, "address")
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(certificates / "ca.pem")
+
+    def refuse(listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                plain, _ = listener.accept()
+                with plain, contextlib.suppress(ssl.SSLError):
+                    context.wrap_socket(plain, server_side=True)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=refuse, args=(listener,), daemon=True).start()
+        yield f"https://127.0.0.1:{listener.getsockname()[1]}"
+        listener.shutdown(socket.SHUT_RDWR)
+
+
 CERTIFICATES = [("expired", EVEN), ("stranger", ODD), ("other", EVEN[1:3])]  # for another host
+TLS_HINTS = {
+    "expired": "(check the store's certificate and this machine's clock)",
+    "stranger": "(the certificate is not trusted; set AWS_CA_BUNDLE to your CA file)",
+    "other": "(the certificate is for another host: use its name in the endpoint)",
+}
 
 
 class TestCertificates:
@@ -232,7 +258,7 @@ class TestCertificates:
 
             trial.in_the_middle(exchange_certificate)
             run = trial.run("--concurrency", 2)
-            assert_said(run, 1 if run.json["uploaded"] else 2, "(the certificate is not trusted;")
+            assert_said(run, 1 if run.json["uploaded"] else 2, TLS_HINTS[name])
             assert len(trial.server.log) - seen[0] <= 4  # those that had their connection
             assert trial.first_lanes() == {way.lane}
             context.sni_callback = None
@@ -246,10 +272,28 @@ class TestCertificates:
         with tls_trial(tmp_path, bad_certificates, way) as (trial, context):
             bad = server_context(bad_certificates, name)
             context.sni_callback = lambda connection, *_: setattr(connection, "context", bad)
-            assert_said(trial.run(), 2, "(the certificate is not trusted;")
+            assert_said(trial.run(), 2, TLS_HINTS[name])
             assert trial.server.log == []
             context.sni_callback = None
             assert_recovers(trial)
+
+    @pytest.mark.parametrize("bundle", ["missing.pem", "", "address.key"])
+    def test_a_ca_bundle_that_is_none_is_blamed(
+        self, tmp_path: Path, certificates: Path, hurried: None, bundle: str
+    ) -> None:
+        with tls_trial(tmp_path, certificates, TWO[0]) as (trial, _):
+            trial.environment["AWS_CA_BUNDLE"] = str(certificates / bundle)
+            assert_said(trial.run(), 2, "(check AWS_CA_BUNDLE, or ca_bundle in the AWS ")
+
+    def test_a_store_that_asks_for_a_certificate_is_no_store_of_a_bad_one(
+        self, place: Place, certificates: Path
+    ) -> None:
+        place.file("f")
+        place.environment["AWS_CA_BUNDLE"] = str(certificates / "ca.pem")
+        with asking_for_certificates(certificates) as place.endpoint:
+            run = place.run()
+        assert run.code == 2
+        assert run.err.endswith("(it asks for a client certificate, which pfu cannot present)\n")
 
 
 # ======================================================================================

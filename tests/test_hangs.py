@@ -126,6 +126,17 @@ class TestNeverHangs:
         assert s3_job(at_hand, mode=mode).run().exit_code == 0
         assert at_hand.stored() == at_hand.local()
 
+    @BOTH_MODES
+    def test_a_store_that_hangs_up_and_reads_no_more_holds_up_nothing(
+        self, place: Place, mode: str
+    ) -> None:
+        """The rest of the body is too much for the kernel's buffers."""
+        place.file("file", os.urandom(pfu.DEFAULT_THRESHOLD))
+        place.server.faults.append(Fault(Action("hang_up", seconds=1), "PutObject", times=1))
+        run = place.run("--mode", mode)
+        assert run.code == 0, run.err
+        assert place.stored() == place.local()
+
     @pytest.mark.usefixtures("impatient")
     def test_a_store_that_says_nothing_of_its_bucket_ends_the_run(self, at_hand: Place) -> None:
         at_hand.file("file")

@@ -135,6 +135,17 @@ class TestVerify:
         assert (run.code, run.json["verified"]) == (1, 2), run.out
         assert [found["key"] for found in run.json["differences"]] == ["p/d1/f00001"]
 
+    def test_a_size_in_a_listing_is_no_proof(self, place: Place) -> None:
+        """Some stores list the size of what they keep, compressed or encrypted."""
+        place.files(3)
+        assert place.run().code == 0
+        place.server.faults.append(
+            Fault(Action("honest", altered={"<Size>": "<Size>1"}), "ListObjectsV2")
+        )
+        run = place.run("--verify", "--json")
+        assert (run.code, run.json["differing"]) == (0, 0), run.out
+        assert [row["status"] for row in place.rows()] == [2, 2, 2]
+
     def test_half_a_listing_is_none(self, place: Place) -> None:
         place.files(5)
         assert place.run("--mode", "concurrent").code == 0
