@@ -1228,7 +1228,9 @@ class LedgerFile:
             if not os.path.exists(self.path) or not os.path.getsize(self.path):
                 return sqlite3.connect("", isolation_level=None)
             uri = Path(self.path).absolute().as_uri() + "?mode=ro"
-            return sqlite3.connect(uri, uri=True, isolation_level=None)
+            folder = os.path.dirname(os.path.abspath(self.path))
+            is_still = not os.access(folder, os.W_OK) and not os.path.exists(f"{self.path}-wal")
+            return sqlite3.connect(uri + "&immutable=1" * is_still, uri=True, isolation_level=None)
         for end in LEDGER_SUFFIXES[1:]:
             check_own(self.path + end)
         os.close(open_own(self.path))
@@ -1267,6 +1269,7 @@ class LedgerFile:
         if self._number("SELECT count(*) FROM sqlite_master"):
             cause = "database of another program"
             raise LedgerError("open ledger", self.path, cause, "choose another --db")
+        self._may_write()
         self._create()
 
     def _check_schema(self) -> None:
