@@ -1655,13 +1655,12 @@ class Ledger(UploadTables, ListingTable):
         while rows := self._rows(sql, (last, place.id, job.id, SWEEP_ROWS)):
             last = rows[-1][0]
             missing = [r for r in rows if is_missing(r[0], self._real_path(str(python_path(r[3]))))]
+            new = [r[1] for r in missing if r[2] is None or r[2] > job.created_at]
             old = [
                 (r[1],) for r in missing if (job.created_at if r[2] is None else r[2]) <= forgotten
             ]
             with self.together():
-                self._set(
-                    ("missing_since",), [(job.created_at, r[1]) for r in missing if r[2] is None]
-                )
+                self._set(("missing_since",), [(job.created_at, file_id) for file_id in new])
                 self._write_all("DELETE FROM FileStat WHERE id=?", old)
         sql = f"DELETE FROM BatchJob WHERE {JOBS_TO_FORGET}"
         self._write(sql, int(forgotten), JobStatus.COMPLETE)
@@ -11705,7 +11704,8 @@ class Comparison:
         uploader = job.uploader
         self._spares = isinstance(uploader, S3Uploader) and uploader.options.no_overwrite
         due = job.place.swept_at + min(SWEEP_SECONDS, job.options.keep_history)
-        is_due = due <= job.created_at or job.options.scan.shard  # a share cannot stand for others
+        is_early = job.place.swept_at <= job.created_at < due  # not if the clock was ahead then
+        is_due = not is_early or job.options.scan.shard  # a share cannot stand for others
         is_swept = is_due and not job.ledger.read_only
         self._seen = job.ledger.room_for_rows() if is_swept else None  # a bit for each row
 

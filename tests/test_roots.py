@@ -10,6 +10,7 @@ import shlex
 import shutil
 import sqlite3
 import subprocess
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -369,6 +370,18 @@ class TestHistory:
             ledger(place, f"UPDATE Destination SET swept_at = swept_at - {hours * 3600}")
             visit(place, *CONCURRENT)
             assert any(row["missing_since"] for row in place.rows()) == is_noticed
+
+    def test_a_clock_that_was_ahead_for_a_night(self, place: Place) -> None:
+        place.file("stays")
+        gone = place.file("goes")
+        visit(place, *CONCURRENT)
+        gone.unlink()
+        for _ in range(2):  # that night found a file missing, and then another one did
+            grow_old(place, -20_000)
+            visit(place, *CONCURRENT)
+            marks = {row["object_key"]: row["missing_since"] for row in place.rows()}
+            assert marks["p/stays"] is None
+            assert 0 <= time.time() - marks["p/goes"] < 86_400
 
     def test_every_share_looks_for_its_own(self, place: Place) -> None:
         place.files(20)
