@@ -11441,7 +11441,7 @@ class BatchJobModel(BatchJobRow):
         """What the ledger knows of the destination. Raises UsageError if another ROOT has it."""
         self.place = place = self.ledger.destination(self)
         if self.source != self.root_dir:
-            self.ledger.renamed = self.source, self.root_dir
+            self.ledger.renamed = self.source.rstrip("/"), self.root_dir.rstrip("/")
         if self.endpoint == SANDBOX_ENDPOINT and place.id and not self.ledger.read_only:
             self.ledger.forget_files(place)
         is_known = self.ledger.has_uploads(place)

@@ -219,6 +219,27 @@ class TestRoots:
         assert_all_is_there(place)
         assert from_root(place, mounted, *snapshot, "--verify")[0]["verified"] == 4
 
+    def test_a_snapshot_of_the_root_directory(self, place: Place) -> None:
+        three_files(place.root)
+        said, _ = from_root(place, place.root, *CONCURRENT, "--root-as", "/")
+        paths = {f"/{path.relative_to(place.root)}" for path in place.root.rglob("*")}
+        assert said["uploaded"] == 3
+        assert {row["file_path"] for row in place.rows()} == {
+            p for p in paths if p[1:] in place.local()
+        }
+        (place.root / "same").chmod(0)
+        run = place.run(
+            place.root,
+            TO,
+            *CONCURRENT,
+            "--root-as",
+            "/",
+            "--json",
+            to=None,
+            preexec_fn=drop_privilege,
+        )
+        assert [failure["path"] for failure in run.json["failures"]] == [str(place.root / "same")]
+
     def test_a_large_file_goes_on_from_a_snapshot(self, place: Place, mounted: Path) -> None:
         place.file("large", os.urandom(LARGE))
         run_broken_off(place, 1, "--mode", "concurrent")
