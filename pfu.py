@@ -245,6 +245,8 @@ MAX_INTEGER = (1 << 63) - 1  # SQLite's largest
 KILLED = "killed"  # BatchJob.error of a run that was killed
 NO_WAIT = os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 LOCK_SUFFIX = ".lock"
+NO_DESCRIPTORS = frozenset((errno.EMFILE, errno.ENFILE))
+OPEN_FILES_HINT = "raise the open file limit: ulimit -n"
 NO_LOCKS = frozenset((errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS))  # fcntl(2)
 NO_LOCKS_HINT = "that file system has no file locks: use a --db on a local disk"
 ASKING_SECONDS = 0.05  # longer than is_held() holds the lock
@@ -526,7 +528,8 @@ def internal_error(error: Exception) -> str:
 
 def os_cause(error: OSError) -> str:
     """The system's message for an OSError, without the path, which the caller adds."""
-    return error.strerror or str(error) or type(error).__name__
+    cause = error.strerror or str(error) or type(error).__name__
+    return f"{cause} ({OPEN_FILES_HINT})" if error.errno in NO_DESCRIPTORS else cause
 
 
 def why_no_descriptors(count: int) -> str:
@@ -1400,7 +1403,10 @@ class LedgerFile:
         }
         hint = next((hint for part, hint in hints.items() if part in text), "")
         if "unable to open" in text and (cause := why_no_descriptors(1)):
-            text, hint = cause, OPEN_FILES_HINT
+            text, hint = cause, ""
+        most = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+        if "disk I/O" in text and most != resource.RLIM_INFINITY:
+            hint = f"no file may be larger than {bytes_text(most)} here: ulimit -f"
         return LedgerError(f"{operation} ledger", self.path, text, hint)
 
 
@@ -2188,7 +2194,6 @@ COMPRESSED_TYPES = {
 DEFAULT_CONTENT_TYPE = "application/octet-stream"
 DIRECTORY_TYPE = "application/x-directory"
 MAX_EXTENSION = 16  # characters; no longer extension has a media type
-OPEN_FILES_HINT = "raise the open file limit: ulimit -n"
 KEPT_DIRECTORIES = 1000  # kept open in each process, of those that files were read from
 RESERVED_DESCRIPTORS = 64  # file descriptors for everything but connections
 UNLIMITED_DESCRIPTORS = 1 << 16
@@ -3135,8 +3140,8 @@ def source_error(path: str, error: OSError) -> PfuError:
     """Why a file cannot be opened."""
     if isinstance(error, (FileNotFoundError, NotADirectoryError)):
         return VanishedError("read", path, "it vanished")
-    if error.errno in (errno.EMFILE, errno.ENFILE):
-        return FatalError("read", path, os_cause(error), OPEN_FILES_HINT)
+    if error.errno in NO_DESCRIPTORS:
+        return FatalError("read", path, os_cause(error))
     if error.errno in (errno.ELOOP, errno.ENXIO):
         return NotRegularError("read", path, "it is no longer a regular file")
     if error.errno == errno.EWOULDBLOCK:
@@ -9562,7 +9567,7 @@ class LocalRunner(Runner):
         super().__init__(Gauges())
         self._runner = PageRunner(uploader, options, self.gauges)
         if cause := why_no_descriptors(LOOP_DESCRIPTORS):
-            raise FatalError("start event loop", "", cause, OPEN_FILES_HINT)
+            raise FatalError("start event loop", "", cause)
         self._loop = asyncio.new_event_loop()
         self._exchanging: asyncio.Task[Report] | None = None
 
