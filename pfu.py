@@ -189,6 +189,7 @@ SCAN_BATCH = 500  # files compared with the ledger at once; SQLite before 3.32 t
 SCAN_COMMIT = 5_000  # changed rows in one transaction of the scan
 CHECKPOINT_PAGES = 4000  # of 4 KiB in the write-ahead log, before a checkpoint
 SWEEP_ROWS = 5_000  # rows per transaction in the search for files that are gone
+ROWS_SEEN = 2048  # rows whose bits are one number: their memory is that of rows, not of their range
 SWEEP_SECONDS = 86_400.0  # a ledger is swept once a day: enough for 90 d of history
 KEPT_HISTORY = 90 * 86_400.0  # seconds that the ledger keeps deleted files and old runs
 FOLD_ROWS = 25_000  # outcomes appended before they are folded into FileStat
@@ -1634,10 +1635,6 @@ class Ledger(UploadTables, ListingTable):
         return self._write(sql, FileStatus.SUCCESS, job.id, place.id).rowcount
 
     # -- history
-
-    def room_for_rows(self) -> bytearray:
-        """A bit for each possible row, all of them 0."""
-        return bytearray(self._number("SELECT max(rowid) FROM FileStat") // 8 + 1)
 
     def seen_again(self, ids: Iterable[str]) -> None:
         """Files that were missing are back."""
@@ -11712,7 +11709,7 @@ class Comparison:
         is_early = job.place.swept_at <= job.created_at < due  # not if the clock was ahead then
         is_due = not is_early or job.options.scan.shard  # a share cannot stand for others
         is_swept = is_due and not job.ledger.read_only
-        self._seen = job.ledger.room_for_rows() if is_swept else None  # a bit for each row
+        self._seen = Counter[int]() if is_swept else None  # a bit for each row, ROWS_SEEN together
 
     @property
     def is_whole(self) -> bool:
@@ -11746,7 +11743,7 @@ class Comparison:
         cut = len(os.path.join(job.source, ""))
 
         def is_missing(row: int, path: str) -> bool:
-            is_seen = row >> 3 < len(seen) and seen[row >> 3] >> (row & 7) & 1
+            is_seen = seen[row // ROWS_SEEN] >> row % ROWS_SEEN & 1
             return not is_seen and (shard is None or shard.has(os.fsencode(path[cut:])))
 
         forgotten = job.created_at - self._options.keep_history
@@ -11781,7 +11778,7 @@ class Comparison:
         self._summary.unchanged += len(batch) - len(changes)
         if self._seen is not None:
             for *_, number in known.values():
-                self._seen[number >> 3] |= 1 << (number & 7)
+                self._seen[number // ROWS_SEEN] |= 1 << number % ROWS_SEEN
         self._job.observer.busy("scanning", f"{count_of(self._summary.seen, 'file')} seen")
         return changes
 

@@ -404,6 +404,20 @@ class TestHistory:
             assert marks["p/stays"] is None
             assert 0 <= time.time() - marks["p/goes"] < 86_400
 
+    @pytest.mark.parametrize("number", [4_000_000_000, (1 << 63) - 1])
+    def test_memory_does_not_depend_on_the_numbers_of_rows(self, place: Place, number: int) -> None:
+        place.file("stays")
+        gone = place.file("goes")
+        visit(place, *CONCURRENT)
+        ledger(place, f"UPDATE FileStat SET rowid = {number} WHERE object_key = 'p/stays'")
+        gone.unlink()
+        place.file("new")
+        grow_old(place, 2)
+        said, _ = visit(place, *CONCURRENT)
+        marks = {row["object_key"]: row["missing_since"] for row in place.rows()}
+        assert [key for key, since in marks.items() if since] == ["p/goes"]
+        assert said["peak_memory_bytes"] < 200 * MIB
+
     def test_every_share_looks_for_its_own(self, place: Place) -> None:
         place.files(20)
         for night in range(2):
