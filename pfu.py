@@ -42,7 +42,11 @@ FileStat and BatchJob, the exit codes and the metadata of the objects.
 
 from __future__ import annotations
 
+import signal
 import sys
+
+if "main__" in __name__ and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of an import: see main()
 
 if (here := sys.version_info) < (3, 9):  # pfu needs Python 3.9 or later: run it by a newer one
     sys.stderr.write(f"pfu: Python 3.9 or later is needed, and this is {here[0]}.{here[1]}\n")
@@ -79,7 +83,6 @@ import select
 import selectors
 import shlex
 import shutil
-import signal
 import socket
 import sqlite3
 import stat
@@ -14116,6 +14119,8 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
     console = Console(quiet=options.quiet, verbose=options.verbose, live=live, lists=lists)
 
     console.last_words = functools.partial(give_up, options, console)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         check_own_files(options)
         if options.log_file:
