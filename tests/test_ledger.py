@@ -142,8 +142,8 @@ class TestPages:
         self, tmp_path: Path, read_only: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A dry run makes no copy of the ledger for that: there may be no room for it."""
-        monkeypatch.setattr(pfu.Ledger, "_may_write", None)
         ledger = pfu.Ledger(tmp_path / "l.db")
+        monkeypatch.setattr(pfu.Ledger, "_may_write", None)
         ledger.take_in([pfu.Change(pfu.Found("1", "/1", "1", 7, 8), "new")], "job", 1, HERE_IT_GOES)
         page = ledger.begin_page("job", (-1, ""), 10, 100)
         outcome = pfu.Outcome(
