@@ -42,7 +42,11 @@ FileStat and BatchJob, the exit codes and the metadata of the objects.
 
 from __future__ import annotations
 
+import signal
 import sys
+
+if "main__" in __name__ and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of an import: see main()
 
 if (here := sys.version_info) < (3, 9):  # pfu needs Python 3.9 or later: run it by a newer one
     sys.stderr.write(f"pfu: Python 3.9 or later is needed, and this is {here[0]}.{here[1]}\n")
@@ -67,7 +71,6 @@ import os
 import re
 import resource
 import shlex
-import signal
 import sqlite3
 import stat
 import termios
@@ -188,6 +191,7 @@ SCAN_BATCH = 500  # files compared with the ledger at once; SQLite before 3.32 t
 SCAN_COMMIT = 5_000  # changed rows in one transaction of the scan
 CHECKPOINT_PAGES = 4000  # of 4 KiB in the write-ahead log, before a checkpoint
 SWEEP_ROWS = 5_000  # rows per transaction in the search for files that are gone
+ROWS_SEEN = 2048  # rows whose bits are one number: their memory is that of rows, not of their range
 SWEEP_SECONDS = 86_400.0  # a ledger is swept once a day: enough for 90 d of history
 KEPT_HISTORY = 90 * 86_400.0  # seconds that the ledger keeps deleted files and old runs
 FOLD_ROWS = 25_000  # outcomes appended before they are folded into FileStat
@@ -244,6 +248,8 @@ MAX_INTEGER = (1 << 63) - 1  # SQLite's largest
 KILLED = "killed"  # BatchJob.error of a run that was killed
 NO_WAIT = os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 LOCK_SUFFIX = ".lock"
+NO_DESCRIPTORS = frozenset((errno.EMFILE, errno.ENFILE))
+OPEN_FILES_HINT = "raise the open file limit: ulimit -n"
 NO_LOCKS = frozenset((errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS))  # fcntl(2)
 NO_LOCKS_HINT = "that file system has no file locks: use a --db on a local disk"
 ASKING_SECONDS = 0.05  # longer than is_held() holds the lock
@@ -530,7 +536,8 @@ def internal_error(error: Exception) -> str:
 
 def os_cause(error: OSError) -> str:
     """The system's message for an OSError, without the path, which the caller adds."""
-    return error.strerror or str(error) or type(error).__name__
+    cause = error.strerror or str(error) or type(error).__name__
+    return f"{cause} ({OPEN_FILES_HINT})" if error.errno in NO_DESCRIPTORS else cause
 
 
 def why_no_descriptors(count: int) -> str:
@@ -1276,7 +1283,9 @@ class LedgerFile(FileInPlace):
             if not os.path.exists(self.path) or not os.path.getsize(self.path):
                 return sqlite3.connect("", isolation_level=None)
             uri = f"file://{urllib.parse.quote(os.fsencode(absolute(self.path)))}?mode=ro"
-            return sqlite3.connect(uri, uri=True, isolation_level=None)
+            folder = os.path.dirname(absolute(self.path))
+            is_still = not os.access(folder, os.W_OK) and not os.path.exists(f"{self.path}-wal")
+            return sqlite3.connect(uri + "&immutable=1" * is_still, uri=True, isolation_level=None)
         for end in LEDGER_SUFFIXES[1:]:
             check_own(self.path + end)
         os.close(open_own(self.path))
@@ -1308,6 +1317,7 @@ class LedgerFile(FileInPlace):
         if not self.read_only:
             self._db.execute("PRAGMA journal_mode=WAL")  # changes the file
         if owner != APPLICATION_ID:
+            self._may_write()
             self._create()
             return
         if version < SCHEMA_VERSION:
@@ -1447,7 +1457,10 @@ class LedgerFile(FileInPlace):
         }
         hint = next((hint for part, hint in hints.items() if part in text), "")
         if "unable to open" in text and (cause := why_no_descriptors(1)):
-            text, hint = cause, OPEN_FILES_HINT
+            text, hint = cause, ""
+        most = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+        if "disk I/O" in text and most != resource.RLIM_INFINITY:
+            hint = f"no file may be larger than {bytes_text(most)} here: ulimit -f"
         return LedgerError(f"{operation} ledger", self.path, text, hint)
 
 
@@ -1667,10 +1680,6 @@ class Ledger(UploadTables, ListingTable):
 
     # -- history
 
-    def room_for_rows(self) -> bytearray:
-        """A bit for each possible row, all of them 0."""
-        return bytearray(self._number("SELECT max(rowid) FROM FileStat") // 8 + 1)
-
     def seen_again(self, ids: Iterable[str]) -> None:
         """Files that were missing are back."""
         self._set(("missing_since",), [(None, file_id) for file_id in ids])
@@ -1693,13 +1702,12 @@ class Ledger(UploadTables, ListingTable):
         while rows := self._rows(sql, (last, place.id, job.id, SWEEP_ROWS)):
             last = rows[-1][0]
             missing = [r for r in rows if is_missing(r[0], self._real_path(str(python_path(r[3]))))]
+            new = [r[1] for r in missing if r[2] is None or r[2] > job.created_at]
             old = [
                 (r[1],) for r in missing if (job.created_at if r[2] is None else r[2]) <= forgotten
             ]
             with self.together():
-                self._set(
-                    ("missing_since",), [(job.created_at, r[1]) for r in missing if r[2] is None]
-                )
+                self._set(("missing_since",), [(job.created_at, file_id) for file_id in new])
                 self._write_all("DELETE FROM FileStat WHERE id=?", old)
         sql = f"DELETE FROM BatchJob WHERE {JOBS_TO_FORGET}"
         self._write(sql, int(forgotten), JobStatus.COMPLETE)
@@ -2211,7 +2219,6 @@ COMPRESSED_TYPES = {
 DEFAULT_CONTENT_TYPE = "application/octet-stream"
 DIRECTORY_TYPE = "application/x-directory"
 MAX_EXTENSION = 16  # characters; no longer extension has a media type
-OPEN_FILES_HINT = "raise the open file limit: ulimit -n"
 KEPT_DIRECTORIES = 1000  # kept open in each process, of those that files were read from
 RESERVED_DESCRIPTORS = 64  # file descriptors for everything but connections
 UNLIMITED_DESCRIPTORS = 1 << 16
@@ -3152,8 +3159,8 @@ def source_error(path: str, error: OSError) -> PfuError:
     """Why a file cannot be opened."""
     if isinstance(error, (FileNotFoundError, NotADirectoryError)):
         return VanishedError("read", path, "it vanished")
-    if error.errno in (errno.EMFILE, errno.ENFILE):
-        return FatalError("read", path, os_cause(error), OPEN_FILES_HINT)
+    if error.errno in NO_DESCRIPTORS:
+        return FatalError("read", path, os_cause(error))
     if error.errno in (errno.ELOOP, errno.ENXIO):
         return VanishedError("read", path, "it is no longer a regular file")
     if error.errno == errno.EWOULDBLOCK:
@@ -9505,7 +9512,7 @@ class LocalRunner(Runner):
             cause, hint = "this thread runs one already", "call run() in a thread of its own"
             raise FatalError("start event loop", "", cause, hint)
         if cause := why_no_descriptors(LOOP_DESCRIPTORS):
-            raise FatalError("start event loop", "", cause, OPEN_FILES_HINT)
+            raise FatalError("start event loop", "", cause)
         self._loop = asyncio.new_event_loop()
         self._exchanging: asyncio.Task[Report] | None = None
 
@@ -11350,7 +11357,7 @@ class BatchJobModel(BatchJobRow):
         """What the ledger knows of the destination. Raises UsageError if another ROOT has it."""
         self.place = place = self.ledger.destination(self)
         if self.source != self.root_dir:
-            self.ledger.renamed = self.source, self.root_dir
+            self.ledger.renamed = self.source.rstrip("/"), self.root_dir.rstrip("/")
         if self.endpoint == SANDBOX_ENDPOINT and place.id and not self.ledger.read_only:
             self.ledger.forget_files(place)
         is_known = self.ledger.has_uploads(place)
@@ -11612,9 +11619,10 @@ class Comparison:
         uploader = job.uploader
         self._spares = isinstance(uploader, S3Uploader) and uploader.options.no_overwrite
         due = job.place.swept_at + min(SWEEP_SECONDS, job.options.keep_history)
-        is_due = due <= job.created_at or job.options.scan.shard  # a share cannot stand for others
+        is_early = job.place.swept_at <= job.created_at < due  # not if the clock was ahead then
+        is_due = not is_early or job.options.scan.shard  # a share cannot stand for others
         is_swept = is_due and not job.ledger.read_only
-        self._seen = job.ledger.room_for_rows() if is_swept else None  # a bit for each row
+        self._seen = Counter[int]() if is_swept else None  # a bit for each row, ROWS_SEEN together
 
     @property
     def is_whole(self) -> bool:
@@ -11648,7 +11656,7 @@ class Comparison:
         cut = len(os.path.join(job.source, ""))
 
         def is_missing(row: int, path: str) -> bool:
-            is_seen = row >> 3 < len(seen) and seen[row >> 3] >> (row & 7) & 1
+            is_seen = seen[row // ROWS_SEEN] >> row % ROWS_SEEN & 1
             return not is_seen and (shard is None or shard.has(os.fsencode(path[cut:])))
 
         forgotten = job.created_at - self._options.keep_history
@@ -11683,7 +11691,7 @@ class Comparison:
         self._summary.unchanged += len(batch) - len(suspects)
         if self._seen is not None:
             for *_, number in known.values():
-                self._seen[number >> 3] |= 1 << (number & 7)
+                self._seen[number // ROWS_SEEN] |= 1 << number % ROWS_SEEN
         self._job.observer.busy("scanning", f"{count_of(self._summary.seen, 'file')} seen")
         return changes
 
@@ -14038,6 +14046,8 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
     console = Console(quiet=options.quiet, verbose=options.verbose, live=live, lists=lists)
 
     console.last_words = functools.partial(give_up, options, console)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         check_own_files(options)
         if options.log_file:

@@ -19,7 +19,7 @@ from typing import Callable
 import pytest
 
 from testing.faults import Action, Fault
-from testing.place import BOTH_MODES, BUCKET, Place, puts_of
+from testing.place import BOTH_MODES, BUCKET, Place, puts_of, sitecustomize
 from testing.protocol import Request
 
 NEEDS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -270,6 +270,27 @@ class TestUnderWay:
         _, err = process.communicate(timeout=60)
         assert (process.returncode, f"{signal.Signals(number).name} received" in err) == (4, True)
         assert "exit_code" in (place.path / "m.prom").read_text()
+
+    @pytest.mark.parametrize("module", ["argparse", "sqlite3"])
+    def test_an_interrupt_while_it_is_loaded_is_no_traceback(
+        self, place: Place, module: str
+    ) -> None:
+        sitecustomize(
+            place,
+            "import os, signal, sys",
+            "class Finder:",
+            "    def find_spec(self, name, path=None, target=None):",
+            f"        if name == {module!r}:",
+            "            os.kill(os.getpid(), signal.SIGINT)",
+            "sys.meta_path.insert(0, Finder())",
+        )
+        process = subprocess.run(
+            place.command("--mode", "concurrent"),
+            cwd=place.path,
+            env=place.environment,
+            capture_output=True,
+        )
+        assert (process.returncode, process.stderr) == (-signal.SIGINT, b"")
 
     @pytest.mark.parametrize("name", ["SIGHUP", "SIGINT"])
     def test_a_signal_that_the_caller_ignores_stays_ignored(self, place: Place, name: str) -> None:

@@ -19,7 +19,15 @@ import pytest
 
 import pfu
 from testing.faults import Action, Fault
-from testing.place import BOTH_MODES, BUCKET, HERE, Place, assert_accounts, wait_until
+from testing.place import (
+    BOTH_MODES,
+    BUCKET,
+    HERE,
+    Place,
+    assert_accounts,
+    drop_privilege,
+    wait_until,
+)
 
 # ======================================================================================
 # States and SQL
@@ -134,8 +142,8 @@ class TestPages:
         self, tmp_path: Path, read_only: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A dry run makes no copy of the ledger for that: there may be no room for it."""
-        monkeypatch.setattr(pfu.Ledger, "_may_write", None)
         ledger = pfu.Ledger(tmp_path / "l.db")
+        monkeypatch.setattr(pfu.Ledger, "_may_write", None)
         ledger.take_in([pfu.Change(pfu.Found("1", "/1", "1", 7, 8), "new")], "job", 1, HERE_IT_GOES)
         page = ledger.begin_page("job", (-1, ""), 10, 100)
         outcome = pfu.Outcome(
@@ -240,6 +248,32 @@ class TestOddLedgers:
         assert (run.code, run.err) == (0, "")
         assert [path.name for path in place.path.glob("pfu.db*")] == ["pfu.db"]
         assert (place.path / "pfu.db").stat().st_size == 0
+
+    @pytest.mark.parametrize("options", ["--status", "--dry-run"])
+    def test_so_is_one_whose_run_was_killed_while_it_was_made(
+        self, place: Place, options: str
+    ) -> None:
+        place.file("f")
+        with contextlib.closing(sqlite3.connect(place.path / "pfu.db")) as db:
+            db.execute("PRAGMA journal_mode=WAL")
+        (place.path / "pfu.db").chmod(0o600)
+        made = (place.path / "pfu.db").read_bytes()
+        run = place.run(options)
+        assert (run.code, run.err) == (0, "")
+        assert (place.path / "pfu.db").read_bytes() == made
+
+    @pytest.mark.parametrize("options", ["--status", "--dry-run"])
+    def test_a_ledger_in_a_directory_that_is_read_only(self, place: Place, options: str) -> None:
+        place.file("f")
+        (place.path / "snapshot").mkdir()
+        arguments = "--db", place.path / "snapshot/pfu.db", "--json"
+        assert place.run("--mode", "concurrent", *arguments).code == 0
+        (place.path / "snapshot").chmod(0o500)
+        run = place.run(options, *arguments, preexec_fn=drop_privilege)
+        (place.path / "snapshot").chmod(0o700)
+        assert (run.code, run.err) == (0, "")
+        if options == "--dry-run":
+            assert (run.json["unchanged"], run.json["pending"]) == (1, 0)
 
     @BOTH_MODES
     def test_a_hash_is_not_believed_once_an_engine_had_the_file(

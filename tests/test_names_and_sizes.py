@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import resource
 import stat
 import subprocess
 from collections.abc import Iterator
@@ -163,6 +164,18 @@ class TestBounds:
         (failure,) = run.json["failures"]
         assert (run.code, run.json["seen"]) == (1, 1), run.err
         assert "S3 allows 1024; its contents are skipped" in failure["reason"]
+
+    def test_a_directory_too_deep_for_the_open_file_limit(self, place: Place) -> None:
+        place.file(f"{'d/' * 200}f")
+        place.file("f")
+
+        def limit() -> None:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+
+        run = place.run("--mode", "concurrent", "--json", preexec_fn=limit)
+        (failure,) = run.json["failures"]
+        assert (run.code, set(place.stored())) == (1, {"f"})
+        assert "Too many open files (raise the open file limit: ulimit -n)" in failure["reason"]
 
     @pytest.mark.parametrize("options", ["--dry-run", "--verify", "--verify --checksum"])
     def test_a_deep_directory_is_one_difference(self, pit: Place, options: str) -> None:

@@ -10,6 +10,7 @@ import shlex
 import shutil
 import sqlite3
 import subprocess
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -218,6 +219,27 @@ class TestRoots:
         assert_all_is_there(place)
         assert from_root(place, mounted, *snapshot, "--verify")[0]["verified"] == 4
 
+    def test_a_snapshot_of_the_root_directory(self, place: Place) -> None:
+        three_files(place.root)
+        said, _ = from_root(place, place.root, *CONCURRENT, "--root-as", "/")
+        paths = {f"/{path.relative_to(place.root)}" for path in place.root.rglob("*")}
+        assert said["uploaded"] == 3
+        assert {row["file_path"] for row in place.rows()} == {
+            p for p in paths if p[1:] in place.local()
+        }
+        (place.root / "same").chmod(0)
+        run = place.run(
+            place.root,
+            TO,
+            *CONCURRENT,
+            "--root-as",
+            "/",
+            "--json",
+            to=None,
+            preexec_fn=drop_privilege,
+        )
+        assert [failure["path"] for failure in run.json["failures"]] == [str(place.root / "same")]
+
     def test_a_large_file_goes_on_from_a_snapshot(self, place: Place, mounted: Path) -> None:
         place.file("large", os.urandom(LARGE))
         run_broken_off(place, 1, "--mode", "concurrent")
@@ -369,6 +391,32 @@ class TestHistory:
             ledger(place, f"UPDATE Destination SET swept_at = swept_at - {hours * 3600}")
             visit(place, *CONCURRENT)
             assert any(row["missing_since"] for row in place.rows()) == is_noticed
+
+    def test_a_clock_that_was_ahead_for_a_night(self, place: Place) -> None:
+        place.file("stays")
+        gone = place.file("goes")
+        visit(place, *CONCURRENT)
+        gone.unlink()
+        for _ in range(2):  # that night found a file missing, and then another one did
+            grow_old(place, -20_000)
+            visit(place, *CONCURRENT)
+            marks = {row["object_key"]: row["missing_since"] for row in place.rows()}
+            assert marks["p/stays"] is None
+            assert 0 <= time.time() - marks["p/goes"] < 86_400
+
+    @pytest.mark.parametrize("number", [4_000_000_000, (1 << 63) - 1])
+    def test_memory_does_not_depend_on_the_numbers_of_rows(self, place: Place, number: int) -> None:
+        place.file("stays")
+        gone = place.file("goes")
+        visit(place, *CONCURRENT)
+        ledger(place, f"UPDATE FileStat SET rowid = {number} WHERE object_key = 'p/stays'")
+        gone.unlink()
+        place.file("new")
+        grow_old(place, 2)
+        said, _ = visit(place, *CONCURRENT)
+        marks = {row["object_key"]: row["missing_since"] for row in place.rows()}
+        assert [key for key, since in marks.items() if since] == ["p/goes"]
+        assert said["peak_memory_bytes"] < 200 * MIB
 
     def test_every_share_looks_for_its_own(self, place: Place) -> None:
         place.files(20)

@@ -7,6 +7,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import sqlite3
 import threading
@@ -189,6 +190,10 @@ def dying_workers(place: Place) -> None:
     sitecustomize(place, "import os, sys", "'--multiprocessing-fork' in sys.argv and os._exit(1)")
 
 
+def small_files_only(place: Place) -> dict[str, Any]:
+    return {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))}
+
+
 Trouble = Callable[[Place], Any]
 MORE_TROUBLE: list[tuple[str, Trouble, str, str]] = [
     ("root closed", closed_root, "", "read root "),
@@ -217,6 +222,7 @@ MORE_TROUBLE: list[tuple[str, Trouble, str, str]] = [
         "",
         "credential",
     ),
+    ("only small files", small_files_only, "", "larger than 8.0 KiB here: ulimit -f"),
     ("no working directory", removed_folder, "--db x.db", "no working directory"),
     ("destination not UTF-8", odd_destination, "", "it is not UTF-8"),
     ("start method", odd_start_method, "", "invalid PFU_START_METHOD"),
