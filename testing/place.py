@@ -240,7 +240,7 @@ class Place:
     def command(self, *arguments: Any, to: str | None = f"s3://{BUCKET}/p") -> list[str]:
         command = [sys.executable, compiled_program(), *map(str, arguments)]
         if to is not None:
-            command[2:2] = [str(self.root), to]
+            command[2:2] = [str(self.root), *filter(None, [to])]  # "": the default bucket
         if self.endpoint and "--endpoint-url" not in command:
             command += ["--endpoint-url", self.endpoint]
         return command
