@@ -634,6 +634,7 @@ def what_changed(now: Facts | Found, before: Facts | Found | FileModel, options:
     return next((reason for reason, is_so in told.items() if is_so), "")
 
 
+NEVER = -MAX_INTEGER - 1  # no file's ctime
 SIZE_CHANGED = "size changed"
 CTIME_MOVED, INODE_MOVED = "ctime moved", "inode moved"
 MOVED_ALONE = frozenset((CTIME_MOVED, INODE_MOVED))
@@ -1460,7 +1461,7 @@ class LedgerFile(FileInPlace):
             text, hint = cause, ""
         most = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
         if "disk I/O" in text and most != resource.RLIM_INFINITY:
-            hint = f"no file may be larger than {bytes_text(most)} here: ulimit -f"
+            hint = f"no file may be larger than {bytes_text(most)}: raise ulimit -f, then rerun"
         return LedgerError(f"{operation} ledger", self.path, text, hint)
 
 
@@ -11150,7 +11151,7 @@ def stored_of(file: FileModel) -> Stored | None:
         return None
     known, is_stale = Facts._make(facts(file)), file.stale in (OUTDATED, SPARED)
     if file.racy:
-        known = known._replace(changed_at=None)  # its ctime proves nothing
+        known = known._replace(changed_at=NEVER)  # its ctime proves nothing
     return Stored(known, file.etag or "", file.sha256 or "", file.part_size or 0, is_stale)
 
 

@@ -222,7 +222,7 @@ MORE_TROUBLE: list[tuple[str, Trouble, str, str]] = [
         "",
         "credential",
     ),
-    ("only small files", small_files_only, "", "larger than 8.0 KiB here: ulimit -f"),
+    ("only small files", small_files_only, "", "larger than 8.0 KiB: raise ulimit -f"),
     ("no working directory", removed_folder, "--db x.db", "no working directory"),
     ("destination not UTF-8", odd_destination, "", "it is not UTF-8"),
     ("start method", odd_start_method, "", "invalid PFU_START_METHOD"),
