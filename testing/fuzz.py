@@ -88,7 +88,7 @@ def judged(received: bytes) -> str | None:
     content = judged_body(fields, body) or b""
     if b"<Error" in body + content or b"html" in fields.get(b"content-type", b"").lower():
         return None
-    etag = fields.get(b"etag", b"")
+    etag = fields.get(b"etag", b"").removeprefix(b"W/")  # a proxy's
     return etag.decode("latin-1") if etag.strip(b'"') else None
 
 
