@@ -157,7 +157,7 @@ def http_client_agrees(received: bytes, accepted: Any) -> None:
     peer = http.client.HTTPResponse(Readable(received), method="PUT")  # type: ignore[arg-type]
     peer.begin()
     assert peer.status == 200
-    assert (peer.getheader("ETag") or "").strip() == accepted.etag
+    assert peer.getheader("ETag", "").strip().removeprefix("W/") == accepted.etag
     assert b"<Error" not in peer.read()
     assert peer.isclosed()
 
