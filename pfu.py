@@ -220,7 +220,7 @@ LEAST_ADDRESSES = 192 * MIB  # of RLIMIT_AS, which also counts libraries and sta
 THREAD_ADDRESSES = 16 * MIB  # the same, for a thread: its stack is 8 MiB
 M_ARENA_MAX = -8  # malloc.h of glibc
 LEAST_TASKS = 5  # processes and threads besides the main one: Watchdog, Preparation, Threads
-WORKER_TASKS = 6  # for each worker: its process and 3 threads, 2 threads of the parent
+WORKER_TASKS = 7  # for each worker: its process and 4 threads, 2 threads of the parent
 MANY_TASKS = 4096  # whoever may have more has enough
 CLIENT_MEMORY = 24 * MIB  # per process, kept free for boto3's client
 REPORT_SECONDS = 1.0  # an engine reports at least this often
@@ -8419,7 +8419,8 @@ class PageRunner:
         self.tree = Tree(self.options.root)
         self.tree.settles = self.options.removes
         self._loop = asyncio.get_running_loop()
-        self._loop.set_default_executor(self.threads)
+        # for names and credentials: what waits in the other threads may wait for these
+        self._loop.set_default_executor(Threads(2, thread_name_prefix="pfu-name"))
         self.gate = Gate(self.gauges)
         self._waiting: asyncio.Queue[AnyTask] = asyncio.Queue()
         self.uploader.open(self.options.threads)
