@@ -11151,7 +11151,7 @@ def stored_of(file: FileModel) -> Stored | None:
     if not file.sha256 and not file.etag:
         return None
     known, is_stale = Facts._make(facts(file)), file.stale in (OUTDATED, SPARED)
-    if file.racy:
+    if file.racy and known.changed_at is not None:
         known = known._replace(changed_at=NEVER)  # its ctime proves nothing
     return Stored(known, file.etag or "", file.sha256 or "", file.part_size or 0, is_stale)
 
