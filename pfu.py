@@ -10017,10 +10017,11 @@ class Engine:
         ended = []
         for outcome in report.outcomes:
             task = runner.in_flight.pop(outcome.id)
+            if isinstance(outcome, Outcome) and outcome.kind not in STORED:
+                self._sent.update([task.id] * outcome.sent)
+                outcome = outcome._replace(sent=task.id in self._sent)
             if isinstance(outcome, Outcome) and outcome.kind is OutcomeKind.RELEASED:
                 self._redo.append(task)
-                if outcome.sent:
-                    self._sent.add(task.id)
             else:
                 ended.append(outcome)
         self.fast_lane_off = self.fast_lane_off or report.fast_lane_off
@@ -10035,6 +10036,7 @@ class Engine:
         Raises FatalError if workers cannot even start.
         """
         lost, runner.in_flight = list(runner.in_flight.values()), {}
+        self._sent.update(task.id for task in lost if isinstance(task, (Task, CompleteTask)))
         self.row.lost(file_id_of(task.id) for task in lost)
         self._failed_starts = 0 if runner.has_started else self._failed_starts + 1
         if runner.has_started:
@@ -10048,7 +10050,8 @@ class Engine:
         runner.bury()
         runner.restart()
         cause = f"the worker process died {WORKER_DEATHS} times with this file in flight"
-        return [Outcome(task.id, OutcomeKind.FAILED, cause, 1) for task in hopeless]
+        failed = (Outcome(task.id, OutcomeKind.FAILED, cause, 1) for task in hopeless)
+        return [outcome._replace(sent=outcome.id in self._sent) for outcome in failed]
 
     def waits_for(self) -> str:
         """What is in flight, in words for the user."""
