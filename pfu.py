@@ -9118,7 +9118,9 @@ class Task(NamedTuple):
             else:
                 source.check_end()
             upload = transfer.describe(self, source, body)
-            settled = transfer.settle(upload, self.stored) if self.stored else None
+            has_sent = transfer.sent and body is not None  # then the ledger is no judge any more
+            known = None if has_sent else self.stored
+            settled = transfer.settle(upload, known) if known else None
         except BaseException:
             source.close()
             raise
