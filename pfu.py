@@ -220,7 +220,7 @@ LEAST_ADDRESSES = 192 * MIB  # of RLIMIT_AS, which also counts libraries and sta
 THREAD_ADDRESSES = 16 * MIB  # the same, for a thread: its stack is 8 MiB
 M_ARENA_MAX = -8  # malloc.h of glibc
 LEAST_TASKS = 5  # processes and threads besides the main one: Watchdog, Preparation, Threads
-WORKER_TASKS = 6  # for each worker: its process and 3 threads, 2 threads of the parent
+WORKER_TASKS = 7  # for each worker: its process and 4 threads, 2 threads of the parent
 MANY_TASKS = 4096  # whoever may have more has enough
 CLIENT_MEMORY = 24 * MIB  # per process, kept free for boto3's client
 REPORT_SECONDS = 1.0  # an engine reports at least this often
@@ -8419,7 +8419,8 @@ class PageRunner:
         self.tree = Tree(self.options.root)
         self.tree.settles = self.options.removes
         self._loop = asyncio.get_running_loop()
-        self._loop.set_default_executor(self.threads)
+        # for names and credentials: what waits in the other threads may wait for these
+        self._loop.set_default_executor(Threads(2, thread_name_prefix="pfu-name"))
         self.gate = Gate(self.gauges)
         self._waiting: asyncio.Queue[AnyTask] = asyncio.Queue()
         self.uploader.open(self.options.threads)
@@ -9117,7 +9118,9 @@ class Task(NamedTuple):
             else:
                 source.check_end()
             upload = transfer.describe(self, source, body)
-            settled = transfer.settle(upload, self.stored) if self.stored else None
+            has_sent = transfer.sent and body is not None  # then the ledger is no judge any more
+            known = None if has_sent else self.stored
+            settled = transfer.settle(upload, known) if known else None
         except BaseException:
             source.close()
             raise
@@ -10016,10 +10019,11 @@ class Engine:
         ended = []
         for outcome in report.outcomes:
             task = runner.in_flight.pop(outcome.id)
+            if isinstance(outcome, Outcome) and outcome.kind not in STORED:
+                self._sent.update([task.id] * outcome.sent)
+                outcome = outcome._replace(sent=task.id in self._sent)
             if isinstance(outcome, Outcome) and outcome.kind is OutcomeKind.RELEASED:
                 self._redo.append(task)
-                if outcome.sent:
-                    self._sent.add(task.id)
             else:
                 ended.append(outcome)
         self.fast_lane_off = self.fast_lane_off or report.fast_lane_off
@@ -10034,6 +10038,7 @@ class Engine:
         Raises FatalError if workers cannot even start.
         """
         lost, runner.in_flight = list(runner.in_flight.values()), {}
+        self._sent.update(task.id for task in lost if isinstance(task, (Task, CompleteTask)))
         self.row.lost(file_id_of(task.id) for task in lost)
         self._failed_starts = 0 if runner.has_started else self._failed_starts + 1
         if runner.has_started:
@@ -10047,7 +10052,8 @@ class Engine:
         runner.bury()
         runner.restart()
         cause = f"the worker process died {WORKER_DEATHS} times with this file in flight"
-        return [Outcome(task.id, OutcomeKind.FAILED, cause, 1) for task in hopeless]
+        failed = (Outcome(task.id, OutcomeKind.FAILED, cause, 1) for task in hopeless)
+        return [outcome._replace(sent=outcome.id in self._sent) for outcome in failed]
 
     def waits_for(self) -> str:
         """What is in flight, in words for the user."""

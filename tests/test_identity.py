@@ -808,6 +808,26 @@ class TestWavering:
         assert_all_is_there(place)
 
     @BOTH_MODES
+    @pytest.mark.parametrize(
+        "name, ending", [("small", "PutObject"), ("large", "CompleteMultipartUpload")]
+    )
+    def test_a_change_that_is_taken_back_after_a_lost_answer(
+        self, place: Place, mode: str, name: str, ending: str
+    ) -> None:
+        before = both_sizes(place)[name].read_bytes()
+        assert place.run(*PART, "--mode", mode).code == 0
+
+        def take_back() -> None:
+            place.file(name, before)
+            raise ConnectionResetError
+
+        place.file(name, bytes(reversed(before)))
+        place.server.faults.append(Fault(Action("call", function=take_back), ending, times=1))
+        assert place.run(*PART, "--mode", mode).code == 0
+        assert place.run(*PART, "--mode", mode).code == 0
+        assert place.stored() == place.local()
+
+    @BOTH_MODES
     def test_a_large_file_that_is_appended_to_keeps_its_parts(
         self, place: Place, mode: str
     ) -> None:

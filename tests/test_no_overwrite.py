@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from testing.faults import Action, Fault
-from testing.place import IS_SAFE_LANE, MIB, PART, Place, assert_accounts
+from testing.place import BOTH_MODES, IS_SAFE_LANE, MIB, PART, Place, assert_accounts
 from testing.store import StoredObject
 
 BUCKET = "bkt"
@@ -130,6 +130,18 @@ class TestKeeps:
         run = place.run(KEEP, "--remove-source-files", "--json")
         assert (run.code, run.json["removed"]) == (0, 1), run.err
         assert (place.root / "spared").exists() and not (place.root / "mine").exists()
+
+    @BOTH_MODES
+    def test_looking_first_does_not_wait_for_the_name_of_the_store(
+        self, place: Place, mode: str
+    ) -> None:
+        """Threads that wait for the fast lane must leave one to look up its address."""
+        place.changes = "THREADS = 2"
+        place.endpoint = place.endpoint.replace("127.0.0.1", "localhost")
+        for number in range(6):
+            place.file(f"large{number}", os.urandom(6 * MIB))
+        run = place.run(*PART, KEEP, "--mode", mode, "--json")
+        assert (run.code, run.json["uploaded"]) == (0, 6), run.err
 
 
 class TestLostAnswers:

@@ -577,6 +577,19 @@ class TestTakeover:
         said, sent = visit(place, *arguments)
         assert (said["renewed"], sent) == (2, {"PutObject": 1, "CopyObject": 1})
 
+    @BOTH_MODES
+    def test_a_file_that_an_older_pfu_read_too_soon_is_not_renewed(
+        self, place: Place, mode: str
+    ) -> None:
+        three_files(place.root)
+        visit(place, "--mode", mode, *PART)
+        make_older(place)
+        with contextlib.closing(sqlite3.connect(place.path / "pfu.db")) as db:
+            db.execute("UPDATE FileStat SET racy=1")
+            db.commit()
+        said, sent = visit(place, "--mode", mode, *PART)
+        assert (said["unchanged"], said["renewed"], sent) == (3, 0, Counter())
+
     def test_what_changed_meanwhile_is_found_in_an_older_ledger(self, place: Place) -> None:
         three_files(place.root)
         visit(place, *CONCURRENT)

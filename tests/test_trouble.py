@@ -367,6 +367,28 @@ class TestSurroundings:
         place.server.faults.clear()
         assert place.run().code == 0
 
+    def test_what_dying_workers_sent_is_not_taken_for_what_was_there_before(
+        self, place: Place
+    ) -> None:
+        path = place.file("poison", b"first")
+        assert place.run().code == 0
+        started: list[Any] = []
+
+        def kill() -> None:
+            for child in children_of(started[0].pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
+
+        place.file("poison", b"other")
+        place.server.faults.append(Fault(Action("call", function=kill), "PutObject"))
+        started.append(place.start("--mode", "parallel", "--workers", "1"))
+        started[0].communicate(timeout=60)
+        place.server.faults.clear()
+        assert place.stored() == {"poison": b"other"}
+        place.file("poison", b"first")
+        assert place.run().code == 0
+        assert place.stored() == {"poison": path.read_bytes()}
+
     def test_what_the_ledger_does_not_take_is_not_counted(
         self, place: Place, monkeypatch: pytest.MonkeyPatch
     ) -> None:
