@@ -6274,11 +6274,14 @@ class BucketCheck:
     def __init__(self, s3: S3Bucket) -> None:
         self._s3 = s3
         self._is_plain = False  # whether an http:// endpoint speaks TLS was checked
+        self._is_ours = False  # whether this run may have created it; answers can get lost
 
     def run(self, client: Any) -> list[str]:
         """Notes for the user. Raises PfuError."""
         self._client = client
-        if not self._find() and self._is_created():
+        if not self._find():
+            self._create()
+        if self._is_ours:
             return self._block_public_access()
         notes = self._check_private()
         if self._s3.options.locks:
@@ -6345,8 +6348,8 @@ class BucketCheck:
         )
         return [f"{self._s3.destination} has objects that are not in this ledger: {hint}"]
 
-    def _is_created(self) -> bool:
-        """Create it; False: another run was faster.
+    def _create(self) -> None:
+        """Create it, unless another run was faster.
 
         Stores other than AWS may not support ownership controls.
         """
@@ -6357,13 +6360,13 @@ class BucketCheck:
         region = self._client.meta.region_name
         if region not in ("us-east-1", "aws-global"):
             told["CreateBucketConfiguration"] = {"LocationConstraint": region}
+        was_tried, self._is_ours = self._is_ours, True
         try:
             self._ask("create bucket", "create_bucket", **told)
         except TransferError as error:
             if error.code != "BucketAlreadyOwnedByYou":
                 raise
-            return False
-        return True
+            self._is_ours = was_tried
 
     def _block_public_access(self) -> list[str]:
         """Make it as private as the store allows.
@@ -6376,10 +6379,20 @@ class BucketCheck:
         try:
             self._ask("block public access to bucket", "put_public_access_block", **told)
         except TransferError as error:
-            if not error.status or is_passing(error.status) or error.status == FORBIDDEN:
+            is_denied = error.status == FORBIDDEN
+            if not error.status or is_passing(error.status) or (is_denied and self._is_ours):
                 raise
-            return [f"bucket {self._s3.bucket}: this store does not support public access blocks"]
+            cause = error.cause if is_denied else "this store does not support it"
+            return [f"bucket {self._s3.bucket}: public access is not blocked: {cause}"]
         return []
+
+    def _was_left_open(self, verdict: Privacy) -> bool:
+        """Whether it is one that a run created, and was killed before it was private: empty."""
+        if verdict.unblocked and (self._s3.is_default or self._s3.options.create_bucket):
+            with contextlib.suppress(DeniedError):
+                page = self._ask("list", "list_objects_v2", MaxKeys=1, **self._s3.options.access())
+                return not page.get("Contents")
+        return False
 
     def _check_lockable(self) -> list[str]:
         """Raises UsageError if the bucket has no Object Lock."""
@@ -6407,7 +6420,7 @@ class BucketCheck:
             return [f"bucket {bucket} is public: {verdict.public}"]
         if verdict.unknown:
             return [f"bucket {bucket}: cannot tell whether it is private: {verdict.unknown}"]
-        return []
+        return self._block_public_access() if self._was_left_open(verdict) else []
 
 
 def told_of_lock(ask: Callable[[], bool]) -> tuple[bool, str]:
@@ -8051,6 +8064,7 @@ class Privacy(NamedTuple):
 
     public: str = ""
     unknown: str = ""
+    unblocked: bool = False  # nothing keeps it from being made public
 
 
 def privacy(client: Any, bucket: str, owner: Mapping[str, str]) -> Privacy:
@@ -8075,7 +8089,7 @@ def privacy(client: Any, bucket: str, owner: Mapping[str, str]) -> Privacy:
             return None, said if error.status else error.cause
 
     blocks, unknown = ask("get_public_access_block", "PublicAccessBlockConfiguration")
-    unknowns = {unknown: None}
+    unknowns, unblocked = {unknown: None}, blocks is None and not unknown
     if not (blocks and blocks.get("RestrictPublicBuckets")):
         is_public, unknown = ask("get_bucket_policy_status", "PolicyStatus", "IsPublic")
         unknowns[unknown] = None
@@ -8090,7 +8104,7 @@ def privacy(client: Any, bucket: str, owner: Mapping[str, str]) -> Privacy:
                 grant.get("Grantee", {}).get("URI") in PUBLIC_GRANTEES for grant in grants or ()
             ):
                 return Privacy("its ACL is public")
-    return Privacy(unknown=", ".join(filter(None, unknowns)))
+    return Privacy("", ", ".join(filter(None, unknowns)), unblocked)
 
 
 # ======================================================================================
