@@ -6208,7 +6208,8 @@ class S3Session:
     @contextlib.contextmanager
     def calling(self, operation: str, subject: str, seconds: float = 0) -> Iterator[Any]:
         """The safe lane's client, for one call; its errors are raised as TransferError."""
-        client, terms = self._safe_client(seconds or SLOW_LINE_SECONDS), self._s3.terms.now
+        seconds = seconds or min(SLOW_LINE_SECONDS, max(self._s3.patience, LEAST_STALL_SECONDS))
+        client, terms = self._safe_client(seconds), self._s3.terms.now
         try:
             with translated(operation, subject):
                 yield client
@@ -7221,7 +7222,8 @@ class S3Uploader(S3Bucket):
         def send(with_checksum: bool) -> Receipt:
             md5 = dict(zip(("ContentMD5",), md5_of(body, self.terms.now)))
             sums = {**checksum_of(sha256, with_checksum), **md5}
-            with self.session.calling("upload", way) as client:
+            drain = min(SLOW_LINE_SECONDS, max(READ_SECONDS, self.patience)) * (len(body) > MIB)
+            with self.session.calling("upload", way, drain) as client:
                 answer = getattr(client, method)(Body=PartBody(body, sha256), **told, **sums)
                 return Receipt(etag_of(answer, sha256))
 
