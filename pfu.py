@@ -7758,7 +7758,7 @@ class Guard:
         """botocore's handler of needs-retry: 0 if another time is worth another try."""
         if response is None:
             return None
-        answer, context = response[0], request_dict["context"]
+        (answer, told), context = response, request_dict["context"]
         if operation.name == "HeadBucket" and "x-amz-bucket-region" not in answer.headers:
             # botocore follows a redirect with HeadBucket; one of HeadBucket would never end
             context.setdefault("s3_redirect", {})["redirected"] = True
@@ -7767,8 +7767,9 @@ class Guard:
             return None
         if 200 <= answer.status_code < 300:
             self._clock.took(offset)
-        date = answer.headers.get("date")
-        is_better = self._clock.corrects(answer.status_code, date, offset)
+        is_skewed = told.get("Error", {}).get("Code") == "RequestTimeTooSkewed"  # 400, of some
+        status, date = answer.status_code, answer.headers.get("date")
+        is_better = self._clock.corrects(FORBIDDEN if is_skewed else status, date, offset)
         return 0 if is_better and attempts <= 2 else None
 
 
