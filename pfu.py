@@ -7442,8 +7442,8 @@ def check_listed(page: Mapping[str, Any]) -> None:
         _, size = operator.itemgetter("Key", "Size")(stored)
         if not 0 <= size <= MAX_INTEGER:
             raise ValueError(f"an object of {size} bytes")
-    if page.get("IsTruncated"):
-        operator.itemgetter("NextContinuationToken")(page)
+    if page.get("IsTruncated") and "NextContinuationToken" not in page:
+        raise ValueError("no NextContinuationToken: it is that of ListObjects, not ListObjectsV2")
 
 
 def listed_in(page: Mapping[str, Any]) -> list[Listed]:
