@@ -7559,11 +7559,13 @@ def check_endpoint(url: str) -> None:
     if "@" in url:
         hint = "put credentials in the environment or the AWS configuration"
         raise UsageError("the endpoint URL contains a user name or password", hint=hint)
-    match = ENDPOINT.fullmatch(url)
-    if not match or not 0 < int(match["port"] or 443) < 1 << 16:
-        raise UsageError(
-            "the endpoint is not an http:// or https:// URL", hint="see --endpoint-url"
-        )
+    match, hint = ENDPOINT.fullmatch(url), "see --endpoint-url"
+    if not match:
+        raise UsageError("the endpoint is not an http:// or https:// URL", hint=hint)
+    if not 0 < int(match["port"] or 443) < 1 << 16:
+        raise UsageError(f"the endpoint's port {match['port']} is not one: 1 to 65535", hint=hint)
+    if len(urllib.parse.urlsplit(url).hostname or "") > 253:  # DNS has no longer ones
+        raise UsageError("the endpoint's host has over 253 characters", hint=hint)
 
 
 TLS_PROBE_SECONDS = 2.0

@@ -812,6 +812,18 @@ TROUBLE: list[tuple[Callable[[Place], None], str, int, str]] = [
     (nothing, "--sse-kms-key-id k", 2, "requires --sse aws:kms"),
     (nothing, "--dry-run --status", 2, "--status cannot be combined with --dry-run"),
     (nothing, "--endpoint-url ftp://x", 2, "is not an http:// or https:// URL"),
+    (
+        nothing,
+        "--endpoint-url http://h:99999",
+        2,
+        "the endpoint's port 99999 is not one: 1 to 65535",
+    ),
+    (
+        nothing,
+        f"--endpoint-url http://{'a.' * 127}",
+        2,
+        "the endpoint's host has over 253 characters",
+    ),
     (nothing, "--expected-bucket-owner 999999999999", 1, "AccessDenied"),
 ]
 LARGE_FAULTS = [("CompleteMultipartUpload", Action("error", 400, "InvalidPart"), None, 1)]
