@@ -6850,6 +6850,7 @@ class S3Bucket(Uploader):
 
     def _head(self, key: str, **more: Any) -> Mapping[str, str] | None:
         """The headers of HeadObject's answer, names in lower case; by the fast lane if it can."""
+        terms = self.terms.now
         if "PartNumber" not in more:
             with contextlib.suppress(Rejected):
                 return self.lane.look(key)
@@ -6860,11 +6861,13 @@ class S3Bucket(Uploader):
         except TransferError as error:
             if error.status == 404:
                 return None
-            if error.status == FORBIDDEN and self._asked_why != self.terms.now:
-                self._asked_why = self.terms.now
+            if error.status == FORBIDDEN and self._asked_why != terms:
                 why = self.plain_answer()
+                if self.terms.now != terms:
+                    why = RetryableError("check", key, "the credentials have been reloaded")
                 if why and not isinstance(why, DeniedError):  # the credentials, say
                     raise why from error
+                self._asked_why = terms
             raise
 
     def prove(self, found: Found) -> list[str]:
