@@ -7425,8 +7425,11 @@ def md5_of(body: Body, terms: Terms) -> tuple[str, ...]:
     """Content-MD5, if the store has asked for it."""
     if not terms.md5:
         return ()
-    octets = body.read() if isinstance(body, FileBody) else body
-    return (base64_of(hashlib.md5(octets, usedforsecurity=False).hexdigest()),)
+    digest = hashlib.md5(usedforsecurity=False)
+    for start in range(0, len(body), HASH_BYTES):
+        piece = body[start : start + HASH_BYTES]
+        digest.update(piece.read() if isinstance(piece, FileBody) else piece)
+    return (base64_of(digest.hexdigest()),)
 
 
 def may_concern_checksum(error: TransferError) -> bool:
