@@ -8100,7 +8100,7 @@ def privacy(client: Any, bucket: str, owner: Mapping[str, str]) -> Privacy:
             return None, said if error.status else error.cause
 
     blocks, unknown = ask("get_public_access_block", "PublicAccessBlockConfiguration")
-    unknowns, unblocked = {unknown: None}, blocks is None and not unknown
+    unknowns, unblocked = {unknown: None}, not unknown and not any((blocks or {}).values())
     if not (blocks and blocks.get("RestrictPublicBuckets")):
         is_public, unknown = ask("get_bucket_policy_status", "PolicyStatus", "IsPublic")
         unknowns[unknown] = None

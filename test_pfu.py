@@ -1049,8 +1049,9 @@ class TestPrivacy:
         assert bucket and bucket.public_access_block == BLOCKED_ELSEWHERE
 
     @pytest.mark.parametrize("to", ["s3://new-bucket/p", ""])
+    @pytest.mark.parametrize("blocks", [None, dict.fromkeys(ALL_BLOCKED, False)])
     def test_a_bucket_whose_run_was_killed_is_made_private_by_the_next(
-        self, place: Place, to: str
+        self, place: Place, to: str, blocks: dict[str, bool] | None
     ) -> None:
         place.file("f")
         name, option = "new-bucket" if to else "pfu-123456789012-us-east-1", ["--create-bucket"]
@@ -1063,7 +1064,7 @@ class TestPrivacy:
         place.server.faults.clear()
         bucket = place.server.bucket(name)
         assert bucket
-        bucket.public_access_block = None  # other stores block nothing by themselves
+        bucket.public_access_block = blocks  # other stores block nothing by themselves
         run = place.run(*option, to=to)
         assert (run.code, run.err) == (0, "")
         assert bucket.public_access_block == BLOCKED_ELSEWHERE
