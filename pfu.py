@@ -12413,7 +12413,7 @@ class Verification:
         """Whether size and metadata must do: another ETag proves nothing in this store."""
         if ("-" in (row.etag or "")) in self._shown:
             return False
-        self._job.note(NOT_SHOWN_NOTE)
+        self._job.note(NOT_SHOWN_NOTE + "; --checksum reads them back" * (not self._checksum))
         return True
 
     def _digests(self, found: Found, forms: Collection[Form]) -> dict[Form, str]:
@@ -12481,7 +12481,7 @@ NOTHING_TOLD_NOTE = (
 )
 NOT_SHOWN_NOTE = (
     "this store reports other ETags than it returned on upload: some objects could only be matched "
-    "by size and metadata; --checksum reads them back"
+    "by size and metadata"
 )
 
 
