@@ -6208,7 +6208,8 @@ class S3Session:
     @contextlib.contextmanager
     def calling(self, operation: str, subject: str, seconds: float = 0) -> Iterator[Any]:
         """The safe lane's client, for one call; its errors are raised as TransferError."""
-        client, terms = self._safe_client(seconds or SLOW_LINE_SECONDS), self._s3.terms.now
+        seconds = seconds or min(SLOW_LINE_SECONDS, max(self._s3.patience, LEAST_STALL_SECONDS))
+        client, terms = self._safe_client(seconds), self._s3.terms.now
         try:
             with translated(operation, subject):
                 yield client
@@ -6274,11 +6275,14 @@ class BucketCheck:
     def __init__(self, s3: S3Bucket) -> None:
         self._s3 = s3
         self._is_plain = False  # whether an http:// endpoint speaks TLS was checked
+        self._is_ours = False  # whether this run may have created it; answers can get lost
 
     def run(self, client: Any) -> list[str]:
         """Notes for the user. Raises PfuError."""
         self._client = client
-        if not self._find() and self._is_created():
+        if not self._find():
+            self._create()
+        if self._is_ours:
             return self._block_public_access()
         notes = self._check_private()
         if self._s3.options.locks:
@@ -6345,8 +6349,8 @@ class BucketCheck:
         )
         return [f"{self._s3.destination} has objects that are not in this ledger: {hint}"]
 
-    def _is_created(self) -> bool:
-        """Create it; False: another run was faster.
+    def _create(self) -> None:
+        """Create it, unless another run was faster.
 
         Stores other than AWS may not support ownership controls.
         """
@@ -6357,13 +6361,13 @@ class BucketCheck:
         region = self._client.meta.region_name
         if region not in ("us-east-1", "aws-global"):
             told["CreateBucketConfiguration"] = {"LocationConstraint": region}
+        was_tried, self._is_ours = self._is_ours, True
         try:
             self._ask("create bucket", "create_bucket", **told)
         except TransferError as error:
             if error.code != "BucketAlreadyOwnedByYou":
                 raise
-            return False
-        return True
+            self._is_ours = was_tried
 
     def _block_public_access(self) -> list[str]:
         """Make it as private as the store allows.
@@ -6376,10 +6380,20 @@ class BucketCheck:
         try:
             self._ask("block public access to bucket", "put_public_access_block", **told)
         except TransferError as error:
-            if not error.status or is_passing(error.status) or error.status == FORBIDDEN:
+            is_denied = error.status == FORBIDDEN
+            if not error.status or is_passing(error.status) or (is_denied and self._is_ours):
                 raise
-            return [f"bucket {self._s3.bucket}: this store does not support public access blocks"]
+            cause = error.cause if is_denied else "this store does not support it"
+            return [f"bucket {self._s3.bucket}: public access is not blocked: {cause}"]
         return []
+
+    def _was_left_open(self, verdict: Privacy) -> bool:
+        """Whether it is one that a run created, and was killed before it was private: empty."""
+        if verdict.unblocked and (self._s3.is_default or self._s3.options.create_bucket):
+            with contextlib.suppress(DeniedError):
+                page = self._ask("list", "list_objects_v2", MaxKeys=1, **self._s3.options.access())
+                return not page.get("Contents")
+        return False
 
     def _check_lockable(self) -> list[str]:
         """Raises UsageError if the bucket has no Object Lock."""
@@ -6407,7 +6421,7 @@ class BucketCheck:
             return [f"bucket {bucket} is public: {verdict.public}"]
         if verdict.unknown:
             return [f"bucket {bucket}: cannot tell whether it is private: {verdict.unknown}"]
-        return []
+        return self._block_public_access() if self._was_left_open(verdict) else []
 
 
 def told_of_lock(ask: Callable[[], bool]) -> tuple[bool, str]:
@@ -6836,6 +6850,7 @@ class S3Bucket(Uploader):
 
     def _head(self, key: str, **more: Any) -> Mapping[str, str] | None:
         """The headers of HeadObject's answer, names in lower case; by the fast lane if it can."""
+        terms = self.terms.now
         if "PartNumber" not in more:
             with contextlib.suppress(Rejected):
                 return self.lane.look(key)
@@ -6846,11 +6861,13 @@ class S3Bucket(Uploader):
         except TransferError as error:
             if error.status == 404:
                 return None
-            if error.status == FORBIDDEN and self._asked_why != self.terms.now:
-                self._asked_why = self.terms.now
+            if error.status == FORBIDDEN and self._asked_why != terms:
                 why = self.plain_answer()
+                if self.terms.now != terms:
+                    why = RetryableError("check", key, "the credentials have been reloaded")
                 if why and not isinstance(why, DeniedError):  # the credentials, say
                     raise why from error
+                self._asked_why = terms
             raise
 
     def prove(self, found: Found) -> list[str]:
@@ -7208,7 +7225,8 @@ class S3Uploader(S3Bucket):
         def send(with_checksum: bool) -> Receipt:
             md5 = dict(zip(("ContentMD5",), md5_of(body, self.terms.now)))
             sums = {**checksum_of(sha256, with_checksum), **md5}
-            with self.session.calling("upload", way) as client:
+            drain = min(SLOW_LINE_SECONDS, max(READ_SECONDS, self.patience)) * (len(body) > MIB)
+            with self.session.calling("upload", way, drain) as client:
                 answer = getattr(client, method)(Body=PartBody(body, sha256), **told, **sums)
                 return Receipt(etag_of(answer, sha256))
 
@@ -7407,8 +7425,11 @@ def md5_of(body: Body, terms: Terms) -> tuple[str, ...]:
     """Content-MD5, if the store has asked for it."""
     if not terms.md5:
         return ()
-    octets = body.read() if isinstance(body, FileBody) else body
-    return (base64_of(hashlib.md5(octets, usedforsecurity=False).hexdigest()),)
+    digest = hashlib.md5(usedforsecurity=False)
+    for start in range(0, len(body), HASH_BYTES):
+        piece = body[start : start + HASH_BYTES]
+        digest.update(piece.read() if isinstance(piece, FileBody) else piece)
+    return (base64_of(digest.hexdigest()),)
 
 
 def may_concern_checksum(error: TransferError) -> bool:
@@ -7427,8 +7448,8 @@ def check_listed(page: Mapping[str, Any]) -> None:
         _, size = operator.itemgetter("Key", "Size")(stored)
         if not 0 <= size <= MAX_INTEGER:
             raise ValueError(f"an object of {size} bytes")
-    if page.get("IsTruncated"):
-        operator.itemgetter("NextContinuationToken")(page)
+    if page.get("IsTruncated") and "NextContinuationToken" not in page:
+        raise ValueError("no NextContinuationToken: it is that of ListObjects, not ListObjectsV2")
 
 
 def listed_in(page: Mapping[str, Any]) -> list[Listed]:
@@ -7544,11 +7565,13 @@ def check_endpoint(url: str) -> None:
     if "@" in url:
         hint = "put credentials in the environment or the AWS configuration"
         raise UsageError("the endpoint URL contains a user name or password", hint=hint)
-    match = ENDPOINT.fullmatch(url)
-    if not match or not 0 < int(match["port"] or 443) < 1 << 16:
-        raise UsageError(
-            "the endpoint is not an http:// or https:// URL", hint="see --endpoint-url"
-        )
+    match, hint = ENDPOINT.fullmatch(url), "see --endpoint-url"
+    if not match:
+        raise UsageError("the endpoint is not an http:// or https:// URL", hint=hint)
+    if not 0 < int(match["port"] or 443) < 1 << 16:
+        raise UsageError(f"the endpoint's port {match['port']} is not one: 1 to 65535", hint=hint)
+    if len(urllib.parse.urlsplit(url).hostname or "") > 253:  # DNS has no longer ones
+        raise UsageError("the endpoint's host has over 253 characters", hint=hint)
 
 
 TLS_PROBE_SECONDS = 2.0
@@ -7743,7 +7766,7 @@ class Guard:
         """botocore's handler of needs-retry: 0 if another time is worth another try."""
         if response is None:
             return None
-        answer, context = response[0], request_dict["context"]
+        (answer, told), context = response, request_dict["context"]
         if operation.name == "HeadBucket" and "x-amz-bucket-region" not in answer.headers:
             # botocore follows a redirect with HeadBucket; one of HeadBucket would never end
             context.setdefault("s3_redirect", {})["redirected"] = True
@@ -7752,8 +7775,9 @@ class Guard:
             return None
         if 200 <= answer.status_code < 300:
             self._clock.took(offset)
-        date = answer.headers.get("date")
-        is_better = self._clock.corrects(answer.status_code, date, offset)
+        is_skewed = told.get("Error", {}).get("Code") == "RequestTimeTooSkewed"  # 400, of some
+        status, date = answer.status_code, answer.headers.get("date")
+        is_better = self._clock.corrects(FORBIDDEN if is_skewed else status, date, offset)
         return 0 if is_better and attempts <= 2 else None
 
 
@@ -8051,6 +8075,7 @@ class Privacy(NamedTuple):
 
     public: str = ""
     unknown: str = ""
+    unblocked: bool = False  # nothing keeps it from being made public
 
 
 def privacy(client: Any, bucket: str, owner: Mapping[str, str]) -> Privacy:
@@ -8075,7 +8100,7 @@ def privacy(client: Any, bucket: str, owner: Mapping[str, str]) -> Privacy:
             return None, said if error.status else error.cause
 
     blocks, unknown = ask("get_public_access_block", "PublicAccessBlockConfiguration")
-    unknowns = {unknown: None}
+    unknowns, unblocked = {unknown: None}, not unknown and not any((blocks or {}).values())
     if not (blocks and blocks.get("RestrictPublicBuckets")):
         is_public, unknown = ask("get_bucket_policy_status", "PolicyStatus", "IsPublic")
         unknowns[unknown] = None
@@ -8090,7 +8115,7 @@ def privacy(client: Any, bucket: str, owner: Mapping[str, str]) -> Privacy:
                 grant.get("Grantee", {}).get("URI") in PUBLIC_GRANTEES for grant in grants or ()
             ):
                 return Privacy("its ACL is public")
-    return Privacy(unknown=", ".join(filter(None, unknowns)))
+    return Privacy("", ", ".join(filter(None, unknowns)), unblocked)
 
 
 # ======================================================================================
@@ -12394,7 +12419,7 @@ class Verification:
         """Whether size and metadata must do: another ETag proves nothing in this store."""
         if ("-" in (row.etag or "")) in self._shown:
             return False
-        self._job.note(NOT_SHOWN_NOTE)
+        self._job.note(NOT_SHOWN_NOTE + "; --checksum reads them back" * (not self._checksum))
         return True
 
     def _digests(self, found: Found, forms: Collection[Form]) -> dict[Form, str]:
@@ -12462,7 +12487,7 @@ NOTHING_TOLD_NOTE = (
 )
 NOT_SHOWN_NOTE = (
     "this store reports other ETags than it returned on upload: some objects could only be matched "
-    "by size and metadata; --checksum reads them back"
+    "by size and metadata"
 )
 
 

@@ -812,6 +812,18 @@ TROUBLE: list[tuple[Callable[[Place], None], str, int, str]] = [
     (nothing, "--sse-kms-key-id k", 2, "requires --sse aws:kms"),
     (nothing, "--dry-run --status", 2, "--status cannot be combined with --dry-run"),
     (nothing, "--endpoint-url ftp://x", 2, "is not an http:// or https:// URL"),
+    (
+        nothing,
+        "--endpoint-url http://h:99999",
+        2,
+        "the endpoint's port 99999 is not one: 1 to 65535",
+    ),
+    (
+        nothing,
+        f"--endpoint-url http://{'a.' * 127}",
+        2,
+        "the endpoint's host has over 253 characters",
+    ),
     (nothing, "--expected-bucket-owner 999999999999", 1, "AccessDenied"),
 ]
 LARGE_FAULTS = [("CompleteMultipartUpload", Action("error", 400, "InvalidPart"), None, 1)]
@@ -1016,6 +1028,62 @@ class TestPrivacy:
         run = place.run("--create-bucket", to="s3://new-bucket/p")
         assert (run.code, run.err) == (0, "")
         assert "p/f" in place.server.objects("new-bucket")
+
+    @pytest.mark.parametrize(
+        "operation, action",
+        [
+            ("CreateBucket", Action("lost_ack")),
+            ("PutPublicAccessBlock", Action("error", 503, "SlowDown")),
+            ("PutPublicAccessBlock", Action("lost_ack")),
+        ],
+        ids=["created, not told", "not blocked", "blocked, not told"],
+    )
+    def test_a_bucket_is_created_private_whatever_answer_is_lost(
+        self, place: Place, operation: str, action: Action
+    ) -> None:
+        place.file("f")
+        place.server.faults.append(Fault(action, operation, times=1))
+        run = place.run("--create-bucket", to="s3://new-bucket")
+        assert (run.code, run.err) == (0, "")
+        bucket = place.server.bucket("new-bucket")
+        assert bucket and bucket.public_access_block == BLOCKED_ELSEWHERE
+
+    @pytest.mark.parametrize("to", ["s3://new-bucket/p", ""])
+    @pytest.mark.parametrize("blocks", [None, dict.fromkeys(ALL_BLOCKED, False)])
+    def test_a_bucket_whose_run_was_killed_is_made_private_by_the_next(
+        self, place: Place, to: str, blocks: dict[str, bool] | None
+    ) -> None:
+        place.file("f")
+        name, option = "new-bucket" if to else "pfu-123456789012-us-east-1", ["--create-bucket"]
+        stalled = Fault(Action("slow", seconds=60), "CreateBucket")
+        place.server.faults.append(stalled)
+        process = place.start(*option, to=to)
+        wait_until(lambda: place.server.bucket(name))
+        process.kill()
+        process.wait()
+        place.server.faults.clear()
+        bucket = place.server.bucket(name)
+        assert bucket
+        bucket.public_access_block = blocks  # other stores block nothing by themselves
+        run = place.run(*option, to=to)
+        assert (run.code, run.err) == (0, "")
+        assert bucket.public_access_block == BLOCKED_ELSEWHERE
+
+    @pytest.mark.parametrize("options", [[], ["--create-bucket"], ["--create-bucket", "denied"]])
+    def test_a_bucket_of_others_is_left_as_it_is(self, place: Place, options: list[str]) -> None:
+        """One that nobody asked to create, that is in use, or that this role may not change."""
+        place.file("f")
+        bucket = place.server.add_bucket("theirs")
+        bucket.public_access_block = None
+        if options[1:]:
+            place.server.deny.add("PutPublicAccessBlock")
+        elif options:
+            assert place.run(to="s3://theirs/q").code == 0
+        run = place.run(*options[:1], to="s3://theirs/p")
+        assert run.code == 0, run.err
+        told = "bucket theirs: public access is not blocked: AccessDenied"
+        assert (told in run.err) == bool(options[1:]), run.err
+        assert bucket.public_access_block is None
 
     def test_at_aws_all_four_are_blocked_and_acls_are_off(self, at_hand: Place) -> None:
         options = pfu.S3Options(endpoint_url=at_hand.endpoint, create_bucket=True)

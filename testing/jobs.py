@@ -64,6 +64,21 @@ class ChecksumFault(Fault):
         return bool(has_one) and super()._concerns(request)
 
 
+class AsksForMd5(Fault):
+    """A bucket with Object Lock, of an older store."""
+
+    def _concerns(self, request: Request) -> bool:
+        return "content-md5" not in request.headers and super()._concerns(request)
+
+
+WANTS_MD5 = Action(
+    "error",
+    400,
+    "InvalidRequest",
+    "Content-MD5 HTTP header is required for Put Object requests with Object Lock",
+)
+
+
 def checksum_lane(place: Place, lane: str) -> None:
     if lane == "safe":
         place.server.faults.append(LaneFault(Action("error", 500)))

@@ -33,6 +33,7 @@ from testing.faults import HONEST, Action, Fault
 from testing.fixtures import server_context
 from testing.jobs import assert_all_is_there
 from testing.place import BUCKET, KIB, Place, Run, children_of, is_alive, wait_until
+from testing.protocol import STATUS
 from testing.tables import (
     FROM_THE_START,
     LASTING,
@@ -499,6 +500,17 @@ class TestClocks:
         way = "60 min behind" if seconds > 0 else "120 min ahead of"
         told = f"this machine's clock is {way} the store's: correct it"
         assert_said(trial.run("--concurrency", 4), 0, told)
+        trial.server.clock_offset = 0.0
+        assert_recovers(trial)
+
+    @EVERY_WAY
+    def test_a_store_may_say_so_with_400(
+        self, trial: Trial, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(STATUS, "RequestTimeTooSkewed", 400)
+        trial.tree(90)
+        trial.server.clock_offset = -7200.0
+        assert_said(trial.run("--concurrency", 4), 0, "this machine's clock is 120 min ahead of")
         trial.server.clock_offset = 0.0
         assert_recovers(trial)
 

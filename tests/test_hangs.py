@@ -107,6 +107,21 @@ class TestNeverHangs:
         assert (summary.uploaded, summary.retries) == (1, retries)
 
     @IN_NO_ENVIRONMENT
+    @pytest.mark.parametrize("size", ["small", "large"])
+    def test_the_safe_lane_has_no_more_patience_than_the_run(
+        self, at_hand: Place, monkeypatch: pytest.MonkeyPatch, size: str
+    ) -> None:
+        monkeypatch.setattr(pfu, "READ_SECONDS", 0.5)
+        monkeypatch.setattr(pfu, "LEAST_STALL_SECONDS", 0.5)
+        monkeypatch.setattr(pfu, "client_refusal", lambda client: "the test says so")
+        at_hand.file("file", os.urandom(7 * PIECE if size == "large" else 9))
+        operation = "UploadPart" if size == "large" else "PutObject"
+        at_hand.server.faults.append(Fault(Action("slow", seconds=60), operation, times=1))
+        summary = s3_job(at_hand, part_size=3 * PIECE, patience=0.2).run()
+        assert (summary.exit_code, summary.uploaded) in ((0, 1), (1, 0))
+        assert summary.retries or summary.pending
+
+    @IN_NO_ENVIRONMENT
     @pytest.mark.usefixtures("impatient")
     @BOTH_MODES
     @pytest.mark.parametrize("size", ["small", "large"])

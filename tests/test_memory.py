@@ -23,7 +23,16 @@ import pytest
 
 import pfu
 from testing.faults import Action, Fault
-from testing.jobs import BOTH_LANES, LEAST_PART, PIECE, assert_all_is_there, run_in_process, s3_job
+from testing.jobs import (
+    BOTH_LANES,
+    LEAST_PART,
+    PIECE,
+    WANTS_MD5,
+    AsksForMd5,
+    assert_all_is_there,
+    run_in_process,
+    s3_job,
+)
 from testing.place import (
     BOTH_MODES,
     BUCKET,
@@ -327,6 +336,24 @@ class TestMemory:
             IS_SAFE_LANE in r.headers for r in at_hand.server.log if r.operation == "UploadPart"
         ]
         assert sorted(lanes) == [lane == "safe"] * 4
+
+    @BOTH_LANES
+    def test_parts_larger_than_the_memory_are_not_read_whole_for_their_md5(
+        self, at_hand: Place, monkeypatch: pytest.MonkeyPatch, lane: str
+    ) -> None:
+        kinds, sizes, read = tiny_memory(monkeypatch, lane), [], pfu.FileBody.read
+
+        def counted(body: pfu.FileBody) -> bytes:
+            sizes.append(len(body))
+            return read(body)
+
+        monkeypatch.setattr(pfu.FileBody, "read", counted)
+        at_hand.file("large", os.urandom(11 * MIB + 1))
+        at_hand.server.faults.append(AsksForMd5(WANTS_MD5, "UploadPart"))
+        assert s3_job(at_hand, part_size=LEAST_PART).run().exit_code == 0
+        assert set(kinds) == {pfu.FileBody}
+        assert max(sizes) <= pfu.HASH_BYTES
+        assert_all_is_there(at_hand)
 
     @BOTH_LANES
     @pytest.mark.parametrize("kind", ["rewrite", "shrink"])

@@ -135,6 +135,21 @@ class TestVerify:
         assert (run.code, run.json["verified"]) == (1, 2), run.out
         assert [found["key"] for found in run.json["differences"]] == ["p/d1/f00001"]
 
+    @pytest.mark.parametrize("option", [(), ("--checksum",)])
+    def test_nobody_is_sent_to_an_option_that_is_given(
+        self, place: Place, option: tuple[str, ...]
+    ) -> None:
+        """Of a large file that was removed nothing is known to compare what is read back with."""
+        place.file("large", b"x" * (6 * MIB))
+        assert place.run(*PART, "--remove-source-files").code == 0
+        headers = place.server.objects(BUCKET)["p/large"].headers
+        kept = {name: text for name, text in headers.items() if "checksum" not in name}
+        alter(place, "large", headers=kept, etag='"x-2"')
+        run = place.run("--verify", *option, "--json")
+        assert (run.code, run.json["verified"]) == (0, 1), run.out
+        assert "could only be matched by size and metadata" in run.json["notes"][0]
+        assert ("--checksum reads" in run.json["notes"][0]) == (not option)
+
     def test_a_size_in_a_listing_is_no_proof(self, place: Place) -> None:
         """Some stores list the size of what they keep, compressed or encrypted."""
         place.files(3)
