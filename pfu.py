@@ -1284,9 +1284,11 @@ class LedgerFile(FileInPlace):
             if not os.path.exists(self.path) or not os.path.getsize(self.path):
                 return sqlite3.connect("", isolation_level=None)
             uri = f"file://{urllib.parse.quote(os.fsencode(absolute(self.path)))}?mode=ro"
-            folder = os.path.dirname(absolute(self.path))
-            is_still = not os.access(folder, os.W_OK) and not os.path.exists(f"{self.path}-wal")
-            return sqlite3.connect(uri + "&immutable=1" * is_still, uri=True, isolation_level=None)
+            if not os.path.exists(f"{self.path}-wal"):  # SQLite makes one, and removes it if it may
+                places = self.path, os.path.dirname(absolute(self.path))
+                may_write = all(os.access(place, os.W_OK) for place in places)
+                uri = uri[:-1] + "w" if may_write else f"{uri}&immutable=1"
+            return sqlite3.connect(uri, uri=True, isolation_level=None)
         for end in LEDGER_SUFFIXES[1:]:
             check_own(self.path + end)
         os.close(open_own(self.path))
@@ -1296,7 +1298,7 @@ class LedgerFile(FileInPlace):
     def _set_up(self) -> None:
         cache, checkpoint = f"cache_size=-{4 * KIB}", f"wal_autocheckpoint={CHECKPOINT_PAGES}"
         settings = "trusted_schema=OFF", "synchronous=FULL", cache, checkpoint
-        for setting in () if self.read_only else settings:
+        for setting in ("query_only=ON",) if self.read_only else settings:
             self._db.execute(f"PRAGMA {setting}")
 
     def close(self) -> None:
@@ -2132,6 +2134,8 @@ class LedgerLock(FileInPlace):
         """Take the lock. Raises LockedError, naming the holder, if another process has it."""
         check_own(ledger_path)  # no lock is left beside a device or a directory
         self.path = ledger_path + LOCK_SUFFIX
+        if not os.path.exists(self.path):  # nor beside a file of another program
+            Ledger(ledger_path, read_only=True).close()
         self._file = os.fdopen(open_own(self.path), "r+b", buffering=0)
         self._opened = os.stat(self.path)
         try:
@@ -13787,15 +13791,15 @@ def last_jobs(path: str) -> list[BatchJobRow]:
 
     A run is dead if it had not ended when nobody held the ledger, and still has not ended.
     """
-    ledger = Ledger(path, read_only=True)
-    jobs = ledger.last_jobs(SHOWN_JOBS)
-    running = {job.id for job in jobs if job.status < JobStatus.COMPLETE}
-    if running and not LedgerLock.is_held(path):
+    with contextlib.closing(Ledger(path, read_only=True)) as ledger:
         jobs = ledger.last_jobs(SHOWN_JOBS)
-        for job in jobs:
-            if job.id in running and job.status < JobStatus.COMPLETE:
-                job.move_to(JobStatus.INTERRUPTED)
-                job.error = KILLED
+        running = {job.id for job in jobs if job.status < JobStatus.COMPLETE}
+        if running and not LedgerLock.is_held(path):
+            jobs = ledger.last_jobs(SHOWN_JOBS)
+            for job in jobs:
+                if job.id in running and job.status < JobStatus.COMPLETE:
+                    job.move_to(JobStatus.INTERRUPTED)
+                    job.error = KILLED
     return jobs
 
 
