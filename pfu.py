@@ -3905,6 +3905,7 @@ HOLD_SECONDS = 1.0  # on RunClock before the run holds; a store that is only bus
 TELL_SECONDS = 5.0  # on RunClock before the user is told
 PROBES = 4  # requests at a time while the store is unavailable, all processes together
 PROBE_SECONDS = 2.0  # at most between two probes, so that its return is noticed within seconds
+PAUSE_SECONDS = 3.0  # RunClock is looked at more often, unless this process is suspended
 OWN_TRIES, OWN_SECONDS = 10, 60.0  # of failing while others succeed: then the file fails
 FATAL_KEYS = 3  # that must get the same code about credentials or bucket
 FATAL_SECONDS = 10.0  # that a good answer about the bucket stays valid
@@ -4026,11 +4027,15 @@ class RunClock:
         self.cause = ""  # of the last passing answer
         self.since: float | None = None  # the first passing answer since something was taken
         self._signs = Signs(0, 0, 0)
+        self._looked = float("inf")
         self._was_set_back = False
 
     def absorb(self, signs: Signs, now: float) -> None:
         """Take in the current counts."""
         before, self._signs = self._signs, signs
+        if self.since is not None:
+            self.since += max(now - self._looked - PAUSE_SECONDS, 0.0)
+        self._looked = now
         if signs.taken != before.taken:
             self.since, self._was_set_back = None, False
         elif signs.answered != before.answered and self.is_away(now) and not self._was_set_back:

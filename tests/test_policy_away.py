@@ -56,6 +56,16 @@ class TestClock:
         clock.absorb(signs(passing=4, answered=2), 9.0)
         assert clock.shows(9.0) == 3.0
 
+    def test_the_time_that_a_process_was_suspended_does_not_count(self) -> None:
+        clock = pfu.RunClock(10.0)
+        clock.absorb(signs(passing=1), 0.0)
+        clock.absorb(signs(passing=2), 1.0)
+        clock.absorb(signs(passing=2), 3601.0)
+        assert (clock.is_away(3601.0), clock.is_over(3601.0)) == (True, False)
+        for second in range(3602, 3615):
+            clock.absorb(signs(passing=3), float(second))
+        assert clock.is_over(3615.0)
+
 
 @pytest.mark.parametrize(
     "code, status, kind",
