@@ -12450,7 +12450,7 @@ class Verification:
 
 
 NOT_UPLOADED = "not uploaded"
-NOT_IN_STORE = "removed here after its upload, and not as it was in the store"
+NOT_IN_STORE = "removed here, missing or changed in the store"
 UNCHECKED = "cannot be checked"
 MAX_UNCHECKED = 100  # files in a row that cannot be checked, before a verification stops
 CHANGED_SINCE = "changed since it was uploaded"
