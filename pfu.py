@@ -14085,7 +14085,9 @@ def give_up(
 ) -> None:
     """Tell programs what a person was told: nothing was done, or it was broken off."""
     end: dict[str, Any] = {"error": reason, "exit_code": code}
-    ends: dict[str, Any] = {"root": options.root or "", "destination": options.destination or ""}
+    root = options.root_as or options.root or ""
+    ends: dict[str, Any] = {"root": root and absolute(root)}
+    ends["destination"] = options.destination or ""
     if options.verify:
         tell_programs(options, console, Verdict(**end, **ends))
     elif options.cleanup:
