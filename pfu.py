@@ -13278,6 +13278,7 @@ class Parser(argparse.ArgumentParser):
     """
 
     origin = ""  # where the arguments being parsed come from
+    wanted: Collection[str] = ()  # arguments, and those of FORMS in the environment
 
     def error(self, message: str) -> Any:
         hint, meant = "see --help", re.search(r"unrecognized arguments: (-*)(\S*)", message)
@@ -13287,8 +13288,12 @@ class Parser(argparse.ArgumentParser):
         elif meant and (near := difflib.get_close_matches(meant[2], names)):
             hint = f"did you mean --{near[0]}?"
         with contextlib.suppress(OSError):
-            text = printable(f"{self.origin}{message}")
-            print(f"pfu: {text} ({hint})", file=sys.stderr, flush=True)
+            text = f"{printable(f'{self.origin}{message}')} ({hint})"
+            print(f"pfu: {text}", file=sys.stderr, flush=True)
+            if "--json" in self.wanted and "--status" not in self.wanted:
+                kinds = {"--verify": Verdict, "--cleanup": CleanupResult}
+                kind = next((kinds[name] for name in kinds if name in self.wanted), Summary)
+                print(MASK.hide(json_text(vars(kind(error=text)))), flush=True)
         sys.exit(ExitCode.CANNOT_START)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -13302,6 +13307,8 @@ class Parser(argparse.ArgumentParser):
     def parse_all(self, arguments: Sequence[str], environment: Mapping[str, str]) -> Any:
         """Parse the environment, then the arguments, which take precedence."""
         told: list[str] = []
+        on = {name for name, of in FORMS.items() if SWITCHES.get(environment.get(of, "").lower())}
+        self.wanted = on.union(arguments)
         for action in self._actions:
             name, given = variable_of(action), environment.get(variable_of(action), "")
             if name in NEVER_EMPTY and name in environment and not given.strip():
@@ -13355,6 +13362,7 @@ class Parser(argparse.ArgumentParser):
             raise
 
 
+FORMS = {f"--{name}": f"PFU_{name.upper()}" for name in ("json", "status", "verify", "cleanup")}
 NEVER_EMPTY = frozenset(("PFU_FILES_FROM", "PFU_FILES_FROM0", "PFU_EVENTS"))
 # of scripts.sh, and for developers of pfu
 OTHER_VARIABLES = frozenset(("PFU_HOME", "PFU_VENV", "PFU_PYTHON", "PFU_START_METHOD"))
