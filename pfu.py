@@ -2402,22 +2402,12 @@ class ScanOptions:
         """The files that list what to look at, if any."""
         return self.files_from or self.files_from0
 
-    @property
-    def takes_by_default(self) -> bool:
-        """Whether a path that no rule matches is uploaded: not if the first rule is an include."""
-        return not self.rules or not self.rules[0].takes
-
     def decision(self, path: str, *, is_directory: bool) -> bool | None:
         """The decision of the rules on a path below ROOT; None: no rule matches."""
         for takes, glob in reversed(self.rules):
             if glob.matches(path, is_directory=is_directory):
                 return takes
         return None
-
-    @property
-    def has_limits(self) -> bool:
-        """Whether size or age of a file matter."""
-        return (self.min_age, self.max_age, self.min_size, self.max_size) != (0.0, 0.0, 0, -1)
 
     def beyond_limits(self, status: os.stat_result, now: float) -> str:
         """Why a file is skipped for its size or age, or nothing."""
@@ -2606,7 +2596,8 @@ class Scan:
         self._top = ""  # the root, or a single file's parent, with a trailing slash
         self._follows = self.options.follow_symlinks
         self._began = time.time()
-        self._has_limits = self.options.has_limits
+        of = self.options
+        self._has_limits = (of.min_age, of.max_age, of.min_size, of.max_size) != (0.0, 0.0, 0, -1)
 
     def __iter__(self) -> Iterator[Found]:
         """Raises UsageError if the root cannot be read."""
@@ -2616,7 +2607,8 @@ class Scan:
             top = self._open(folder, None)
         except OSError as error:
             raise UsageError("read root", self.root, os_cause(error)) from error
-        top.takes = self.options.takes_by_default
+        rules = self.options.rules  # the first is an include: what no rule matches is left out
+        top.takes = not rules or not rules[0].takes
         self._stack.append(top)
         self._top, self.root_place = top.path, top.place
         try:
@@ -13648,14 +13640,14 @@ COMMAND_FAULTS: Faults = {
         o.status + o.verify + o.cleanup > 1
     ),
     "--status cannot be combined with --dry-run": lambda o: o.status and o.dry_run,
-    "--sandbox starts empty: there is nothing to verify or clean up": lambda o: (
+    "--sandbox starts empty: there is nothing for --verify or --cleanup": lambda o: (
         o.sandbox and (o.cleanup or o.verify)
     ),
     "--verify cannot be combined with --dry-run": lambda o: o.verify and o.dry_run,
     "--verify cannot be combined with a list of files: it compares the whole tree": lambda o: (
         o.verify and (o.files_from or o.files_from0)
     ),
-    "--sandbox uses its own endpoint and credentials": lambda o: (
+    "--sandbox uses its own endpoint and credentials, not --endpoint-url or --profile": lambda o: (
         o.sandbox and (o.endpoint_url or o.profile)
     ),
     "--remove-source-files cannot be combined with --sandbox, which keeps nothing": lambda o: (
@@ -13667,15 +13659,49 @@ COMMAND_FAULTS: Faults = {
     "--events - cannot be combined with --json: both print to standard output": lambda o: (
         o.events == "-" and o.json
     ),
-    "--events applies to uploads only": lambda o: o.events and (o.verify or o.cleanup or o.status),
+    "--events applies to uploads, not to --status, --verify or --cleanup": lambda o: (
+        o.events and (o.verify or o.cleanup or o.status)
+    ),
     "--quiet cannot be combined with --verbose": lambda o: o.quiet and o.verbose,
     "--workers must be 1 with --mode concurrent": lambda o: (
         o.mode == "concurrent" and o.workers > 1
     ),
-    "--object-lock-mode cannot be combined with --sandbox, which has no Object Lock": lambda o: (
+    "--sandbox has no Object Lock, and takes no --object-lock-mode or --retain": lambda o: (
         o.object_lock_mode and o.sandbox
     ),
 }
+
+
+ACTS = frozenset(("--sandbox", "--status", "--verify", "--cleanup", "--dry-run"))
+
+
+def options_in_force(
+    arguments: Sequence[str], environment: Mapping[str, str]
+) -> tuple[argparse.Namespace, UsageError | None]:
+    """The options, and what is wrong with them: it names the variables that are.
+
+    The command line takes precedence: a variable that an argument excludes is ignored, but for
+    those of ACTS, without which more would be sent than was meant.
+    """
+    parser, known = make_parser(), {**environment}
+    variables = {action.option_strings[-1]: variable_of(action) for action in parser._actions[2:]}
+    typed = {word.partition("=")[0] for word in arguments}
+    while True:
+        options = parser.parse_all(arguments, known)
+        try:
+            check_options(options)
+        except UsageError as fault:
+            named = set(re.findall("--[a-z0-9-]+[a-z0-9]", fault.operation)) & variables.keys()
+            causes = {name: variables[name] for name in named - typed if variables[name] in known}
+            is_moot = causes and named & typed and "less than" not in fault.operation
+            if is_moot and not ACTS & causes.keys():
+                known = {name: known[name] for name in known.keys() - causes.values()}
+                typed |= causes.keys()  # what requires one of them is moot, too
+                continue
+            for name, cause in causes.items():
+                fault.operation = re.sub(rf"{name}\b(?!-)", cause, fault.operation)
+            return options, fault
+        return options, None
 
 
 def check_options(options: argparse.Namespace) -> None:
@@ -13686,9 +13712,11 @@ def check_options(options: argparse.Namespace) -> None:
     check_faults(options, COMMAND_FAULTS)
     ScanOptions(**{**chosen(options, ScanOptions), "rules": ()})
     RunOptions(**chosen(options, RunOptions))
+    s3_names = {name: about.name_of(name) for name, about in options_of(S3Options).items()}
+    for name, told in {**s3_names, "sandbox": "sandbox", "cleanup": "cleanup"}.items():
+        if options.provider and getattr(options, name):
+            raise UsageError(f"--{told} applies to S3 only, not to --provider", hint="see --help")
     s3_options(options)
-    if options.provider:
-        check_provider_options(options)
 
 
 def check_own_files(options: argparse.Namespace) -> None:
@@ -13736,14 +13764,6 @@ def is_replaceable(path: str) -> bool:
             return file.read(len(METRICS_BEGIN)) in (b"", METRICS_BEGIN)
     except OSError as error:
         return isinstance(error, FileNotFoundError)
-
-
-def check_provider_options(options: argparse.Namespace) -> None:
-    """Options of S3 do not apply to other providers. Raises UsageError."""
-    names = {name: about.name_of(name) for name, about in options_of(S3Options).items()}
-    for field_name, name in {**names, "sandbox": "sandbox", "cleanup": "cleanup"}.items():
-        if getattr(options, field_name):
-            raise UsageError(f"--{name} applies to S3 only, not to --provider", hint="see --help")
 
 
 def chosen(options: argparse.Namespace, kind: type) -> dict[str, Any]:
@@ -14028,14 +14048,8 @@ def stopping_on_signals(job: BatchJobModel, console: Console) -> Iterator[None]:
             signal.signal(number, previous)
 
 
-def default_ledger(shard: Shard | None) -> str:
-    """Shares of a tree may be on the same disk: each has its own."""
-    return f"pfu.{shard.number}-of-{shard.total}.db" if shard else "pfu.db"
-
-
 def run_command(options: argparse.Namespace, console: Console) -> ExitCode:
     """Run the command line. Raises PfuError."""
-    check_options(options)
     for name in options.unknown_variables:
         console.note(f"environment variable {name} is not an option and is ignored")
     console.record(f"pfu {__version__}: {shlex.join(sys.argv[1:])}")
@@ -14057,8 +14071,10 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
     """The program. Returns the exit code; prints one line if it fails."""
     open_streams()
     learn_urls()
-    options = make_parser().parse_all(sys.argv[1:] if arguments is None else arguments, os.environ)
-    options.db = options.db or default_ledger(options.shard)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options, fault = options_in_force(arguments, os.environ)
+    share = options.shard
+    options.db = options.db or (f"pfu.{share.number}-of-{share.total}.db" if share else "pfu.db")
     live = can_erase(sys.stderr) and not options.json
     lists = options.dry_run and not (options.quiet or options.json or options.events == "-")
     console = Console(quiet=options.quiet, verbose=options.verbose, live=live, lists=lists)
@@ -14072,6 +14088,8 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
             console.log = LineFile("log", options.log_file, LOG_BYTES)
         if options.events:
             console.events = LineFile("events", options.events)
+        if fault:
+            raise fault
         return run_command(options, console)
     except PfuError as error:
         code, reason = error.exit_code, str(error)
