@@ -11802,14 +11802,18 @@ class Sending:
     def _is_prepared(self) -> bool:
         """Wait for the destination; False: stopped meanwhile."""
         job, preparation = self._job, self._job.prepare()
-        self._is_preparing = True
+        self._is_preparing, began = True, time.monotonic()
         while not preparation.is_done(TICK_SECONDS):
             if preparation.trouble:
+                away = time.monotonic() - began
+                self._tell_away(away, f"{away:.0f} s: {preparation.trouble}")
                 told = f"for the store (Ctrl-C to stop): {preparation.trouble}"
                 job.observer.busy("waiting", told)
             if job.is_stopping():
                 return False
-        for note in preparation.result():
+        notes = preparation.result()
+        self._tell_away(0.0, "")
+        for note in notes:
             job.note(note)
         self._is_preparing = False
         return True
