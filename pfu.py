@@ -1284,9 +1284,11 @@ class LedgerFile(FileInPlace):
             if not os.path.exists(self.path) or not os.path.getsize(self.path):
                 return sqlite3.connect("", isolation_level=None)
             uri = f"file://{urllib.parse.quote(os.fsencode(absolute(self.path)))}?mode=ro"
-            folder = os.path.dirname(absolute(self.path))
-            is_still = not os.access(folder, os.W_OK) and not os.path.exists(f"{self.path}-wal")
-            return sqlite3.connect(uri + "&immutable=1" * is_still, uri=True, isolation_level=None)
+            if not os.path.exists(f"{self.path}-wal"):  # SQLite makes one, and removes it if it may
+                places = self.path, os.path.dirname(absolute(self.path))
+                may_write = all(os.access(place, os.W_OK) for place in places)
+                uri = uri[:-1] + "w" if may_write else f"{uri}&immutable=1"
+            return sqlite3.connect(uri, uri=True, isolation_level=None)
         for end in LEDGER_SUFFIXES[1:]:
             check_own(self.path + end)
         os.close(open_own(self.path))
@@ -1296,7 +1298,7 @@ class LedgerFile(FileInPlace):
     def _set_up(self) -> None:
         cache, checkpoint = f"cache_size=-{4 * KIB}", f"wal_autocheckpoint={CHECKPOINT_PAGES}"
         settings = "trusted_schema=OFF", "synchronous=FULL", cache, checkpoint
-        for setting in () if self.read_only else settings:
+        for setting in ("query_only=ON",) if self.read_only else settings:
             self._db.execute(f"PRAGMA {setting}")
 
     def close(self) -> None:
@@ -2132,6 +2134,8 @@ class LedgerLock(FileInPlace):
         """Take the lock. Raises LockedError, naming the holder, if another process has it."""
         check_own(ledger_path)  # no lock is left beside a device or a directory
         self.path = ledger_path + LOCK_SUFFIX
+        if not os.path.exists(self.path):  # nor beside a file of another program
+            Ledger(ledger_path, read_only=True).close()
         self._file = os.fdopen(open_own(self.path), "r+b", buffering=0)
         self._opened = os.stat(self.path)
         try:
@@ -2398,22 +2402,12 @@ class ScanOptions:
         """The files that list what to look at, if any."""
         return self.files_from or self.files_from0
 
-    @property
-    def takes_by_default(self) -> bool:
-        """Whether a path that no rule matches is uploaded: not if the first rule is an include."""
-        return not self.rules or not self.rules[0].takes
-
     def decision(self, path: str, *, is_directory: bool) -> bool | None:
         """The decision of the rules on a path below ROOT; None: no rule matches."""
         for takes, glob in reversed(self.rules):
             if glob.matches(path, is_directory=is_directory):
                 return takes
         return None
-
-    @property
-    def has_limits(self) -> bool:
-        """Whether size or age of a file matter."""
-        return (self.min_age, self.max_age, self.min_size, self.max_size) != (0.0, 0.0, 0, -1)
 
     def beyond_limits(self, status: os.stat_result, now: float) -> str:
         """Why a file is skipped for its size or age, or nothing."""
@@ -2602,7 +2596,8 @@ class Scan:
         self._top = ""  # the root, or a single file's parent, with a trailing slash
         self._follows = self.options.follow_symlinks
         self._began = time.time()
-        self._has_limits = self.options.has_limits
+        of = self.options
+        self._has_limits = (of.min_age, of.max_age, of.min_size, of.max_size) != (0.0, 0.0, 0, -1)
 
     def __iter__(self) -> Iterator[Found]:
         """Raises UsageError if the root cannot be read."""
@@ -2612,7 +2607,8 @@ class Scan:
             top = self._open(folder, None)
         except OSError as error:
             raise UsageError("read root", self.root, os_cause(error)) from error
-        top.takes = self.options.takes_by_default
+        rules = self.options.rules  # the first is an include: what no rule matches is left out
+        top.takes = not rules or not rules[0].takes
         self._stack.append(top)
         self._top, self.root_place = top.path, top.place
         try:
@@ -3901,6 +3897,7 @@ HOLD_SECONDS = 1.0  # on RunClock before the run holds; a store that is only bus
 TELL_SECONDS = 5.0  # on RunClock before the user is told
 PROBES = 4  # requests at a time while the store is unavailable, all processes together
 PROBE_SECONDS = 2.0  # at most between two probes, so that its return is noticed within seconds
+PAUSE_SECONDS = 3.0  # RunClock is looked at more often, unless this process is suspended
 OWN_TRIES, OWN_SECONDS = 10, 60.0  # of failing while others succeed: then the file fails
 FATAL_KEYS = 3  # that must get the same code about credentials or bucket
 FATAL_SECONDS = 10.0  # that a good answer about the bucket stays valid
@@ -4022,11 +4019,15 @@ class RunClock:
         self.cause = ""  # of the last passing answer
         self.since: float | None = None  # the first passing answer since something was taken
         self._signs = Signs(0, 0, 0)
+        self._looked = float("inf")
         self._was_set_back = False
 
     def absorb(self, signs: Signs, now: float) -> None:
         """Take in the current counts."""
         before, self._signs = self._signs, signs
+        if self.since is not None:
+            self.since += max(now - self._looked - PAUSE_SECONDS, 0.0)
+        self._looked = now
         if signs.taken != before.taken:
             self.since, self._was_set_back = None, False
         elif signs.answered != before.answered and self.is_away(now) and not self._was_set_back:
@@ -11832,14 +11833,18 @@ class Sending:
     def _is_prepared(self) -> bool:
         """Wait for the destination; False: stopped meanwhile."""
         job, preparation = self._job, self._job.prepare()
-        self._is_preparing = True
+        self._is_preparing, began = True, time.monotonic()
         while not preparation.is_done(TICK_SECONDS):
             if preparation.trouble:
+                away = time.monotonic() - began
+                self._tell_away(away, f"{away:.0f} s: {preparation.trouble}")
                 told = f"for the store (Ctrl-C to stop): {preparation.trouble}"
                 job.observer.busy("waiting", told)
             if job.is_stopping():
                 return False
-        for note in preparation.result():
+        notes = preparation.result()
+        self._tell_away(0.0, "")
+        for note in notes:
             job.note(note)
         self._is_preparing = False
         return True
@@ -12472,7 +12477,7 @@ class Verification:
 
 
 NOT_UPLOADED = "not uploaded"
-NOT_IN_STORE = "removed here after its upload, and not as it was in the store"
+NOT_IN_STORE = "removed here, missing or changed in the store"
 UNCHECKED = "cannot be checked"
 MAX_UNCHECKED = 100  # files in a row that cannot be checked, before a verification stops
 CHANGED_SINCE = "changed since it was uploaded"
@@ -13300,6 +13305,7 @@ class Parser(argparse.ArgumentParser):
     """
 
     origin = ""  # where the arguments being parsed come from
+    wanted: Collection[str] = ()  # arguments, and those of FORMS in the environment
 
     def error(self, message: str) -> Any:
         hint, meant = "see --help", re.search(r"unrecognized arguments: (-*)(\S*)", message)
@@ -13309,8 +13315,12 @@ class Parser(argparse.ArgumentParser):
         elif meant and (near := difflib.get_close_matches(meant[2], names)):
             hint = f"did you mean --{near[0]}?"
         with contextlib.suppress(OSError):
-            text = printable(f"{self.origin}{message}")
-            print(f"pfu: {text} ({hint})", file=sys.stderr, flush=True)
+            text = f"{printable(f'{self.origin}{message}')} ({hint})"
+            print(f"pfu: {text}", file=sys.stderr, flush=True)
+            if "--json" in self.wanted and "--status" not in self.wanted:
+                kinds = {"--verify": Verdict, "--cleanup": CleanupResult}
+                kind = next((kinds[name] for name in kinds if name in self.wanted), Summary)
+                print(MASK.hide(json_text(vars(kind(error=text)))), flush=True)
         sys.exit(ExitCode.CANNOT_START)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -13324,6 +13334,8 @@ class Parser(argparse.ArgumentParser):
     def parse_all(self, arguments: Sequence[str], environment: Mapping[str, str]) -> Any:
         """Parse the environment, then the arguments, which take precedence."""
         told: list[str] = []
+        on = {name for name, of in FORMS.items() if SWITCHES.get(environment.get(of, "").lower())}
+        self.wanted = on.union(arguments)
         for action in self._actions:
             name, given = variable_of(action), environment.get(variable_of(action), "")
             if name in NEVER_EMPTY and name in environment and not given.strip():
@@ -13377,6 +13389,7 @@ class Parser(argparse.ArgumentParser):
             raise
 
 
+FORMS = {f"--{name}": f"PFU_{name.upper()}" for name in ("json", "status", "verify", "cleanup")}
 NEVER_EMPTY = frozenset(("PFU_FILES_FROM", "PFU_FILES_FROM0", "PFU_EVENTS"))
 # of scripts.sh, and for developers of pfu
 OTHER_VARIABLES = frozenset(("PFU_HOME", "PFU_VENV", "PFU_PYTHON", "PFU_START_METHOD"))
@@ -13662,14 +13675,14 @@ COMMAND_FAULTS: Faults = {
         o.status + o.verify + o.cleanup > 1
     ),
     "--status cannot be combined with --dry-run": lambda o: o.status and o.dry_run,
-    "--sandbox starts empty: there is nothing to verify or clean up": lambda o: (
+    "--sandbox starts empty: there is nothing for --verify or --cleanup": lambda o: (
         o.sandbox and (o.cleanup or o.verify)
     ),
     "--verify cannot be combined with --dry-run": lambda o: o.verify and o.dry_run,
     "--verify cannot be combined with a list of files: it compares the whole tree": lambda o: (
         o.verify and (o.files_from or o.files_from0)
     ),
-    "--sandbox uses its own endpoint and credentials": lambda o: (
+    "--sandbox uses its own endpoint and credentials, not --endpoint-url or --profile": lambda o: (
         o.sandbox and (o.endpoint_url or o.profile)
     ),
     "--remove-source-files cannot be combined with --sandbox, which keeps nothing": lambda o: (
@@ -13681,15 +13694,49 @@ COMMAND_FAULTS: Faults = {
     "--events - cannot be combined with --json: both print to standard output": lambda o: (
         o.events == "-" and o.json
     ),
-    "--events applies to uploads only": lambda o: o.events and (o.verify or o.cleanup or o.status),
+    "--events applies to uploads, not to --status, --verify or --cleanup": lambda o: (
+        o.events and (o.verify or o.cleanup or o.status)
+    ),
     "--quiet cannot be combined with --verbose": lambda o: o.quiet and o.verbose,
     "--workers must be 1 with --mode concurrent": lambda o: (
         o.mode == "concurrent" and o.workers > 1
     ),
-    "--object-lock-mode cannot be combined with --sandbox, which has no Object Lock": lambda o: (
+    "--sandbox has no Object Lock, and takes no --object-lock-mode or --retain": lambda o: (
         o.object_lock_mode and o.sandbox
     ),
 }
+
+
+ACTS = frozenset(("--sandbox", "--status", "--verify", "--cleanup", "--dry-run"))
+
+
+def options_in_force(
+    arguments: Sequence[str], environment: Mapping[str, str]
+) -> tuple[argparse.Namespace, UsageError | None]:
+    """The options, and what is wrong with them: it names the variables that are.
+
+    The command line takes precedence: a variable that an argument excludes is ignored, but for
+    those of ACTS, without which more would be sent than was meant.
+    """
+    parser, known = make_parser(), {**environment}
+    variables = {action.option_strings[-1]: variable_of(action) for action in parser._actions[2:]}
+    typed = {word.partition("=")[0] for word in arguments}
+    while True:
+        options = parser.parse_all(arguments, known)
+        try:
+            check_options(options)
+        except UsageError as fault:
+            named = set(re.findall("--[a-z0-9-]+[a-z0-9]", fault.operation)) & variables.keys()
+            causes = {name: variables[name] for name in named - typed if variables[name] in known}
+            is_moot = causes and named & typed and "less than" not in fault.operation
+            if is_moot and not ACTS & causes.keys():
+                known = {name: known[name] for name in known.keys() - causes.values()}
+                typed |= causes.keys()  # what requires one of them is moot, too
+                continue
+            for name, cause in causes.items():
+                fault.operation = re.sub(rf"{name}\b(?!-)", cause, fault.operation)
+            return options, fault
+        return options, None
 
 
 def check_options(options: argparse.Namespace) -> None:
@@ -13700,9 +13747,11 @@ def check_options(options: argparse.Namespace) -> None:
     check_faults(options, COMMAND_FAULTS)
     ScanOptions(**{**chosen(options, ScanOptions), "rules": ()})
     RunOptions(**chosen(options, RunOptions))
+    s3_names = {name: about.name_of(name) for name, about in options_of(S3Options).items()}
+    for name, told in {**s3_names, "sandbox": "sandbox", "cleanup": "cleanup"}.items():
+        if options.provider and getattr(options, name):
+            raise UsageError(f"--{told} applies to S3 only, not to --provider", hint="see --help")
     s3_options(options)
-    if options.provider:
-        check_provider_options(options)
 
 
 def check_own_files(options: argparse.Namespace) -> None:
@@ -13750,14 +13799,6 @@ def is_replaceable(path: str) -> bool:
             return file.read(len(METRICS_BEGIN)) in (b"", METRICS_BEGIN)
     except OSError as error:
         return isinstance(error, FileNotFoundError)
-
-
-def check_provider_options(options: argparse.Namespace) -> None:
-    """Options of S3 do not apply to other providers. Raises UsageError."""
-    names = {name: about.name_of(name) for name, about in options_of(S3Options).items()}
-    for field_name, name in {**names, "sandbox": "sandbox", "cleanup": "cleanup"}.items():
-        if getattr(options, field_name):
-            raise UsageError(f"--{name} applies to S3 only, not to --provider", hint="see --help")
 
 
 def chosen(options: argparse.Namespace, kind: type) -> dict[str, Any]:
@@ -13818,15 +13859,15 @@ def last_jobs(path: str) -> list[BatchJobRow]:
 
     A run is dead if it had not ended when nobody held the ledger, and still has not ended.
     """
-    ledger = Ledger(path, read_only=True)
-    jobs = ledger.last_jobs(SHOWN_JOBS)
-    running = {job.id for job in jobs if job.status < JobStatus.COMPLETE}
-    if running and not LedgerLock.is_held(path):
+    with contextlib.closing(Ledger(path, read_only=True)) as ledger:
         jobs = ledger.last_jobs(SHOWN_JOBS)
-        for job in jobs:
-            if job.id in running and job.status < JobStatus.COMPLETE:
-                job.move_to(JobStatus.INTERRUPTED)
-                job.error = KILLED
+        running = {job.id for job in jobs if job.status < JobStatus.COMPLETE}
+        if running and not LedgerLock.is_held(path):
+            jobs = ledger.last_jobs(SHOWN_JOBS)
+            for job in jobs:
+                if job.id in running and job.status < JobStatus.COMPLETE:
+                    job.move_to(JobStatus.INTERRUPTED)
+                    job.error = KILLED
     return jobs
 
 
@@ -14042,14 +14083,8 @@ def stopping_on_signals(job: BatchJobModel, console: Console) -> Iterator[None]:
             signal.signal(number, previous)
 
 
-def default_ledger(shard: Shard | None) -> str:
-    """Shares of a tree may be on the same disk: each has its own."""
-    return f"pfu.{shard.number}-of-{shard.total}.db" if shard else "pfu.db"
-
-
 def run_command(options: argparse.Namespace, console: Console) -> ExitCode:
     """Run the command line. Raises PfuError."""
-    check_options(options)
     for name in options.unknown_variables:
         console.note(f"environment variable {name} is not an option and is ignored")
     console.record(f"pfu {__version__}: {shlex.join(sys.argv[1:])}")
@@ -14071,8 +14106,10 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
     """The program. Returns the exit code; prints one line if it fails."""
     open_streams()
     learn_urls()
-    options = make_parser().parse_all(sys.argv[1:] if arguments is None else arguments, os.environ)
-    options.db = options.db or default_ledger(options.shard)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options, fault = options_in_force(arguments, os.environ)
+    share = options.shard
+    options.db = options.db or (f"pfu.{share.number}-of-{share.total}.db" if share else "pfu.db")
     live = can_erase(sys.stderr) and not options.json
     lists = options.dry_run and not (options.quiet or options.json or options.events == "-")
     console = Console(quiet=options.quiet, verbose=options.verbose, live=live, lists=lists)
@@ -14086,6 +14123,8 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
             console.log = LineFile("log", options.log_file, LOG_BYTES)
         if options.events:
             console.events = LineFile("events", options.events)
+        if fault:
+            raise fault
         return run_command(options, console)
     except PfuError as error:
         code, reason = error.exit_code, str(error)
@@ -14107,7 +14146,9 @@ def give_up(
 ) -> None:
     """Tell programs what a person was told: nothing was done, or it was broken off."""
     end: dict[str, Any] = {"error": reason, "exit_code": code}
-    ends: dict[str, Any] = {"root": options.root or "", "destination": options.destination or ""}
+    root = options.root_as or options.root or ""
+    ends: dict[str, Any] = {"root": root and absolute(root)}
+    ends["destination"] = options.destination or ""
     if options.verify:
         tell_programs(options, console, Verdict(**end, **ends))
     elif options.cleanup:

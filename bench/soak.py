@@ -7,10 +7,14 @@ in a process of its own and is told of faults through a pipe. A round changes th
 sets random faults, starts pfu.py with random options, goes on changing the tree, and kills, stops
 or signals pfu, or one of its workers, at a random moment, or leaves it alone.
 
+Every run has a log, events and metrics, the environment and priority of a job of cron, and tells
+its end in JSON or in words.
+
 After every run, however it ended: no process of it is left; each row of the ledger that claims
 success is in the store with this size, digest, ETag, time and permissions; nothing that lies
 outside the tree was ever stored. After a run that ended by itself: exit code, JSON and the
-ledger's BatchJob agree, the files add up, and nothing but clear lines was said.
+ledger's BatchJob agree, the files add up, and nothing but clear lines was said. Events, log,
+metrics and words tell the same, each file once, and what the events call stored is stored.
 
 Every few rounds the store behaves and the tree holds still. Then one run must end with 0, and
 store, ledger and tree are compared file by file: nothing is lost, no upload with a part is left
@@ -669,10 +673,15 @@ class Ended(NamedTuple):
     out: str
     err: str
     disturbed: str  # what happened to it indeed
+    events: list[dict[str, Any]]  # of --events
+    log: list[str]
 
     @property
     def summary(self) -> dict[str, Any]:
-        """What --json said."""
+        """What --json said, or the last event in its place."""
+        if "--json" not in self.plan.options:
+            demand(self.events and self.events[-1]["event"] == "end", "there is no last event")
+            return {k: v for k, v in self.events[-1].items() if k not in ("event", "time")}
         try:
             told = json.loads(self.out)
         except ValueError:
@@ -920,9 +929,10 @@ class Soak:
         self.outside: set[str] = set()  # keys of objects with bytes from outside the tree
         self.session: Session | None = None
         self.command: list[str] = []
-        self.environment = {k: v for k, v in os.environ.items() if not k.startswith("AWS_")}
+        self.environment = {"PATH": os.defpath, "PYTHONDONTWRITEBYTECODE": "1"}  # as of cron
         self.environment.update(self.store.environment, HOME=str(work))
         self.ledger = work / "pfu.db"
+        self.success = 0.0  # the time of the last one in the metrics
 
     def run(self) -> None:
         """Rounds until the time is over. Raises Violation."""
@@ -977,7 +987,13 @@ class Soak:
         self.store.ask("misbehave", self._with_endpoint(plan.faults))
         place = [self.tree.root, f"s3://{BUCKET}/{PREFIX}", "--endpoint-url", self.store.endpoint]
         program = [sys.executable, str(self.options.pfu)]
-        self.command = [*program, *place, "--json", *plan.options, *more]
+        if rng.random() < 0.5 or more:
+            plan.options.append("--json")
+        telling = ["--log-file", "pfu.log", "--metrics-file", "pfu.prom"]
+        telling += [] if more else ["--events", "pfu.events"]
+        for name in ("pfu.log", "pfu.events"):
+            (self.work / name).unlink(missing_ok=True)
+        self.command = [*program, *place, *telling, *plan.options, *more]
         changing = Changing(self.tree, rng, plan.changes)
         self.session = Session(self.command, self.work, self.environment)
         changing.start()
@@ -1010,7 +1026,20 @@ class Soak:
         if self.options.verbose:
             seconds = time.monotonic() - session.began
             print(f"{tally.rounds:5} {seconds:6.1f} s  exit {code:3}  {disturbed}", flush=True)
-        return Ended(plan, code, session.said("out"), session.said("err"), disturbed)
+        events = []
+        for line in self.lines_of("pfu.events"):
+            try:
+                events.append(json.loads(line))
+            except ValueError:
+                demand(code < 0 and not line.endswith("}"), f"an event is no JSON: {line[:200]!r}")
+        out, err = session.said("out"), session.said("err")
+        return Ended(plan, code, out, err, disturbed, events, self.lines_of("pfu.log"))
+
+    def lines_of(self, name: str) -> list[str]:
+        try:
+            return (self.work / name).read_text("utf-8", "surrogateescape").splitlines()
+        except FileNotFoundError:
+            return []
 
     # -- after every run
 
@@ -1019,6 +1048,7 @@ class Soak:
         self.check_words(ended)
         if ended.code >= 0 and ended.disturbed != "interrupt-twice":
             self.check_summary(ended)
+            self.check_told(ended)
         else:
             self.check_death(ended)
         self.check_ledger()
@@ -1071,6 +1101,66 @@ class Soak:
         self.tally.bytes_uploaded += told["bytes_uploaded"]
         if told["batch_id"]:
             self.check_job(told)
+
+    def check_told(self, ended: Ended) -> None:
+        """Events, log, metrics and words tell the same as the summary, and nothing twice."""
+        told, kinds = ended.summary, [event["event"] for event in ended.events]
+        demand(kinds[-1:] == ["end"] and kinds.count("end") == 1, f"events end with {kinds[-3:]}")
+        demand(kinds.count("start") <= 1 and "start" not in kinds[1:], "start is not first")
+        end = {k: v for k, v in ended.events[-1].items() if k not in ("event", "time")}
+        demand(end == told, f"events and JSON differ: {end}, {told}")
+        files = [event for event in ended.events if event["event"] == "file"]
+        paths = Counter(event["path"] for event in files)
+        demand(max(paths.values(), default=1) == 1, f"events twice: {paths.most_common(3)}")
+        counts = Counter(event["outcome"] for event in files)
+        sent = counts["uploaded"] + counts["metadata updated"]
+        of_events = sent, counts["metadata updated"], counts["failed"]
+        of_json = tuple(told[name] for name in ("uploaded", "renewed", "failed"))
+        demand(of_events == of_json, f"uploaded, renewed, failed: {of_events}, JSON: {of_json}")
+        self.check_lines(ended)
+        self.check_metrics(told)
+
+    def check_lines(self, ended: Ended) -> None:
+        """What a person is told."""
+        told = ended.summary
+        lines = ended.err.splitlines()
+        twice = [line for line, times in Counter(lines).items() if times > 1]
+        demand(not twice, f"said twice: {twice}")
+        strange = [line for line in lines if not line.startswith(("pfu: ", "  "))]
+        demand(not strange, f"said on standard error: {strange[:3]}")
+        wanted = [line.partition("pfu: ")[2] for line in lines if line.startswith("pfu: ")]
+        logged = [line.partition(" ")[2].partition(" ")[2] for line in ended.log]
+        missing = [line for line in wanted if line not in logged]
+        demand(not missing, f"said, and not in the log: {missing[:3]}")
+        ends = [line for line in logged if line.endswith(f", exit code {ended.code}")]
+        demand(len(ends) == 1 and logged[-1:] == ends, f"the log ends with {logged[-2:]}")
+        for name in ("seen", "uploaded", "unchanged", "skipped", "failed", "pending"):
+            demand(f"{told[name]:,} {name}" in ends[0], f"{name} is not in {ends[0]}")
+        if "--json" not in ended.plan.options and ended.code != 2:
+            for name in ("uploaded", "skipped", "failed", "pending"):
+                found = re.search(rf"^ +([\d,]+) {name}\b", ended.out, re.MULTILINE)
+                number = int(found[1].replace(",", "")) if found else 0
+                demand(number == told[name], f"{name} {number} of {told[name]} in {ended.out}")
+        if told["error"]:
+            demand(told["error"] in ended.err, f"not on standard error: {told['error']}")
+        if ended.code == 1:
+            demand(lines, "exit 1, and nothing is said on standard error")
+
+    def check_metrics(self, told: dict[str, Any]) -> None:
+        figures = {}
+        for line in self.lines_of("pfu.prom"):
+            if match := re.fullmatch(r"pfu_(\w+)\{.*\} (\S+)", line):
+                figures[match[1]] = float(match[2])
+        pairs = {"files": "seen", "exit_code": "exit_code", "uploaded_bytes": "bytes_uploaded"}
+        names = ("uploaded", "unchanged", "skipped", "failed", "pending")
+        pairs |= {f"{name}_files": name for name in names}
+        for metric, name in pairs.items():
+            found = figures.get(f"run_{metric}")
+            demand(found == told[name], f"metric {metric} is {found}, and {name} {told[name]}")
+        success, last = (figures[f"last_{n}_timestamp_seconds"] for n in ("success", "run"))
+        demand((success == last) == (told["exit_code"] == 0), "last_success is not the last one")
+        demand(success == last or success == self.success, "last_success has moved")
+        self.success = success
 
     def check_job(self, told: dict[str, Any]) -> None:
         with opened_copy(self.ledger) as db:

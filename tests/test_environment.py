@@ -91,3 +91,51 @@ class TestEnvironment:
         run = place.run()
         assert (run.code, run.err.count("\n")) == (2, 1)
         assert says in run.err
+
+    @pytest.mark.parametrize(
+        "variables, options",
+        [
+            ({"PFU_QUIET": "1"}, ["--verbose"]),
+            ({"PFU_VERBOSE": "1"}, ["--quiet"]),
+            ({"PFU_WORKERS": "4"}, ["--mode", "concurrent"]),
+            ({"PFU_EVENTS": "e"}, ["--verify"]),
+            ({"PFU_EVENTS": "-"}, ["--json"]),
+            ({"PFU_REMOVE_SOURCE_FILES": "1", "PFU_REMOVE_LINKED_FILES": "1"}, ["--verify"]),
+            ({"PFU_LINKS": "1"}, ["--follow-symlinks"]),
+            ({"PFU_SSE_KMS_KEY_ID": "k", "PFU_SSE": "aws:kms"}, ["--sse", "AES256"]),
+        ],
+    )
+    def test_an_option_takes_precedence_over_a_variable_that_it_excludes(
+        self, place: Place, variables: dict[str, str], options: list[str]
+    ) -> None:
+        place.file("f")
+        assert place.run().code == 0
+        place.environment.update(variables)
+        run = place.run(*options)
+        assert run.code == 0, run.err
+        assert (place.root / "f").exists()
+
+    @pytest.mark.parametrize(
+        "variables, options, says",
+        [
+            ({"PFU_QUIET": "1", "PFU_VERBOSE": "1"}, [], "PFU_QUIET cannot be combined with PFU_V"),
+            ({"PFU_VERIFY": "1"}, ["--events", "e"], "--events applies to uploads, not to --st"),
+            ({"PFU_DRY_RUN": "1"}, ["--verify"], "--verify cannot be combined with PFU_DRY_RUN"),
+            ({"PFU_MAX_AGE": "1d"}, ["--min-age", "2d"], "PFU_MAX_AGE is less than --min-age"),
+            ({"PFU_RETAIN": "1d"}, [], "PFU_RETAIN requires --object-lock-mode"),
+        ],
+    )
+    def test_a_variable_that_does_not_fit_is_named(
+        self, place: Place, variables: dict[str, str], options: list[str], says: str
+    ) -> None:
+        """And never ignored where more would be sent than was meant."""
+        place.environment.update(variables)
+        run = place.run(*options)
+        assert (run.code, run.err.count("\n"), place.server.count()) == (2, 1, 0)
+        assert says in run.err
+
+    def test_variables_of_s3_do_not_concern_a_provider(self, place: Place) -> None:
+        place.environment.update(PFU_RETAIN="1d", PFU_OBJECT_LOCK_MODE="GOVERNANCE")
+        place.environment["PFU_ENDPOINT_URL"], place.endpoint = place.endpoint, ""
+        run = place.run("--provider", "json:dumps")
+        assert (run.code, "not an Uploader subclass" in run.err) == (2, True), run.err

@@ -127,8 +127,8 @@ class TestEvents:
         "options, says",
         [
             ("--events - --json", "both print to standard output"),
-            ("--events e --verify", "--events applies to uploads only"),
-            ("--events e --cleanup", "--events applies to uploads only"),
+            ("--events e --verify", "--events applies to uploads, not to --status"),
+            ("--events e --cleanup", "--events applies to uploads, not to --status"),
         ],
     )
     def test_what_does_not_go_together(self, place: Place, options: str, says: str) -> None:

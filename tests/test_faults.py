@@ -600,6 +600,24 @@ class TestProcesses:
             assert summary["elapsed_seconds"] > 2
             assert_recovers(trial)
 
+    def test_the_time_that_processes_are_stopped_is_not_patience(self, trials: list[Trial]) -> None:
+        """A virtual machine that is moved, a laptop that sleeps, just as the store hiccups."""
+
+        def stop_and_continue() -> None:
+            for trial in trials:
+                assert trial.server.wait_for(trial.operation, 1)
+                os.killpg(trial.pids[0], signal.SIGSTOP)
+            time.sleep(12)
+            for trial in trials:
+                trial.server.faults.clear()
+                os.killpg(trial.pids[0], signal.SIGCONT)
+
+        for trial in trials:
+            trial.server.faults.append(Fault(Action("error", 503), trial.operation))
+        runs = run_side_by_side(trials, stop_and_continue, "--patience", "10s", "--concurrency", 2)
+        for trial in trials:
+            assert_said(runs[trial.way], 0)
+
 
 # ======================================================================================
 # What is waited for, all ways side by side

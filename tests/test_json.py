@@ -64,6 +64,20 @@ class TestSchema:
                 not {"--verify", "--cleanup"} & set(arguments),
             )
 
+    def test_a_wrong_option_is_told_in_json_too(self, place: Place) -> None:
+        for options, shows in (
+            (("--no-such-option",), "seen"),
+            (("--mode", "serial", "--verify"), "checked"),
+            (("--nice", "99", "--cleanup"), "aborted"),
+        ):
+            run = place.run(*options, "--json")
+            told = run.json
+            assert (run.code, told["exit_code"], told["status"]) == (2, 2, "could not start")
+            assert (run.err, shows in told) == (f"pfu: {told['error']}\n", True)
+        place.environment.update(PFU_JSON="1", PFU_NICE="99")
+        assert place.run().json["error"].startswith("PFU_NICE: argument --nice: ")
+        assert place.run("--status").out == ""
+
     def test_what_waits_is_not_what_went(self, place: Place) -> None:
         place.file("a", b"12345")
         plan = place.run("--dry-run", "--json").json

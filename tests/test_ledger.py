@@ -353,7 +353,6 @@ class TestOddLedgers:
 
         place.file("f")
         assert place.run().code == 0
-        (place.path / "pfu.db.lock").unlink()
         run = place.run(*options, preexec_fn=fill_the_disk)
         assert run.code == 2
         assert "pfu.db.lock: File too large (free some space and rerun" in run.err
@@ -370,3 +369,29 @@ class TestOddLedgers:
         runs = [place.run("--mode", "concurrent", "--json").json for _ in range(2)]
         assert [(run["uploaded"], run["failed"]) for run in runs] == [(1, 0), (0, 0)]
         place.check_ledger_is_honest()
+
+    @pytest.mark.parametrize("options", [[], ["--verify"], ["--cleanup"]], ids=str)
+    def test_no_lock_is_left_beside_a_file_of_another_program(
+        self, place: Place, options: list[str]
+    ) -> None:
+        place.file("f")
+        (place.path / "notes.txt").write_text("not a database\n" * 100)
+        with contextlib.closing(sqlite3.connect(place.path / "theirs.db")) as db, db:
+            db.execute("CREATE TABLE theirs(x)")
+        before = set(os.listdir(place.path))
+        for name in ("notes.txt", "theirs.db"):
+            run = place.run("--db", name, *options)
+            assert (run.code, run.err.count("\n")) == (2, 1), run.err
+            assert f" ledger {place.path / name}: " in run.err
+        assert set(os.listdir(place.path)) == before
+
+    @pytest.mark.parametrize("options", [["--status"], ["--dry-run"], ["--cleanup", "--dry-run"]])
+    def test_what_only_reads_leaves_no_file(self, place: Place, options: list[str]) -> None:
+        """One of another user would stop the next run."""
+        place.file("f")
+        assert place.run("--mode", "concurrent").code == 0
+        place.file("new")
+        before = {path: path.stat().st_mtime_ns for path in place.path.glob("pfu.db*")}
+        for _ in range(2):
+            assert place.run(*options).code == 0
+            assert {path: path.stat().st_mtime_ns for path in place.path.glob("pfu.db*")} == before

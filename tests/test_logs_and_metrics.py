@@ -157,3 +157,13 @@ class TestMetrics:
         )
         kinds = re.findall(r"^# TYPE (pfu_\w+) gauge$", last, re.MULTILINE)
         assert kinds == re.findall(r"^(pfu_\w+)\{", last, re.MULTILINE)
+
+    def test_a_run_that_cannot_start_has_the_labels_of_others(self, place: Place) -> None:
+        place.file("f")
+        metrics, labels = place.path / "metrics", set()
+        options = ("--root-as", "/srv/data", "--metrics-file", metrics, "--mode", "concurrent")
+        for more, code in (((), 0), (("--db", "nowhere/pfu.db"), 2)):
+            run = place.run(*options, *more)
+            assert run.code == code, run.err
+            labels |= set(re.findall('root="(.*?)"', metrics.read_text()))
+        assert labels == {"/srv/data"}

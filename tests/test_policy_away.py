@@ -13,7 +13,7 @@ import pytest
 
 import pfu
 from testing.faults import Action, Fault
-from testing.place import BOTH_MODES, Place, assert_accounts, closed_port
+from testing.place import BOTH_MODES, Place, assert_accounts, closed_port, wait_until
 from testing.server import S3Server
 from testing.trials import TWO, Way, hurry, trial_of
 from testing.uploaders import InstantUploader
@@ -55,6 +55,16 @@ class TestClock:
         clock.absorb(signs(passing=3, answered=1), 6.0)
         clock.absorb(signs(passing=4, answered=2), 9.0)
         assert clock.shows(9.0) == 3.0
+
+    def test_the_time_that_a_process_was_suspended_does_not_count(self) -> None:
+        clock = pfu.RunClock(10.0)
+        clock.absorb(signs(passing=1), 0.0)
+        clock.absorb(signs(passing=2), 1.0)
+        clock.absorb(signs(passing=2), 3601.0)
+        assert (clock.is_away(3601.0), clock.is_over(3601.0)) == (True, False)
+        for second in range(3602, 3615):
+            clock.absorb(signs(passing=3), float(second))
+        assert clock.is_over(3615.0)
 
 
 @pytest.mark.parametrize(
@@ -285,3 +295,21 @@ def test_a_limiter_learns_nothing_of_an_outage() -> None:
     before = limiter.limit
     limiter.begin_again(50.0)
     assert limiter.limit == before
+
+
+@BOTH_MODES
+def test_a_store_that_is_away_at_the_start_is_told_of_and_that_it_is_back(
+    place: Place, mode: str
+) -> None:
+    place.file("f")
+    log = place.path / "log"
+    place.server.faults.append(Fault(Action("error", 500, "InternalError")))
+    run = place.start("--mode", mode, "--patience", "10m", "--log-file", log)
+    wait_until(lambda: log.exists() and "unavailable for" in log.read_text(), 60)
+    place.server.faults.clear()
+    _, err = run.communicate()
+    assert run.wait() == 0, err
+    told = [line.partition("pfu: note: ")[2] for line in err.splitlines()]
+    begins = ("the store has been unavailable for", "the store is back after")
+    assert len(told) == 2 and all(map(str.startswith, told, begins)), err
+    assert all(line in log.read_text() for line in told)

@@ -453,7 +453,7 @@ class TestAfterwards:
         for _ in range(2):
             run = place.run("--verify", *checksum, "--json")
             assert (run.code, run.json["verified"], run.json["differing"]) == (1, 5, 1), run.out
-        told = f"removed here after its upload, and not as it was in the store: {place.root}"
+        told = f"removed here, missing or changed in the store: {place.root}"
         assert told in place.run("--verify", *checksum).out
         assert place.run("--json").json["seen"] == 1
 
