@@ -141,7 +141,8 @@ class TestRefused:
         proxy.says = lambda request, number: page("200 OK")
         done = run(behind, mode)
         assert done.code == 2
-        assert len(done.err.splitlines()) == 1
+        lines = [line for line in done.err.splitlines() if "unavailable for" not in line]
+        assert len(lines) == 1
         assert NAMES_IT in done.err or scheme == "http"
         behind.server.faults.append(Fault(Action("close_after"), operation="PutObject"))
         proxy.says = lambda request, number: page("200 OK") if number > 12 else b""
