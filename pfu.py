@@ -6866,7 +6866,8 @@ class S3Bucket(Uploader):
                 why = self.plain_answer()
                 if self.terms.now != terms:
                     why = RetryableError("check", key, "the credentials have been reloaded")
-                if why and not isinstance(why, DeniedError):  # the credentials, say
+                is_mangled = why and why.code == "SignatureDoesNotMatch"  # maybe by a proxy
+                if why and not is_mangled and not isinstance(why, DeniedError):  # the credentials
                     raise why from error
                 self._asked_why = terms
             raise

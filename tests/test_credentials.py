@@ -122,6 +122,18 @@ class TestCredentials:
         assert (run.json["failed"], run.json["pending"] > 0) == (0, True)
 
     @BOTH_MODES
+    def test_a_listing_that_a_proxy_mangles_says_nothing_of_them(
+        self, place: Place, mode: str
+    ) -> None:
+        """It is asked why HEAD is refused; the same keys are good for PUT."""
+        place.files(5)
+        for operation, code in ("HeadObject", ""), ("ListObjectsV2", "SignatureDoesNotMatch"):
+            place.server.faults.append(Fault(Action("error", 403, code), operation))
+        run = place.run("--mode", mode, "--json")
+        assert (run.code, run.json["uploaded"]) == (0, 5), run.err
+        assert "cannot check what was stored" in run.err
+
+    @BOTH_MODES
     @pytest.mark.parametrize("after", [0, 9])  # before the store has proven itself, or about then
     def test_credentials_that_are_revoked_under_way(
         self, place: Place, mode: str, after: int
