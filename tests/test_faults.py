@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import dataclasses
 import errno
+import functools
 import os
 import random
 import re
@@ -489,6 +490,22 @@ def run_side_by_side(trials: list[Trial], meanwhile: Patch, *arguments: object) 
     return {trial.way: trial.end_of(trial.pids[0]) for trial in trials}
 
 
+def stop_and_continue(
+    trials: list[Trial],
+    requests: int,
+    seconds: float,
+    meanwhile: Callable[[Trial], None] = lambda trial: None,
+) -> None:
+    """Stop each run for so many seconds, once the store has got so many requests of it."""
+    for trial in trials:
+        assert trial.server.wait_for(trial.operation, requests)
+        os.killpg(trial.pids[0], signal.SIGSTOP)
+    time.sleep(seconds)
+    for trial in trials:
+        meanwhile(trial)
+        os.killpg(trial.pids[0], signal.SIGCONT)
+
+
 class TestClocks:
     """A clock of this machine that is wrong, by either lane."""
 
@@ -582,18 +599,10 @@ class TestProcesses:
 
     def test_processes_that_are_stopped_go_on(self, trials: list[Trial]) -> None:
         """For longer than the store keeps silent before it is given up."""
-
-        def stop_and_continue() -> None:
-            for trial in trials:
-                assert trial.server.wait_for(trial.operation, 2)
-                os.killpg(trial.pids[0], signal.SIGSTOP)
-            time.sleep(2)
-            for trial in trials:
-                os.killpg(trial.pids[0], signal.SIGCONT)
-
         for trial in trials:
             trial.server.faults.append(Fault(Action("slow", seconds=0.05), trial.operation))
-        runs = run_side_by_side(trials, stop_and_continue, "--concurrency", 2)
+        stopped = functools.partial(stop_and_continue, trials, 2, 2.0)
+        runs = run_side_by_side(trials, stopped, "--concurrency", 2)
         for trial in trials:
             summary = assert_said(runs[trial.way], 0)
             assert summary["uploaded"] == len(trial.local())
@@ -602,19 +611,13 @@ class TestProcesses:
 
     def test_the_time_that_processes_are_stopped_is_not_patience(self, trials: list[Trial]) -> None:
         """A virtual machine that is moved, a laptop that sleeps, just as the store hiccups."""
-
-        def stop_and_continue() -> None:
-            for trial in trials:
-                assert trial.server.wait_for(trial.operation, 1)
-                os.killpg(trial.pids[0], signal.SIGSTOP)
-            time.sleep(12)
-            for trial in trials:
-                trial.server.faults.clear()
-                os.killpg(trial.pids[0], signal.SIGCONT)
-
         for trial in trials:
             trial.server.faults.append(Fault(Action("error", 503), trial.operation))
-        runs = run_side_by_side(trials, stop_and_continue, "--patience", "10s", "--concurrency", 2)
+
+        def stopped() -> None:
+            stop_and_continue(trials, 1, 12.0, lambda trial: trial.server.faults.clear())
+
+        runs = run_side_by_side(trials, stopped, "--patience", "10s", "--concurrency", 2)
         for trial in trials:
             assert_said(runs[trial.way], 0)
 
