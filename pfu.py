@@ -7348,8 +7348,9 @@ class S3Uploader(S3Bucket):
         stored = self.look_if_allowed(upload.key)  # if not, it is sent again
         mark, sha256 = UploadHandle.read(upload_id).mark, combined_sha256(parts)
         digests = (sha256, combined_etag(parts)) if by_digest else ()
-        is_made = stored and stored.shows(upload, digests, mark)
-        return Receipt(stored.etag, sha256) if stored and is_made else None
+        if stored and stored.shows(upload, digests, mark):
+            return Receipt(stored.etag, sha256)
+        return None
 
     def abort(self, key: str, upload_id: str) -> None:
         """AbortMultipartUpload. An unknown upload is already gone."""
